@@ -6,7 +6,7 @@ PYTHON ?= python3
 # Passed to every pip install, for instance to choose the build of torch:
 #   make PIP_ARGS="--extra-index-url ADDRESS" test
 PIP_ARGS ?=
-# Passed to pytest; `make PYTEST_ARGS="tests/test_shapes.py -x" test` runs one file in one process.
+# Passed to pytest; `make PYTEST_ARGS="tests/kernels -x" test` runs one file in one process.
 PYTEST_ARGS ?= -n auto
 
 VENV := .venv
@@ -20,12 +20,14 @@ SET_UP := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint types docs format clean
+.PHONY: help setup demo test check lint types docs format clean
 
 help: ## this list
 	@echo "usage: make TARGET"
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
 	@echo "PYTHON, PIP_ARGS and PYTEST_ARGS may be given; the top of the Makefile says what for."
+
+setup: $(VENV)/ready ## make .venv with bptt in it
 
 demo: $(VENV)/ready ## train a language model on the text inside this Python, about 4 minutes
 	$(BIN)/bptt train --out runs/demo --max-minutes 3.5
