@@ -1,0 +1,49 @@
+"""What a cell is: one step of a recurrent network, and the sizes that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+"""A cell's state: ``(h,)`` for the Elman network and the GRU, ``(h, c)`` for the LSTM.
+
+Each is ``[B, H]``; the h of an LSTM with a projection is ``[B, P]``. The first is the output.
+"""
+
+
+class Weights(NamedTuple):
+    """The parameters of one layer in one direction, in torch.nn's layout.
+
+    G is the number of blocks of H rows that the cell has (1, 3 or 4), P the size of the
+    output: H, or ``proj_size`` for an LSTM with a projection.
+    """
+
+    ih: Float[Tensor, "gates input"]
+    """``weight_ih``, [G·H, I]."""
+    hh: Float[Tensor, "gates output"]
+    """``weight_hh``, [G·H, P]."""
+    b_ih: Float[Tensor, " gates"] | None = None
+    """``bias_ih``, [G·H], or None."""
+    b_hh: Float[Tensor, " gates"] | None = None
+    """``bias_hh``, [G·H], or None."""
+    hr: Float[Tensor, "output hidden"] | None = None
+    """``weight_hr``, [P, H]: an LSTM's projection, or None."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One step of a recurrent network, differentiable by autograd any number of times."""
+
+    mode: str
+    """torch.nn's name for it: ``"RNN_TANH"``, ``"GRU"``, ``"LSTM"``..."""
+    gates: int
+    """Blocks of H rows in ``weight_ih`` and ``weight_hh``."""
+    states: int
+    """Tensors in the state: 1, or 2 for the LSTM."""
+    step: Callable[[Tensor, State, Weights], State]
+    """``(x_t [B, I], state, weights) -> state``."""

@@ -1,0 +1,1 @@
+"""The fast path: a whole sequence of one layer at once, forward and backward."""

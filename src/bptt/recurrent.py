@@ -1,0 +1,374 @@
+"""RNN, GRU and LSTM with the interface of torch.nn: layers, directions, packed sequences."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from bptt.cells import BY_MODE, State, Weights
+from bptt.kernels import twin
+from bptt.kernels.steps import Steps
+
+
+class _Rows(NamedTuple):
+    """An input laid out as rows, and how to lay out the output like it."""
+
+    x: Float[Tensor, "rows input"]
+    sizes: tuple[int, ...]
+    like: Tensor | PackedSequence
+
+    @property
+    def batch(self) -> int:
+        return self.sizes[0] if self.sizes else 0
+
+
+class _Recurrent(nn.RNNBase):
+    """What the three modules share: everything but the constructor of the RNN.
+
+    The parameters, their names and initial values, ``extra_repr`` and ``state_dict`` are
+    torch.nn's own, by inheritance; only the computation is ours.
+    """
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        carry: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Any]:
+        """Run the network over a sequence.
+
+        Args:
+            input: [T, B, I], or [B, T, I] with ``batch_first``, or [T, I] unbatched, or a
+                PackedSequence.
+            hx: the initial state h_0, [L·D, B, H] for L layers and D directions, without the B
+                if the input is unbatched; for an LSTM ``(h_0, c_0)``, where h_0 is
+                [L·D, B, P] if there is a projection. Zeros by default.
+            carry: factors of the state's gradient, [T] or [T, B] (whatever ``batch_first``
+                says): ``carry[t]`` multiplies it where it crosses from step t to step t-1, in
+                every layer. 1 passes, 0 cuts; 1 everywhere by default. The outputs do not
+                depend on it. In the reverse direction the gradient crosses the same boundary
+                the other way.
+            resets: [T] or [T, B] bool: the state is set to zero before step t where
+                ``resets[t]`` is true, and no gradient crosses. Sequences laid end to end do
+                not see each other; in the reverse direction neither.
+
+        Returns:
+            ``(output, h_n)`` or ``(output, (h_n, c_n))``, shaped as torch.nn's: output
+            [T, B, D·H], laid out like the input; the final states are shaped like ``hx``.
+
+        Raises:
+            ValueError: the input's dtype or number of dimensions is not one of those above.
+            RuntimeError: a size does not fit the module.
+        """
+        rows = self._rows(input)
+        state = self._initial_state(rows, hx)
+        crossing = self._crossing(rows, carry, resets)
+        with torch.autocast(rows.x.device.type, enabled=False):
+            y, final = self._layers(rows, state, *crossing)
+        return self._output(rows, y), self._final_state(rows, final)
+
+    def _layers(
+        self,
+        rows: _Rows,
+        state: State,
+        carry: Float[Tensor, "time batch"] | None,
+        resets: Bool[Tensor, "time batch"] | None,
+    ) -> tuple[Float[Tensor, "rows output"], list[State]]:
+        x = rows.x.to(self._dtype)
+        finals: list[State] = []
+        crossings = [
+            _rows_of_crossing(rows.sizes, carry, resets, reverse) for reverse in (False, True)
+        ]
+        for layer in range(self.num_layers):
+            outputs = []
+            for reverse in (False, True)[: self._directions]:
+                initial = tuple(s[len(finals)] for s in state)
+                steps = Steps(rows.sizes, reverse)
+                y, final = twin.sequence(
+                    BY_MODE[self.mode],
+                    x,
+                    initial,
+                    self._weights(layer, reverse),
+                    steps,
+                    *crossings[reverse],
+                )
+                outputs.append(y)
+                finals.append(final)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+            if self.dropout and layer < self.num_layers - 1:
+                x = nn.functional.dropout(x, self.dropout, self.training)
+        return x, finals
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        weight: Any = self.weight_ih_l0
+        return cast(torch.dtype, weight.dtype)
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _weights(self, layer: int, reverse: bool) -> Weights:
+        suffix = f"l{layer}" + ("_reverse" if reverse else "")
+
+        # By name each time, so that functional_call and parametrizations are seen.
+        def get(name: str, there: bool) -> Any:
+            return getattr(self, f"{name}_{suffix}") if there else None
+
+        return Weights(
+            ih=get("weight_ih", True),
+            hh=get("weight_hh", True),
+            b_ih=get("bias_ih", self.bias),
+            b_hh=get("bias_hh", self.bias),
+            hr=get("weight_hr", self.proj_size > 0),
+        )
+
+    # ------------------------------------------------------------ from arguments to rows
+
+    def _rows(self, input: Tensor | PackedSequence) -> _Rows:
+        name = type(self).__name__
+        if isinstance(input, PackedSequence):
+            x, sizes = input.data, tuple(input.batch_sizes.tolist())
+            if x.dim() != 2:
+                raise RuntimeError(
+                    f"bptt.{name}: the data of a PackedSequence must be [rows, {self.input_size}],"
+                    f" got {tuple(x.shape)}"
+                )
+        else:
+            if input.dim() not in (2, 3):
+                raise ValueError(
+                    f"bptt.{name}: expected input [T, B, I], or [T, I] unbatched, got "
+                    f"{input.dim()} dimensions: {tuple(input.shape)}"
+                )
+            x = input.unsqueeze(1) if input.dim() == 2 else input
+            if self.batch_first and input.dim() == 3:
+                x = x.transpose(0, 1)
+            if x.shape[0] == 0:
+                raise RuntimeError(
+                    f"bptt.{name}: expected at least one step, got input {tuple(input.shape)}"
+                )
+            sizes = (x.shape[1],) * x.shape[0]
+            x = x.reshape(-1, x.shape[2])
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"bptt.{name}: expected {self.input_size} inputs a step (input_size), got "
+                f"{x.shape[-1]}: {tuple(input.data.shape)}"
+            )
+        dtype = self._dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"bptt.{name}: the input is {x.dtype} and the weights are {dtype}; convert one "
+                f"of them: input.to({dtype}) or module.to({x.dtype})"
+            )
+        return _Rows(x, sizes, input)
+
+    def _state_sizes(self) -> tuple[int, ...]:
+        """The sizes of the state's tensors, (P,) or (P, H)."""
+        outputs = self.proj_size or self.hidden_size
+        return (outputs, self.hidden_size)[: BY_MODE[self.mode].states]
+
+    def _initial_state(self, rows: _Rows, hx: Any) -> State:
+        cells = self.num_layers * self._directions
+        shapes: list[tuple[int, ...]] = [(cells, rows.batch, size) for size in self._state_sizes()]
+        if hx is None:
+            return tuple(torch.zeros(s, dtype=self._dtype, device=rows.x.device) for s in shapes)
+        given = (hx,) if len(shapes) == 1 else tuple(hx)
+        if isinstance(rows.like, Tensor) and rows.like.dim() == 2:  # unbatched
+            shapes = [(cells, size) for size in self._state_sizes()]
+        if [tuple(s.shape) for s in given] != shapes:
+            raise RuntimeError(
+                f"bptt.{type(self).__name__}: expected an initial state of shape "
+                f"{_listed(shapes)} (layers times directions, batch, size), got "
+                f"{_listed([tuple(s.shape) for s in given])}"
+            )
+        if len(shapes[0]) == 2:
+            given = tuple(s.unsqueeze(1) for s in given)
+        order = _order(rows.like, "sorted_indices")
+        given = tuple(s.to(self._dtype) for s in given)
+        return given if order is None else tuple(s.index_select(1, order) for s in given)
+
+    def _crossing(
+        self, rows: _Rows, carry: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Check ``carry`` and ``resets`` and bring them to [T, B], in the rows' order."""
+        T, B = len(rows.sizes), rows.batch
+        order = _order(rows.like, "sorted_indices")
+        found: list[Tensor | None] = []
+        for name, given, dtype in (
+            ("carry", carry, self._dtype),
+            ("resets", resets, torch.bool),
+        ):
+            if given is None:
+                found.append(None)
+                continue
+            if tuple(given.shape) not in ((T,), (T, B)):
+                raise RuntimeError(
+                    f"bptt.{type(self).__name__}: expected {name} of shape {(T,)} or {(T, B)}, "
+                    f"[T] or [T, B], got {tuple(given.shape)}"
+                )
+            if given.is_floating_point() != (name == "carry"):
+                kind = "floating-point" if name == "carry" else "bool"
+                raise ValueError(
+                    f"bptt.{type(self).__name__}: {name} must be {kind}, got {given.dtype}"
+                )
+            given = given.detach().to(rows.x.device, dtype)
+            given = given.unsqueeze(1).expand(T, B) if given.dim() == 1 else given
+            found.append(given if order is None else given.index_select(1, order))
+        return found[0], found[1]
+
+    # ------------------------------------------------------------ from rows to results
+
+    def _output(self, rows: _Rows, y: Tensor) -> Tensor | PackedSequence:
+        if isinstance(rows.like, PackedSequence):
+            return rows.like._replace(data=y)
+        y = y.view(len(rows.sizes), rows.batch, -1)
+        if rows.like.dim() == 2:
+            return y.squeeze(1)
+        return y.transpose(0, 1) if self.batch_first else y
+
+    def _final_state(self, rows: _Rows, finals: list[State]) -> Any:
+        order = _order(rows.like, "unsorted_indices")
+        stacked = [torch.stack(s) for s in zip(*finals, strict=True)]
+        if order is not None:
+            stacked = [s.index_select(1, order) for s in stacked]
+        if isinstance(rows.like, Tensor) and rows.like.dim() == 2:
+            stacked = [s.squeeze(1) for s in stacked]
+        return stacked[0] if len(stacked) == 1 else tuple(stacked)
+
+
+def _order(like: Tensor | PackedSequence, name: str) -> Tensor | None:
+    return getattr(like, name) if isinstance(like, PackedSequence) else None
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join(str(s) for s in shapes)
+
+
+def _rows_of_crossing(
+    sizes: tuple[int, ...],
+    carry: Float[Tensor, "time batch"] | None,
+    resets: Bool[Tensor, "time batch"] | None,
+    reverse: bool,
+) -> tuple[Float[Tensor, "rows 1"] | None, Bool[Tensor, "rows 1"] | None]:
+    """Give each row what happens at the boundary over which its state comes.
+
+    ``carry[t]`` and ``resets[t]`` belong to the boundary between the steps t-1 and t. Forwards
+    the state comes to step t over that one; in the reverse direction over the next one, t+1,
+    and to the last step from outside, where nothing happens.
+    """
+    B = sizes[0]
+
+    def rows(at: Tensor | None, nothing: float) -> Tensor | None:
+        if at is None:
+            return None
+        if reverse:
+            at = torch.cat([at[1:], at.new_full((1, B), nothing)])
+        running = torch.arange(B) < torch.tensor(sizes).unsqueeze(1)  # [T, B]
+        return at[running.to(at.device)].unsqueeze(1)
+
+    return rows(carry, 1), rows(resets, 0)
+
+
+class RNN(_Recurrent, nn.RNN):  # type: ignore[misc]  # forward takes more keywords
+    """The Elman network, with every argument of :class:`torch.nn.RNN` and one more nonlinearity.
+
+    h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+
+    Args:
+        input_size: the number of inputs I.
+        hidden_size: the number of hidden units H.
+        num_layers: layers stacked on each other.
+        nonlinearity: φ: ``"tanh"``, ``"relu"`` or ``"sigmoid"``; torch.nn has no sigmoid.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are [B, T, ...] instead of [T, B, ...].
+        dropout: the probability with which an output of each layer but the last is dropped.
+        bidirectional: whether a second network runs from the last step to the first.
+        device: where the parameters are.
+        dtype: of the parameters.
+
+    Parameters are named, shaped and initialised as torch.nn's: ``weight_ih_l0`` [H, I],
+    ``weight_hh_l0`` [H, H], ``bias_ih_l0`` and ``bias_hh_l0`` [H], with ``_reverse`` appended
+    for the second direction.
+
+    >>> import torch, bptt
+    >>> rnn = bptt.RNN(10, 20, num_layers=2, nonlinearity="sigmoid")
+    >>> output, h_n = rnn(torch.randn(5, 3, 10))
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        mode = f"RNN_{nonlinearity.upper()}"
+        if mode not in BY_MODE:
+            raise ValueError(
+                f"bptt.RNN: nonlinearity must be 'tanh', 'relu' or 'sigmoid', got {nonlinearity!r}"
+            )
+        nn.RNNBase.__init__(
+            self,
+            "RNN_TANH" if nonlinearity == "sigmoid" else mode,  # the same sizes
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+        self.mode, self.nonlinearity = mode, nonlinearity
+
+    def extra_repr(self) -> str:
+        """Describe the arguments as torch.nn does; the nonlinearity only where it has none."""
+        ours = ", nonlinearity=sigmoid" if self.nonlinearity == "sigmoid" else ""
+        return super().extra_repr() + ours
+
+
+class GRU(_Recurrent, nn.GRU):  # type: ignore[misc]  # forward takes more keywords
+    """The gated recurrent unit, with every argument of :class:`torch.nn.GRU`.
+
+    The equations, the order of the gates (r, z, n) and the parameters' names, shapes and
+    initial values are torch.nn's; see :mod:`bptt.cells.gru`.
+
+    >>> import torch, bptt
+    >>> gru = bptt.GRU(10, 20, bidirectional=True)
+    >>> gru.load_state_dict(torch.nn.GRU(10, 20, bidirectional=True).state_dict())
+    <All keys matched successfully>
+    >>> output, h_n = gru(torch.randn(5, 3, 10))
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 3, 40]), torch.Size([2, 3, 20]))
+    """
+
+
+class LSTM(_Recurrent, nn.LSTM):  # type: ignore[misc]  # forward takes more keywords
+    """The long short-term memory, with every argument of :class:`torch.nn.LSTM`.
+
+    The equations, the order of the gates (i, f, g, o), the projection (``proj_size``) and the
+    parameters' names, shapes and initial values are torch.nn's; see :mod:`bptt.cells.lstm`.
+
+    >>> import torch, bptt
+    >>> lstm = bptt.LSTM(10, 20, num_layers=2)
+    >>> x, starts = torch.randn(5, 3, 10), torch.zeros(5, 3, dtype=torch.bool)
+    >>> starts[2, 0] = True  # a new episode begins here in the first sequence
+    >>> output, (h_n, c_n) = lstm(x, resets=starts)
+    >>> output.shape, c_n.shape
+    (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
+    """

@@ -1,0 +1,429 @@
+"""bptt.RNN, GRU and LSTM against torch.nn's, option by option."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from problems import lengths
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
+
+import bptt
+from bptt.kernels import loop, twin
+
+NAMES = ["RNN", "GRU", "LSTM"]
+EACH = pytest.mark.parametrize("name", NAMES)
+
+
+def pair(name, *args, **options):
+    """torch.nn's module and ours, made from the same seed."""
+    modules = []
+    for library in (torch.nn, bptt):
+        torch.manual_seed(7)
+        modules.append(getattr(library, name)(*args, **{"dtype": torch.float64, **options}))
+    return modules
+
+
+def states(module, batch, seed=0):
+    """An initial state that requires gradients; batch None for an unbatched input."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = module.num_layers * (2 if module.bidirectional else 1)
+    sizes = [getattr(module, "proj_size", 0) or module.hidden_size]
+    if isinstance(module, torch.nn.LSTM):
+        sizes.append(module.hidden_size)
+    shape = (cells,) if batch is None else (cells, batch)
+    drawn = [
+        torch.randn(*shape, n, generator=generator, dtype=torch.float64).requires_grad_()
+        for n in sizes
+    ]
+    return tuple(drawn) if len(drawn) == 2 else drawn[0]
+
+
+def flat(*results):
+    found = []
+    for r in results:
+        if isinstance(r, PackedSequence):
+            found.append(r.data)
+        elif isinstance(r, tuple):
+            found += flat(*r)
+        elif r is not None:
+            found.append(r)
+    return found
+
+
+def run(module, x, hx, **options):
+    """Everything that comes out of a module, and every gradient."""
+    results = flat(module(x, hx, **options))
+    loss = sum((r.sin() * torch.linspace(0.5, 1.5, r.numel()).view_as(r)).sum() for r in results)
+    inputs = [t for t in flat(x, hx) if t.requires_grad] + list(module.parameters())
+    return results + list(torch.autograd.grad(loss, inputs))
+
+
+def assert_same(ours, theirs, tolerance=1e-10):
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "num_layers": st.integers(1, 3),
+        "bias": st.booleans(),
+        "batch_first": st.booleans(),
+        "bidirectional": st.booleans(),
+    }
+)
+
+
+@EACH
+@given(
+    options=OPTIONS,
+    relu=st.booleans(),
+    projection=st.booleans(),
+    sizes=st.tuples(*[st.integers(1, 5)] * 4),
+    batched=st.booleans(),
+    with_state=st.booleans(),
+    contiguous=st.booleans(),
+)
+def test_outputs_states_and_gradients_are_those_of_torch(
+    name, options, relu, projection, sizes, batched, with_state, contiguous
+):
+    T, B, I, H = sizes
+    if name == "RNN" and relu:
+        options["nonlinearity"] = "relu"
+    if name == "LSTM" and projection and H > 1:
+        options["proj_size"] = H - 1
+    theirs, ours = pair(name, I, H, **options)
+    shape = ((B, T, I) if options["batch_first"] else (T, B, I)) if batched else (T, I)
+    torch.manual_seed(T)
+    x = torch.randn(*shape, dtype=torch.float64)
+    if not contiguous:
+        x = torch.stack([x, x], dim=-1)[..., 0]
+    x.requires_grad_()
+    hx = states(ours, B if batched else None) if with_state else None
+    assert_same(run(ours, x, hx), run(theirs, x, hx))
+
+
+@EACH
+@given(lengths=lengths(), options=OPTIONS, shuffled=st.booleans(), with_state=st.booleans())
+def test_packed_sequences_are_those_of_torch(name, lengths, options, shuffled, with_state):
+    theirs, ours = pair(name, 3, 4, **options)
+    torch.manual_seed(len(lengths))
+    order = torch.randperm(len(lengths)).tolist() if shuffled else range(len(lengths))
+    x = pack_sequence(
+        [torch.randn(lengths[i], 3, dtype=torch.float64, requires_grad=True) for i in order],
+        enforce_sorted=not shuffled,
+    )
+    hx = states(ours, len(lengths)) if with_state else None
+    assert_same(run(ours, x, hx), run(theirs, x, hx))
+    output, expected = ours(x, hx)[0], theirs(x, hx)[0]
+    assert torch.equal(output.batch_sizes, expected.batch_sizes)
+    assert output.sorted_indices is x.sorted_indices
+    assert output.unsorted_indices is x.unsorted_indices
+
+
+@EACH
+def test_dropout_draws_the_same_masks_as_torch(name):
+    theirs, ours = pair(name, 3, 8, num_layers=3, dropout=0.4)
+    x = torch.randn(6, 2, 3, dtype=torch.float64)
+    results = []
+    for module in (ours, theirs):
+        torch.manual_seed(5)
+        results.append(run(module, x, None))
+    assert_same(*results)
+    assert not torch.equal(ours(x)[0], ours(x)[0])
+    assert torch.equal(ours.eval()(x)[0], ours(x)[0])
+    torch.testing.assert_close(ours(x)[0], theirs.eval()(x)[0], rtol=1e-10, atol=1e-10)
+
+
+@EACH
+@pytest.mark.parametrize("projection", [0, 3])
+def test_state_dict_moves_both_ways(name, projection):
+    options = {"num_layers": 2, "bidirectional": True}
+    if projection and name == "LSTM":
+        options["proj_size"] = projection
+    theirs, ours = pair(name, 3, 4, **options)
+    assert all(
+        torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
+    for source, target in ((theirs, ours), (ours, theirs)):
+        with torch.no_grad():
+            for p in source.parameters():
+                p.uniform_(-1, 1)
+        assert target.load_state_dict(source.state_dict()) is not None
+        x = torch.randn(3, 2, 3, dtype=torch.float64)
+        assert_same(flat(target(x)), flat(source(x)))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_layers": 2, "bias": False, "dropout": 0.5, "bidirectional": True}],
+)
+@EACH
+def test_it_prints_like_torch(name, options):
+    theirs, ours = pair(name, 3, 4, batch_first=True, **options)
+    assert repr(ours) == repr(theirs)
+    assert isinstance(ours, type(theirs))
+
+
+def test_the_sigmoid_is_ours_in_addition():
+    rnn = bptt.RNN(3, 4, nonlinearity="sigmoid", dtype=torch.float64)
+    assert "sigmoid" in repr(rnn)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    y, _ = rnn(x)
+    h = torch.zeros(2, 4, dtype=torch.float64)
+    for t in range(5):
+        a = x[t] @ rnn.weight_ih_l0.T + rnn.bias_ih_l0 + h @ rnn.weight_hh_l0.T + rnn.bias_hh_l0
+        h = torch.sigmoid(a)
+        torch.testing.assert_close(y[t], h)
+    other = bptt.RNN(3, 4, dtype=torch.float64)
+    other.load_state_dict(rnn.state_dict())
+    assert not torch.allclose(other(x)[0], y)
+
+
+BAD_CALLS = {
+    "one dimension": lambda m, x, h: m(x[0, 0], h),
+    "four dimensions": lambda m, x, h: m(x.unsqueeze(0), h),
+    "another dtype": lambda m, x, h: m(x.float(), h),
+    "another input size": lambda m, x, h: m(x[..., 1:], h),
+    "no steps": lambda m, x, h: m(x[:0], h),
+    "state of another batch": lambda m, x, h: m(x[:, 1:], h),
+    "batched state, unbatched input": lambda m, x, h: m(x[:, 0], h),
+}
+
+
+@EACH
+@pytest.mark.parametrize("call", BAD_CALLS.values(), ids=BAD_CALLS.keys())
+def test_bad_calls_raise_what_torch_raises(name, call):
+    theirs, ours = pair(name, 3, 4)
+    x, hx = torch.randn(5, 2, 3, dtype=torch.float64), states(theirs, 2)
+    with pytest.raises((ValueError, RuntimeError)) as expected:
+        call(theirs, x, hx)
+    with pytest.raises((ValueError, RuntimeError), match=f"bptt.{name}: .*got|convert") as found:
+        call(ours, x, hx)
+    assert found.type is expected.type
+
+
+BAD_ARGUMENTS = [
+    {"input_size": 0},
+    {"hidden_size": -1},
+    {"hidden_size": 2.5},
+    {"num_layers": 0},
+    {"bias": 1},
+    {"dropout": 1.5},
+    {"proj_size": 2},
+    {"nonlinearity": "cosine"},
+    {"nonsense": 1},
+]
+
+
+@EACH
+@pytest.mark.parametrize("bad", BAD_ARGUMENTS, ids=str)
+def test_bad_arguments_raise_what_torch_raises(name, bad):
+    arguments = {"input_size": 3, "hidden_size": 4, **bad}
+    try:
+        getattr(torch.nn, name)(**arguments)
+    except (ValueError, TypeError):
+        with pytest.raises((ValueError, TypeError)):
+            getattr(bptt, name)(**arguments)
+    else:
+        getattr(bptt, name)(**arguments)
+
+
+def test_the_nonlinearity_can_be_given_by_position_as_in_torch():
+    assert bptt.RNN(3, 4, 1, "relu").mode == torch.nn.RNN(3, 4, 1, "relu").mode
+    with pytest.raises(ValueError, match="'tanh', 'relu' or 'sigmoid', got 'cosine'"):
+        bptt.RNN(3, 4, nonlinearity="cosine")
+
+
+# ------------------------------------------------------------------------ carry and resets
+
+
+@EACH
+@given(options=OPTIONS, cut=st.integers(1, 5), seed=st.integers(0, 99))
+def test_resets_are_sequences_run_on_their_own(name, options, cut, seed):
+    """Two episodes end to end with a reset between them, and each alone; both directions."""
+    _, ours = pair(name, 3, 4, **{**options, "batch_first": False})
+    torch.manual_seed(seed)
+    x = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
+    resets = torch.zeros(6, 2, dtype=torch.bool)
+    resets[cut, 0] = True  # the first sequence only
+    y = ours(x, resets=resets)[0]
+    apart = torch.cat([ours(x[:cut, :1])[0], ours(x[cut:, :1])[0]])
+    expected = torch.cat([apart, ours(x[:, 1:])[0]], dim=1)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    inputs = [x, *ours.parameters()]
+    assert_same(
+        torch.autograd.grad(y.sin().sum(), inputs),
+        torch.autograd.grad(expected.sin().sum(), inputs),
+    )
+
+
+@EACH
+def test_a_reset_before_the_first_step_ignores_the_initial_state(name):
+    _, ours = pair(name, 3, 4)
+    x, hx = torch.randn(5, 2, 3, dtype=torch.float64), states(ours, 2)
+    starts = torch.zeros(5, dtype=torch.bool)
+    starts[0] = True
+    torch.testing.assert_close(ours(x, hx, resets=starts)[0], ours(x)[0])
+    assert not torch.allclose(ours(x, hx)[0], ours(x)[0])
+
+
+@EACH
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_carry_of_zero_is_a_detached_state(name, bidirectional):
+    """carry cuts the gradient and leaves the outputs: the state is carried over, detached."""
+    _, ours = pair(name, 3, 4, bidirectional=bidirectional)
+    x = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
+    carry = torch.ones(6, dtype=torch.float64)
+    carry[4] = 0
+    y = ours(x, carry=carry)[0]
+    torch.testing.assert_close(y, ours(x)[0], rtol=1e-12, atol=1e-12)
+    (late,) = torch.autograd.grad(y[5, :, :4].sum(), x, retain_graph=True)
+    assert not late[:4].any()
+    assert late[4:].any()
+    if bidirectional:  # the other way over the same boundary
+        (early,) = torch.autograd.grad(y[0, :, 4:].sum(), x)
+        assert early[:4].any()
+        assert not early[4:].any()
+    else:
+        first, state = ours(x[:4])
+        state = tuple(s.detach() for s in state) if name == "LSTM" else state.detach()
+        expected = torch.cat([first, ours(x[4:], state)[0]])
+        inputs = [x, *ours.parameters()]
+        y = ours(x, carry=carry)[0]
+        assert_same(
+            torch.autograd.grad(y.sin().sum(), inputs),
+            torch.autograd.grad(expected.sin().sum(), inputs),
+        )
+
+
+@EACH
+@given(lengths=lengths(), bidirectional=st.booleans(), seed=st.integers(0, 99))
+def test_carry_and_resets_of_packed_sequences(name, lengths, bidirectional, seed):
+    """[T, B] in the order in which the user gave the sequences; each as if run alone."""
+    _, ours = pair(name, 3, 4, bidirectional=bidirectional, num_layers=2)
+    torch.manual_seed(seed)
+    order = torch.randperm(len(lengths)).tolist()
+    lengths = [lengths[i] for i in order]
+    T, B = max(lengths), len(lengths)
+    sequences = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in lengths]
+    carry = torch.randint(0, 4, (T, B)).double() / 2
+    resets = torch.rand(T, B) < 0.3
+    packed = pack_sequence(sequences, enforce_sorted=False)
+    y, _ = pad_packed_sequence(ours(packed, carry=carry, resets=resets)[0])
+    total, expected = 0, 0
+    for b, (x, n) in enumerate(zip(sequences, lengths, strict=True)):
+        alone = ours(x.unsqueeze(1), carry=carry[:n, b], resets=resets[:n, b])[0]
+        torch.testing.assert_close(y[:n, b], alone[:, 0], rtol=1e-12, atol=1e-12)
+        total = total + y[:n, b].sin().sum()
+        expected = expected + alone.sin().sum()
+    inputs = [*sequences, *ours.parameters()]
+    assert_same(torch.autograd.grad(total, inputs), torch.autograd.grad(expected, inputs))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"carry": torch.ones(4)}, RuntimeError, r"carry of shape \(5,\) or \(5, 2\).*got \(4,\)"),
+        ({"resets": torch.ones(2, 5) > 0}, RuntimeError, r"resets of shape.*got \(2, 5\)"),
+        ({"carry": torch.ones(5, dtype=torch.int64)}, ValueError, "carry must be floating-point"),
+        ({"resets": torch.ones(5)}, ValueError, "resets must be bool, got torch.float32"),
+    ],
+)
+def test_bad_carry_and_resets_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        bptt.GRU(3, 4)(torch.randn(5, 2, 3), **options)
+
+
+# -------------------------------------------------------------------- around the ecosystem
+
+
+@EACH
+def test_forward_mode_transforms_and_second_derivatives(name):
+    _, ours = pair(name, 2, 3, num_layers=2)
+    x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: ours(x)[0], x, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda x: ours(x)[0], x)
+
+    parameters = {k: p.detach() for k, p in ours.named_parameters()}
+
+    def loss(parameters, x):
+        return torch.func.functional_call(ours, parameters, (x,))[0].square().sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
+    for b in range(2):
+        alone = torch.func.grad(loss)(parameters, x[:, b])
+        for k, g in alone.items():
+            torch.testing.assert_close(per_sample[k][b], g, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.func.jacrev(lambda x: ours(x)[0])(x), torch.func.jacfwd(lambda x: ours(x)[0])(x)
+    )
+
+
+@EACH
+def test_batched_gradients_agree_with_one_at_a_time(name):
+    _, ours = pair(name, 2, 3)
+    x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
+    y = ours(x)[0]
+    many = torch.randn(5, *y.shape, dtype=torch.float64)
+    (together,) = torch.autograd.grad(y, x, many, is_grads_batched=True, retain_graph=True)
+    for d, found in zip(many, together, strict=True):
+        (alone,) = torch.autograd.grad(y, x, d, retain_graph=True)
+        torch.testing.assert_close(found, alone, rtol=1e-10, atol=1e-10)
+
+
+@EACH
+def test_parametrizations_are_seen(name):
+    _, ours = pair(name, 2, 3)
+    torch.nn.utils.parametrizations.weight_norm(ours, "weight_hh_l0")
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    ours(x)[0].sum().backward()
+    original = ours.parametrizations.weight_hh_l0.original0
+    assert original.grad is not None
+    before = ours(x)[0]
+    with torch.no_grad():
+        original *= 2
+    assert not torch.allclose(before, ours(x)[0])
+
+
+@EACH
+def test_copies_pickles_and_dtypes(name):
+    _, ours = pair(name, 2, 3)
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(flat(other(x))[0], flat(ours(x))[0])
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
+        low = copy.deepcopy(ours).to(dtype)
+        y, _ = low(x.to(dtype))
+        assert y.dtype == dtype
+        y.sum().backward()
+        assert low.weight_hh_l0.grad.dtype == dtype
+        torch.testing.assert_close(y.double(), ours(x)[0], rtol=tolerance, atol=tolerance)
+
+
+@EACH
+def test_autocast_leaves_the_computation_in_the_weights_precision(name):
+    ours = getattr(bptt, name)(2, 3)
+    x = torch.randn(4, 2, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, _ = ours(x.bfloat16())
+        assert y.dtype == torch.float32
+        y.sum().backward()
+    assert torch.equal(y, ours(x.bfloat16().float())[0])
+    assert ours.weight_hh_l0.grad.dtype == torch.float32
+
+
+def test_the_first_derivative_takes_the_fast_path(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("went through the cells")
+
+    monkeypatch.setattr(loop, "sequence", refuse)
+    assert twin.loop.sequence is refuse
+    ours = bptt.LSTM(2, 3, num_layers=2, bidirectional=True)
+    ours(torch.randn(4, 2, 2))[0].sum().backward()
