@@ -1,0 +1,41 @@
+"""The examples in the documentation run, and print what the pages say."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").rglob("*.md")) + sorted(ROOT.glob("README.md"))
+FENCE = re.compile(r"^```pycon\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def _examples(page: Path) -> str:
+    """The page's examples where they are, everything else blank: line numbers stay true."""
+    text, kept, end = page.read_text(encoding="utf-8"), [], 0
+    for fence in FENCE.finditer(text):
+        kept += ["\n" * text.count("\n", end, fence.start(1)), fence[1]]
+        end = fence.end(1)
+    return "".join(kept)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p for p in PAGES if FENCE.search(p.read_text(encoding="utf-8"))],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_examples(page):
+    test = doctest.DocTestParser().get_doctest(_examples(page), {}, page.name, str(page), 0)
+    report = []
+    runner = doctest.DocTestRunner()
+    runner.run(test, out=report.append)
+    assert runner.tries > 0
+    assert runner.failures == 0, "".join(report)
+
+
+def test_a_wrong_example_is_seen(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Sums\n\n```pycon\n>>> 1 + 1\n3\n```\n\nmore text\n")
+    with pytest.raises(AssertionError, match=r"line 4(.|\n)*Expected:\n +3\n +Got:\n +2"):
+        test_examples(page)
