@@ -46,7 +46,7 @@ types: $(VENV)/ready-check ## mypy
 	$(BIN)/mypy
 
 docs: $(VENV)/ready-check ## build the documentation into site/ and check its links
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python tools/check_site.py site
 
 format: $(VENV)/ready-check ## rewrite the code as `make lint` wants it

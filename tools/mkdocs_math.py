@@ -17,7 +17,8 @@ log = logging.getLogger("mkdocs.hooks.math")  # a warning fails a strict build
 FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
-UNKNOWN = re.compile(r"\\[A-Za-z]+")
+UNKNOWN = re.compile(r"\\[A-Za-z]+")  # the converter leaves what it does not know
+ESCAPED = re.compile(r"\\[{}]")
 
 
 def on_page_content(page_html: str, /, *, page: Any, **kwargs: Any) -> str:
@@ -33,6 +34,9 @@ def render(match: re.Match[str], where: str) -> str:
     except Exception as error:  # whatever the converter raises, the page and formula are named
         log.warning("%s: cannot render the formula %s: %r", where, tex, error)
         return match[0]
+    bare = ESCAPED.sub("", tex)
+    if bare.count("{") != bare.count("}"):  # the converter would guess
+        log.warning("%s: a brace is missing in the formula %s", where, tex)
     if unknown := UNKNOWN.search(mathml):
         log.warning("%s: unknown %s in the formula %s", where, unknown[0], tex)
     return mathml
