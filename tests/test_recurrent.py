@@ -427,3 +427,18 @@ def test_the_first_derivative_takes_the_fast_path(monkeypatch):
     assert twin.loop.sequence is refuse
     ours = bptt.LSTM(2, 3, num_layers=2, bidirectional=True)
     ours(torch.randn(4, 2, 2))[0].sum().backward()
+
+
+@EACH
+def test_where_torch_has_faster_kernels_they_are_used(name, monkeypatch):
+    """On a GPU, that is; here every tensor passes for one that is there."""
+    theirs, ours = pair(name, 3, 4, num_layers=2)
+    x, hx = torch.randn(5, 2, 3, dtype=torch.float64), states(theirs, 2)
+    monkeypatch.setattr(bptt.recurrent._Recurrent, "_leaves_it_to_torch", lambda *_: True)
+    assert all(map(torch.equal, run(ours, x, hx), run(theirs, x, hx)))
+    calls = []
+    monkeypatch.setattr(twin, "sequence", lambda *a: calls.append(a) or loop.sequence(*a))
+    ours(x, hx)
+    assert not calls
+    ours(x, hx, resets=torch.zeros(5, dtype=torch.bool))
+    assert len(calls) == 2

@@ -30,7 +30,8 @@ class _Recurrent(nn.RNNBase):
     """What the three modules share: everything but the constructor of the RNN.
 
     The parameters, their names and initial values, ``extra_repr`` and ``state_dict`` are
-    torch.nn's own, by inheritance; only the computation is ours.
+    torch.nn's own, by inheritance; only the computation is ours. On a GPU it is torch's too,
+    unless ``carry`` or ``resets`` is given.
     """
 
     def forward(
@@ -66,12 +67,19 @@ class _Recurrent(nn.RNNBase):
             ValueError: the input's dtype or number of dimensions is not one of those above.
             RuntimeError: a size does not fit the module.
         """
+        if carry is None and resets is None and self._leaves_it_to_torch(input):
+            return cast("tuple[Tensor | PackedSequence, Any]", super().forward(input, hx))
         rows = self._rows(input)
         state = self._initial_state(rows, hx)
         crossing = self._crossing(rows, carry, resets)
         with torch.autocast(rows.x.device.type, enabled=False):
             y, final = self._layers(rows, state, *crossing)
         return self._output(rows, y), self._final_state(rows, final)
+
+    def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
+        """Whether torch has faster kernels: on a GPU, for the cells that it has."""
+        x = input.data if isinstance(input, PackedSequence) else input
+        return x.is_cuda and self.mode != "RNN_SIGMOID" and not twin.is_transformed(x)
 
     def _layers(
         self,
