@@ -1,0 +1,29 @@
+"""Text to train on: corpora, tokenizers, token ids in memory-mapped files, batches."""
+
+from bptt.data.cache import cache_directory
+from bptt.data.corpora import Corpus, open_corpus
+from bptt.data.prepared import PreparedText, load_prepared, prepare
+from bptt.data.readers import IGNORED, Batch, Sentences, Streams
+from bptt.data.statistics import unigram_perplexity
+from bptt.data.tokenizer import LEVELS, Tokenizer
+from bptt.data.tokens import READINGS, Tokens, encode_corpus, encode_text
+
+__all__ = [
+    "IGNORED",
+    "LEVELS",
+    "READINGS",
+    "Batch",
+    "Corpus",
+    "PreparedText",
+    "Sentences",
+    "Streams",
+    "Tokenizer",
+    "Tokens",
+    "cache_directory",
+    "encode_corpus",
+    "encode_text",
+    "load_prepared",
+    "open_corpus",
+    "prepare",
+    "unigram_perplexity",
+]

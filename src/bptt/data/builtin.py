@@ -1,0 +1,93 @@
+"""The built-in corpus: the documentation inside this Python installation, no download needed."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import platform
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from bptt.data.cache import cache_directory, write_text
+from bptt.errors import CorpusError
+
+FORMAT = 1
+"""Counts the changes of what the corpus holds; part of the cached file's name."""
+
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
+_LEFT_OUT |= {"__pycache__", "encodings", "ensurepip", "turtledemo", "__phello__"}
+_SHORTEST = 4  # words; "Return the value." teaches nothing and comes a hundred times
+
+
+def text_file() -> Path:
+    """The file that holds the built-in corpus, made at the first call and then kept.
+
+    Returns:
+        A UTF-8 file in the cache directory: the language reference's topics, then the
+        docstrings of the standard library in the order of its files, blank lines between.
+
+    Raises:
+        CorpusError: If this Python has neither topics nor the library's source.
+        ConfigError: If the cache directory cannot be written.
+    """
+    version = f"{platform.python_implementation()}-{platform.python_version()}".lower()
+    path = cache_directory() / f"documentation-{version}-{FORMAT}.txt"
+    if not path.is_file() or path.stat().st_size == 0:
+        write_text(path, "\n\n".join(_passages()) + "\n")
+    return path
+
+
+def _passages() -> list[str]:
+    passages = dict.fromkeys(_topics())
+    passages.update(dict.fromkeys(_docstrings(Path(sysconfig.get_path("stdlib")))))
+    if not passages:
+        raise CorpusError(
+            f"this Python ({sys.executable}) holds no documentation to train on: give a text file"
+        )
+    return list(passages)
+
+
+def _topics() -> Iterator[str]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # some distributions leave it out
+        return
+    for _, text in sorted(topics.items()):
+        yield _clean(text)
+
+
+def _docstrings(library: Path) -> Iterator[str]:
+    """Docstrings of at least a few words, file by file, in the order of the source."""
+    relative = (path.relative_to(library) for path in library.rglob("*.py"))
+    for path in sorted(relative, key=lambda path: path.parts):
+        if _LEFT_OUT.isdisjoint(path.parts):
+            for text in _docstrings_of(library / path):
+                cleaned = _clean(text)
+                if len(cleaned.split()) >= _SHORTEST:
+                    yield cleaned
+
+
+def _docstrings_of(path: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's source
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            text = ast.get_docstring(node, clean=False)
+            if text:
+                yield text
+        waiting.extend(reversed(list(ast.iter_child_nodes(node))))  # popped in source order
+
+
+def _clean(text: str) -> str:
+    lines = inspect.cleandoc(text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    text = "\n".join(line.rstrip() for line in lines).strip("\n")
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,165 @@
+"""From the bytes of a file to text: encodings, bytes that do not fit, newlines."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from bptt.errors import BpttWarning, CorpusError
+
+BLOCK = 1 << 16
+"""Bytes read at a time."""
+
+_MARKS = (  # utf-32 before utf-16: the little-endian mark of the one begins with the other's
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_PLAIN_CONTROLS = frozenset(map(chr, (8, 9, 10, 11, 12, 13, 27)))
+_HANDLER = "bptt.replace-and-count"
+
+
+class _BadBytes(threading.local):
+    """What the error handler saw; one per thread, because handlers are global by name."""
+
+    count = 0
+    first: int | None = None
+    fed = 0  # bytes given to the decoder so far, from which a position in the file follows
+
+
+_bad = _BadBytes()
+
+
+def _replace_and_count(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    _bad.count += 1
+    if _bad.first is None:
+        _bad.first = _bad.fed - len(error.object) + error.start
+    return "\ufffd", error.end
+
+
+codecs.register_error(_HANDLER, _replace_and_count)
+
+
+def check_encoding(encoding: str | None) -> None:
+    """Refuse an encoding that Python does not know, or that is not one of text.
+
+    Args:
+        encoding: A name such as ``"latin-1"``, or None.
+
+    Raises:
+        CorpusError: If there is no text encoding of that name.
+    """
+    if encoding is None:
+        return
+    try:
+        b" ".decode(encoding)
+    except UnicodeError:
+        pass  # known, and a single space is just not a whole character in it
+    except (LookupError, ValueError):
+        raise CorpusError(
+            f"unknown encoding {encoding!r}: give one that Python knows, "
+            "such as utf-8, latin-1, cp1252, utf-16 or shift_jis"
+        ) from None
+
+
+def decoded(file: BinaryIO, name: str, encoding: str | None, *, warn: bool) -> Iterator[str]:
+    """Read a binary file as text, block by block, with all newlines as ``\\n``.
+
+    Args:
+        file: An open binary file at its beginning.
+        name: What to call it in messages.
+        encoding: Its encoding; None takes that of its byte order mark, or UTF-8.
+        warn: Whether undecodable bytes, which become U+FFFD, are warned of at the end.
+
+    Yields:
+        Blocks of text, none of them empty, without lone surrogates.
+
+    Raises:
+        CorpusError: If the first block shows that this is not text in that encoding.
+    """
+    block = file.read(BLOCK)
+    if encoding is None:
+        encoding, block = _from_mark(block)
+    decoder = codecs.getincrementaldecoder(encoding)(_HANDLER)
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    offset, bad, first_bad, beginning = file.tell() - len(block), 0, None, True
+    while True:
+        final = not block
+        offset += len(block)
+        _bad.count, _bad.first, _bad.fed = 0, None, offset
+        try:
+            text = decoder.decode(block, final)
+        except (
+            UnicodeError
+        ) as error:  # some codecs, such as utf-16 without its mark, use no handler
+            raise CorpusError(
+                f"{name} is not {encoding} text ({error}): give its encoding (--encoding)"
+            ) from None
+        bad += _bad.count
+        first_bad = _bad.first if first_bad is None else first_bad
+        if beginning and text:
+            text = text.removeprefix("\ufeff")
+            _check_text(text, name, encoding, bad)
+            beginning = False
+        if text := well_formed(newlines.decode(text, final)):
+            yield text
+        if final:
+            break
+        block = file.read(BLOCK)
+    if bad and beginning:
+        _check_text("", name, encoding, bad)
+    if bad and warn:
+        warnings.warn(
+            f"{name}: {bad:,} undecodable byte sequence{'s' * (bad > 1)} became U+FFFD, the first "
+            f"at byte {first_bad:,}; if the file is not {encoding}, name its encoding (--encoding)",
+            BpttWarning,
+            stacklevel=2,
+        )
+
+
+def well_formed(text: str) -> str:
+    """Join surrogate pairs and replace lone surrogates by U+FFFD, so that text can be encoded.
+
+    Args:
+        text: Any text; almost always it is returned as it is.
+
+    Returns:
+        Text that every UTF encoding can hold.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _from_mark(block: bytes) -> tuple[str, bytes]:
+    for mark, encoding in _MARKS:
+        if block.startswith(mark):
+            return encoding, block[len(mark) :]
+    return "utf-8", block
+
+
+def _check_text(text: str, name: str, encoding: str, bad: int) -> None:
+    """Refuse what cannot be text in this encoding, judged by its first block."""
+    controls = sum(text.count(chr(c)) for c in range(32) if chr(c) not in _PLAIN_CONTROLS)
+    if "\0" in text:
+        found = "NUL bytes"
+    elif bad * 100 > len(text):
+        found = f"{bad:,} undecodable bytes among its first {len(text):,} characters"
+    elif controls * 10 > len(text):
+        found = f"{controls:,} control characters among its first {len(text):,}"
+    else:
+        return
+    raise CorpusError(
+        f"{name} is not {encoding} text, it has {found}: give its encoding if it is text "
+        "(--encoding latin-1, utf-16, ...), or convert it to plain text if it is a binary file"
+    )

@@ -1,0 +1,377 @@
+"""A text made ready for training: vocabulary, token ids and held-out part, kept in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bptt.data.cache import cache_directory
+from bptt.data.corpora import Corpus
+from bptt.data.splitting import Split, split
+from bptt.data.tokenizer import Tokenizer, counting_tokenizer
+from bptt.data.tokens import Tokens, TokenWriter, check_reading, units
+from bptt.errors import BpttError, ConfigError, CorpusError
+
+Progress = Callable[[str, "float | None"], None]
+"""Called with what is being done and the share of it that is done, None where not known."""
+
+FORMAT = 1
+"""Counts the changes of what an entry of the cache holds, or of how text is cut."""
+
+LEAST = 10
+"""Tokens that the training part and the held-out part must have, each."""
+
+_PARTS = ("train", "valid")
+_STALE = 24 * 3600.0  # seconds after which an unfinished entry was left by a process that died
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """A text made ready for training.
+
+    Attributes:
+        train: The tokens to train on.
+        valid: The held-out tokens.
+        tokenizer: Their vocabulary, made from the training part alone.
+        fingerprint: SHA-256, in hexadecimal, of the text's content and all settings; with it
+            :func:`load_prepared` finds the text again.
+        name: What the text is, for people.
+    """
+
+    train: Tokens
+    valid: Tokens
+    tokenizer: Tokenizer
+    fingerprint: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Settings:
+    level: str
+    vocabulary: int | None
+    lowercase: bool
+    reading: str
+    valid_fraction: float  # 0 where another corpus is held out
+    max_tokens: int | None
+
+
+def prepare(
+    corpus: Corpus,
+    *,
+    level: str = "word",
+    vocabulary: int | None = None,
+    lowercase: bool = False,
+    reading: str = "stream",
+    valid_fraction: float = 0.1,
+    valid_corpus: Corpus | None = None,
+    max_tokens: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> PreparedText:
+    """Make a text ready for training, or find it in the cache.
+
+    The text is read in pieces, several times, and is never in memory whole. The held-out part
+    is the end of the text: the last ``valid_fraction`` of its characters, beginning at the
+    next line's end where there is one within 1000 characters, or at a sequence's beginning.
+
+    Args:
+        corpus: The text.
+        level: ``"word"``, ``"char"``, ``"byte"`` or ``"bpe"``; see :meth:`Tokenizer.train`.
+        vocabulary: Number of entries at most; None for the level's usual.
+        lowercase: Whether to make the text lower case.
+        reading: ``"stream"``, ``"sentences"`` or ``"lines"``.
+        valid_fraction: Share of the text that is held out, above 0 and below 1.
+        valid_corpus: Another text to hold out instead; ``corpus`` is then trained on whole.
+        max_tokens: Use only the first that many tokens of ``corpus``, before it is split, start
+            and end tokens included; sequences that do not fit whole are left out. At the level
+            ``"bpe"``, whose tokens depend on a vocabulary yet to be made, it counts the words
+            and marks that BPE tokens are made of, unless a tokenizer is given.
+        tokenizer: A vocabulary to use; level, vocabulary and lowercase then mean nothing.
+        cache: The cache's directory; None for :func:`cache_directory`.
+        progress: Called now and then with what is being done and its share done.
+
+    Returns:
+        The text's tokens, mapped from files of the cache.
+
+    Raises:
+        CorpusError: If the text cannot be read, or is too short to be split.
+        ConfigError: If the settings do not fit together, or the cache cannot be written.
+    """
+    held_out = 0.0 if valid_corpus is not None else valid_fraction
+    settings = _Settings(level, vocabulary, lowercase, reading, held_out, max_tokens)
+    _check(settings, tokenizer, valid_corpus is not None)
+    report = progress or (lambda message, share: None)
+    contents = [_content(corpus, report)]
+    if valid_corpus is not None:
+        contents.append(_content(valid_corpus, report))
+    fingerprint = _fingerprint([digest for digest, _ in contents], settings, tokenizer)
+
+    entries = _entries(cache)
+    found = _load(entries / fingerprint)
+    if found is None:
+        found = _build(
+            entries, fingerprint, corpus, valid_corpus, settings, tokenizer, contents[0][1], report
+        )
+    return found
+
+
+def load_prepared(fingerprint: str, cache: Path | None = None) -> PreparedText | None:
+    """Find a prepared text in the cache alone; its source may be gone.
+
+    Args:
+        fingerprint: Of the :class:`PreparedText`.
+        cache: The cache's directory; None for :func:`cache_directory`.
+
+    Returns:
+        The text, or None if the cache does not hold it whole.
+    """
+    if not re.fullmatch("[0-9a-f]{64}", fingerprint):
+        return None
+    return _load(_entries(cache) / fingerprint)
+
+
+# The fingerprint
+
+
+def _check(settings: _Settings, tokenizer: Tokenizer | None, other_valid: bool) -> None:
+    check_reading(settings.reading, tokenizer)
+    fraction, limit = settings.valid_fraction, settings.max_tokens
+    if not other_valid and not 0 < fraction < 1:
+        raise ConfigError(
+            f"valid_fraction={fraction} must be above 0 and below 1, such as 0.1, "
+            "or give another text to hold out (valid_corpus)"
+        )
+    if limit is not None and limit < 1:
+        raise ConfigError(f"max_tokens={limit} leaves no text: give a positive number")
+    if tokenizer is None:  # before the text is read, not after
+        Tokenizer.check_options(
+            settings.level, settings.vocabulary, sentences=settings.reading != "stream"
+        )
+
+
+def _content(corpus: Corpus, report: Progress) -> tuple[str, int]:
+    """The SHA-256 of a text as UTF-8, and its number of characters."""
+    digest, characters = hashlib.sha256(), 0
+    for piece in corpus.pieces():
+        report("reading the text", None)
+        digest.update(piece.encode("utf-8"))
+        characters += len(piece)
+    return digest.hexdigest(), characters
+
+
+def _fingerprint(contents: list[str], settings: _Settings, tokenizer: Tokenizer | None) -> str:
+    given = tokenizer and hashlib.sha256(tokenizer.to_json().encode("utf-8")).hexdigest()
+    splitter = importlib.metadata.version("sentencex") if settings.reading == "sentences" else None
+    options = vars(settings).copy()
+    if tokenizer is not None:
+        options.update(level=None, vocabulary=None, lowercase=None)
+    everything = [FORMAT, contents, options, given, splitter]
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+# Building an entry of the cache
+
+
+def _entries(cache: Path | None) -> Path:
+    path = (cache or cache_directory()) / "texts"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the cache directory {path} cannot be made ({error.strerror}): "
+            "give another (the environment variable BPTT_CACHE)"
+        ) from None
+    return path
+
+
+def _build(
+    entries: Path,
+    fingerprint: str,
+    corpus: Corpus,
+    valid_corpus: Corpus | None,
+    settings: _Settings,
+    tokenizer: Tokenizer | None,
+    characters: int,
+    report: Progress,
+) -> PreparedText:
+    _remove_stale(entries)
+    place = Path(tempfile.mkdtemp(prefix=".building-", dir=entries))
+    try:
+        sequences = settings.reading != "stream"
+        report("splitting the text", None)
+        counter = tokenizer or counting_tokenizer(
+            settings.level, sentences=sequences, lowercase=settings.lowercase
+        )
+        where = split(
+            corpus, settings.reading, settings.valid_fraction, counter, settings.max_tokens
+        )
+        if tokenizer is None:
+            tokenizer = Tokenizer.train(
+                _watched(where.train(), "making the vocabulary", characters, report),
+                level=settings.level,
+                vocabulary=settings.vocabulary,
+                sentences=sequences,
+                lowercase=settings.lowercase,
+            )
+        parts = _write_parts(place, where, valid_corpus, tokenizer, characters, report)
+        _check_lengths(parts, corpus, valid_corpus)
+        _write_meta(place, fingerprint, corpus.name, tokenizer, parts)
+        return _publish(place, entries / fingerprint)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _write_parts(
+    place: Path,
+    where: Split,
+    valid_corpus: Corpus | None,
+    tokenizer: Tokenizer,
+    characters: int,
+    report: Progress,
+) -> dict[str, TokenWriter]:
+    if valid_corpus is None:
+        held_out, name = where.valid(), where.corpus.name
+    else:
+        held_out, name = units(valid_corpus.pieces(), where.reading), valid_corpus.name
+    texts = {
+        "train": (_watched(where.train(), "encoding", characters, report), where.corpus.name),
+        "valid": (_watched(held_out, "encoding what is held out", None, report), name),
+    }
+    writers = {}
+    for part, (text, text_name) in texts.items():
+        with (place / f"{part}.ids").open("wb") as ids, (place / f"{part}.offsets").open("wb") as o:
+            writers[part] = TokenWriter(tokenizer, where.reading, ids, o)
+            writers[part].write(text, text_name)
+    return writers
+
+
+def _watched(
+    texts: Iterable[str], message: str, characters: int | None, report: Progress
+) -> Iterator[str]:
+    done = 0
+    for text in texts:
+        yield text
+        done += len(text)
+        report(message, min(done / characters, 1.0) if characters else None)
+
+
+def _check_lengths(
+    parts: dict[str, TokenWriter], corpus: Corpus, valid_corpus: Corpus | None
+) -> None:
+    train, valid = parts["train"].tokens, parts["valid"].tokens
+    if train >= LEAST and valid >= LEAST:
+        return
+    name = corpus.name if valid_corpus is None else f"{corpus.name} or {valid_corpus.name}"
+    raise CorpusError(
+        f"{name} is too short: {train:,} tokens to train on and {valid:,} held out, "
+        f"at least {LEAST} of each are needed; give more text, or hold out another share of it"
+    )
+
+
+def _write_meta(
+    place: Path, fingerprint: str, name: str, tokenizer: Tokenizer, parts: dict[str, TokenWriter]
+) -> None:
+    vocabulary = tokenizer.to_json().encode("utf-8")
+    meta = {
+        "fingerprint": fingerprint,
+        "name": name,
+        "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest(),
+        "dtype": parts["train"].dtype.str,
+        "parts": {
+            part: {
+                "tokens": writer.tokens,
+                "sequences": writer.sequences,
+                "characters": writer.characters,
+                "words": writer.words,
+                "unknown": writer.unknown,
+            }
+            for part, writer in parts.items()
+        },
+    }
+    (place / "tokenizer.json").write_bytes(vocabulary)
+    (place / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+def _publish(place: Path, entry: Path) -> PreparedText:
+    """Rename a finished entry into place; what another process put there first is as good."""
+    for _ in range(10):
+        try:
+            place.rename(entry)
+        except OSError:
+            found = _load(entry)
+            if found is not None:
+                return found
+            if not entry.exists():
+                raise
+            _set_aside(entry)  # damaged
+            continue
+        found = _load(entry)
+        if found is not None:
+            return found
+    raise OSError(f"cannot keep a prepared text in {entry}: other processes keep changing it")
+
+
+def _set_aside(entry: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=".building-", dir=entry.parent))
+    try:
+        entry.rename(aside / "damaged")
+    except FileNotFoundError:
+        pass  # another process was faster
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _remove_stale(entries: Path) -> None:
+    for path in entries.glob(".building-*"):
+        try:
+            if time.time() - path.stat().st_mtime > _STALE:
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            pass  # its process has just finished
+
+
+# Reading an entry
+
+
+def _load(entry: Path) -> PreparedText | None:
+    """An entry of the cache, or None if it is not there or not whole."""
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        vocabulary = (entry / "tokenizer.json").read_bytes()
+        if hashlib.sha256(vocabulary).hexdigest() != meta["tokenizer_sha256"]:
+            return None
+        tokenizer = Tokenizer.from_json(vocabulary.decode("utf-8"))
+        train, valid = (_load_part(entry, part, meta) for part in _PARTS)
+        name, fingerprint = str(meta["name"]), str(meta["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BpttError):
+        return None
+    return PreparedText(train, valid, tokenizer, fingerprint, name)
+
+
+def _load_part(entry: Path, part: str, meta: dict[str, Any]) -> Tokens:
+    counts, dtype = meta["parts"][part], np.dtype(meta["dtype"])
+    ids, offsets = entry / f"{part}.ids", entry / f"{part}.offsets"
+    sequences = counts["sequences"]
+    if ids.stat().st_size != counts["tokens"] * dtype.itemsize:
+        raise ValueError(f"{ids} is not whole")
+    if offsets.stat().st_size != (8 * (sequences + 1) if sequences else 0):
+        raise ValueError(f"{offsets} is not whole")
+    return Tokens(
+        ids=np.memmap(ids, dtype, "r"),
+        offsets=np.memmap(offsets, "<i8", "r") if sequences else None,
+        characters=counts["characters"],
+        words=counts["words"],
+        unknown=counts["unknown"],
+    )

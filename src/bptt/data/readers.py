@@ -1,0 +1,287 @@
+"""What training goes over: batches of contiguous streams, or of whole sentences.
+
+Everything random is a function of the seed and the epoch alone, so a position is two integers
+and resuming is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bptt.data.tokens import Tokens
+from bptt.errors import CheckpointError, ConfigError, CorpusError
+
+IGNORED = -100
+"""The target where there is none; what ``torch.nn.functional.cross_entropy`` leaves out."""
+
+_POOL = 64  # batches that are sorted by length together
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step of training.
+
+    Attributes:
+        inputs: int64 [T, B].
+        targets: int64 [T, B], the token after each input; :data:`IGNORED` where there is none.
+        fresh: Whether every sequence starts here, from a zero state; otherwise each goes on
+            where the same column of the batch before ended.
+        tokens: How many targets count.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    fresh: bool
+    tokens: int
+
+
+class _Reader:
+    """The position in an endless succession of epochs."""
+
+    _kind: str
+
+    def __init__(self, tokens: Tokens, batch_size: int, seed: int) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size={batch_size} must be at least 1")
+        self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
+        self.epoch = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Number of batches in the current epoch, those already given included."""
+        raise NotImplementedError
+
+    def _batch(self, position: int) -> Batch:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches that are left of this epoch; after the last one the next epoch begins."""
+        while self.position < len(self):
+            batch = self._batch(self.position)
+            self.position += 1  # before it is given: a state saved after its use goes on behind it
+            yield batch
+        self.epoch += 1
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int | str]:
+        """The position: loaded again, the next batch is the one after the last that was given.
+
+        Taken while the last batch of an epoch is worked on, the epoch is not over yet: after
+        loading, iteration ends at once and the epoch after it begins.
+        """
+        return {"epoch": self.epoch, "position": self.position, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Go to a position that :meth:`state_dict` gave.
+
+        Args:
+            state: What it gave, from a reader of the same tokens with the same arguments.
+
+        Raises:
+            CheckpointError: If it is of another reader, or damaged.
+        """
+        for key, expected in self._identity().items():
+            if state.get(key) != expected:
+                raise CheckpointError(
+                    f"the saved position has {key}={state.get(key)!r}, this reader {expected!r}: "
+                    "resume with the same text and settings"
+                )
+        epoch, position = state.get("epoch"), state.get("position")
+        valid = isinstance(epoch, int) and isinstance(position, int)
+        if not valid or epoch < 0 or position < 0:  # type: ignore[operator]
+            raise CheckpointError(
+                f"the saved position is damaged, epoch={epoch!r} position={position!r}: "
+                "resume from another checkpoint"
+            )
+        self.epoch, self.position = int(epoch), int(position)  # type: ignore[arg-type]
+
+    def _identity(self) -> dict[str, int | str]:
+        return {
+            "reader": self._kind,
+            "tokens": len(self.tokens.ids),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def _generator(self) -> torch.Generator:
+        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(mixed[0]) >> 1)
+
+
+class Streams(_Reader):
+    """A text as ``batch_size`` streams, cut into windows of ``steps`` tokens.
+
+    ``"sequential"``: stream b is the b-th of equal contiguous parts of the text, and each window
+    continues the one before. The last window of an epoch may be shorter. ``"random"``: windows
+    that do not overlap, each on its own, in random order; the last batch may be smaller.
+
+    Either way each epoch leaves out a random number of tokens, less than ``steps``, at the
+    beginning, so that windows do not always end at the same places; the number of batches in an
+    epoch can therefore differ by one. What does not fill a whole row of the batch (sequential) or
+    a window (random) at the end of the text is left out too.
+
+    Attributes:
+        epoch: The current epoch, from 0.
+        position: Batches of it that have been given.
+    """
+
+    _kind = "streams"
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        batch_size: int,
+        steps: int,
+        sampling: Literal["sequential", "random"] = "sequential",
+        seed: int = 0,
+    ) -> None:
+        """Begin before the first batch of epoch 0.
+
+        Args:
+            tokens: The text; boundaries of sequences are not looked at.
+            batch_size: Number of streams, B.
+            steps: Tokens in a window, T.
+            sampling: ``"sequential"`` or ``"random"``.
+            seed: Of the offsets and the order.
+
+        Raises:
+            ConfigError: If an argument is out of range.
+            CorpusError: If the text is too short.
+        """
+        super().__init__(tokens, batch_size, seed)
+        if steps < 1:
+            raise ConfigError(f"steps={steps} must be at least 1")
+        if sampling not in ("sequential", "random"):
+            raise ConfigError(f"there is no sampling {sampling!r}: use sequential or random")
+        self.steps, self.sampling = steps, sampling
+        pairs = len(tokens.ids) - 1  # of an input and its target
+        if sampling == "sequential" and pairs < batch_size:
+            raise CorpusError(
+                f"{len(tokens.ids):,} tokens are too few for {batch_size} streams: "
+                "reduce the batch size or give more text"
+            )
+        if sampling == "random" and pairs < steps:
+            raise CorpusError(
+                f"{len(tokens.ids):,} tokens are too few for a window of {steps} steps: "
+                "reduce the steps or give more text"
+            )
+        # No more is left out than leaves each stream a token, or the batch a window.
+        self._offsets = min(steps, pairs - (batch_size if sampling == "sequential" else steps) + 1)
+        self._drawn: tuple[int, int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Number of batches in the current epoch, those already given included."""
+        offset, order = self._draw()
+        if self.sampling == "random":
+            return -(-len(order) // self.batch_size)
+        return -(-self._length(offset) // self.steps)
+
+    def _length(self, offset: int) -> int:
+        return (len(self.tokens.ids) - 1 - offset) // self.batch_size
+
+    def _draw(self) -> tuple[int, Tensor]:
+        """The offset of this epoch, and the order of its windows where that is random."""
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            generator = self._generator()
+            offset = int(torch.randint(self._offsets, (), generator=generator))
+            windows = (len(self.tokens.ids) - 1 - offset) // self.steps
+            order = torch.empty(0, dtype=torch.int64)
+            if self.sampling == "random":
+                order = torch.randperm(windows, generator=generator)
+            self._drawn = (self.epoch, offset, order)
+        return self._drawn[1:]
+
+    def _batch(self, position: int) -> Batch:
+        offset, order = self._draw()
+        steps, size = self.steps, self.batch_size
+        if self.sampling == "random":
+            chosen = order[position * size : (position + 1) * size]
+            starts = (offset + chosen * steps).tolist()
+        else:
+            length = self._length(offset)
+            starts = [offset + b * length + position * steps for b in range(size)]
+            steps = min(steps, length - position * steps)
+        # One token more than the inputs: the target of the last.
+        columns = np.stack([self.tokens.ids[s : s + steps + 1] for s in starts], axis=1)
+        window = torch.from_numpy(columns.astype(np.int64))  # [T + 1, B]
+        fresh = self.sampling == "random" or position == 0
+        return Batch(window[:-1], window[1:], fresh, steps * len(starts))
+
+    def _identity(self) -> dict[str, int | str]:
+        return {**super()._identity(), "steps": self.steps, "sampling": self.sampling}
+
+
+class Sentences(_Reader):
+    """Whole sentences in batches of similar length, each sentence once in an epoch.
+
+    Inputs are a sentence without its end token, targets without its start token. Each epoch the
+    sentences are shuffled, those of a pool of 64 batches sorted by length so that little is
+    padding, and the batches shuffled. The smallest batch has what is left over.
+
+    Attributes:
+        epoch: The current epoch, from 0.
+        position: Batches of it that have been given.
+    """
+
+    _kind = "sentences"
+
+    def __init__(self, tokens: Tokens, *, batch_size: int, seed: int = 0) -> None:
+        """Begin before the first batch of epoch 0.
+
+        Args:
+            tokens: The sentences; tokens that were read as a stream have none.
+            batch_size: Sentences in a batch, B.
+            seed: Of the order.
+
+        Raises:
+            ConfigError: If the tokens are a stream, or the batch size is not positive.
+        """
+        super().__init__(tokens, batch_size, seed)
+        if tokens.offsets is None:
+            raise ConfigError(
+                "these tokens are one stream without sentences: read the text as sentences or "
+                "lines, or use streams"
+            )
+        self._offsets = tokens.offsets
+        self._count = len(tokens.offsets) - 1
+        self._drawn: tuple[int, list[NDArray[np.int64]]] | None = None
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch, those already given included."""
+        return -(-self._count // self.batch_size)
+
+    def _draw(self) -> list[NDArray[np.int64]]:
+        """The sentences of each batch of this epoch."""
+        if self._drawn is None or self._drawn[0] != self.epoch:
+            generator, size = self._generator(), self.batch_size
+            shuffled = torch.randperm(self._count, generator=generator).numpy()
+            batches: list[NDArray[np.int64]] = []
+            for first in range(0, self._count, _POOL * size):
+                pool = shuffled[first : first + _POOL * size]
+                lengths = self._offsets[pool + 1] - self._offsets[pool]
+                pool = pool[np.argsort(lengths, kind="stable")]
+                batches += [pool[i : i + size] for i in range(0, len(pool), size)]
+            order = torch.randperm(len(batches), generator=generator).tolist()
+            self._drawn = (self.epoch, [batches[i] for i in order])
+        return self._drawn[1]
+
+    def _batch(self, position: int) -> Batch:
+        chosen = self._draw()[position]
+        starts, ends = self._offsets[chosen], self._offsets[chosen + 1]
+        longest = int((ends - starts).max()) - 1
+        inputs = np.zeros((longest, len(chosen)), np.int64)  # what the padding is does not count
+        targets = np.full((longest, len(chosen)), IGNORED, np.int64)
+        for column, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            ids: NDArray[Any] = self.tokens.ids[start:end]
+            inputs[: len(ids) - 1, column] = ids[:-1]
+            targets[: len(ids) - 1, column] = ids[1:]
+        counted = int((ends - starts).sum()) - len(chosen)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), True, counted)

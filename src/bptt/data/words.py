@@ -1,0 +1,68 @@
+"""How text falls into words, and how words are put together again into readable text."""
+
+from __future__ import annotations
+
+UNKNOWN, START, END = "<unk>", "<s>", "</s>"
+
+_PARTS = (
+    r"<unk>",  # texts that were prepared by others, such as WikiText-2, say it so
+    r"@[-,.]@",  # and write half @-@ way, 1 @,@ 000 and 3 @.@ 14
+    r"(?<=\s)'(?:s|t|d|m|ll|re|ve)(?!\w)",  # and the boy 's
+    r"\d+(?:[.,]\d+)+",
+    r"\w+(?:['’-]\w+)*",  # know't, o'clock, half-way
+    r"([-.=~*#<>])\1*",  # --, ..., >>> and rulers are one token
+    r"[^\w\s]",
+)
+PATTERN = "|".join(_PARTS)
+"""A word where the text is read as sentences: a newline is white space."""
+STREAM_PATTERN = r"\n|" + PATTERN
+"""A word where the text is read as a stream: a newline is a word of its own."""
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split(" "))
+
+
+_CLOSING = _set(". , ; : ! ? ) ] } % ’ ” … » @-@ @,@ @.@ -- / \n")
+_OPENING = _set("( [ { ‘ “ « @-@ @,@ @.@ -- / \n")
+_CLITICS = _set("'s 't 'd 'm 'll 're 've n't")
+_AS_WRITTEN = {"@-@": "-", "@,@": ",", "@.@": "."}
+
+
+class Joiner:
+    """Puts words together, one at a time, with spaces where a reader expects them.
+
+    No word has to be known before the next one is written, so text can be shown as it comes.
+
+    Example:
+        >>> joiner = Joiner()
+        >>> "".join(map(joiner.add, ["Soft", "!", "who", "(", "'", "sir", "'", ")", "?"]))
+        "Soft! who ('sir')?"
+    """
+
+    def __init__(self) -> None:
+        self._glued = True  # no space before the next word
+        self._last = ""
+        self._open: set[str] = set()  # straight quotes that were opened and not closed
+
+    def add(self, word: str) -> str:
+        """The text that one more word adds: the word, with a space before it where one belongs.
+
+        Args:
+            word: The next word, punctuation mark or newline.
+
+        Returns:
+            What to write after all that was written before.
+        """
+        if word == "\n" == self._last:
+            self._open.clear()  # a quotation ends with its paragraph, whatever was forgotten
+        closes = word in self._open
+        opens = word in ("'", '"') and not closes
+        space = "" if self._glued or closes or word in _CLOSING or word in _CLITICS else " "
+        self._glued = opens or word in _OPENING
+        if opens:
+            self._open.add(word)
+        elif closes:
+            self._open.discard(word)
+        self._last = word
+        return space + _AS_WRITTEN.get(word, word)
