@@ -39,10 +39,12 @@ def to_markdown(text: str, obj: griffe.Object) -> str:
 
 
 def _link(name: str, short: bool, obj: griffe.Object) -> str:
-    shown = f"`{name.rsplit('.', 1)[-1] if short else name}`"
+    shown = name.rsplit(".", 1)[-1] if short else name
+    if name.startswith("bptt."):
+        return f"[`{shown}`][{name}]"  # must lead somewhere
     try:
-        path = name if name.startswith("bptt.") else obj.resolve(name)
+        path = obj.resolve(name)
     except griffe.NameResolutionError:
-        return shown
-    documented = path.startswith("bptt.") and "._" not in path
-    return f"[{shown}][{path}]" if documented else shown
+        return f"`{shown}`"
+    # A name near by may be one that has no entry of its own: then it stays plain.
+    return f'<autoref optional identifier="{path}"><code>{shown}</code></autoref>'
