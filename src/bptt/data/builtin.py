@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import platform
+import re
 import sys
 import sysconfig
 import warnings
@@ -19,6 +21,7 @@ FORMAT = 1
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
 _LEFT_OUT |= {"__pycache__", "encodings", "ensurepip", "turtledemo", "__phello__"}
+_RULER = re.compile(r"\s*([-=~*^\"'`#+])\1{2,}\s*\Z")
 _SHORTEST = 4  # words; "Return the value." teaches nothing and comes a hundred times
 
 
@@ -61,13 +64,19 @@ def _topics() -> Iterator[str]:
 
 def _docstrings(library: Path) -> Iterator[str]:
     """Docstrings of at least a few words, file by file, in the order of the source."""
-    relative = (path.relative_to(library) for path in library.rglob("*.py"))
-    for path in sorted(relative, key=lambda path: path.parts):
-        if _LEFT_OUT.isdisjoint(path.parts):
-            for text in _docstrings_of(library / path):
-                cleaned = _clean(text)
-                if len(cleaned.split()) >= _SHORTEST:
-                    yield cleaned
+    for path in _source_files(library):
+        for text in _docstrings_of(path):
+            cleaned = _clean(text)
+            if len(cleaned.split()) >= _SHORTEST:
+                yield cleaned
+
+
+def _source_files(library: Path) -> list[Path]:
+    found: list[Path] = []
+    for folder, folders, names in os.walk(library):
+        folders[:] = [name for name in folders if name not in _LEFT_OUT]
+        found += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(found, key=lambda path: path.relative_to(library).parts)
 
 
 def _docstrings_of(path: Path) -> Iterator[str]:
@@ -84,10 +93,13 @@ def _docstrings_of(path: Path) -> Iterator[str]:
             text = ast.get_docstring(node, clean=False)
             if text:
                 yield text
-        waiting.extend(reversed(list(ast.iter_child_nodes(node))))  # popped in source order
+        inside = (ast.stmt, ast.ExceptHandler, ast.match_case)  # expressions hold no docstring
+        children = [child for child in ast.iter_child_nodes(node) if isinstance(child, inside)]
+        waiting.extend(reversed(children))  # popped in source order
 
 
 def _clean(text: str) -> str:
+    """A docstring as text: without its indentation and the rulers under its headings."""
     lines = inspect.cleandoc(text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    text = "\n".join(line.rstrip() for line in lines).strip("\n")
+    text = "\n".join(line.rstrip() for line in lines if not _RULER.match(line)).strip("\n")
     return text.encode("utf-8", "replace").decode("utf-8")

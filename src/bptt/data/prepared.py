@@ -20,7 +20,7 @@ from bptt.data.cache import cache_directory
 from bptt.data.corpora import Corpus
 from bptt.data.splitting import Split, split
 from bptt.data.tokenizer import Tokenizer, counting_tokenizer
-from bptt.data.tokens import Tokens, TokenWriter, check_reading, units
+from bptt.data.tokens import Tokens, TokenWriter, check_reading, units, warn_of_cut
 from bptt.errors import BpttError, ConfigError, CorpusError
 
 Progress = Callable[[str, "float | None"], None]
@@ -242,18 +242,19 @@ def _write_parts(
     report: Progress,
 ) -> dict[str, TokenWriter]:
     if valid_corpus is None:
-        held_out, name = where.valid(), where.corpus.name
+        held_out = where.valid()
     else:
-        held_out, name = units(valid_corpus.pieces(), where.reading), valid_corpus.name
+        held_out = units(valid_corpus.pieces(), where.reading)
     texts = {
-        "train": (_watched(where.train(), "encoding", characters, report), where.corpus.name),
-        "valid": (_watched(held_out, "encoding what is held out", None, report), name),
+        "train": _watched(where.train(), "encoding", characters, report),
+        "valid": _watched(held_out, "encoding what is held out", None, report),
     }
     writers = {}
-    for part, (text, text_name) in texts.items():
+    for part, text in texts.items():
         with (place / f"{part}.ids").open("wb") as ids, (place / f"{part}.offsets").open("wb") as o:
             writers[part] = TokenWriter(tokenizer, where.reading, ids, o)
-            writers[part].write(text, text_name)
+            writers[part].write(text)
+    warn_of_cut(where.corpus.name, sum(writer.cut for writer in writers.values()))
     return writers
 
 

@@ -21,7 +21,7 @@ from bptt.errors import CheckpointError, ConfigError, CorpusError
 IGNORED = -100
 """The target where there is none; what ``torch.nn.functional.cross_entropy`` leaves out."""
 
-_POOL = 64  # batches that are sorted by length together
+_POOL = 256  # batches that are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class Sentences(_Reader):
     """Whole sentences in batches of similar length, each sentence once in an epoch.
 
     Inputs are a sentence without its end token, targets without its start token. Each epoch the
-    sentences are shuffled, those of a pool of 64 batches sorted by length so that little is
+    sentences are shuffled, those of a pool of 256 batches sorted by length so that little is
     padding, and the batches shuffled. The smallest batch has what is left over.
 
     Attributes:

@@ -133,14 +133,13 @@ class TokenWriter:
         self.tokens = self.sequences = self.characters = self.words = self.unknown = 0
         self._tokenizer, self._reading = tokenizer, reading
         self._ids, self._offsets = ids, offsets
-        self._cut = 0  # sequences that were too long
+        self.cut = 0  # sequences that were too long and became several
 
-    def write(self, parts: Iterable[str], name: str) -> None:
+    def write(self, parts: Iterable[str]) -> None:
         """Encode and write all :func:`units` of a text.
 
         Args:
             parts: The units.
-            name: What to call the text in a warning.
         """
         if self._reading == "stream":
             self._write_stream(parts)
@@ -149,13 +148,6 @@ class TokenWriter:
         parts = iter(parts)
         while batch := list(itertools.islice(parts, _BATCH)):
             self._write_sequences(batch)
-        if self._cut:
-            warnings.warn(
-                f"{name}: {self._cut:,} of {self.sequences:,} sequences are parts of longer ones, "
-                f"which were cut at {LONGEST:,} tokens; is reading={self._reading!r} meant?",
-                BpttWarning,
-                stacklevel=2,
-            )
 
     def _write_stream(self, parts: Iterable[str]) -> None:
         inside_word = False  # the chunk before was cut inside a word
@@ -174,7 +166,7 @@ class TokenWriter:
                 continue
             starts = range(0, len(ids), LONGEST)
             marked += [np.concatenate((start, ids[i : i + LONGEST], end)) for i in starts]
-            self._cut += -(-len(ids) // LONGEST) if len(ids) > LONGEST else 0
+            self.cut += len(ids) > LONGEST
             self.characters += len(sequence)
             self.words += len(sequence.split())
         if marked:
@@ -190,11 +182,28 @@ class TokenWriter:
             self.unknown += int(np.count_nonzero(ids == self._tokenizer.unknown))
 
 
+def warn_of_cut(name: str, cut: int) -> None:
+    """Warn that sequences were too long, if some were.
+
+    Args:
+        name: What to call the text.
+        cut: How many there were.
+    """
+    if cut:
+        warnings.warn(
+            f"{name}: {cut:,} sequence{'s' * (cut > 1)} of more than {LONGEST:,} tokens became "
+            "several; if there are many, is the text one of sentences or lines?",
+            BpttWarning,
+            stacklevel=3,
+        )
+
+
 def _encode(pieces: Iterable[str], tokenizer: Tokenizer, reading: str, name: str) -> Tokens:
     check_reading(reading, tokenizer)
     with tempfile.TemporaryFile() as ids, tempfile.TemporaryFile() as offsets:
         writer = TokenWriter(tokenizer, reading, ids, offsets)
-        writer.write(units(pieces, reading), name)
+        writer.write(units(pieces, reading))
+        warn_of_cut(name, writer.cut)
         ids.flush()
         offsets.flush()
         if writer.tokens == 0:

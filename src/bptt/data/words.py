@@ -10,7 +10,7 @@ _PARTS = (
     r"(?<=\s)'(?:s|t|d|m|ll|re|ve)(?!\w)",  # and the boy 's
     r"\d+(?:[.,]\d+)+",
     r"\w+(?:['’-]\w+)*",  # know't, o'clock, half-way
-    r"([-.=~*#<>])\1*",  # --, ..., >>> and rulers are one token
+    r"([-.:=~*#<>])\1*",  # --, ..., ::, >>> and rulers are one token
     r"[^\w\s]",
 )
 PATTERN = "|".join(_PARTS)
@@ -23,7 +23,7 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split(" "))
 
 
-_CLOSING = _set(". , ; : ! ? ) ] } % ’ ” … » @-@ @,@ @.@ -- / \n")
+_CLOSING = _set(". , ; : :: ! ? ) ] } % ’ ” … » @-@ @,@ @.@ -- / \n")
 _OPENING = _set("( [ { ‘ “ « @-@ @,@ @.@ -- / \n")
 _CLITICS = _set("'s 't 'd 'm 'll 're 've n't")
 _AS_WRITTEN = {"@-@": "-", "@,@": ",", "@.@": "."}
