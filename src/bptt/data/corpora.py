@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import platform
@@ -16,7 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 from bptt.data import builtin, tables
 from bptt.data.decoding import check_encoding, decoded
@@ -61,7 +62,7 @@ class _File:
     def _blocks(self) -> Iterator[str]:
         opener = _OPENERS.get(self.path.suffix.lower(), lambda path: path.open("rb"))
         try:
-            with cast("BinaryIO", opener(self.path)) as file:
+            with cast("io.BufferedIOBase", opener(self.path)) as file:
                 yield from decoded(file, self.name, self.encoding, warn=not self.warned)
                 self.warned.append(True)
         except _READ_ERRORS as error:
@@ -121,7 +122,7 @@ class Corpus:
 
 
 def open_corpus(
-    sources: Sequence[str | Path] = (),
+    sources: Sequence[str | Path] | str | Path = (),
     *,
     column: str | None = None,
     encoding: str | None = None,
@@ -230,7 +231,7 @@ def _kind(path: Path) -> str:
     return path.suffix.lower()
 
 
-def _spool(pipe: BinaryIO | None, name: str) -> Path:
+def _spool(pipe: io.BufferedIOBase | None, name: str) -> Path:
     """Copy what can be read only once into a temporary file, block by block."""
     if pipe is None:
         raise CorpusError(f"there is no {name} to read from: give a file instead")

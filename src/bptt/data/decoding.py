@@ -7,7 +7,6 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from bptt.errors import BpttWarning, CorpusError
 
@@ -70,7 +69,9 @@ def check_encoding(encoding: str | None) -> None:
         ) from None
 
 
-def decoded(file: BinaryIO, name: str, encoding: str | None, *, warn: bool) -> Iterator[str]:
+def decoded(
+    file: io.BufferedIOBase, name: str, encoding: str | None, *, warn: bool
+) -> Iterator[str]:
     """Read a binary file as text, block by block, with all newlines as ``\\n``.
 
     Args:
@@ -86,11 +87,13 @@ def decoded(file: BinaryIO, name: str, encoding: str | None, *, warn: bool) -> I
         CorpusError: If the first block shows that this is not text in that encoding.
     """
     block = file.read(BLOCK)
+    offset = 0  # in the file, of the end of what was decoded
     if encoding is None:
-        encoding, block = _from_mark(block)
+        encoding, mark = _from_mark(block)
+        block, offset = block[mark:], mark
     decoder = codecs.getincrementaldecoder(encoding)(_HANDLER)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    offset, bad, first_bad, beginning = file.tell() - len(block), 0, None, True
+    bad, first_bad, beginning = 0, None, True
     while True:
         final = not block
         offset += len(block)
@@ -141,11 +144,11 @@ def well_formed(text: str) -> str:
     return text
 
 
-def _from_mark(block: bytes) -> tuple[str, bytes]:
+def _from_mark(block: bytes) -> tuple[str, int]:
     for mark, encoding in _MARKS:
         if block.startswith(mark):
-            return encoding, block[len(mark) :]
-    return "utf-8", block
+            return encoding, len(mark)
+    return "utf-8", 0
 
 
 def _check_text(text: str, name: str, encoding: str, bad: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class Streams(_Reader):
         *,
         batch_size: int,
         steps: int,
-        sampling: Literal["sequential", "random"] = "sequential",
+        sampling: str = "sequential",
         seed: int = 0,
     ) -> None:
         """Begin before the first batch of epoch 0.

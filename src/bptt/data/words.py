@@ -23,7 +23,7 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split(" "))
 
 
-_CLOSING = _set(". , ; : :: ! ? ) ] } % ’ ” … » @-@ @,@ @.@ -- / \n")
+_CLOSING = _set(". ... , ; : :: ! ? ) ] } % ’ ” … » @-@ @,@ @.@ -- / \n")
 _OPENING = _set("( [ { ‘ “ « @-@ @,@ @.@ -- / \n")
 _CLITICS = _set("'s 't 'd 'm 'll 're 've n't")
 _AS_WRITTEN = {"@-@": "-", "@,@": ",", "@.@": "."}

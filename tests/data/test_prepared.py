@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import concurrent.futures
+import errno
+import itertools
+import multiprocessing
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bptt.data import (
+    LEVELS,
+    Corpus,
+    PreparedText,
+    Tokenizer,
+    Tokens,
+    cache_directory,
+    encode_corpus,
+    encode_text,
+    load_prepared,
+    open_corpus,
+    prepare,
+)
+from bptt.data import prepared as module
+from bptt.errors import BpttWarning, ConfigError, CorpusError
+
+Make = Callable[..., Corpus]
+
+
+def sequences(tokens: Tokens) -> list[list[int]]:
+    assert tokens.offsets is not None
+    edges = tokens.offsets.tolist()
+    return [tokens.ids[a:b].tolist() for a, b in itertools.pairwise(edges)]
+
+
+def same(a: PreparedText, b: PreparedText) -> bool:
+    return a.fingerprint == b.fingerprint and all(
+        np.array_equal(x.ids, y.ids)
+        and (x.characters, x.words, x.unknown) == (y.characters, y.words, y.unknown)
+        for x, y in ((a.train, b.train), (a.valid, b.valid))
+    )
+
+
+# The split
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_stream_is_split_at_the_first_line_end(corpus: Make, story: str, level: str) -> None:
+    place = len(story) - len(story) // 10
+    place = story.index("\n", place - 1) + 1
+    text = prepare(corpus(story), level=level)
+    expected = Tokenizer.train([story[:place]], level=level)  # from the training part alone
+    assert text.tokenizer.to_json() == expected.to_json()
+    assert text.train.ids.tolist() == expected.encode(story[:place])
+    assert text.valid.ids.tolist() == expected.encode(story[place:])
+    assert (text.train.characters, text.valid.characters) == (place, len(story) - place)
+    assert text.train.words == len(story[:place].split())
+    assert text.valid.unknown == text.valid.ids.tolist().count(text.tokenizer.unknown)
+    assert text.train.offsets is None
+    assert isinstance(text.train.ids, np.memmap)
+
+
+def test_without_a_line_end_nearby_the_split_is_exact(corpus: Make) -> None:
+    text = "ab" * 5000 + "\n"
+    for held_out in (0.25, 0.1, 0.001999):
+        split = prepare(corpus(text), level="char", valid_fraction=held_out)
+        assert len(split.valid.ids) == int(len(text) * held_out)
+
+
+def test_the_line_end_may_lie_right_at_the_place(corpus: Make) -> None:
+    text = ("x" * 99 + "\n") * 20
+    split = prepare(corpus(text), level="char", valid_fraction=0.5)
+    assert len(split.train.ids) == 1000
+
+
+@pytest.mark.parametrize("reading", ["sentences", "lines"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_sequences_have_their_marks(corpus: Make, story: str, level: str, reading: str) -> None:
+    text = prepare(corpus(story), level=level, reading=reading, valid_fraction=0.2)
+    start, end = text.tokenizer.start, text.tokenizer.end
+    train, valid = sequences(text.train), sequences(text.valid)
+    assert all(s[0] == start and s[-1] == end and len(s) > 2 for s in train + valid)
+    assert not any({start, end} & set(s[1:-1]) for s in train + valid)
+    shown = [text.tokenizer.decode(s) for s in train]
+    if level != "word":
+        first = "The traveller number 0 went on, half-way to o'clock 0."
+        assert shown[0] == first
+        line = '"Soft! who comes here?" said the other; "it is not'
+        assert (line in shown) == (reading == "lines")
+    share = text.valid.characters / (text.train.characters + text.valid.characters)
+    assert share == pytest.approx(0.2, abs=0.01)
+
+
+def test_a_text_of_its_own_can_be_held_out(corpus: Make, story: str) -> None:
+    other = corpus(story[:500], "other.txt")
+    text = prepare(corpus(story), level="char", valid_corpus=other, valid_fraction=0)
+    assert text.train.characters == len(story)
+    assert text.valid.ids.tolist() == text.tokenizer.encode(story[:500])
+    changed = corpus(story[:600], "third.txt")
+    again = prepare(corpus(story), level="char", valid_corpus=changed)
+    assert again.fingerprint != text.fingerprint
+
+
+# max_tokens
+
+
+def test_max_tokens_limits_characters_before_the_split(corpus: Make, story: str) -> None:
+    text = prepare(corpus(story), level="char", max_tokens=10_000)
+    assert len(text.train.ids) + len(text.valid.ids) == 10_000
+    assert [*text.train.ids, *text.valid.ids] == text.tokenizer.encode(story[:10_000])
+
+
+@pytest.mark.parametrize("level", ["word", "byte"])
+def test_max_tokens_limits_streams(corpus: Make, story: str, level: str) -> None:
+    text = prepare(corpus(story), level=level, max_tokens=1000)
+    ids = [*text.train.ids, *text.valid.ids]
+    assert len(ids) == 1000
+    assert ids == text.tokenizer.encode(story)[:1000]
+
+
+def test_max_tokens_of_bpe(corpus: Make, story: str) -> None:
+    small = prepare(corpus(story), level="bpe", vocabulary=300, max_tokens=500)
+    assert 500 <= len(small.train.ids) + len(small.valid.ids) < 5000
+    exact = prepare(corpus(story), tokenizer=small.tokenizer, max_tokens=500)
+    assert len(exact.train.ids) + len(exact.valid.ids) == 500
+
+
+def test_max_tokens_of_sequences_counts_their_marks(corpus: Make) -> None:
+    text = prepare(corpus("a b c\n" * 100), reading="lines", max_tokens=104)
+    assert len(text.train.ids) + len(text.valid.ids) == 100  # 20 whole lines of 5
+
+
+def test_more_tokens_than_there_are(corpus: Make, story: str) -> None:
+    text = prepare(corpus(story), level="char", max_tokens=10**9)
+    assert text.train.characters + text.valid.characters == len(story)
+
+
+# Long sequences
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"), [(1000, [1002]), (1001, [1002, 3]), (2500, [1002, 1002, 502])]
+)
+def test_long_sequences_are_cut_with_one_warning(
+    corpus: Make, words: int, parts: list[int]
+) -> None:
+    text = "a " * words + "\n" + "a b c d\n" * 30
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tokens = prepare(corpus(text), reading="lines", valid_fraction=0.03)
+    assert [len(s) for s in sequences(tokens.train)[: len(parts)]] == parts
+    messages = [str(w.message) for w in caught if w.category is BpttWarning]
+    assert len(messages) == (len(parts) > 1)
+    assert all("1 sequence of more than 1,000" in message for message in messages)
+    assert tokens.train.characters + tokens.valid.characters == 2 * words + 30 * 7
+
+
+# Refusals
+
+
+def test_what_does_not_fit_is_refused_before_the_text_is_read(corpus: Make) -> None:
+    text = corpus("text")
+    text.pieces = lambda: pytest.fail("was read")  # type: ignore[method-assign]
+    for options, match in (
+        ({"valid_fraction": 0.0}, "above 0 and below 1"),
+        ({"valid_fraction": 1.0}, "above 0 and below 1"),
+        ({"reading": "pages"}, "stream, sentences, lines"),
+        ({"level": "letter"}, "word, char, byte, bpe"),
+        ({"vocabulary": 1}, "at least 2"),
+        ({"max_tokens": 0}, "positive"),
+        ({"tokenizer": Tokenizer.train(["a"], level="word"), "reading": "lines"}, "start and end"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            prepare(text, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reading", ["stream", "sentences", "lines"])
+def test_too_short_a_text_is_refused_and_leaves_nothing(corpus: Make, reading: str) -> None:
+    for text in ("a", "word " * 20, "one.\ntwo.\n"):
+        with pytest.raises(CorpusError, match=r"too short|no text"):
+            prepare(corpus(text), reading=reading)
+    assert list((cache_directory() / "texts").iterdir()) == []
+
+
+# The cache
+
+
+@pytest.mark.parametrize("reading", ["stream", "sentences"])
+def test_the_second_time_comes_from_the_cache(
+    corpus: Make, story: str, reading: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(corpus(story), reading=reading)
+    monkeypatch.setattr(module, "_build", lambda *a: pytest.fail("was built again"))
+    again = prepare(corpus(story, "renamed.txt"), reading=reading)
+    found = load_prepared(first.fingerprint)
+    assert found is not None
+    assert same(first, again)
+    assert same(first, found)
+    assert found.tokenizer.to_json() == first.tokenizer.to_json()
+    assert found.name == "text.txt"
+
+
+def test_every_setting_is_in_the_fingerprint(corpus: Make, story: str) -> None:
+    settings: list[dict[str, object]] = [
+        {},
+        {"level": "char"},
+        {"vocabulary": 30},
+        {"lowercase": True},
+        {"reading": "lines"},
+        {"valid_fraction": 0.2},
+        {"max_tokens": 2000},
+        {"tokenizer": Tokenizer.train(["a b"], level="word")},
+    ]
+    found = [prepare(corpus(story), **options) for options in settings]  # type: ignore[arg-type]
+    found.append(prepare(corpus(story + "more\n")))
+    assert len({text.fingerprint for text in found}) == len(found)
+    contents = {(text.train.ids.tobytes(), text.valid.ids.tobytes()) for text in found}
+    assert len(contents) == len(found)
+
+
+def test_a_text_is_found_when_its_source_is_gone(corpus: Make, story: str, tmp_path: Path) -> None:
+    text = prepare(corpus(story), cache=tmp_path / "mine")
+    (tmp_path / "text.txt").unlink()
+    assert load_prepared(text.fingerprint, tmp_path / "mine") is not None
+    assert load_prepared(text.fingerprint) is None
+    assert load_prepared("../../etc") is None
+
+
+def _cut_file(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "ids cut": lambda entry: _cut_file(entry / "train.ids"),
+    "offsets cut": lambda entry: _cut_file(entry / "valid.offsets"),
+    "ids gone": lambda entry: (entry / "valid.ids").unlink(),
+    "meta cut": lambda entry: _cut_file(entry / "meta.json"),
+    "meta empty": lambda entry: (entry / "meta.json").write_text("{}"),
+    "meta of another kind": lambda entry: (entry / "meta.json").write_text("[1]"),
+    "tokenizer cut": lambda entry: _cut_file(entry / "tokenizer.json"),
+    "tokenizer changed": lambda entry: (entry / "tokenizer.json").write_text(
+        (entry / "tokenizer.json").read_text().replace("traveller", "traveler")
+    ),
+    "nothing in it": lambda entry: [path.unlink() for path in entry.iterdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_entry_is_made_again(
+    corpus: Make, story: str, damage: Callable[[Path], object]
+) -> None:
+    first = prepare(corpus(story), reading="sentences")
+    entry = cache_directory() / "texts" / first.fingerprint
+    ids = first.train.ids.tolist()
+    del first
+    damage(entry)
+    assert load_prepared(entry.name) is None
+    again = prepare(corpus(story), reading="sentences")
+    assert again.train.ids.tolist() == ids
+    assert load_prepared(entry.name) is not None
+    assert [path.name for path in entry.parent.iterdir()] == [entry.name]
+
+
+def _prepare_in_a_process(path: str) -> list[int]:
+    text = prepare(open_corpus([path]), level="word", reading="sentences")
+    return [int(i) for i in text.train.ids]
+
+
+def test_processes_at_the_same_time_all_succeed(corpus: Make, story: str, tmp_path: Path) -> None:
+    corpus(story)
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(3, mp_context=context) as pool:
+        results = list(pool.map(_prepare_in_a_process, [str(tmp_path / "text.txt")] * 3))
+    assert results[0] == results[1] == results[2]
+    assert len(list((cache_directory() / "texts").iterdir())) == 1
+
+
+def test_who_comes_second_takes_what_is_there(
+    corpus: Make, story: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(corpus(story))
+    real, loads = module._load, iter([True])  # not there when looked for, there when renamed
+    monkeypatch.setattr(module, "_load", lambda e: None if next(loads, False) else real(e))
+    assert same(prepare(corpus(story)), first)
+    assert len(list((cache_directory() / "texts").iterdir())) == 1
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    corpus: Make, story: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bptt.data.tokens.TokenWriter._write_ids", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(corpus(story))
+    assert list((cache_directory() / "texts").iterdir()) == []
+
+
+def test_what_dead_processes_left_is_removed(corpus: Make, story: str) -> None:
+    entries = cache_directory() / "texts"
+    old, new = entries / ".building-old", entries / ".building-new"
+    for place in (old, new):
+        place.mkdir(parents=True)
+    long_ago = time.time() - 7 * 24 * 3600
+    os.utime(old, (long_ago, long_ago))
+    prepare(corpus(story))
+    assert new.exists()
+    assert not old.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_refused(
+    tmp_path: Path, corpus: Make, story: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BPTT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match="BPTT_CACHE"):
+        prepare(corpus(story))
+    with pytest.raises(ConfigError, match="BPTT_CACHE"):
+        prepare(corpus(story), cache=tmp_path / "file")
+
+
+def test_the_cache_is_the_users_where_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("BPTT_CACHE")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "user" / name)
+    assert cache_directory() == tmp_path / "user" / "bptt"
+
+
+# Size
+
+
+def test_a_large_vocabulary_takes_wider_ids(corpus: Make) -> None:
+    text = " ".join(f"w{i}" for i in range(70_000)) + "\n" + "w1 " * 20_000
+    wide = prepare(corpus(text), vocabulary=80_000)
+    assert wide.train.ids.dtype == np.uint32
+    assert int(wide.train.ids.max()) == wide.tokenizer.size - 1 > 65_535
+    assert prepare(corpus(text)).train.ids.dtype == np.uint16
+
+
+def test_the_text_is_never_whole_in_memory(corpus: Make, story: str) -> None:
+    import tracemalloc
+
+    text = corpus(story * 400)  # 9 MB
+    options = {"level": "byte", "reading": "stream"}
+    tracemalloc.start()
+    try:
+        prepare(text, **options)  # type: ignore[arg-type]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6
+
+
+def test_progress_is_reported(corpus: Make, story: str) -> None:
+    seen: list[tuple[str, float | None]] = []
+    prepare(corpus(story), progress=lambda message, share: seen.append((message, share)))
+    messages = list(dict.fromkeys(message for message, _ in seen))
+    assert messages == [
+        "reading the text",
+        "splitting the text",
+        "making the vocabulary",
+        "encoding",
+        "encoding what is held out",
+    ]
+    assert all(share is None or 0 <= share <= 1 for _, share in seen)
+
+
+# Encoding for evaluation
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_corpus_is_encoded_as_its_text(corpus: Make, story: str, level: str) -> None:
+    tokenizer = Tokenizer.train([story], level=level, sentences=True)
+    for reading in ("stream", "sentences", "lines"):
+        from_file = encode_corpus(corpus(story), tokenizer, reading=reading)
+        from_text = encode_text(story, tokenizer, reading=reading)
+        assert from_file.ids.tolist() == from_text.ids.tolist()
+        assert from_file.characters == from_text.characters
+        if reading == "stream":
+            assert from_file.ids.tolist() == tokenizer.encode(story)
+            assert from_file.characters == len(story)
+        else:
+            assert sequences(from_file) == sequences(from_text)
+            assert len("".join(story.split())) < from_file.characters < len(story)
+        assert from_file.words == len(story.split())
+
+
+def test_text_without_tokens_is_refused() -> None:
+    tokenizer = Tokenizer.train(["a"], level="word", sentences=True)
+    for reading in ("stream", "sentences", "lines"):
+        with pytest.raises(CorpusError, match="no token"):
+            encode_text(" \n ", tokenizer, reading=reading)
+
+
+def test_words_are_counted_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bptt.data.chunks.SIZE", 7)
+    tokenizer = Tokenizer.train(["a"], level="byte")
+    text = "aaaaaaaaaaaaaaaaaaaaaa bb  c\n\ndddddddddd eeeeeeeeeeeeeeeeeeeeeeee"
+    assert encode_text(text, tokenizer, reading="stream").words == len(text.split())

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bptt.data.sequences import lines, sentences
+
+
+def test_a_blank_line_ends_a_sentence_and_a_newline_does_not() -> None:
+    text = "A title\n \t\nThe first\nsentence. The second one!\n\n\nNo end"
+    assert list(sentences([text])) == [
+        "A title",
+        "The first\nsentence.",
+        "The second one!",
+        "No end",
+    ]
+
+
+def test_quotes_stay_with_their_sentences() -> None:
+    text = (
+        "'You must follow closely. I shall have to controvert one or two ideas.' He paused. "
+        "'But wait a moment. Can a cube exist?' said Filby. 'It's simple.' Mr. Smith left."
+    )
+    assert list(sentences([text])) == [
+        "'You must follow closely.",
+        "I shall have to controvert one or two ideas.'",
+        "He paused.",
+        "'But wait a moment.",
+        "Can a cube exist?' said Filby.",
+        "'It's simple.'",
+        "Mr. Smith left.",
+    ]
+
+
+def test_wikitext_numbers_are_not_split() -> None:
+    text = "It weighs 2 @.@ 5 kg and costs 1 @,@ 000 . Next one ."
+    assert list(sentences([text])) == text.replace("000 . ", "000 .|").split("|")
+
+
+@pytest.mark.parametrize("function", [sentences, lines])
+@given(text=st.text("aB.!?'\" \n", max_size=200), size=st.integers(1, 50))
+@settings(deadline=None)
+def test_nothing_is_lost_however_the_text_is_cut(function: object, text: str, size: int) -> None:
+    whole = list(function([text]))  # type: ignore[operator]
+    assert whole == list(function(text[i : i + size] for i in range(0, len(text), size)))  # type: ignore[operator]
+    assert "".join("".join(whole).split()) == "".join(text.split())
+    assert all(part and not part.isspace() for part in whole)
+
+
+def test_a_paragraph_without_end_comes_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bptt.data.sequences.LONGEST", 1000)
+    text = "One sentence is here. " * 500
+    found = list(sentences(text[i : i + 99] for i in range(0, len(text), 99)))
+    assert found == ["One sentence is here."] * 500
+    assert "".join(sentences(["x" * 5000, "y" * 10])) == "x" * 5000 + "y" * 10
+
+
+def test_lines_keep_their_indentation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(lines(["  a\n\n \nb", "c\nd"])) == ["  a", "bc", "d"]
+    monkeypatch.setattr("bptt.data.sequences.LONGEST", 4)
+    assert list(lines(["aaa", "bbb", "cc\nd"])) == ["aaabbb", "cc", "d"]
