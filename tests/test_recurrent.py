@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import lengths
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
@@ -80,6 +80,7 @@ OPTIONS = st.fixed_dictionaries(
 
 
 @EACH
+@settings(max_examples=40)
 @given(
     options=OPTIONS,
     relu=st.booleans(),
@@ -109,6 +110,7 @@ def test_outputs_states_and_gradients_are_those_of_torch(
 
 
 @EACH
+@settings(max_examples=40)
 @given(lengths=lengths(), options=OPTIONS, shuffled=st.booleans(), with_state=st.booleans())
 def test_packed_sequences_are_those_of_torch(name, lengths, options, shuffled, with_state):
     theirs, ours = pair(name, 3, 4, **options)
@@ -245,6 +247,7 @@ def test_the_nonlinearity_can_be_given_by_position_as_in_torch():
 
 
 @EACH
+@settings(max_examples=40)
 @given(options=OPTIONS, cut=st.integers(1, 5), seed=st.integers(0, 99))
 def test_resets_are_sequences_run_on_their_own(name, options, cut, seed):
     """Two episodes end to end with a reset between them, and each alone; both directions."""
@@ -304,6 +307,7 @@ def test_a_carry_of_zero_is_a_detached_state(name, bidirectional):
 
 
 @EACH
+@settings(max_examples=40)
 @given(lengths=lengths(), bidirectional=st.booleans(), seed=st.integers(0, 99))
 def test_carry_and_resets_of_packed_sequences(name, lengths, bidirectional, seed):
     """[T, B] in the order in which the user gave the sequences; each as if run alone."""

@@ -3,8 +3,9 @@
 The public names of the package are the ones imported here; everything else is private.
 """
 
+from bptt.language_model import LanguageModel
 from bptt.recurrent import GRU, LSTM, RNN
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["GRU", "LSTM", "RNN"]
+__all__ = ["GRU", "LSTM", "RNN", "LanguageModel"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import credit_terms, weighted
 from problems import lengths, sizes_of, state, weights
@@ -36,6 +36,7 @@ def assert_same(ours, theirs, tolerance=1e-10):
 
 
 @EACH_CELL
+@settings(max_examples=60)
 @given(
     lengths=lengths(),
     inputs=st.integers(1, 5),

@@ -1,0 +1,191 @@
+"""What the commands show: on a terminal a bar that moves, elsewhere a line a measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bptt.errors import ConfigError
+from bptt.language_model import Score, Training, Watch, evaluate
+
+
+class Display(Watch):
+    """Shows training on standard error's terminal, and its results on standard output."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        # No wrapping: where there is no terminal, a line is a line.
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.tensorboard: Any = None
+        self.average = math.nan
+        self.epoch_loss: float | None = None
+        self.begun = (0.0, 0)
+
+    def say(self, text: str) -> None:
+        """Print a line of plain text."""
+        self.console.print(text, markup=False)
+
+    # ------------------------------------------------------------------ before training
+
+    @contextmanager
+    def preparing(self) -> Iterator[Callable[[str, float | None], None]]:
+        """Show how the text is prepared."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
+        with Progress(
+            *columns,
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        ) as bar:
+            task = bar.add_task("reading the text", total=None)
+
+            def show(what: str, share: float | None) -> None:
+                bar.update(task, description=what, total=None if share is None else 1.0)
+                if share is not None:
+                    bar.update(task, completed=share)
+
+            yield show
+
+    def begin(self, training: Training, *, resumed: bool) -> None:
+        """Say what is going to be trained, on what, where."""
+        config, text = training.config, training.text
+        parameters = sum(p.numel() for p in training.model.parameters())
+        V = text.tokenizer.size
+        cell = config.cell.upper() + (f" ({config.nonlinearity})" if config.cell == "rnn" else "")
+        self.say(
+            f"Text: {text.name}; {len(text.train.ids):,} {config.level} tokens to train on, "
+            f"{len(text.valid.ids):,} held out; vocabulary {V:,}."
+        )
+        self.say(
+            f"Model: {config.layers} × {cell} of {config.hidden}, {parameters:,} parameters; an "
+            f"untrained one's loss is ln {V} = {math.log(V):.3f}."
+        )
+        verb = f"going on after update {training.progress.updates:,}" if resumed else "new"
+        self.say(f"Run: {training.run.path} ({verb}).")
+
+    # ------------------------------------------------------------------ during training
+
+    @contextmanager
+    def training(self, training: Training) -> Iterator[None]:
+        """Show the bar while training goes on."""
+        p = training.progress
+        self.begun = (p.seconds, p.tokens)
+        with Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn(
+                "{task.fields[rate]:,.0f} tokens/s  loss {task.fields[loss]:.3f}  "
+                "perplexity {task.fields[perplexity]:,.2f}"
+            ),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        ) as self.bar:
+            self.task = self.bar.add_task(
+                "", total=training.config.epochs, epoch="", rate=0, loss=math.nan, perplexity=0
+            )
+            try:
+                yield
+            finally:
+                self.bar = None
+                if self.tensorboard is not None:
+                    self.tensorboard.close()
+
+    def updated(self, training: Training, loss: float) -> None:
+        """Move the bar."""
+        if math.isnan(self.average):
+            self.average = loss
+            if training.progress.updates == 1:
+                self.say(
+                    f"update 1      loss {loss:.4f}  perplexity {math.exp(min(loss, 700)):,.2f}"
+                )
+        self.average += 0.02 * (loss - self.average)
+        if self.bar is None or self.bar.disable:
+            return
+        p, reader = training.progress, training.reader
+        seconds, tokens = p.seconds - self.begun[0], p.tokens - self.begun[1]
+        self.bar.update(
+            self.task,
+            completed=reader.epoch + reader.position / len(reader),
+            epoch=f"{reader.epoch + 1}/{training.config.epochs}",
+            rate=tokens / max(seconds, 1e-9),
+            loss=self.average,
+            perplexity=math.exp(min(self.average, 700)),
+        )
+
+    def evaluated(self, training: Training, score: Score, is_best: bool) -> None:
+        """Print a line for the evaluation."""
+        p = training.progress
+        seconds, tokens = p.seconds - self.begun[0], p.tokens - self.begun[1]
+        self.say(
+            f"{_when(training):<13} "
+            + (f"training perplexity {math.exp(self.epoch_loss):,.2f}  " if self.epoch_loss else "")
+            + f"validation perplexity {score.perplexity:,.2f}, "
+            f"{score.bits_per_character:.3f} bits per character"
+            f"{'' if is_best else ' (not the best)'}  "
+            f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
+        )
+        self.epoch_loss = None
+
+    def measured(self, line: dict[str, Any]) -> None:
+        """Write the measurement for TensorBoard too, if that is wanted."""
+        self.epoch_loss = line.get("epoch_loss", self.epoch_loss)
+        if self.tensorboard is not None:
+            for name, value in line.items():
+                if name not in ("update", "tokens") and isinstance(value, int | float):
+                    self.tensorboard.add_scalar(name, value, line["update"])
+
+    def open_tensorboard(self, path: Path) -> None:
+        """Write TensorBoard files as well.
+
+        Raises:
+            ConfigError: it is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ConfigError(
+                "--tensorboard needs the package tensorboard: pip install 'bptt[tensorboard]'"
+            ) from None
+        self.tensorboard = SummaryWriter(str(path))
+
+    # ------------------------------------------------------------------- after training
+
+    def conclude(self, training: Training) -> None:
+        """Say how good the best model is, beside knowing nothing but frequencies; let it speak."""
+        best = training.run.load_model(training.config.device)
+        score = evaluate(best, training.text.valid, batch_size=training.config.batch_size)
+        unigram = training.run.text()["unigram_perplexity"]
+        self.say(
+            f"Validation perplexity {score.perplexity:,.2f}, {score.bits_per_character:.3f} bits "
+            f"per character; a unigram model's is {unigram:,.2f}."
+        )
+        length = 60 if training.config.level in ("word", "bpe") else 300
+        self.say("A sample:")
+        self.say(
+            "  " + best.sample(length=length, temperature=0.8, seed=0).strip().replace("\n", "\n  ")
+        )
+        self.say(f"The run is in {training.run.path}.")
+
+
+def _when(training: Training) -> str:
+    if training.reader.position == 0 and training.reader.epoch:
+        return f"epoch {training.reader.epoch}/{training.config.epochs}"
+    return f"update {training.progress.updates:,}"

@@ -1,0 +1,70 @@
+"""``bptt evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bptt.data import encode_corpus, open_corpus
+from bptt.files import write_whole
+from bptt.language_model import Run
+from bptt.language_model import evaluate as measure
+from bptt.language_model.session import validation_text
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="the run's directory", show_default=False)],
+    corpus: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="a text, as for bptt train; nothing: the run's own validation text",
+            show_default=False,
+        ),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="the column of a CSV or TSV file", show_default=False)
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="the text's encoding", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="how much is computed at a time; the figure does not change")
+    ] = 20,
+    device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
+    json_: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="write it as JSON too; - prints nothing else", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Measure how well a run's best model predicts a text."""
+    found = Run(run)
+    model = found.load_model(device)
+    reading = model.config.reading
+    if corpus:
+        text = open_corpus(corpus, column=column, encoding=encoding)
+        name, tokens = text.name, encode_corpus(text, model.tokenizer, reading=reading)
+    else:
+        prepared = validation_text(found)
+        name, tokens = f"the validation part of {prepared.name}", prepared.valid
+    score = measure(model, tokens, batch_size=batch_size, steps=25 * batch_size)
+    document = json.dumps({"run": str(run), "text": name, **score.to_dict()}, indent=2) + "\n"
+    if json_ is not None and str(json_) == "-":
+        typer.echo(document, nl=False)
+        return
+    if json_ is not None:
+        write_whole(json_, document)
+    typer.echo(
+        f"text                {name}\n"
+        f"loss                {score.loss:.4f} nats per token\n"
+        f"perplexity          {score.perplexity:,.2f} per token, "
+        f"{score.word_perplexity:,.2f} per word\n"
+        f"bits per character  {score.bits_per_character:.4f}\n"
+        f"counted             {score.tokens:,} tokens predicted, {score.unknown:,} of the text "
+        f"unknown, {score.words:,} words, {score.characters:,} characters\n"
+        f"protocol            {score.protocol}"
+    )

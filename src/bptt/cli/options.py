@@ -1,0 +1,67 @@
+"""The options of ``bptt train``, made from the fields of Config: each is declared once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from bptt.language_model.config import Config, fields_by_name
+
+
+def with_config_options(
+    *leave_out: str,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of Config, but for some that it has otherwise.
+
+    The command takes those that were given as one dictionary, its argument ``options``.
+    """
+    names = [n for n in fields_by_name() if n not in leave_out]
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(function, include_extras=True)
+        own = [
+            p.replace(annotation=hints[p.name])
+            for p in inspect.signature(function).parameters.values()
+            if p.name != "options"
+        ]
+
+        def command(**given: Any) -> None:
+            options = {n: given.pop(n) for n in names}
+            options = {n: v for n, v in options.items() if v is not None and v != []}
+            function(options=options, **given)
+
+        parameters = [*own, *(_parameter(n) for n in names)]
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    """One option of Config; None, or empty, where it was not given."""
+    field, hint = fields_by_name()[name], _HINTS[name]
+    flag = "--" + name.replace("_", "-")
+    flags = [f for f in (flag, field.metadata["flag"]) if f]
+    help = field.metadata["help"]
+    if hint is bool:
+        flags = [f"{flag}/--no-{flag[2:]}"]
+    elif field.default not in (None, ()):
+        help += f" (default: {field.default})"
+    several = hint == tuple[str, ...]
+    option = typer.Option(
+        *flags, help=help, show_default=False, rich_help_panel=field.metadata["group"]
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=[] if several else None,
+        annotation=Annotated[list[str] if several else hint | None, option],
+    )
+
+
+_HINTS = get_type_hints(Config)

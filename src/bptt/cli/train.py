@@ -1,0 +1,147 @@
+"""``bptt train``."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from bptt.cli.display import Display
+from bptt.cli.options import with_config_options
+from bptt.errors import ConfigError
+from bptt.language_model import Config, Training, resume, start
+from bptt.language_model.config import read_options
+
+
+@with_config_options("corpus", "reading")
+def train(
+    corpus: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="text files, folders, a CSV or TSV file with --column, or - for standard input; "
+            "nothing: the documentation inside this Python installation",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="the run's directory (default: runs/NAME-1, -2...)", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="replace the run that is in --out")] = False,
+    resume_: Annotated[
+        Path | None,
+        typer.Option("--resume", help="go on with a run from where it stopped", show_default=False),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="a JSON file of options, such as a run's config.json; those given here win",
+            show_default=False,
+        ),
+    ] = None,
+    sentences: Annotated[
+        bool, typer.Option(help="read sentence by sentence, each a sequence of its own")
+    ] = False,
+    lines: Annotated[
+        bool, typer.Option(help="read line by line, each a sequence of its own")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")] = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Train a recurrent language model on a text.
+
+    The run's directory holds the options, the tokenizer, the best model, the measurements and a
+    checkpoint. Ctrl-C saves, evaluates and leaves; --resume goes on from there.
+
+    \b
+    bptt train book.txt --cell lstm --hidden 200 --layers 2 --out runs/book
+    bptt train comments.csv --column body --vocabulary 8000 --sentences
+    """
+    if sentences and lines:
+        raise ConfigError("--sentences and --lines exclude each other: give one of them")
+    if sentences or lines:
+        options["reading"] = "sentences" if sentences else "lines"
+    if corpus:
+        options["corpus"] = tuple(corpus)
+    display = Display(quiet)
+    if resume_ is None:
+        given = read_options(config) if config else {}
+        settled = Config(**{**given, **options})
+        where = out or _free_directory(settled)
+        with display.preparing() as progress:
+            training = start(settled, where, overwrite=overwrite, watch=display, progress=progress)
+    else:
+        if out or config or overwrite:
+            raise ConfigError(
+                "--resume goes on in the run's own directory: leave out --out, "
+                "--overwrite and --config"
+            )
+        with display.preparing() as progress:
+            training = resume(resume_, options, watch=display, progress=progress)
+    display.begin(training, resumed=resume_ is not None)
+    _run(training, display)
+
+
+def _run(training: Training, display: Display) -> None:
+    """Train, and say how it ended; everything is saved in any case."""
+    limit = training.config.max_minutes
+    deadline = math.inf if limit is None else time.monotonic() + 60 * limit
+    if training.config.tensorboard:
+        display.open_tensorboard(training.run.path / "tensorboard")
+    with _Signals() as signals:
+
+        def stop() -> str | None:
+            return "time" if time.monotonic() >= deadline else signals.received
+
+        with display.training(training):
+            reason = training.fit(stop)
+    go_on = f"go on with: bptt train --resume {training.run.path}"
+    if reason == "SIGTERM":
+        display.say(f"Terminated and saved; {go_on}")
+        raise typer.Exit(128 + signal.SIGTERM)
+    if reason == "Ctrl-C":
+        display.say(f"Interrupted and saved; {go_on}")
+    elif reason == "time":
+        display.say(f"Stopped after {limit:g} minutes, saved; {go_on}")
+    elif reason == "patience":
+        display.say(f"Stopped: {training.progress.worse} evaluations brought nothing better.")
+    training.evaluate_unsaved()
+    display.conclude(training)
+    if reason == "Ctrl-C":
+        raise typer.Exit(128 + signal.SIGINT)
+
+
+class _Signals:
+    """The first Ctrl-C or SIGTERM is noted, to be acted on after the update; a second is final."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def __enter__(self) -> _Signals:
+        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _free_directory(config: Config) -> Path:
+    """Find a name for a run: of its text, and the first number that is free."""
+    name = "python" if not config.corpus else Path(config.corpus[0]).stem
+    name = "stdin" if name == "-" else name or "text"
+    number = 1
+    while (Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{name}-{number}"

@@ -1,0 +1,232 @@
+"""Everything that makes a run what it is: one record, which config.json holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from bptt.errors import ConfigError
+from bptt.files import write_whole
+
+TEXT, MODEL, TRAINING, RUNNING = "Text", "Model", "Training", "Running"
+
+
+def _option(
+    default: Any, group: str, help: str, *, flag: str | None = None, least: Any = None
+) -> Any:
+    """Declare an option: its default, the panel it belongs to, what it does, its bounds."""
+    return field(
+        default=default, metadata={"group": group, "help": help, "flag": flag, "least": least}
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of a language model's training.
+
+    The command line's options, config.json and the keyword arguments of this class are the same
+    names with the same meanings. Raises :class:`bptt.errors.ConfigError` if they do not fit
+    together.
+
+    >>> Config(cell="gru", hidden=64).embedding_size
+    64
+    """
+
+    corpus: tuple[str, ...] = _option(
+        (),
+        TEXT,
+        "text files, folders, a CSV or TSV file, or - for standard input; nothing: the "
+        "documentation inside this Python installation",
+    )
+    column: str | None = _option(None, TEXT, "the column of a CSV or TSV file that holds the text")
+    encoding: str | None = _option(
+        None, TEXT, "the text's encoding, where it is not UTF-8 or marked"
+    )
+    level: Literal["word", "char", "byte", "bpe"] = _option("word", TEXT, "what a token is")
+    vocabulary: int | None = _option(
+        None,
+        TEXT,
+        "tokens to know: the most frequent ones (default: 8000; every one at char level)",
+        least=2,
+    )
+    lowercase: bool = _option(False, TEXT, "turn the text into lower case")
+    reading: Literal["stream", "sentences", "lines"] = _option(
+        "stream",
+        TEXT,
+        "stream: one long text, the state carried from window to window; sentences, lines: each a "
+        "sequence of its own",
+    )
+    sampling: Literal["sequential", "random"] = _option(
+        "sequential",
+        TEXT,
+        "the windows of a stream: one after another, or shuffled, each from a zero state",
+    )
+    valid: tuple[str, ...] = _option((), TEXT, "a text to validate on, in place of the corpus' end")
+    valid_fraction: float = _option(
+        0.1, TEXT, "the share of the corpus, its end, that is held out to validate on", least=0
+    )
+    max_tokens: int | None = _option(None, TEXT, "use only the corpus' first tokens", least=1)
+
+    cell: Literal["rnn", "gru", "lstm"] = _option("lstm", MODEL, "the recurrent network")
+    nonlinearity: Literal["tanh", "relu", "sigmoid"] = _option("tanh", MODEL, "of the rnn cell")
+    hidden: int = _option(200, MODEL, "hidden units of each layer", least=1)
+    layers: int = _option(1, MODEL, "recurrent layers", least=1)
+    embedding: int | None = _option(
+        None, MODEL, "the embedding's size (default: that of the hidden layer)", least=1
+    )
+    tied: bool = _option(False, MODEL, "let embedding and readout share their weights")
+    dropout: float = _option(
+        0.0, MODEL, "of the embedding, between the layers, and before the readout", least=0
+    )
+
+    steps: int = _option(
+        35, TRAINING, "steps of a stream's window: how far back the gradient goes", least=1
+    )
+    batch_size: int = _option(20, TRAINING, "streams, or sentences, side by side", least=1)
+    epochs: int = _option(10, TRAINING, "times that the text is read", least=0)
+    optimizer: Literal["sgd", "adam", "adamw"] = _option("adam", TRAINING, "the method of descent")
+    learning_rate: float | None = _option(
+        None,
+        TRAINING,
+        "the optimizer's step size (default: 1 for sgd, 0.003 for adam and adamw)",
+        flag="--lr",
+        least=0,
+    )
+    momentum: float = _option(0.0, TRAINING, "of sgd", least=0)
+    weight_decay: float = _option(0.0, TRAINING, "L2 penalty; decoupled for adamw", least=0)
+    clip: float = _option(1.0, TRAINING, "scale the gradient down to this norm; 0: never", least=0)
+    schedule: Literal["halve", "constant", "linear", "cosine"] = _option(
+        "halve",
+        TRAINING,
+        "the learning rate: halved when the validation loss rises, or as named, to 0 at the end",
+    )
+    warmup: int = _option(0, TRAINING, "updates over which the rate rises from 0", least=0)
+    patience: int | None = _option(
+        None, TRAINING, "stop after so many evaluations without a better one", least=1
+    )
+    eval_every: int | None = _option(
+        None, TRAINING, "updates between evaluations (default: an epoch)", least=1
+    )
+    seed: int = _option(
+        0, TRAINING, "of the initial weights, dropout and the order of the text", least=0
+    )
+
+    device: str = _option("cpu", RUNNING, "where to compute: cpu, cuda, cuda:1...")
+    threads: int | None = _option(None, RUNNING, "processor threads (default: torch's)", least=1)
+    save_every: float = _option(60.0, RUNNING, "seconds between checkpoints", least=0)
+    max_minutes: float | None = _option(
+        None, RUNNING, "stop, as if by Ctrl-C, after this time", least=0
+    )
+    tensorboard: bool = _option(False, RUNNING, "write TensorBoard files into the run as well")
+
+    def __post_init__(self) -> None:
+        """Check each option, and those that depend on each other."""
+        for f in fields(self):
+            _check(f.name, getattr(self, f.name))
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"--dropout must be at least 0 and below 1, got {self.dropout}")
+        if not 0 <= self.valid_fraction < 1:
+            raise ConfigError(
+                f"--valid-fraction must be at least 0 and below 1, got {self.valid_fraction}"
+            )
+        if self.nonlinearity != "tanh" and self.cell != "rnn":
+            raise ConfigError(
+                f"--nonlinearity {self.nonlinearity} is for --cell rnn, got --cell {self.cell}"
+            )
+        if self.momentum and self.optimizer != "sgd":
+            raise ConfigError(f"--momentum is for --optimizer sgd, got {self.optimizer}")
+        if self.sampling == "random" and self.reading != "stream":
+            raise ConfigError(
+                f"--sampling random is for streams; {self.reading} are shuffled anyway: leave it "
+                "out"
+            )
+        if self.tied and self.embedding not in (None, self.hidden):
+            raise ConfigError(
+                f"--tied needs an embedding of the hidden layer's size {self.hidden}, got "
+                f"{self.embedding}: leave --embedding out"
+            )
+        object.__setattr__(self, "corpus", tuple(self.corpus))
+        object.__setattr__(self, "valid", tuple(self.valid))
+
+    @property
+    def embedding_size(self) -> int:
+        """E: that of the hidden layer unless another is given."""
+        return self.embedding or self.hidden
+
+    @property
+    def base_rate(self) -> float:
+        """The learning rate before its schedule."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.0 if self.optimizer == "sgd" else 0.003
+
+    def to_json(self) -> str:
+        """Write the options as JSON, one a line."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write config.json."""
+        write_whole(path, self.to_json())
+
+    def changed(self, **options: Any) -> Config:
+        """Return a copy with other options."""
+        return replace(self, **options)
+
+
+def fields_by_name() -> dict[str, Field[Any]]:
+    """The options as they are declared, by name."""
+    return {f.name: f for f in fields(Config)}
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Read options from a JSON file: a run's config.json, or part of one.
+
+    Raises:
+        ConfigError: it is missing, not JSON, or names an option that there is not.
+    """
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"cannot read the configuration {path}: {e.strerror or e}") from None
+    except ValueError as e:
+        raise ConfigError(f"{path} is not a JSON file: {e}") from None
+    if not isinstance(options, dict):
+        raise ConfigError(f'{path} must hold an object, {{"option": value}}')
+    unknown = sorted(options.keys() - _TYPES.keys())
+    if unknown:
+        raise ConfigError(
+            f"{path}: there is no option {', '.join(unknown)}; there are {', '.join(_TYPES)}"
+        )
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    for name, value in options.items():
+        _check(name, value)
+    return options
+
+
+def _check(name: str, value: Any) -> None:
+    """Refuse a value of another type than the option's, or below its least."""
+    hint, least = _TYPES[name], fields_by_name()[name].metadata["least"]
+    flag = "--" + name.replace("_", "-")
+    if get_args(hint) and isinstance(get_args(hint)[0], str):  # Literal
+        if value not in get_args(hint):
+            raise ConfigError(f"{flag} must be one of {', '.join(get_args(hint))}, got {value!r}")
+        return
+    kinds = tuple(t for t in (get_args(hint) or (hint,)) if t is not Ellipsis)
+    if hint == tuple[str, ...]:
+        right = isinstance(value, tuple | list) and all(isinstance(v, str) for v in value)
+    elif float in kinds:
+        right = isinstance(value, (*kinds, int)) and not isinstance(value, bool)
+        right = right and (value is None or math.isfinite(value))
+    else:
+        right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if not right:
+        names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+        raise ConfigError(f"{flag} must be {names}, got {value!r}")
+    if least is not None and value is not None and value < least:
+        raise ConfigError(f"{flag} must be at least {least}, got {value}")
+
+
+_TYPES = get_type_hints(Config)

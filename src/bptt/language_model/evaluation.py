@@ -1,0 +1,112 @@
+"""How well a model predicts a text, by a protocol that can be stated in one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bptt.data import Tokens
+from bptt.data.readers import IGNORED
+from bptt.errors import CorpusError
+from bptt.language_model.model import LanguageModel
+from bptt.language_model.score import Score
+
+
+@torch.inference_mode()
+def evaluate(
+    model: LanguageModel, tokens: Tokens, *, batch_size: int = 20, steps: int = 500
+) -> Score:
+    """Measure a model's loss on a text.
+
+    Streams are read once, from the first token to the last, with the state carried all the way;
+    sentences and lines each from a zero state. Neither depends on ``batch_size`` or ``steps``,
+    which only say how much is computed at a time.
+
+    Args:
+        model: put into evaluation mode for the time being.
+        tokens: the text.
+        batch_size: sentences side by side.
+        steps: steps of a stream at a time.
+
+    Raises:
+        CorpusError: there is no token to predict.
+    """
+    training = model.training
+    model.eval()
+    try:
+        if tokens.offsets is None:
+            nats, count = _stream(model, tokens.ids, steps)
+            protocol = (
+                "one stream, the state carried from the first token to the last; the first token "
+                "is not predicted"
+            )
+        else:
+            nats, count = _sequences(model, tokens.ids, tokens.offsets, batch_size)
+            protocol = (
+                f"{len(tokens.offsets) - 1:,} sequences, each from a zero state; its end is "
+                "predicted too"
+            )
+    finally:
+        model.train(training)
+    first = model.tokenizer.decode([int(tokens.ids[0])]) if tokens.offsets is None else ""
+    return Score(
+        nats=nats,
+        tokens=count,
+        words=tokens.words,
+        characters=tokens.characters - len(first),
+        unknown=tokens.unknown,
+        protocol=protocol,
+    )
+
+
+def _stream(model: LanguageModel, ids: NDArray[Any], steps: int) -> tuple[float, int]:
+    if len(ids) < 2:
+        raise CorpusError(
+            f"the text has {len(ids)} token{'s' * (len(ids) != 1)}; at least 2 are needed, "
+            "because the first is not predicted"
+        )
+    device = model.embedding.weight.device
+    nats, state = 0.0, None
+    for start in range(0, len(ids) - 1, steps):
+        window = torch.from_numpy(ids[start : start + steps + 1].astype(np.int64)).to(device)
+        logits, state = model(window[:-1].unsqueeze(1), state)
+        nats += _summed_loss(logits, window[1:].unsqueeze(1))
+    return nats, len(ids) - 1
+
+
+def _sequences(
+    model: LanguageModel,
+    ids: NDArray[Any],
+    offsets: NDArray[Any],
+    batch_size: int,
+) -> tuple[float, int]:
+    device = model.embedding.weight.device
+    lengths = np.diff(offsets)
+    order = np.argsort(lengths, kind="stable")
+    nats, count = 0.0, 0
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        longest = int(lengths[chosen].max())
+        batch = np.full((longest, len(chosen)), IGNORED, dtype=np.int64)
+        for column, i in enumerate(chosen):
+            batch[: lengths[i], column] = ids[offsets[i] : offsets[i + 1]]
+        targets = torch.from_numpy(batch[1:]).to(device)
+        inputs = torch.from_numpy(np.maximum(batch[:-1], 0)).to(device)
+        nats += _summed_loss(model(inputs)[0], targets)
+        count += int((lengths[chosen] - 1).sum())
+    if not count:
+        raise CorpusError("the text has no sentence to predict")
+    return nats, count
+
+
+def _summed_loss(logits: Tensor, targets: Tensor) -> float:
+    """The loss of each token in the logits' precision, their sum in double precision."""
+    losses = cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.double().sum().item()

@@ -1,0 +1,161 @@
+"""The model: embedding, recurrent layers, readout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bptt.data import Tokenizer, encode_text
+from bptt.errors import ConfigError
+from bptt.language_model.config import Config
+from bptt.language_model.score import Score
+from bptt.recurrent import GRU, LSTM, RNN
+
+
+class LanguageModel(nn.Module):
+    """A recurrent language model: p(next token | all tokens before it).
+
+    Args:
+        tokenizer: what turns text into tokens; its size is the vocabulary's, V.
+        config: the cell, the sizes of the layers, dropout, and whether the weights are tied.
+
+    A trained one is read with :meth:`load`:
+
+    >>> model = bptt.LanguageModel.load("runs/book")              # doctest: +SKIP
+    >>> model.sample("Once upon a", length=50, temperature=0.8)    # doctest: +SKIP
+    >>> model.score("Once upon a time").perplexity                 # doctest: +SKIP
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: Config) -> None:
+        super().__init__()
+        self.tokenizer, self.config = tokenizer, config
+        V, E, H = tokenizer.size, config.embedding_size, config.hidden
+        self.embedding = nn.Embedding(V, E)
+        options: dict[str, Any] = {"num_layers": config.layers}
+        if config.layers > 1:
+            options["dropout"] = config.dropout
+        if config.cell == "rnn":
+            options["nonlinearity"] = config.nonlinearity
+        self.recurrent = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[config.cell](E, H, **options)
+        self.readout = nn.Linear(H, V)
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise: U(-0.1, 0.1) for embedding and readout, torch.nn's own for the rest.
+
+        The untrained loss is then close to ln V, that of knowing nothing.
+        """
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(self.readout.weight, -0.1, 0.1)
+        nn.init.zeros_(self.readout.bias)
+        self.recurrent.reset_parameters()
+        if self.config.tied:
+            self.readout.weight = self.embedding.weight
+
+    def forward(
+        self, tokens: Int[Tensor, "time batch"], state: Any = None
+    ) -> tuple[Float[Tensor, "time batch vocabulary"], Any]:
+        """Predict each next token.
+
+        Args:
+            tokens: token numbers, [T, B].
+            state: of the recurrent layers, as :class:`bptt.LSTM` and the others take it.
+
+        Returns:
+            The logits of the next token, [T, B, V], and the state after the last step.
+        """
+        h, state = self.hidden(tokens, state)
+        return self.readout(h), state
+
+    def hidden(
+        self, tokens: Int[Tensor, "time batch"], state: Any = None
+    ) -> tuple[Float[Tensor, "time batch hidden"], Any]:
+        """Compute what the readout reads, [T, B, H], and the state after the last step."""
+        x = self.dropout(self.embedding(tokens))
+        h, state = self.recurrent(x, state)
+        return self.dropout(h), state
+
+    @classmethod
+    def load(cls, run: str | Path, *, device: str = "cpu") -> LanguageModel:
+        """Load the best model of a run, ready to evaluate and sample.
+
+        Args:
+            run: the run's directory.
+            device: where to put it.
+
+        Raises:
+            bptt.errors.CheckpointError: there is no usable run there.
+        """
+        from bptt.language_model.run import Run
+
+        return Run(Path(run)).load_model(device)
+
+    def sample(
+        self,
+        prompt: str = "",
+        *,
+        length: int = 200,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """Continue a prompt; the text returned begins with it.
+
+        Args:
+            prompt: what the state is warmed up on.
+            length: tokens to add.
+            temperature: the logits are divided by it; 0 takes the likeliest token each time.
+            top_k: draw from the k likeliest tokens only.
+            top_p: draw from the likeliest tokens whose probabilities sum to p.
+            seed: makes the draw repeatable; None draws from torch's own generator.
+
+        Raises:
+            bptt.errors.ConfigError: an option is out of range.
+        """
+        return "".join(
+            self.sample_stream(
+                prompt,
+                length=length,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+            )
+        )
+
+    def sample_stream(self, prompt: str = "", **options: Any) -> Iterator[str]:
+        """Do what :meth:`sample` does, piece by piece as the tokens are drawn."""
+        from bptt.language_model.sampling import sample_stream
+
+        return sample_stream(self, prompt, **options)
+
+    def score(self, text: str) -> Score:
+        """Measure how well the model predicts a text.
+
+        Raises:
+            bptt.errors.CorpusError: the text has no token to predict.
+        """
+        from bptt.language_model.evaluation import evaluate
+
+        return evaluate(self, encode_text(text, self.tokenizer, reading=self.config.reading))
+
+
+def check_device(name: str) -> torch.device:
+    """Find a device.
+
+    Raises:
+        ConfigError: there is none of that name here.
+    """
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+        raise ConfigError(f"--device {name} cannot be used here: {reason}") from None

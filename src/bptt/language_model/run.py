@@ -1,0 +1,211 @@
+"""A run's directory: what is in it, how it is written, how it is read again.
+
+    config.json             the options
+    tokenizer.json          the tokenizer, in the format of the tokenizers library
+    text.json               what the text was: its fingerprint, where it came from
+    model.safetensors       the weights that did best on the validation text
+    checkpoint.safetensors  all that training needs to go on from where it was
+    metrics.jsonl           a line for each measurement
+
+Every file is written beside its place and renamed, and a checkpoint is one file, so that there is
+a usable run at any moment. There is no pickle in it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from bptt.data import Tokenizer
+from bptt.errors import CheckpointError, ConfigError
+from bptt.files import write_whole
+from bptt.language_model.config import Config, read_options
+from bptt.language_model.model import LanguageModel, check_device
+
+FORMAT = "bptt-1"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run, by what they mean."""
+
+    path: Path
+
+    def check(self) -> None:
+        """Make sure that there is a run here.
+
+        Raises:
+            CheckpointError: there is not.
+        """
+        if not self.path.is_dir():
+            raise CheckpointError(
+                f"there is no run at {self.path}: give the directory that `bptt train` made"
+            )
+        missing = [n for n in ("config.json", "tokenizer.json") if not (self.path / n).is_file()]
+        if missing:
+            raise CheckpointError(f"{self.path} is not a run: it has no {' and no '.join(missing)}")
+
+    def create(self, config: Config, tokenizer: Tokenizer, text: dict[str, Any]) -> None:
+        """Make the directory, with what does not change in it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in ("model.safetensors", "checkpoint.safetensors", "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        tokenizer.save(self.path / "tokenizer.json")
+        write_whole(self.path / "text.json", json.dumps(text, indent=2) + "\n")
+        config.save(self.path / "config.json")  # last: with it the directory is a run
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run is here already."""
+        return (self.path / "config.json").exists()
+
+    def config(self) -> Config:
+        """Read config.json."""
+        self.check()
+        try:
+            return Config(**read_options(self.path / "config.json"))
+        except ConfigError as e:
+            raise CheckpointError(f"the run {self.path} has a damaged config.json: {e}") from None
+
+    def tokenizer(self) -> Tokenizer:
+        """Read tokenizer.json."""
+        self.check()
+        return Tokenizer.load(self.path / "tokenizer.json")
+
+    def text(self) -> dict[str, Any]:
+        """Read text.json."""
+        path = self.path / "text.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), str):
+                raise ValueError("no fingerprint in it")
+            return found
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"{path} is missing or damaged: {e}") from None
+
+    # ------------------------------------------------------------------------- weights
+
+    def save_model(self, model: LanguageModel, about: dict[str, Any]) -> None:
+        """Write model.safetensors: the weights, and where they come from."""
+        _write(self.path / "model.safetensors", _weights(model), about)
+
+    def load_model(self, device: str = "cpu") -> LanguageModel:
+        """Read the best model; before the first evaluation, the last checkpoint's.
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or does not fit config.json.
+        """
+        config, tokenizer = self.config(), self.tokenizer()
+        model = LanguageModel(tokenizer, config)
+        path = self.path / "model.safetensors"
+        if path.exists():
+            weights, _ = _read(path)
+        else:
+            path = self.path / "checkpoint.safetensors"
+            weights, _ = _read(path)
+            weights = with_prefix(weights, "model.")
+        load_weights(model, weights, path)
+        return model.to(check_device(device)).eval()
+
+    # ---------------------------------------------------------------------- checkpoints
+
+    def save_checkpoint(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Write checkpoint.safetensors: tensors by name, and all else as JSON in its header."""
+        _write(self.path / "checkpoint.safetensors", tensors, about)
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Read what :meth:`save_checkpoint` wrote.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        self.check()
+        return _read(self.path / "checkpoint.safetensors")
+
+    # -------------------------------------------------------------------------- metrics
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read metrics.jsonl; a last line that a kill cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+    def forget_metrics_after(self, updates: int) -> None:
+        """Take back the lines that were written after a checkpoint."""
+        kept = [json.dumps(m) + "\n" for m in self.metrics() if m["update"] <= updates]
+        write_whole(self.path / "metrics.jsonl", "".join(kept))
+
+
+def _weights(model: LanguageModel) -> dict[str, Tensor]:
+    """The model's tensors by name; a tied readout's weight once only."""
+    weights = dict(model.state_dict())
+    if model.config.tied:
+        del weights["readout.weight"]
+    return weights
+
+
+def load_weights(model: LanguageModel, weights: dict[str, Tensor], path: Path) -> None:
+    """Put weights into a model.
+
+    Raises:
+        CheckpointError: they are not this model's.
+    """
+    weights = dict(weights)
+    if model.config.tied and "embedding.weight" in weights:
+        weights["readout.weight"] = weights["embedding.weight"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as e:
+        reason = " ".join(str(e).split())
+        raise CheckpointError(
+            f"{path} does not fit the run's config.json and tokenizer.json: {reason}"
+        ) from None
+
+
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Pick the tensors whose names begin with the prefix, and take it off."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    header = {"format": FORMAT, "about": json.dumps(about)}
+    write_whole(path, safetensors.torch.save(tensors, header))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: the run was stopped before it was first saved")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        if header.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path} is not of the format {FORMAT}, got {header.get('format')}"
+            )
+        return tensors, json.loads(header["about"])
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as e:
+        raise CheckpointError(f"{path} cannot be read or is damaged: {e}") from None

@@ -1,0 +1,127 @@
+"""Text drawn from a model, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bptt.errors import ConfigError
+from bptt.language_model.model import LanguageModel
+
+
+def sample_stream(
+    model: LanguageModel,
+    prompt: str = "",
+    *,
+    length: int = 200,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+) -> Iterator[str]:
+    """Continue a prompt piece by piece; see :meth:`LanguageModel.sample`.
+
+    Raises:
+        ConfigError: an option is out of range; at once, not at the first piece.
+    """
+    if length < 0:
+        raise ConfigError(f"--length must be at least 0, got {length}")
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"--temperature must be at least 0 and finite, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ConfigError(f"--top-k must be at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ConfigError(f"--top-p must be above 0 and at most 1, got {top_p}")
+    given = model.tokenizer.encode(prompt)
+    drawn = _draw(model, given, length, temperature, top_k, top_p, seed)
+
+    def ids() -> Iterator[int]:
+        yield from given
+        yield from drawn
+
+    return _readable(model, ids())
+
+
+def _readable(model: LanguageModel, ids: Iterator[int]) -> Iterator[str]:
+    """Decode; a sentence that ends is followed by a line end and the next one."""
+    for is_end, part in groupby(ids, lambda i: i == model.tokenizer.end):
+        if is_end:
+            yield "\n" * sum(1 for _ in part)
+        else:
+            yield from model.tokenizer.decode_stream(part)
+
+
+def _draw(
+    model: LanguageModel,
+    given: list[int],
+    length: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+) -> Iterator[int]:
+    tokenizer = model.tokenizer
+    device = model.embedding.weight.device
+    generator = None
+    if seed is not None:
+        generator = torch.Generator(device).manual_seed(seed)
+    never = [i for i in (tokenizer.unknown, tokenizer.start) if i is not None]
+    first = [tokenizer.start] if tokenizer.start is not None else [_line_end(model)]
+    # A stream's prompt follows a line end; a sentence's its start.
+    tokens, state = [*first, *given], None
+    training = model.training
+    model.eval()
+    try:
+        for _ in range(length):
+            with torch.inference_mode():
+                inputs = torch.tensor(tokens, device=device).unsqueeze(1)
+                h, state = model.hidden(inputs, state)
+                logits = model.readout(h[-1, 0]).float()
+                logits[never] = -torch.inf
+                chosen = choose(logits, temperature, top_k, top_p, generator)
+            yield chosen
+            tokens = [chosen]
+            if chosen == tokenizer.end:
+                tokens, state = first, None
+    finally:
+        model.train(training)
+
+
+def _line_end(model: LanguageModel) -> int:
+    """The token from which a text without a prompt starts."""
+    found = [i for i in model.tokenizer.encode("\n") if i != model.tokenizer.unknown]
+    return found[0] if found else 0
+
+
+def choose(
+    logits: Float[Tensor, " vocabulary"],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> int:
+    """Draw a token number.
+
+    Top-p keeps the least set of likeliest tokens whose probabilities reach p: A. Holtzman et
+    al., "The curious case of neural text degeneration", ICLR 2020.
+
+    >>> choose(torch.tensor([0.0, 2.0, 1.0]), temperature=0)
+    1
+    """
+    if temperature == 0:
+        return int(logits.argmax())
+    # Relative to the largest one, so that a small temperature does not overflow.
+    logits = (logits - logits.max()) / temperature
+    values, order = logits.sort(descending=True, stable=True)
+    p = values.softmax(-1)
+    if top_k is not None:
+        p[top_k:] = 0
+    if top_p is not None:
+        p /= p.sum()
+        before = p.cumsum(-1) - p
+        p[before >= top_p] = 0
+    return int(order[torch.multinomial(p, 1, generator=generator)])

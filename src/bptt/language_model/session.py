@@ -1,0 +1,182 @@
+"""From options to a training, new or resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bptt.data import (
+    PreparedText,
+    load_prepared,
+    open_corpus,
+    prepare,
+    unigram_perplexity,
+)
+from bptt.errors import CheckpointError, ConfigError
+from bptt.language_model.config import RUNNING, Config, fields_by_name
+from bptt.language_model.run import Run
+from bptt.language_model.training import Training, Watch
+
+MAY_CHANGE = {"epochs", "patience", "eval_every", "learning_rate", "clip"} | {
+    name for name, f in fields_by_name().items() if f.metadata["group"] == RUNNING
+}
+"""What a resumed run may do otherwise than before."""
+
+Progress = Callable[[str, float | None], None]
+
+
+def start(
+    config: Config,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+    progress: Progress | None = None,
+) -> Training:
+    """Prepare the text and make a new run, saved before its first update.
+
+    Args:
+        config: the options.
+        out: the run's directory; it may exist, but not hold a run.
+        overwrite: whether a run that is there is replaced.
+        watch: is told how training goes.
+        progress: is told how the preparation of the text goes.
+
+    Raises:
+        ConfigError: there is a run already, or options do not fit.
+        CorpusError: the text cannot be used.
+        OSError: something cannot be written.
+    """
+    run = Run(out)
+    if run.exists and not overwrite:
+        raise ConfigError(
+            f"there is a run in {out} already: go on with it by --resume {out}, replace it by "
+            f"--overwrite, or choose another --out"
+        )
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; choose a directory")
+    _use_threads(config.threads)
+    text = _prepare(config, progress)
+    training = Training(config, run, text, watch or Watch())
+    run.create(config, text.tokenizer, describe(text))
+    training.save()
+    return training
+
+
+def resume(
+    path: Path,
+    changes: dict[str, Any] | None = None,
+    *,
+    watch: Watch | None = None,
+    progress: Progress | None = None,
+) -> Training:
+    """Go on with a run from its last checkpoint.
+
+    Args:
+        path: the run's directory.
+        changes: options to do otherwise; only those of :data:`MAY_CHANGE` can change.
+        watch: is told how training goes.
+        progress: is told how the preparation of the text goes.
+
+    Raises:
+        CheckpointError: the run is damaged, or its text is not what it was.
+        ConfigError: an option cannot change.
+    """
+    run = Run(path)
+    was = run.config()
+    config = was.changed(**(changes or {}))
+    for name in fields_by_name():
+        if name not in MAY_CHANGE and getattr(config, name) != getattr(was, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} cannot change when a run is resumed; what can is "
+                + ", ".join("--" + n.replace("_", "-") for n in sorted(MAY_CHANGE))
+            )
+    tokenizer = run.tokenizer()
+    _, about = run.load_checkpoint()
+    # The same number of threads, because sums are split between them.
+    _use_threads(config.threads or about.get("threads"))
+    text = _text_of(run, config, progress)
+    if tokenizer.to_json() != text.tokenizer.to_json():
+        raise CheckpointError(f"{path / 'tokenizer.json'} is not the one the run was trained with")
+    training = Training(config, run, text, watch or Watch())
+    training.resume()
+    if config != was:
+        config.save(path / "config.json")
+    return training
+
+
+def train(config: Config, out: str | Path, *, overwrite: bool = False) -> Run:
+    """Train a language model, without a word, to the end; for use from Python.
+
+    >>> from bptt.language_model import Config, train
+    >>> run = train(Config(corpus=("book.txt",)), "runs/book")      # doctest: +SKIP
+    >>> run.load_model().sample("Once")                             # doctest: +SKIP
+    """
+    training = start(config, Path(out), overwrite=overwrite)
+    training.fit()
+    return training.run
+
+
+def describe(text: PreparedText) -> dict[str, Any]:
+    """Say what a text is: where it came from, how much, how hard without any context."""
+    return {
+        "name": text.name,
+        "fingerprint": text.fingerprint,
+        "vocabulary": text.tokenizer.size,
+        "train_tokens": len(text.train.ids),
+        "valid_tokens": len(text.valid.ids),
+        "valid_characters": text.valid.characters,
+        "valid_words": text.valid.words,
+        "valid_unknown": text.valid.unknown,
+        "unigram_perplexity": unigram_perplexity(text.train, text.valid, text.tokenizer.size),
+    }
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def _prepare(config: Config, progress: Progress | None) -> PreparedText:
+    def corpus(sources: Sequence[str]) -> Any:
+        return open_corpus(sources, column=config.column, encoding=config.encoding)
+
+    return prepare(
+        corpus(config.corpus),
+        level=config.level,
+        vocabulary=config.vocabulary,
+        lowercase=config.lowercase,
+        reading=config.reading,
+        valid_fraction=config.valid_fraction,
+        valid_corpus=corpus(config.valid) if config.valid else None,
+        max_tokens=config.max_tokens,
+        progress=progress,
+    )
+
+
+def _text_of(run: Run, config: Config, progress: Progress | None) -> PreparedText:
+    """The text that a run was trained on: from the cache, or read again if it is still the same."""
+    fingerprint = run.text()["fingerprint"]
+    found = load_prepared(fingerprint)
+    if found is not None:
+        return found
+    if "-" in config.corpus or "-" in config.valid:
+        raise CheckpointError(
+            f"the text of {run.path} came from standard input and is no longer in the cache; "
+            "train anew from a file"
+        )
+    text = _prepare(config, progress)
+    if text.fingerprint != fingerprint:
+        raise CheckpointError(
+            f"the text of {run.path} has changed since it was trained; train anew, or put back "
+            "what was there"
+        )
+    return text
+
+
+def validation_text(run: Run) -> PreparedText:
+    """Find the text that a run was trained and validated on."""
+    return _text_of(run, run.config(), None)

@@ -1,0 +1,341 @@
+"""Training a language model, so that it can be stopped anywhere and go on to the same bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bptt.data import Batch, PreparedText, Sentences, Streams
+from bptt.data.readers import IGNORED
+from bptt.errors import CheckpointError, DivergedError
+from bptt.language_model.config import Config
+from bptt.language_model.evaluation import evaluate
+from bptt.language_model.model import LanguageModel, check_device
+from bptt.language_model.run import Run, _weights, load_weights, with_prefix
+from bptt.language_model.score import Score
+
+LOG_EVERY = 100  # updates between the lines of metrics.jsonl
+
+
+class Watch:
+    """What wants to know how training goes; this one does not. All of it may be overridden."""
+
+    def updated(self, training: Training, loss: float) -> None:
+        """Be told of an update and the loss of its batch, in nats a token."""
+
+    def evaluated(self, training: Training, score: Score, is_best: bool) -> None:
+        """Be told of an evaluation on the validation text."""
+
+    def measured(self, line: dict[str, Any]) -> None:
+        """Be told of a line of metrics.jsonl."""
+
+
+@dataclass
+class Progress:
+    """Where training is. With the weights and the reader's place, all that it depends on."""
+
+    updates: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    """Spent in training, over all sessions."""
+    halvings: int = 0
+    gradient_norm: float = 0.0
+    """Before clipping, at the last update."""
+    last_valid: float | None = None
+    best_valid: float | None = None
+    worse: int = 0
+    """Evaluations since the best one."""
+    nats: float = 0.0
+    """Summed loss since the last line of metrics.jsonl, and its tokens."""
+    counted: int = 0
+    epoch_nats: float = 0.0
+    """Summed loss of this epoch so far, and its tokens."""
+    epoch_tokens: int = 0
+    evaluated_at: int = -1
+
+
+@dataclass
+class Training:
+    """A model in training, with everything that has to be saved to go on with it."""
+
+    config: Config
+    run: Run
+    text: PreparedText
+    watch: Watch = field(default_factory=Watch)
+
+    def __post_init__(self) -> None:
+        """Make model, optimizer and reader from the configuration."""
+        config = self.config
+        self.device = check_device(config.device)
+        torch.manual_seed(config.seed)
+        self.model = LanguageModel(self.text.tokenizer, config).to(self.device)
+        self.optimizer = make_optimizer(config, list(self.model.parameters()))
+        self.reader = make_reader(config, self.text)
+        self.progress = Progress()
+        self.state: Any = None
+        self.saved_at = time.monotonic()
+
+    # ------------------------------------------------------------------------- the loop
+
+    def fit(self, stop: Callable[[], str | None] = lambda: None) -> str:
+        """Train to the end.
+
+        Args:
+            stop: asked after every update; a reason given is the end of it.
+
+        Returns:
+            Why it ended: ``"epochs"``, ``"patience"``, or the reason that ``stop`` gave. All is
+            saved then; only at the first two has the last state been evaluated.
+
+        Raises:
+            DivergedError: a loss or gradient is not a finite number; the last checkpoint is kept.
+        """
+        config, progress = self.config, self.progress
+        while self.reader.epoch < config.epochs and not self.out_of_patience():
+            for batch in self.reader:
+                loss = self.update(batch)
+                self.watch.updated(self, loss)
+                if config.eval_every and progress.updates % config.eval_every == 0:
+                    self.evaluate()
+                if time.monotonic() - self.saved_at >= config.save_every:
+                    self.save()
+                if reason := stop():
+                    self.save()
+                    return reason
+                if self.out_of_patience():
+                    break
+            else:
+                self.end_epoch()
+            self.save()
+        return "patience" if self.out_of_patience() else "epochs"
+
+    def update(self, batch: Batch) -> float:
+        """Take one step of gradient descent; return the batch's loss in nats a token."""
+        started = time.monotonic()
+        inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+        logits, state = self.model(inputs, None if batch.fresh else self.state)
+        nats = cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        loss = nats / batch.tokens
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm, nats_counted = self._clip(), float(nats.detach())
+        self._check_finite(nats_counted / batch.tokens, norm)
+        rate = self.rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.state = _detached(state)  # here the gradient is cut, at the window's edge
+        self.progress.gradient_norm = norm
+        self._count(nats_counted, batch.tokens, time.monotonic() - started)
+        return nats_counted / batch.tokens
+
+    def _clip(self) -> float:
+        limit = self.config.clip or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        raise DivergedError(
+            f"training diverged at update {self.progress.updates + 1}: the loss is {loss:g}, the "
+            f"gradient's norm {norm:g}, the learning rate {self.rate():g}; the last "
+            f"checkpoint is kept in {self.run.path}; train again with a smaller --lr or --clip"
+        )
+
+    def _count(self, nats: float, tokens: int, seconds: float) -> None:
+        p = self.progress
+        p.updates += 1
+        p.tokens += tokens
+        p.seconds += seconds
+        p.nats, p.counted = p.nats + nats, p.counted + tokens
+        p.epoch_nats, p.epoch_tokens = p.epoch_nats + nats, p.epoch_tokens + tokens
+        if p.updates == 1 or p.updates % LOG_EVERY == 0:
+            self._measure(loss=p.nats / p.counted)
+            p.nats, p.counted = 0.0, 0
+
+    def rate(self) -> float:
+        """The learning rate of the next update."""
+        config, p = self.config, self.progress
+        rate = config.base_rate * 0.5**p.halvings
+        if p.updates < config.warmup:
+            rate *= (p.updates + 1) / config.warmup
+        done = (self.reader.epoch + self.reader.position / len(self.reader)) / max(1, config.epochs)
+        if config.schedule == "linear":
+            rate *= max(0.0, 1 - done)
+        elif config.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return rate
+
+    def out_of_patience(self) -> bool:
+        """Whether the last evaluations brought nothing better."""
+        return self.config.patience is not None and self.progress.worse >= self.config.patience
+
+    # ------------------------------------------------------------- evaluation and saving
+
+    def end_epoch(self) -> None:
+        """Evaluate, unless that was just done, and begin to count anew."""
+        p = self.progress
+        if p.epoch_tokens:
+            loss = p.epoch_nats / p.epoch_tokens
+            self._measure(epoch=self.reader.epoch, epoch_loss=loss, epoch_perplexity=_exp(loss))
+        p.epoch_nats, p.epoch_tokens = 0.0, 0
+        is_last = self.reader.epoch >= self.config.epochs
+        if (is_last or not self.config.eval_every) and p.evaluated_at != p.updates:
+            self.evaluate()
+
+    def evaluate(self) -> Score:
+        """Measure the loss on the validation text; keep the best model; halve the rate if due."""
+        p = self.progress
+        score = evaluate(self.model, self.text.valid, batch_size=self.config.batch_size)
+        is_best = self._keep_if_best(score)
+        if is_best:
+            p.best_valid, p.worse = score.loss, 0
+        else:
+            p.worse += 1
+        rose = p.last_valid is not None and score.loss > p.last_valid
+        if rose and self.config.schedule == "halve":
+            p.halvings += 1
+        p.last_valid, p.evaluated_at = score.loss, p.updates
+        self._measure(
+            valid_loss=score.loss,
+            valid_perplexity=score.perplexity,
+            valid_bits_per_character=score.bits_per_character,
+        )
+        self.watch.evaluated(self, score, is_best)
+        return score
+
+    def evaluate_unsaved(self) -> None:
+        """Evaluate a state that no evaluation was due for, after the checkpoint was written.
+
+        The best model is kept; nothing else changes, so that going on from the checkpoint leads
+        where it would have led without this.
+        """
+        if self.progress.evaluated_at != self.progress.updates:
+            score = evaluate(self.model, self.text.valid, batch_size=self.config.batch_size)
+            self.watch.evaluated(self, score, self._keep_if_best(score))
+
+    def _keep_if_best(self, score: Score) -> bool:
+        best = self.progress.best_valid
+        is_best = best is None or score.loss < best
+        if is_best:
+            about = {"updates": self.progress.updates, "valid": score.to_dict()}
+            self.run.save_model(self.model, about)
+        return is_best
+
+    def _measure(self, **values: Any) -> None:
+        p = self.progress
+        if "loss" in values:
+            values["perplexity"] = _exp(values["loss"])
+        line = {
+            "update": p.updates,
+            "epoch": self.reader.epoch,
+            "tokens": p.tokens,
+            "seconds": round(p.seconds, 3),
+            "rate": self.rate(),
+            "gradient_norm": p.gradient_norm,
+            **values,
+        }
+        self.run.append_metrics(line)
+        self.watch.measured(line)
+
+    def save(self) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            OSError: it cannot be written; the one before it is still there.
+        """
+        tensors = {f"model.{k}": v for k, v in _weights(self.model).items()}
+        optimizer = self.optimizer.state_dict()
+        for number, values in optimizer["state"].items():
+            for name, value in values.items():
+                tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
+        for number, s in enumerate(_as_tuple(self.state)):
+            tensors[f"state.{number}"] = s
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        about = {
+            "progress": asdict(self.progress),
+            "reader": self.reader.state_dict(),
+            "groups": optimizer["param_groups"],
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        self.run.save_checkpoint(tensors, about)
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> dict[str, Any]:
+        """Go back to where the last checkpoint was written; return what it says of itself.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or another run's.
+        """
+        tensors, about = self.run.load_checkpoint()
+        path = self.run.path / "checkpoint.safetensors"
+        load_weights(self.model, with_prefix(tensors, "model."), path)
+        try:
+            self.progress = Progress(**about["progress"])
+            self.reader.load_state_dict(about["reader"])
+            per_parameter: dict[int, dict[str, Tensor]] = {}
+            for name, value in with_prefix(tensors, "optimizer.").items():
+                number, key = name.split(".", 1)
+                per_parameter.setdefault(int(number), {})[key] = value
+            self.optimizer.load_state_dict(
+                {"state": per_parameter, "param_groups": about["groups"]}
+            )
+            states = [tensors[k].to(self.device) for k in sorted(tensors) if k.startswith("state.")]
+            self.state = None if not states else states[0] if len(states) == 1 else tuple(states)
+            torch.set_rng_state(tensors["random.cpu"])
+            if self.device.type == "cuda" and "random.cuda" in tensors:
+                torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as e:
+            raise CheckpointError(f"{path} does not fit this run: {e}") from None
+        self.run.forget_metrics_after(self.progress.updates)
+        return about
+
+
+def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Make torch's optimizer for a configuration."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.base_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.base_rate, weight_decay=config.weight_decay)
+
+
+def make_reader(config: Config, text: PreparedText) -> Streams | Sentences:
+    """Make what gives the batches for a configuration."""
+    if config.reading != "stream":
+        return Sentences(text.train, batch_size=config.batch_size, seed=config.seed)
+    return Streams(
+        text.train,
+        batch_size=config.batch_size,
+        steps=config.steps,
+        sampling=config.sampling,
+        seed=config.seed,
+    )
+
+
+def _detached(state: Any) -> Any:
+    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
+
+
+def _as_tuple(state: Any) -> tuple[Tensor, ...]:
+    return () if state is None else state if isinstance(state, tuple) else (state,)
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf

@@ -1,0 +1,299 @@
+"""The commands as a user runs them: in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+SMALL = ["--hidden", "16", "--steps", "10", "--batch-size", "4", "--threads", "1"]
+
+
+def story(sentences: int = 300) -> str:
+    people = ["John", "Jane", "Mary", "Anne"]
+    return "".join(
+        f"{people[i % 4]} greets {people[(i * i + 1) % 4]} again.\n" for i in range(sentences)
+    )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty directory to work in, with a book, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BPTT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "book.txt").write_text(story())
+    return tmp_path
+
+
+def start(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "bptt", *map(str, arguments)],
+        stdin=options.pop("stdin", subprocess.DEVNULL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def bptt(*arguments, text=None, status=0):
+    """Run a command; give what it printed."""
+    process = start(*arguments, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE)
+    out, err = process.communicate(text, timeout=120)
+    assert process.returncode == status, (out, err)
+    assert "Traceback" not in err
+    return out, err
+
+
+def fails(*arguments, text=None, status=1):
+    """Run a command that must fail with one line; give the line."""
+    _, err = bptt(*arguments, text=text, status=status)
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_train_evaluate_sample(here):
+    out, err = bptt("train", "book.txt", *SMALL, "--epochs", 3, "--out", "run")
+    assert not err
+    assert "vocabulary" in out
+    assert "update 1 " in out
+    assert "epoch 3/3" in out
+    assert "a unigram model's is" in out
+    assert "A sample:" in out
+    assert "\x1b" not in out
+
+    out, _ = bptt("evaluate", "run")
+    assert "the state carried" in out
+    assert "perplexity" in out
+    figures = []
+    for batch_size in (1, 7):
+        out, _ = bptt("evaluate", "run", "book.txt", "--batch-size", batch_size, "--json", "-")
+        figures.append(json.loads(out))
+    assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-6)
+    assert figures[0]["characters"] == len(story()) - len("John")
+
+    out, _ = bptt("sample", "run", "--prompt", "John greets", "--length", 9, "--seed", 1)
+    assert out.startswith("John greets")
+    assert out == bptt("sample", "run", "--prompt", "John greets", "--length", 9, "--seed", 1)[0]
+
+
+def test_standard_input_and_lines(here):
+    out, _ = bptt("train", "-", *SMALL, "--epochs", 1, "--lines", "--out", "run", text=story())
+    assert "standard input" in out
+    out, _ = bptt("train", "--resume", "run", "--epochs", 2)
+    assert "epoch 2/2" in out
+    out, _ = bptt("evaluate", "run", "-", text="John greets Mary again.\n")
+    assert "1 sequences" in out or "1 sequence" in out
+
+
+def test_a_table_sentence_by_sentence(here):
+    rows = "".join(f'{i},"{s}"\n' for i, s in enumerate(story().splitlines()))
+    (here / "comments.csv").write_text("id,body\n" + rows)
+    out, _ = bptt(
+        "train", "comments.csv", "--column", "body", "--level", "word", "--vocabulary", 8000,
+        "--sentences", "--cell", "rnn", *SMALL, "--epochs", 1, "--out", "run",
+    )  # fmt: skip
+    assert "RNN (tanh)" in out
+    assert json.loads((here / "run/config.json").read_text())["reading"] == "sentences"
+
+
+def test_the_configuration_of_a_run_and_what_wins_over_it(here):
+    bptt("train", "book.txt", *SMALL, "--epochs", 1, "--out", "run", "--quiet")
+    out, _ = bptt("train", "--config", "run/config.json", "--hidden", 8, "--out", "again", "-q")
+    assert not out
+    first, second = (json.loads((here / r / "config.json").read_text()) for r in ("run", "again"))
+    assert second == {**first, "hidden": 8}
+
+
+def test_runs_are_numbered_where_no_name_is_given(here):
+    for _ in range(2):
+        bptt("train", "book.txt", *SMALL, "--epochs", 0, "--quiet")
+    assert sorted(p.name for p in (here / "runs").iterdir()) == ["book-1", "book-2"]
+
+
+def test_tensorboard(here):
+    pytest.importorskip("tensorboard")
+    bptt("train", "book.txt", *SMALL, "--epochs", 1, "--out", "run", "--tensorboard", "-q")
+    assert any((here / "run" / "tensorboard").iterdir())
+
+
+def test_the_time_may_be_limited(here):
+    out, _ = bptt(
+        "train", "book.txt", *SMALL, "--epochs", 100_000, "--max-minutes", 0.02, "--out", "run"
+    )
+    assert "Stopped after 0.02 minutes" in out
+    assert "A sample:" in out
+
+
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it took too long")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_saves_and_leaves(here, number, status):
+    process = start("train", "book.txt", *SMALL, "--epochs", 100_000, "--out", "run")
+    metrics = here / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert not err
+    assert "saved" in out
+    assert "bptt train --resume run" in out
+    if number == signal.SIGINT:
+        assert "Validation perplexity" in out
+    updates = about(here / "run")["progress"]["updates"]
+    assert updates > 1
+    out, _ = bptt("train", "--resume", "run", "--epochs", 1)
+    assert f"going on after update {updates:,}" in out
+
+
+def about(run):
+    with safetensors.safe_open(run / "checkpoint.safetensors", "pt") as file:
+        return json.loads(file.metadata()["about"])
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(here):
+    options = ["train", "book.txt", *SMALL, "--epochs", 12, "--save-every", 0, "--dropout", 0.2]
+    bptt(*options, "--out", "whole", "--quiet")
+    process = start(*options, "--out", "parts", "--quiet")
+    wait_for((here / "parts" / "checkpoint.safetensors").exists)
+    kills = 0
+    for delay in (0.0, 0.13, 0.31):
+        time.sleep(delay)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        process.communicate()
+        assert (here / "parts" / "config.json").exists()
+        before = about(here / "parts")["progress"]["updates"]
+        process = start("train", "--resume", "parts", "--quiet")
+        wait_for(
+            lambda p=process, b=before: (
+                p.poll() is not None or about(here / "parts")["progress"]["updates"] > b
+            )
+        )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert kills >= 2
+    for name in ("checkpoint.safetensors", "model.safetensors"):
+        whole, parts = (safetensors.torch.load_file(here / r / name) for r in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert not [p.name for p in (here / "parts").iterdir() if p.name.startswith(".config")]
+
+
+BAD = {
+    "a missing file": (["train", "nothing.txt"], "nothing.txt"),
+    "an empty file": (["train", "empty.txt"], "empty.txt"),
+    "white space": (["train", "blank.txt"], "blank.txt"),
+    "a binary file": (["train", "binary.bin"], "binary"),
+    "too little text": (["train", "short.txt"], "short.txt|too|tokens"),
+    "no such column": (["train", "table.csv", "--column", "bodi"], "bodi.*body|body.*bodi"),
+    "no column": (["train", "table.csv"], "--column"),
+    "a column of what is no table": (["train", "book.txt", "--column", "body"], "column"),
+    "an encoding there is not": (["train", "book.txt", "--encoding", "utf-9"], "utf-9"),
+    "an empty folder": (["train", "folder"], "folder"),
+    "streams that are too many": (["train", "book.txt", "--batch-size", "100000"], "batch"),
+    "no run to resume": (["train", "--resume", "nothing"], "no run at nothing"),
+    "resume elsewhere": (["train", "--resume", "x", "--out", "y"], "leave out --out"),
+    "both readings": (["train", "book.txt", "--sentences", "--lines"], "exclude each other"),
+    "a bad option": (["train", "book.txt", "--hidden", "0"], "--hidden must be at least 1, got 0"),
+    "not a number": (["train", "book.txt", "--lr", "nan"], "--learning-rate must be"),
+    "a config that is none": (["train", "--config", "book.txt"], "not a JSON file"),
+    "evaluating no run": (["evaluate", "nothing"], "no run at nothing"),
+    "sampling no run": (["sample", "nothing"], "no run at nothing"),
+    "out is a file": (["train", "book.txt", "--out", "book.txt"], "is a file"),
+    "out below a file": (["train", "book.txt", "--out", "book.txt/run"], "book.txt/run"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_a_status(here, arguments, says):
+    (here / "empty.txt").touch()
+    (here / "blank.txt").write_text(" \n\n \t\n")
+    (here / "binary.bin").write_bytes(bytes(range(256)) * 100)
+    (here / "short.txt").write_text("One two.")
+    (here / "table.csv").write_text("id,body\n1,Something was said.\n")
+    (here / "folder").mkdir()
+    before = sorted(p.name for p in here.iterdir())
+    line = fails(*arguments)
+    assert re.search(says, line), line
+    assert sorted(p.name for p in here.iterdir() if p.name != "cache") == before
+
+
+def test_empty_standard_input_is_one_line(here):
+    assert "standard input" in fails("train", "-", text="")
+
+
+def test_a_damaged_checkpoint_is_one_line(here):
+    bptt("train", "book.txt", *SMALL, "--epochs", 1, "--out", "run", "--quiet")
+    path = here / "run" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "checkpoint.safetensors" in fails("train", "--resume", "run", "--epochs", 2)
+    bptt("sample", "run", "--length", 3)  # the best model is still good
+
+
+def test_divergence_is_one_line_and_the_run_stays_usable(here):
+    line = fails(
+        "train", "book.txt", *SMALL, "--optimizer", "sgd", "--lr", "1e30", "--clip", 0,
+        "--cell", "rnn", "--nonlinearity", "relu", "--out", "run", "--quiet",
+    )  # fmt: skip
+    assert "diverged at update" in line
+    bptt("sample", "run", "--length", 3)
+
+
+def test_a_full_disk_is_one_line(here):
+    """A file system that is full, by a limit on what the process may write to one file."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
+        "from bptt.cli import main; sys.argv[0] = 'bptt'; main()"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, "train", "book.txt", "--hidden", "64", "--out", "run", "-q"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith("error: ")
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert "File too large" in process.stderr
+    assert not [p for p in (here / "run").iterdir() if p.name.endswith(".new")]
+
+
+def test_unknown_commands_and_help(here):
+    out, err = bptt("--version")
+    assert out.startswith("bptt ")
+    out, _ = bptt("train", "--help")
+    assert "--hidden" in out
+    _, err = bptt("nonsense", status=2)
+    assert "nonsense" in err
+
+
+def test_output_into_a_closed_pipe_is_no_error(here):
+    bptt("train", "book.txt", *SMALL, "--epochs", 0, "--out", "run", "--quiet")
+    process = start("sample", "run", "--length", 20_000)
+    process.stdout.read(10)
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=60)
+    assert not err

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bptt.errors import ConfigError
+from bptt.language_model.config import Config, read_options
+
+
+def test_goes_through_json_unchanged(tmp_path):
+    config = Config(corpus=("a.txt", "b.txt"), cell="rnn", nonlinearity="relu", patience=3)
+    config.save(tmp_path / "config.json")
+    assert Config(**read_options(tmp_path / "config.json")) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": 0}, "--hidden must be at least 1, got 0"),
+        ({"hidden": 2.5}, "--hidden must be int, got 2.5"),
+        ({"hidden": True}, "--hidden must be int, got True"),
+        ({"cell": "lstn"}, "--cell must be one of rnn, gru, lstm, got 'lstn'"),
+        ({"learning_rate": float("nan")}, "--learning-rate must be float or null, got nan"),
+        ({"learning_rate": -1.0}, "--learning-rate must be at least 0"),
+        ({"corpus": "book.txt"}, "--corpus must be"),
+        ({"patience": "3"}, "--patience must be int or null"),
+    ],
+)
+def test_refuses_values_of_the_wrong_kind_in_a_file(tmp_path, options, message):
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    with pytest.raises(ConfigError, match=message):
+        read_options(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden": 0}, "--hidden must be at least 1, got 0"),
+        ({"learning_rate": float("inf")}, "--learning-rate must be float or null, got inf"),
+        ({"dropout": 1.0}, "--dropout must be at least 0 and below 1"),
+        ({"valid_fraction": 1.5}, "--valid-fraction"),
+        ({"tied": True, "embedding": 3}, "--tied needs an embedding of the hidden layer's size"),
+        ({"nonlinearity": "relu"}, "is for --cell rnn, got --cell lstm"),
+        ({"momentum": 0.9}, "--momentum is for --optimizer sgd"),
+        ({"sampling": "random", "reading": "lines"}, "--sampling random is for streams"),
+    ],
+)
+def test_refuses_what_does_not_fit(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(**options)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the configuration"),
+        ("{", "is not a JSON file"),
+        ("[1]", "must hold an object"),
+        ('{"hiden": 3}', "there is no option hiden"),
+    ],
+)
+def test_refuses_files_that_are_not_options(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_options(path)
+
+
+def test_the_rate_and_the_embedding_follow_other_options_unless_given():
+    assert Config(optimizer="sgd").base_rate == 1.0
+    assert Config(optimizer="adamw").base_rate == 0.003
+    assert Config(optimizer="adamw", learning_rate=0.5).base_rate == 0.5
+    assert Config(hidden=30).embedding_size == 30
+    assert Config(hidden=30, embedding=7).embedding_size == 7

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from bptt.cells import BY_MODE, Weights
+from bptt.data import encode_corpus, open_corpus
+from bptt.errors import CorpusError
+from bptt.language_model import evaluate, train
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("reading", ["stream", "sentences"])
+def test_is_the_sum_over_single_steps_whatever_the_batch_size(small, tmp_path, cell, reading):
+    run = train(small.changed(cell=cell, reading=reading, epochs=1), tmp_path / "run")
+    model = run.load_model().double()
+    text = encode_corpus(open_corpus(run.config().corpus), model.tokenizer, reading=reading)
+    ids = [int(i) for i in text.ids]
+    edges = [0, len(ids)] if text.offsets is None else [int(o) for o in text.offsets]
+
+    nats, count = 0.0, 0
+    step = BY_MODE[model.recurrent.mode]
+    w = model.recurrent._weights(0, False)
+    with torch.no_grad():
+        for a, b in pairwise(edges):
+            state = tuple(torch.zeros(1, 16, dtype=torch.float64) for _ in range(step.states))
+            for now, then in zip(ids[a : b - 1], ids[a + 1 : b], strict=True):
+                state = step.step(model.embedding.weight[now : now + 1], state, Weights(*w))
+                nats -= model.readout(state[0])[0].log_softmax(-1)[then].item()
+                count += 1
+    for batch_size, steps in ((1, 1), (3, 7), (64, 10_000)):
+        score = evaluate(model, text, batch_size=batch_size, steps=steps)
+        assert score.tokens == count
+        assert score.nats == pytest.approx(nats, rel=1e-9)
+    assert score.perplexity == pytest.approx(math.exp(nats / count))
+    book = (tmp_path / "book.txt").read_text()
+    if reading == "stream":
+        assert score.characters == len(book) - len(book.split()[0])  # the first is not predicted
+    else:
+        assert score.characters == len("".join(book.replace(". ", ".").splitlines()))
+    assert score.bits_per_character == pytest.approx(nats / math.log(2) / score.characters)
+    assert score.word_perplexity == pytest.approx(math.exp(nats / score.words))
+
+
+def test_dropout_is_off_and_the_mode_comes_back(small, tmp_path):
+    run = train(small.changed(dropout=0.5, epochs=1), tmp_path / "run")
+    model = run.load_model().train()
+    assert model.score("John sees Jane again.") == model.score("John sees Jane again.")
+    assert model.training
+
+
+def test_the_validation_figure_is_the_one_of_training(run):
+    from bptt.language_model.session import validation_text
+
+    best = min(m["valid_loss"] for m in run.metrics() if "valid_loss" in m)
+    assert evaluate(run.load_model(), validation_text(run).valid).loss == pytest.approx(best)
+
+
+def test_a_likelier_text_scores_better(run):
+    model = run.load_model()
+    right = model.score("John sees Jane again.\nMary hears the dog again.")
+    wrong = model.score("again . Jane John sees\ndog the again. hears Mary")
+    assert right.perplexity < 0.7 * wrong.perplexity
+
+
+@pytest.mark.parametrize("text", ["", "   ", "John"])
+def test_a_text_with_nothing_to_predict_is_refused(run, text):
+    with pytest.raises(CorpusError):
+        run.load_model().score(text)

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bptt.errors import ConfigError
+from bptt.language_model import train
+from bptt.language_model.sampling import choose
+
+
+@pytest.fixture
+def model(run):
+    return run.load_model()
+
+
+def test_the_seed_makes_it_repeatable(model):
+    once = model.sample("John", length=30, seed=1)
+    assert once == model.sample("John", length=30, seed=1)
+    assert once != model.sample("John", length=30, seed=2)
+    assert once.startswith("John")
+
+
+def test_no_temperature_is_the_likeliest_token_each_time(model):
+    greedy = model.sample("John", length=20, temperature=0)
+    assert greedy == model.sample("John", length=20, temperature=0, seed=9)
+    assert greedy == model.sample("John", length=20, top_k=1)
+    assert greedy == model.sample("John", length=20, top_p=1e-6)
+    assert greedy == model.sample("John", length=20, temperature=1e-30)
+
+
+def test_the_state_is_warmed_up_on_the_prompt(model):
+    """The next token's distribution is the one after reading the whole prompt."""
+    prompt = "John sees Mary again.\nJane greets"
+    ids = model.tokenizer.encode("\n") + model.tokenizer.encode(prompt)
+    with torch.no_grad():
+        logits = model(torch.tensor(ids).unsqueeze(1))[0][-1, 0]
+    likeliest = model.tokenizer.decode([int(logits.argmax())])
+    assert model.sample(prompt, length=1, temperature=0).split()[-1] == likeliest.strip()
+
+
+def test_pieces_come_one_by_one_and_add_up(model):
+    pieces = list(model.sample_stream("John", length=12, seed=3))
+    assert len(pieces) >= 12
+    assert "".join(pieces) == model.sample("John", length=12, seed=3)
+    assert model.sample("", length=0) == ""
+
+
+def test_the_unknown_token_is_never_drawn(small, tmp_path):
+    model = train(small.changed(vocabulary=6, epochs=1), tmp_path / "run").load_model()
+    assert model.tokenizer.unknown is not None
+    with torch.no_grad():
+        model.readout.bias[model.tokenizer.unknown] = 50
+    assert "<unk>" not in model.sample("", length=50, seed=0)
+
+
+def test_sentences_end_and_begin_anew(small, tmp_path):
+    model = train(small.changed(reading="sentences"), tmp_path / "run").load_model()
+    text = model.sample("John", length=80, seed=0)
+    assert text.count("\n") > 3
+    assert "<s>" not in text
+    assert "</s>" not in text
+
+
+def test_drawn_as_often_as_the_probabilities_say():
+    logits = torch.tensor([1.0, 3.0, 2.0, -1.0])
+    generator = torch.Generator().manual_seed(0)
+
+    def shares(**options):
+        drawn = [choose(logits, generator=generator, **options) for _ in range(4000)]
+        return torch.bincount(torch.tensor(drawn), minlength=4) / 4000
+
+    for temperature in (0.5, 1.0, 2.0):
+        expected = (logits / temperature).softmax(-1)
+        torch.testing.assert_close(shares(temperature=temperature), expected, atol=0.03, rtol=0)
+    two = torch.tensor([-math.inf, 3.0, 2.0, -math.inf]).softmax(-1)
+    torch.testing.assert_close(shares(top_k=2), two, atol=0.03, rtol=0)
+    # The likeliest has 0.66 of the probability, the two likeliest 0.90.
+    torch.testing.assert_close(shares(top_p=0.8), two, atol=0.03, rtol=0)
+    assert shares(top_p=0.6)[1] == 1
+    assert shares(top_p=1.0)[3] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"length": -1}, "--length"),
+        ({"temperature": -1.0}, "--temperature"),
+        ({"temperature": math.nan}, "--temperature"),
+        ({"top_k": 0}, "--top-k"),
+        ({"top_p": 0.0}, "--top-p"),
+        ({"top_p": 1.5}, "--top-p"),
+    ],
+)
+def test_options_out_of_range_are_refused_at_once(model, options, message):
+    with pytest.raises(ConfigError, match=message):
+        model.sample_stream("John", **options)
