@@ -13,8 +13,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from bptt.data.cache import cache_directory, write_text
+from bptt.data.cache import cache_directory
 from bptt.errors import CorpusError
+from bptt.files import write_whole
 
 FORMAT = 1
 """Counts the changes of what the corpus holds; part of the cached file's name."""
@@ -39,7 +40,7 @@ def text_file() -> Path:
     version = f"{platform.python_implementation()}-{platform.python_version()}".lower()
     path = cache_directory() / f"documentation-{version}-{FORMAT}.txt"
     if not path.is_file() or path.stat().st_size == 0:
-        write_text(path, "\n\n".join(_passages()) + "\n")
+        write_whole(path, "\n\n".join(_passages()) + "\n")
     return path
 
 

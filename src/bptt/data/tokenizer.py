@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from bptt.data.cache import write_text
 from bptt.data.chunks import chunks
 from bptt.data.decoding import well_formed
 from bptt.data.words import END, PATTERN, START, STREAM_PATTERN, UNKNOWN, Joiner
 from bptt.errors import CheckpointError, ConfigError, CorpusError
+from bptt.files import write_whole
 
 # The library's threads warn, and can hang, in a process that forks after they were used. One
 # thread encodes megabytes a second; who wants more sets this variable to "true".
@@ -227,7 +227,7 @@ class Tokenizer:
         Args:
             path: The file to be made or replaced.
         """
-        write_text(Path(path), self.to_json())
+        write_whole(Path(path), self.to_json())
 
     # Encoding
 
