@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ class Display(Watch):
         self.tensorboard: Any = None
         self.average = math.nan
         self.epoch_loss: float | None = None
-        self.begun = (0.0, 0)
+        self.begun = (0.0, 0.0, 0)
 
     def say(self, text: str) -> None:
         """Print a line of plain text."""
@@ -85,7 +86,7 @@ class Display(Watch):
     def training(self, training: Training) -> Iterator[None]:
         """Show the bar while training goes on."""
         p = training.progress
-        self.begun = (p.seconds, p.tokens)
+        self.begun = (time.monotonic(), p.seconds, p.tokens)
         with Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -99,7 +100,7 @@ class Display(Watch):
             transient=True,
         ) as self.bar:
             self.task = self.bar.add_task(
-                "", total=training.config.epochs, epoch="", rate=0, loss=math.nan, perplexity=0
+                "", total=1.0, epoch="", rate=0, loss=math.nan, perplexity=math.nan
             )
             try:
                 yield
@@ -110,37 +111,39 @@ class Display(Watch):
 
     def updated(self, training: Training, loss: float) -> None:
         """Move the bar."""
-        if math.isnan(self.average):
-            self.average = loss
-            if training.progress.updates == 1:
-                self.say(
-                    f"update 1      loss {loss:.4f}  perplexity {math.exp(min(loss, 700)):,.2f}"
-                )
-        self.average += 0.02 * (loss - self.average)
+        if training.progress.updates == 1:
+            self.say(f"{'update 1':<13} loss {loss:.3f} before anything is learnt")
+        self.average = loss if math.isnan(self.average) else 0.98 * self.average + 0.02 * loss
         if self.bar is None or self.bar.disable:
             return
-        p, reader = training.progress, training.reader
-        seconds, tokens = p.seconds - self.begun[0], p.tokens - self.begun[1]
+        config, reader = training.config, training.reader
+        done = (reader.epoch + reader.position / len(reader)) / config.epochs
+        if config.max_minutes:
+            done = max(done, (time.monotonic() - self.begun[0]) / (60 * config.max_minutes))
         self.bar.update(
             self.task,
-            completed=reader.epoch + reader.position / len(reader),
-            epoch=f"{reader.epoch + 1}/{training.config.epochs}",
-            rate=tokens / max(seconds, 1e-9),
+            completed=done,
+            epoch=f"{reader.epoch + 1}/{config.epochs}",
+            rate=self._rate(training),
             loss=self.average,
             perplexity=math.exp(min(self.average, 700)),
         )
 
+    def _rate(self, training: Training) -> float:
+        """Tokens a second since training began, or went on; evaluations not counted."""
+        _, seconds, tokens = self.begun
+        p = training.progress
+        return (p.tokens - tokens) / max(p.seconds - seconds, 1e-9)
+
     def evaluated(self, training: Training, score: Score, is_best: bool) -> None:
         """Print a line for the evaluation."""
-        p = training.progress
-        seconds, tokens = p.seconds - self.begun[0], p.tokens - self.begun[1]
+        learnt = ""
+        if self.epoch_loss is not None:
+            learnt = f"training perplexity {math.exp(min(self.epoch_loss, 700)):,.2f}  "
         self.say(
-            f"{_when(training):<13} "
-            + (f"training perplexity {math.exp(self.epoch_loss):,.2f}  " if self.epoch_loss else "")
-            + f"validation perplexity {score.perplexity:,.2f}, "
+            f"{_when(training):<13} {learnt}validation perplexity {score.perplexity:,.2f}, "
             f"{score.bits_per_character:.3f} bits per character"
-            f"{'' if is_best else ' (not the best)'}  "
-            f"{tokens / max(seconds, 1e-9):,.0f} tokens/s"
+            f"{'' if is_best else ' (not the best)'}  {self._rate(training):,.0f} tokens/s"
         )
         self.epoch_loss = None
 
