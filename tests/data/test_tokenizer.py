@@ -319,6 +319,13 @@ def test_tokens_do_not_depend_on_how_a_text_is_cut(level: str, text: str, size: 
         )
 
 
+@pytest.mark.parametrize("place", range(20, 32))
+def test_a_chunk_never_ends_inside_white_space(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bptt.data.chunks.SIZE", 30)
+    text = "x" * place + "\n" * 6 + "y" * 40
+    assert next(chunks([text])) == "x" * min(place, 30)
+
+
 def test_a_prefix_covers_its_tokens() -> None:
     for level in LEVELS:
         tokenizer = TRAINED[level, False]
