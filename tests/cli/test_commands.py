@@ -115,6 +115,15 @@ def test_the_configuration_of_a_run_and_what_wins_over_it(here):
     assert second == {**first, "hidden": 8}
 
 
+def test_a_run_does_not_depend_on_where_it_is_resumed(here, monkeypatch):
+    bptt("train", "book.txt", *SMALL, "--epochs", 1, "--out", "run", "--quiet")
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    monkeypatch.setenv("BPTT_CACHE", str(here / "another"))
+    bptt("train", "--resume", "../run", "--epochs", 2, "--quiet")
+    bptt("train", "--config", "../run/config.json", "--out", "again", "--quiet")
+
+
 def test_runs_are_numbered_where_no_name_is_given(here):
     for _ in range(2):
         bptt("train", "book.txt", *SMALL, "--epochs", 0, "--quiet")

@@ -100,7 +100,7 @@ class Display(Watch):
             transient=True,
         ) as self.bar:
             self.task = self.bar.add_task(
-                "", total=1.0, epoch="", rate=0, loss=math.nan, perplexity=math.nan
+                "", total=1.0, visible=False, epoch="", rate=0, loss=0, perplexity=0
             )
             try:
                 yield
@@ -123,6 +123,7 @@ class Display(Watch):
         self.bar.update(
             self.task,
             completed=done,
+            visible=True,
             epoch=f"{reader.epoch + 1}/{config.epochs}",
             rate=self._rate(training),
             loss=self.average,

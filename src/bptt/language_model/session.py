@@ -59,6 +59,8 @@ def start(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; choose a directory")
     _use_threads(config.threads)
+    # So that the run can be resumed, and its config.json given back, from another directory.
+    config = config.changed(corpus=_absolute(config.corpus), valid=_absolute(config.valid))
     text = _prepare(config, progress)
     training = Training(config, run, text, watch or Watch())
     run.create(config, text.tokenizer, describe(text))
@@ -138,6 +140,10 @@ def describe(text: PreparedText) -> dict[str, Any]:
 def _use_threads(threads: int | None) -> None:
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
+
+
+def _absolute(sources: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(s if s == "-" else str(Path(s).expanduser().absolute()) for s in sources)
 
 
 def _prepare(config: Config, progress: Progress | None) -> PreparedText:
