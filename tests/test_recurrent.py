@@ -216,7 +216,6 @@ BAD_ARGUMENTS = [
     {"hidden_size": -1},
     {"hidden_size": 2.5},
     {"num_layers": 0},
-    {"bias": 1},
     {"dropout": 1.5},
     {"proj_size": 2},
     {"nonlinearity": "cosine"},

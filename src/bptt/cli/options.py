@@ -21,22 +21,18 @@ def with_config_options(
     names = [n for n in fields_by_name() if n not in leave_out]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        hints = get_type_hints(function, include_extras=True)
-        own = [
-            p.replace(annotation=hints[p.name])
-            for p in inspect.signature(function).parameters.values()
-            if p.name != "options"
-        ]
+        parameters = inspect.signature(function).parameters.values()
+        own = [p for p in parameters if p.name != "options"]
 
         def command(**given: Any) -> None:
             options = {n: given.pop(n) for n in names}
             options = {n: v for n, v in options.items() if v is not None and v != []}
             function(options=options, **given)
 
-        parameters = [*own, *(_parameter(n) for n in names)]
+        offered = [*own, *(_parameter(n) for n in names)]
         command.__name__, command.__doc__ = function.__name__, function.__doc__
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__signature__ = inspect.Signature(offered)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in offered}
         return command
 
     return decorate

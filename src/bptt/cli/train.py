@@ -1,6 +1,7 @@
 """``bptt train``."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: the options are made from the annotations themselves,
+# which Python 3.10 changes on the way from strings.
 
 import math
 import signal
@@ -123,7 +124,7 @@ class _Signals:
     def __init__(self) -> None:
         self.received: str | None = None
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> "_Signals":
         self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 

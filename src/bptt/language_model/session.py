@@ -59,9 +59,9 @@ def start(
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; choose a directory")
     _use_threads(config.threads)
+    text = _prepare(config, progress)
     # So that the run can be resumed, and its config.json given back, from another directory.
     config = config.changed(corpus=_absolute(config.corpus), valid=_absolute(config.valid))
-    text = _prepare(config, progress)
     training = Training(config, run, text, watch or Watch())
     run.create(config, text.tokenizer, describe(text))
     training.save()
