@@ -96,3 +96,19 @@ def test_drawn_as_often_as_the_probabilities_say():
 def test_options_out_of_range_are_refused_at_once(model, options, message):
     with pytest.raises(ConfigError, match=message):
         model.sample_stream("John", **options)
+
+
+def test_a_sentence_begins_from_a_zero_state(small, tmp_path, monkeypatch):
+    model = train(small.changed(reading="sentences"), tmp_path / "run").load_model()
+    hidden, beginnings = model.hidden, []
+
+    def noted(tokens, state=None):
+        h, after = hidden(tokens, state)
+        if int(tokens[0, 0]) == model.tokenizer.start:
+            beginnings.append(h)
+        return h, after
+
+    monkeypatch.setattr(model, "hidden", noted)
+    model.sample("", length=60, seed=0)
+    assert len(beginnings) > 3
+    assert all(torch.equal(h, beginnings[0]) for h in beginnings)

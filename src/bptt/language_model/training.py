@@ -46,6 +46,8 @@ class Progress:
     seconds: float = 0.0
     """Spent in training, over all sessions."""
     halvings: int = 0
+    rate: float = 0.0
+    """The learning rate of the last update."""
     gradient_norm: float = 0.0
     """Before clipping, at the last update."""
     last_valid: float | None = None
@@ -128,10 +130,10 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         norm, nats_counted = self._clip(), float(nats.detach())
+        self.progress.rate = self.rate()
         self._check_finite(nats_counted / batch.tokens, norm)
-        rate = self.rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.progress.rate
         self.optimizer.step()
         self.state = _detached(state)  # here the gradient is cut, at the window's edge
         self.progress.gradient_norm = norm
@@ -147,7 +149,7 @@ class Training:
             return
         raise DivergedError(
             f"training diverged at update {self.progress.updates + 1}: the loss is {loss:g}, the "
-            f"gradient's norm {norm:g}, the learning rate {self.rate():g}; the last "
+            f"gradient's norm {norm:g}, the learning rate {self.progress.rate:g}; the last "
             f"checkpoint is kept in {self.run.path}; train again with a smaller --lr or --clip"
         )
 
@@ -163,12 +165,14 @@ class Training:
             p.nats, p.counted = 0.0, 0
 
     def rate(self) -> float:
-        """The learning rate of the next update."""
+        """The learning rate of the update that is being made."""
         config, p = self.config, self.progress
         rate = config.base_rate * 0.5**p.halvings
         if p.updates < config.warmup:
             rate *= (p.updates + 1) / config.warmup
-        done = (self.reader.epoch + self.reader.position / len(self.reader)) / max(1, config.epochs)
+        # The reader's position is already behind this update's batch.
+        before = max(0, self.reader.position - 1) / len(self.reader)
+        done = (self.reader.epoch + before) / max(1, config.epochs)
         if config.schedule == "linear":
             rate *= max(0.0, 1 - done)
         elif config.schedule == "cosine":
@@ -240,7 +244,7 @@ class Training:
             "epoch": self.reader.epoch,
             "tokens": p.tokens,
             "seconds": round(p.seconds, 3),
-            "rate": self.rate(),
+            "rate": p.rate,
             "gradient_norm": p.gradient_norm,
             **values,
         }
