@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,4 +62,57 @@ def test_a_paragraph_without_end_comes_in_sentences(monkeypatch: pytest.MonkeyPa
 def test_lines_keep_their_indentation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(lines(["  a\n\n \nb", "c\nd"])) == ["  a", "bc", "d"]
     monkeypatch.setattr("bptt.data.sequences.LONGEST", 4)
-    assert list(lines(["aaa", "bbb", "cc\nd"])) == ["aaabbb", "cc", "d"]
+    assert list(lines(["aaa", "bbb", "cc\nd"])) == ["aaab", "bbcc", "d"]
+    assert list(lines(["a b c d"])) == ["a b", " c d"]
+
+
+def test_no_sentences_are_glued_where_a_long_text_is_cut() -> None:
+    """The white space between two pieces was lost, and with it the boundary."""
+    text = "".join(f"Alpha beta w{i}.\n" for i in range(40_000))
+    pieces = (text[i : i + 65_536] for i in range(0, len(text), 65_536))
+    found = list(sentences(pieces))
+    assert found == text.splitlines()
+
+
+@pytest.mark.parametrize("function", [sentences, lines])
+@given(
+    text=st.text("aB.?' \n", min_size=30, max_size=300),
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    longest=st.integers(2, 40),
+)
+@settings(deadline=None)
+def test_long_texts_do_not_depend_on_their_pieces(
+    function: Callable[[Iterable[str]], Iterator[str]], text: str, sizes: list[int], longest: int
+) -> None:
+    pieces, start = [], 0
+    for size in itertools.cycle(sizes):
+        if start >= len(text):
+            break
+        pieces.append(text[start : start + size])
+        start += size
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bptt.data.sequences.LONGEST", longest)
+        whole = list(function([text]))
+        assert list(function(pieces)) == whole
+    assert "".join("".join(whole).split()) == "".join(text.split())
+    assert all(len(part) <= longest for part in whole)
+
+
+@pytest.mark.parametrize("function", [sentences, lines])
+@pytest.mark.parametrize("text", ["x", "some words ", "One is here. ", "a\n"])
+def test_little_of_a_text_is_held(
+    function: Callable[[Iterable[str]], Iterator[str]], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bptt.data.sequences.LONGEST", 1000)
+    taken = given = 0
+
+    def pieces() -> Iterator[str]:
+        nonlocal taken
+        for _ in range(100):
+            yield text * 20
+            taken += len("".join(text.split())) * 20
+
+    for part in function(pieces()):
+        given += len("".join(part.split()))
+        assert taken - given <= 1000
+    assert taken == given

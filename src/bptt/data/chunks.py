@@ -24,15 +24,23 @@ def chunks(pieces: Iterable[str]) -> Iterator[str]:
     for piece in pieces:
         rest += piece
         while len(rest) >= SIZE:
-            cut = _before_space(rest, SIZE)
+            cut = before_space(rest, SIZE)
             yield rest[:cut]
             rest = rest[cut:]
     if rest:
         yield rest
 
 
-def _before_space(text: str, end: int) -> int:
-    """The last place up to ``end`` where white space begins after something else, else ``end``."""
+def before_space(text: str, end: int) -> int:
+    """The last place before ``end`` where white space begins after something else, else ``end``.
+
+    Args:
+        text: Any text.
+        end: A place in it, or its end.
+
+    Returns:
+        A place above 0.
+    """
     for cut in range(end - 1, 0, -1):
         if text[cut].isspace() and not text[cut - 1].isspace():
             return cut
