@@ -156,7 +156,7 @@ def test_state_dict_moves_both_ways(name, projection):
         with torch.no_grad():
             for p in source.parameters():
                 p.uniform_(-1, 1)
-        assert target.load_state_dict(source.state_dict()) is not None
+        target.load_state_dict(source.state_dict())
         x = torch.randn(3, 2, 3, dtype=torch.float64)
         assert_same(flat(target(x)), flat(source(x)))
     assert list(ours.state_dict()) == list(theirs.state_dict())
@@ -196,6 +196,9 @@ BAD_CALLS = {
     "no steps": lambda m, x, h: m(x[:0], h),
     "state of another batch": lambda m, x, h: m(x[:, 1:], h),
     "batched state, unbatched input": lambda m, x, h: m(x[:, 0], h),
+    "state of another dtype": lambda m, x, h: m(
+        x, tuple(s.float() for s in h) if isinstance(h, tuple) else h.float()
+    ),
 }
 
 
@@ -219,6 +222,7 @@ BAD_ARGUMENTS = [
     {"dropout": 1.5},
     {"proj_size": 2},
     {"nonlinearity": "cosine"},
+    {"nonlinearity": "TANH"},
     {"nonsense": 1},
 ]
 
@@ -227,13 +231,20 @@ BAD_ARGUMENTS = [
 @pytest.mark.parametrize("bad", BAD_ARGUMENTS, ids=str)
 def test_bad_arguments_raise_what_torch_raises(name, bad):
     arguments = {"input_size": 3, "hidden_size": 4, **bad}
-    try:
-        getattr(torch.nn, name)(**arguments)
-    except (ValueError, TypeError):
-        with pytest.raises((ValueError, TypeError)):
-            getattr(bptt, name)(**arguments)
+    raised = []
+    for library in (torch.nn, bptt):
+        try:
+            getattr(library, name)(**arguments)
+            raised.append(None)
+        except (ValueError, TypeError) as error:
+            raised.append(type(error))
+    theirs, ours = raised
+    if theirs is ValueError and ours is not ValueError:
+        # What our signature refuses before torch's own check is the wrong type, or is not there.
+        assert "proj_size" in bad
+        assert ours is TypeError
     else:
-        getattr(bptt, name)(**arguments)
+        assert (ours is None) == (theirs is None)
 
 
 def test_the_nonlinearity_can_be_given_by_position_as_in_torch():
@@ -305,6 +316,89 @@ def test_a_carry_of_zero_is_a_detached_state(name, bidirectional):
         )
 
 
+def by_hand(module, x, hx, carry, resets):
+    """[T, B, I] through all layers and directions, step by step; what crosses, by arithmetic."""
+    finals, k = [], 0
+    for layer in range(module.num_layers):
+        outputs = []
+        for reverse in range(2 if module.bidirectional else 1):
+            suffix = f"l{layer}" + "_reverse" * reverse
+            w_ih, w_hh, b_ih, b_hh = (
+                getattr(module, f"{n}_{suffix}")
+                for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            state = tuple(h[k] for h in hx) if isinstance(hx, tuple) else (hx[k],)
+            ys = [None] * len(x)
+            for t in reversed(range(len(x))) if reverse else range(len(x)):
+                boundary = t + 1 if reverse else t
+                if boundary < len(x):
+                    c, r = carry[boundary].unsqueeze(1), resets[boundary].unsqueeze(1)
+                    state = tuple(c * s + (1 - c) * s.detach() for s in state)
+                    state = tuple(torch.where(r, 0, s) for s in state)
+                a, q = x[t] @ w_ih.T + b_ih, state[0] @ w_hh.T + b_hh
+                if module.mode == "LSTM":
+                    i, f, g, o = (a + q).chunk(4, 1)
+                    c_t = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+                    state = (o.sigmoid() * c_t.tanh(), c_t)
+                elif module.mode == "GRU":
+                    (a_r, a_z, a_n), (q_r, q_z, q_n) = a.chunk(3, 1), q.chunk(3, 1)
+                    r, z = (a_r + q_r).sigmoid(), (a_z + q_z).sigmoid()
+                    state = ((1 - z) * (a_n + r * q_n).tanh() + z * state[0],)
+                else:
+                    state = ((a + q).tanh(),)
+                ys[t] = state[0]
+            outputs.append(torch.stack(ys))
+            finals.append(state)
+            k += 1
+        x = torch.cat(outputs, -1)
+    return [x, *(torch.stack(s) for s in zip(*finals, strict=True))]
+
+
+@EACH
+@settings(max_examples=25)
+@given(
+    layers=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    batch_first=st.booleans(),
+    per_sequence=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_carry_and_resets_are_what_arithmetic_says(
+    name, layers, bidirectional, batch_first, per_sequence, seed
+):
+    options = {"num_layers": layers, "bidirectional": bidirectional, "batch_first": batch_first}
+    _, ours = pair(name, 3, 4, **options)
+    torch.manual_seed(seed)
+    x = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
+    hx = states(ours, 2, seed)
+    shape = (6, 2) if per_sequence else (6,)
+    carry, resets = torch.randint(0, 5, shape).double() / 2, torch.rand(shape) < 0.25
+    given = x.transpose(0, 1) if batch_first else x
+    y, final = ours(given, hx, carry=carry, resets=resets)
+    found = flat(y.transpose(0, 1) if batch_first else y, final)
+    if not per_sequence:
+        carry, resets = (v.unsqueeze(1).expand(6, 2) for v in (carry, resets))
+    expected = by_hand(ours, x, hx, carry, resets)
+    assert_same(found, expected)
+    inputs = [x, *flat(hx), *ours.parameters()]
+
+    def gradients(results):
+        loss = sum((r * torch.linspace(0.5, 1.5, r.numel()).view_as(r)).sum() for r in results)
+        return torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)
+
+    assert_same(gradients(found), gradients(expected))
+
+
+@EACH
+def test_what_is_said_past_the_end_of_a_packed_sequence_changes_nothing(name):
+    _, ours = pair(name, 3, 4, bidirectional=True)
+    long, short = (torch.randn(n, 3, dtype=torch.float64) for n in (5, 3))
+    packed, hx = pack_sequence([long, short]), states(ours, 2)
+    carry, resets = torch.ones(5, 2, dtype=torch.float64), torch.zeros(5, 2, dtype=torch.bool)
+    carry[3:, 1], resets[3:, 1] = 0, True
+    assert_same(run(ours, packed, hx, carry=carry, resets=resets), run(ours, packed, hx))
+
+
 @EACH
 @settings(max_examples=40)
 @given(lengths=lengths(), bidirectional=st.booleans(), seed=st.integers(0, 99))
@@ -337,6 +431,7 @@ def test_carry_and_resets_of_packed_sequences(name, lengths, bidirectional, seed
         ({"resets": torch.ones(2, 5) > 0}, RuntimeError, r"resets of shape.*got \(2, 5\)"),
         ({"carry": torch.ones(5, dtype=torch.int64)}, ValueError, "carry must be floating-point"),
         ({"resets": torch.ones(5)}, ValueError, "resets must be bool, got torch.float32"),
+        ({"resets": torch.ones(5).long()}, ValueError, "resets must be bool, got torch.int64"),
     ],
 )
 def test_bad_carry_and_resets_are_refused(options, error, message):
@@ -367,6 +462,43 @@ def test_forward_mode_transforms_and_second_derivatives(name):
     torch.testing.assert_close(
         torch.func.jacrev(lambda x: ours(x)[0])(x), torch.func.jacfwd(lambda x: ours(x)[0])(x)
     )
+
+
+@EACH
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_graph_of_the_gradient_leaves_the_gradient_as_it_is(name, tied):
+    """Two windows that hang on each other, and a weight that is used twice."""
+    _, ours = pair(name, 4, 4, num_layers=2)
+    if tied:
+        ours.weight_hh_l0 = ours.weight_hh_l1 = ours.weight_ih_l0
+    x = torch.randn(6, 2, 4, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *dict.fromkeys(ours.parameters())]
+    first, state = ours(x[:3])
+    second, _ = ours(x[3:], state)
+    loss = second.sin().sum() + first.sum()
+    many = torch.randn(3, *second.shape, dtype=torch.float64)
+
+    plain = torch.autograd.grad(loss, inputs, retain_graph=True)
+    assert_same(torch.autograd.grad(loss, inputs, create_graph=True), plain)
+    together = torch.autograd.grad(second, inputs, many, is_grads_batched=True, retain_graph=True)
+    assert not any(g.requires_grad for g in together)
+    for d, found in zip(many, zip(*together, strict=True), strict=True):
+        assert_same(found, torch.autograd.grad(second, inputs, d, retain_graph=True))
+
+
+@EACH
+def test_second_derivatives_over_two_windows_are_those_of_torch(name):
+    products = []
+    for module in pair(name, 3, 4):
+        torch.manual_seed(1)
+        x = torch.randn(6, 2, 3, dtype=torch.float64)
+        _, state = module(x[:3])
+        loss = module(x[3:], state)[0].sin().sum()
+        parameters = list(module.parameters())
+        grads = torch.autograd.grad(loss, parameters, create_graph=True)
+        dot = sum((g * g.detach().cos()).sum() for g in grads)
+        products.append(torch.autograd.grad(dot, parameters, materialize_grads=True))
+    assert_same(*products)
 
 
 @EACH
@@ -413,13 +545,53 @@ def test_copies_pickles_and_dtypes(name):
 @EACH
 def test_autocast_leaves_the_computation_in_the_weights_precision(name):
     ours = getattr(bptt, name)(2, 3)
-    x = torch.randn(4, 2, 2)
+    x, hx = torch.randn(4, 2, 2).bfloat16(), tuple(torch.randn(1, 2, 3).bfloat16() for _ in "hc")
+    hx = hx if name == "LSTM" else hx[0]
+    wide = tuple(h.float() for h in hx) if name == "LSTM" else hx.float()
+    expected = ours(x.float(), wide)[0]
+    gradients = torch.autograd.grad(expected.sum(), ours.parameters())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y, _ = ours(x.bfloat16())
-        assert y.dtype == torch.float32
-        y.sum().backward()
-    assert torch.equal(y, ours(x.bfloat16().float())[0])
-    assert ours.weight_hh_l0.grad.dtype == torch.float32
+        y, _ = ours(x, hx)
+        found = torch.autograd.grad(y.sum(), ours.parameters())
+        for wrong in (x.long(), x.double()):
+            with pytest.raises(ValueError, match="convert one of them"):
+                ours(wrong)
+    assert torch.equal(y, expected)
+    assert all(map(torch.equal, found, gradients))
+
+
+@EACH
+def test_an_empty_batch_and_the_meta_device(name):
+    theirs, ours = pair(name, 3, 4, num_layers=2, bidirectional=True)
+    x = torch.randn(5, 0, 3, dtype=torch.float64, requires_grad=True)
+    assert_same(run(ours, x, None), run(theirs, x, None))
+    assert ours.to("meta")(torch.empty(5, 2, 3, dtype=torch.float64, device="meta"))[0].is_meta
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore:Complex modules:UserWarning")
+def test_complex_numbers_are_those_of_torch(name):
+    theirs, ours = (m.to(torch.complex128) for m in pair(name, 3, 4))
+    x = torch.randn(4, 2, 3, dtype=torch.complex128, requires_grad=True)
+
+    def gradients(module):
+        loss = module(x)[0].abs().square().sum()
+        return torch.autograd.grad(loss, [x, *module.parameters()])
+
+    assert_same(gradients(ours), gradients(theirs))
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_compiled_exported_and_traced_it_computes_the_same(name):
+    ours = getattr(bptt, name)(3, 4, num_layers=2)
+    x = torch.randn(5, 2, 3)
+    expected = ours(x)[0]
+    compiled = torch.compile(ours, backend="eager")(x)[0]
+    exported = torch.export.export(ours, (x,), strict=False).module()(x)[0]
+    traced = torch.jit.trace(ours, x)(x)[0]
+    for found in (compiled, exported, traced):
+        torch.testing.assert_close(found, expected)
 
 
 def test_the_first_derivative_takes_the_fast_path(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -17,13 +17,17 @@ from bptt.kernels.steps import Steps
 class _Rows(NamedTuple):
     """An input laid out as rows, and how to lay out the output like it."""
 
-    x: Float[Tensor, "rows input"]
+    x: Inexact[Tensor, "rows input"]
     sizes: tuple[int, ...]
     like: Tensor | PackedSequence
 
     @property
     def batch(self) -> int:
-        return self.sizes[0] if self.sizes else 0
+        return self.sizes[0]
+
+    @property
+    def is_unbatched(self) -> bool:
+        return isinstance(self.like, Tensor) and self.like.dim() == 2
 
 
 class _Recurrent(nn.RNNBase):
@@ -34,6 +38,7 @@ class _Recurrent(nn.RNNBase):
     unless ``carry`` or ``resets`` is given.
     """
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: nothing to gain
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -72,14 +77,14 @@ class _Recurrent(nn.RNNBase):
         rows = self._rows(input)
         state = self._initial_state(rows, hx)
         crossing = self._crossing(rows, carry, resets)
-        with torch.autocast(rows.x.device.type, enabled=False):
+        with twin.without_autocast(rows.x.device):
             y, final = self._layers(rows, state, *crossing)
         return self._output(rows, y), self._final_state(rows, final)
 
     def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
         """Whether torch has faster kernels: on a GPU, for the cells that it has."""
         x = input.data if isinstance(input, PackedSequence) else input
-        return x.is_cuda and self.mode != "RNN_SIGMOID" and not twin.is_transformed(x)
+        return x.is_cuda and self.mode != "RNN_SIGMOID" and not twin.needs_the_cells(x)
 
     def _layers(
         self,
@@ -87,15 +92,14 @@ class _Recurrent(nn.RNNBase):
         state: State,
         carry: Float[Tensor, "time batch"] | None,
         resets: Bool[Tensor, "time batch"] | None,
-    ) -> tuple[Float[Tensor, "rows output"], list[State]]:
+    ) -> tuple[Inexact[Tensor, "rows output"], list[State]]:
         x = rows.x.to(self._dtype)
         finals: list[State] = []
-        crossings = [
-            _rows_of_crossing(rows.sizes, carry, resets, reverse) for reverse in (False, True)
-        ]
+        directions = (False, True)[: self._directions]
+        crossings = [_rows_of_crossing(rows.sizes, carry, resets, d) for d in directions]
         for layer in range(self.num_layers):
             outputs = []
-            for reverse in (False, True)[: self._directions]:
+            for reverse in directions:
                 initial = tuple(s[len(finals)] for s in state)
                 steps = Steps(rows.sizes, reverse)
                 y, final = twin.sequence(
@@ -150,8 +154,9 @@ class _Recurrent(nn.RNNBase):
                 )
         else:
             if input.dim() not in (2, 3):
+                layout = "[B, T, I]" if self.batch_first else "[T, B, I]"
                 raise ValueError(
-                    f"bptt.{name}: expected input [T, B, I], or [T, I] unbatched, got "
+                    f"bptt.{name}: expected input {layout}, or [T, I] unbatched, got "
                     f"{input.dim()} dimensions: {tuple(input.shape)}"
                 )
             x = input.unsqueeze(1) if input.dim() == 2 else input
@@ -161,20 +166,27 @@ class _Recurrent(nn.RNNBase):
                 raise RuntimeError(
                     f"bptt.{name}: expected at least one step, got input {tuple(input.shape)}"
                 )
-            sizes = (x.shape[1],) * x.shape[0]
+            sizes = (int(x.shape[1]),) * int(x.shape[0])  # in torch.jit.trace they are tensors
             x = x.reshape(-1, x.shape[2])
         if x.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"bptt.{name}: expected {self.input_size} inputs a step (input_size), got "
                 f"{x.shape[-1]}: {tuple(input.data.shape)}"
             )
-        dtype = self._dtype
-        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(
-                f"bptt.{name}: the input is {x.dtype} and the weights are {dtype}; convert one "
-                f"of them: input.to({dtype}) or module.to({x.dtype})"
-            )
+        self._check_dtype("the input", x)
         return _Rows(x, sizes, input)
+
+    def _check_dtype(self, what: str, x: Tensor) -> None:
+        """Refuse another dtype than the weights'; under autocast its own is taken, too."""
+        device, dtype = x.device.type, self._dtype
+        allowed = [dtype]
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            allowed += [torch.get_autocast_dtype(device), torch.float32]
+        if x.dtype not in allowed:
+            raise (ValueError if what == "the input" else RuntimeError)(
+                f"bptt.{type(self).__name__}: {what} is {x.dtype} and the weights are {dtype}; "
+                f"convert one of them: .to({dtype}), or module.to({x.dtype})"
+            )
 
     def _state_sizes(self) -> tuple[int, ...]:
         """The sizes of the state's tensors, (P,) or (P, H)."""
@@ -186,16 +198,18 @@ class _Recurrent(nn.RNNBase):
         shapes: list[tuple[int, ...]] = [(cells, rows.batch, size) for size in self._state_sizes()]
         if hx is None:
             return tuple(torch.zeros(s, dtype=self._dtype, device=rows.x.device) for s in shapes)
-        given = (hx,) if len(shapes) == 1 else tuple(hx)
-        if isinstance(rows.like, Tensor) and rows.like.dim() == 2:  # unbatched
+        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if rows.is_unbatched:
             shapes = [(cells, size) for size in self._state_sizes()]
+        for s in given:
+            self._check_dtype("the initial state", s)
         if [tuple(s.shape) for s in given] != shapes:
             raise RuntimeError(
                 f"bptt.{type(self).__name__}: expected an initial state of shape "
                 f"{_listed(shapes)} (layers times directions, batch, size), got "
-                f"{_listed([tuple(s.shape) for s in given])}"
+                f"{_listed([tuple(s.shape) for s in given]) or 'nothing'}"
             )
-        if len(shapes[0]) == 2:
+        if rows.is_unbatched:
             given = tuple(s.unsqueeze(1) for s in given)
         order = _order(rows.like, "sorted_indices")
         given = tuple(s.to(self._dtype) for s in given)
@@ -220,8 +234,8 @@ class _Recurrent(nn.RNNBase):
                     f"bptt.{type(self).__name__}: expected {name} of shape {(T,)} or {(T, B)}, "
                     f"[T] or [T, B], got {tuple(given.shape)}"
                 )
-            if given.is_floating_point() != (name == "carry"):
-                kind = "floating-point" if name == "carry" else "bool"
+            kind = "floating-point" if name == "carry" else "bool"
+            if not (given.is_floating_point() if name == "carry" else given.dtype == torch.bool):
                 raise ValueError(
                     f"bptt.{type(self).__name__}: {name} must be {kind}, got {given.dtype}"
                 )
@@ -235,8 +249,8 @@ class _Recurrent(nn.RNNBase):
     def _output(self, rows: _Rows, y: Tensor) -> Tensor | PackedSequence:
         if isinstance(rows.like, PackedSequence):
             return rows.like._replace(data=y)
-        y = y.view(len(rows.sizes), rows.batch, -1)
-        if rows.like.dim() == 2:
+        y = y.view(len(rows.sizes), rows.batch, y.shape[1])
+        if rows.is_unbatched:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
 
@@ -245,7 +259,7 @@ class _Recurrent(nn.RNNBase):
         stacked = [torch.stack(s) for s in zip(*finals, strict=True)]
         if order is not None:
             stacked = [s.index_select(1, order) for s in stacked]
-        if isinstance(rows.like, Tensor) and rows.like.dim() == 2:
+        if rows.is_unbatched:
             stacked = [s.squeeze(1) for s in stacked]
         return stacked[0] if len(stacked) == 1 else tuple(stacked)
 
@@ -271,19 +285,21 @@ def _rows_of_crossing(
     and to the last step from outside, where nothing happens.
     """
     B = sizes[0]
+    running = torch.arange(B) < torch.tensor(sizes).unsqueeze(1)  # [T, B]
 
     def rows(at: Tensor | None, nothing: float) -> Tensor | None:
         if at is None:
             return None
+        here = running.to(at.device)
         if reverse:
+            at = at.masked_fill(~here, nothing)  # past a sequence's end is outside too
             at = torch.cat([at[1:], at.new_full((1, B), nothing)])
-        running = torch.arange(B) < torch.tensor(sizes).unsqueeze(1)  # [T, B]
-        return at[running.to(at.device)].unsqueeze(1)
+        return at[here].unsqueeze(1)
 
     return rows(carry, 1), rows(resets, 0)
 
 
-class RNN(_Recurrent, nn.RNN):  # type: ignore[misc]  # forward takes more keywords
+class RNN(_Recurrent, nn.RNN):
     """The Elman network, with every argument of :class:`torch.nn.RNN` and one more nonlinearity.
 
     h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
@@ -324,11 +340,11 @@ class RNN(_Recurrent, nn.RNN):  # type: ignore[misc]  # forward takes more keywo
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        mode = f"RNN_{nonlinearity.upper()}"
-        if mode not in BY_MODE:
+        if nonlinearity not in ("tanh", "relu", "sigmoid"):
             raise ValueError(
                 f"bptt.RNN: nonlinearity must be 'tanh', 'relu' or 'sigmoid', got {nonlinearity!r}"
             )
+        mode = f"RNN_{nonlinearity.upper()}"
         nn.RNNBase.__init__(
             self,
             "RNN_TANH" if nonlinearity == "sigmoid" else mode,  # the same sizes
@@ -350,7 +366,7 @@ class RNN(_Recurrent, nn.RNN):  # type: ignore[misc]  # forward takes more keywo
         return super().extra_repr() + ours
 
 
-class GRU(_Recurrent, nn.GRU):  # type: ignore[misc]  # forward takes more keywords
+class GRU(_Recurrent, nn.GRU):
     """The gated recurrent unit, with every argument of :class:`torch.nn.GRU`.
 
     The equations, the order of the gates (r, z, n) and the parameters' names, shapes and
@@ -366,7 +382,7 @@ class GRU(_Recurrent, nn.GRU):  # type: ignore[misc]  # forward takes more keywo
     """
 
 
-class LSTM(_Recurrent, nn.LSTM):  # type: ignore[misc]  # forward takes more keywords
+class LSTM(_Recurrent, nn.LSTM):
     """The long short-term memory, with every argument of :class:`torch.nn.LSTM`.
 
     The equations, the order of the gates (i, f, g, o), the projection (``proj_size``) and the

@@ -169,12 +169,14 @@ def test_nothing_given_is_changed_and_backward_can_be_repeated(cell):
 
 
 @EACH_CELL
+@pytest.mark.parametrize("with_resets", [False, True])
 @pytest.mark.parametrize("run", [twin.sequence, loop.sequence], ids=["twin", "loop"])
-def test_a_cut_stops_an_infinite_gradient(cell, run):
+def test_a_cut_stops_an_infinite_gradient(cell, run, with_resets):
     w, s = weights(cell, 2, 3), state(cell, 1, 3)
     x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     carry = torch.tensor([[1.0], [1.0], [0.0], [1.0]], dtype=torch.float64)
-    y, _ = run(cell, x, s, w, Steps((1,) * 4), carry)
+    resets = torch.zeros(4, 1, dtype=torch.bool) if with_resets else None
+    y, _ = run(cell, x, s, w, Steps((1,) * 4), carry, resets)
     infinite = torch.zeros(4, 3, dtype=torch.float64)
     infinite[3] = float("inf")
     infinite[0] = 1
@@ -221,3 +223,48 @@ def test_only_the_gradients_that_are_needed_are_computed(cell):
         z, last = loop.sequence(cell, x, s, one, Steps((2, 2)))
         (theirs,) = torch.autograd.grad(z.sum() + last[0].sum(), [getattr(one, name)])
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@EACH_CELL
+def test_forward_mode_is_the_transpose_of_the_backward_pass_with_carry_too(cell):
+    w, s = weights(cell, 2, 3), state(cell, 2, 3)
+    x = torch.randn(8, 2, dtype=torch.float64)
+    carry = torch.tensor([0.5, 2.0, 0.0, 1.5]).double().repeat_interleave(2).unsqueeze(1)
+
+    def run(x):
+        return twin.sequence(cell, x, s, w, Steps((2,) * 4), carry)[0]
+
+    u, v = torch.randn_like(x), torch.randn(8, 3, dtype=torch.float64)
+    _, forward = torch.func.jvp(run, (x,), (u,))
+    x.requires_grad_()
+    (backward,) = torch.autograd.grad(run(x), x, v)
+    torch.testing.assert_close((forward * v).sum(), (u * backward).sum())
+
+
+@EACH_CELL
+def test_values_that_are_not_finite_spread_as_in_the_cells(cell):
+    w, s = weights(cell, 2, 3), state(cell, 2, 3)
+    for value in (float("nan"), float("inf"), 1e300):
+        x = torch.randn(6, 2, dtype=torch.float64)
+        x[2, 0] = value
+        x.requires_grad_()
+        ours = gradients(twin.sequence, cell, x, s, w, Steps((2, 2, 2)))
+        theirs = gradients(loop.sequence, cell, x, s, w, Steps((2, 2, 2)))
+        assert torch.equal(ours[0][0].isnan(), theirs[0][0].isnan())
+        if cell.mode == "RNN_RELU":
+            continue  # autograd keeps NaN out of units that are off; 0 · NaN does not
+        for a, b in zip(ours[1], theirs[1], strict=True):
+            assert torch.equal(a.isnan(), b.isnan())
+
+
+@given(lengths=lengths(), reverse=st.booleans())
+def test_the_state_before_each_row_is_that_of_the_step_before(lengths, reverse):
+    steps, batch = Steps(sizes_of(lengths), reverse), len(lengths)
+    rows = torch.arange(sum(lengths)).unsqueeze(1)
+    initial = -1 - torch.arange(batch).unsqueeze(1)
+    found = steps.previous(initial, rows)
+    last = list(initial)
+    for before, these in steps.forth(found, rows):
+        for b, row in enumerate(these):
+            assert before[b] == last[b]
+            last[b] = row

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 
 State = tuple[Tensor, ...]
@@ -23,15 +23,15 @@ class Weights(NamedTuple):
     output: H, or ``proj_size`` for an LSTM with a projection.
     """
 
-    ih: Float[Tensor, "gates input"]
+    ih: Inexact[Tensor, "gates input"]
     """``weight_ih``, [G·H, I]."""
-    hh: Float[Tensor, "gates output"]
+    hh: Inexact[Tensor, "gates output"]
     """``weight_hh``, [G·H, P]."""
-    b_ih: Float[Tensor, " gates"] | None = None
+    b_ih: Inexact[Tensor, " gates"] | None = None
     """``bias_ih``, [G·H], or None."""
-    b_hh: Float[Tensor, " gates"] | None = None
+    b_hh: Inexact[Tensor, " gates"] | None = None
     """``bias_hh``, [G·H], or None."""
-    hr: Float[Tensor, "output hidden"] | None = None
+    hr: Inexact[Tensor, "output hidden"] | None = None
     """``weight_hr``, [P, H]: an LSTM's projection, or None."""
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -20,11 +20,11 @@ from bptt.cells.cell import Cell, Weights
 
 
 def step(
-    x: Float[Tensor, "batch input"],
-    state: tuple[Float[Tensor, "batch hidden"]],
+    x: Inexact[Tensor, "batch input"],
+    state: tuple[Inexact[Tensor, "batch hidden"]],
     w: Weights,
     phi: Callable[[Tensor], Tensor] = torch.tanh,
-) -> tuple[Float[Tensor, "batch hidden"]]:
+) -> tuple[Inexact[Tensor, "batch hidden"]]:
     """Take one step of the Elman network.
 
     Args:

@@ -13,7 +13,7 @@ the reset gate multiplies h_{t-1} before the product with W_hn; here, as in torc
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -21,10 +21,10 @@ from bptt.cells.cell import Cell, Weights
 
 
 def step(
-    x: Float[Tensor, "batch input"],
-    state: tuple[Float[Tensor, "batch hidden"]],
+    x: Inexact[Tensor, "batch input"],
+    state: tuple[Inexact[Tensor, "batch hidden"]],
     w: Weights,
-) -> tuple[Float[Tensor, "batch hidden"]]:
+) -> tuple[Inexact[Tensor, "batch hidden"]]:
     """Take one step of the GRU.
 
     Args:

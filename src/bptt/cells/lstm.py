@@ -15,7 +15,7 @@ projection W_hr: H. Sak, A. Senior and F. Beaufays, arXiv:1402.1128 (2014).
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Inexact
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -23,10 +23,10 @@ from bptt.cells.cell import Cell, Weights
 
 
 def step(
-    x: Float[Tensor, "batch input"],
-    state: tuple[Float[Tensor, "batch output"], Float[Tensor, "batch hidden"]],
+    x: Inexact[Tensor, "batch input"],
+    state: tuple[Inexact[Tensor, "batch output"], Inexact[Tensor, "batch hidden"]],
     w: Weights,
-) -> tuple[Float[Tensor, "batch output"], Float[Tensor, "batch hidden"]]:
+) -> tuple[Inexact[Tensor, "batch output"], Inexact[Tensor, "batch hidden"]]:
     """Take one step of the LSTM.
 
     Args:

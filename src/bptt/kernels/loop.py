@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from bptt.cells import Cell, State, Weights
@@ -36,7 +36,7 @@ class _ScaleGradient(torch.autograd.Function):
         return _scaled(grad, factor), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+    def jvp(ctx: Any, tangent: Tensor, _: Tensor | None) -> Tensor:
         (factor,) = ctx.saved_tensors
         return _scaled(tangent, factor)
 
@@ -48,13 +48,13 @@ def _scaled(x: Tensor, factor: Tensor) -> Tensor:
 
 def sequence(
     cell: Cell,
-    x: Float[Tensor, "rows input"],
+    x: Inexact[Tensor, "rows input"],
     state: State,
     w: Weights,
     steps: Steps,
     carry: Float[Tensor, "rows 1"] | None = None,
     resets: Bool[Tensor, "rows 1"] | None = None,
-) -> tuple[Float[Tensor, "rows output"], State]:
+) -> tuple[Inexact[Tensor, "rows output"], State]:
     """Run a cell over the rows of a sequence, in one direction.
 
     Args:

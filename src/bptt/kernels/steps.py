@@ -80,10 +80,14 @@ class Steps:
 
     def _previous_index(self) -> Int64[Tensor, " rows"]:
         """Each row's place in ``cat([initial, states])``, [N]."""
-        places = torch.arange(self.batch, self.batch + sum(self.sizes))
-        index = torch.empty_like(places)
-        last = torch.arange(self.batch)  # the initial states come first
-        for place, from_place in self.forth(places, index):
-            from_place.copy_(last[: len(place)])
-            last[: len(place)] = place
-        return index
+        sizes = torch.tensor(self.sizes)
+        rows = torch.arange(int(sizes.sum()))
+
+        def of_each_row(step: Tensor) -> Tensor:
+            return step.repeat_interleave(sizes)
+
+        if not self.reverse:  # the same sequence one step earlier, as many rows as that step had
+            return rows + self.batch - of_each_row(torch.cat([sizes[:1], sizes[:-1]]))
+        sequence = rows - of_each_row(sizes.cumsum(0) - sizes)
+        goes_on = sequence < of_each_row(torch.cat([sizes[1:], sizes.new_zeros(1)]))
+        return torch.where(goes_on, self.batch + rows + of_each_row(sizes), sequence)

@@ -21,10 +21,11 @@ small ones the rows of one step.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from bptt.cells import BY_MODE, Cell, State, Weights
@@ -69,11 +70,11 @@ Kept = tuple[Tensor, ...]
 class Deltas(NamedTuple):
     """What the recursion of the backward pass leaves for the large products."""
 
-    of_input: Float[Tensor, "rows gates"]
+    of_input: Inexact[Tensor, "rows gates"]
     """∂L/∂(W_ih x_t + b_ih), [N, G·H]."""
-    of_hidden: Float[Tensor, "rows gates"]
+    of_hidden: Inexact[Tensor, "rows gates"]
     """∂L/∂(W_hh h_{t-1} + b_hh), [N, G·H]: the same but for the GRU's reset gate."""
-    of_output: Float[Tensor, "rows output"] | None = None
+    of_output: Inexact[Tensor, "rows output"] | None = None
     """∂L/∂h_t, [N, P], where there is a projection."""
 
 
@@ -86,14 +87,24 @@ class Twin(Protocol):
     def backward(
         self,
         kept: Kept,
-        initial: State,
+        before: State,
         D: Tensor | None,
         d_state: State,
         w: Weights,
         steps: Steps,
         at: Crossing,
     ) -> Deltas:
-        """Run the recursion of the deltas; D is ∂L/∂output, [N, P], d_state ∂L/∂(final state)."""
+        """Run the recursion of the deltas.
+
+        Args:
+            kept: what :meth:`forward` gave.
+            before: the state from which each row's step starts, each of its tensors [N, ...].
+            D: ∂L/∂output, [N, P], or None where no output was used.
+            d_state: ∂L/∂(final state), each of its tensors [B, ...]; becomes that of the initial.
+            w: the layer's weights.
+            steps: which rows belong to which step.
+            at: what crosses between them.
+        """
 
 
 # ------------------------------------------------------------------------------------ Elman
@@ -118,7 +129,7 @@ class Elman:
     def backward(
         self,
         kept: Kept,
-        initial: State,
+        before: State,
         D: Tensor | None,
         d_state: State,
         w: Weights,
@@ -142,7 +153,7 @@ class Elman:
         if self.phi == "tanh":
             return 1 - h * h
         if self.phi == "relu":
-            return (h > 0).to(h.dtype)
+            return (h <= 0).logical_not_().to(h.dtype)
         return h * (1 - h)
 
 
@@ -173,7 +184,7 @@ class GRU:
     def backward(
         self,
         kept: Kept,
-        initial: State,
+        before: State,
         D: Tensor | None,
         d_state: State,
         w: Weights,
@@ -184,7 +195,7 @@ class GRU:
         Y, gates, Q = kept
         H = Y.shape[1]
         R, Z, N = gates.chunk(3, dim=1)
-        H_prev = _previous(steps, initial[0], Y, at.resets)
+        (H_prev,) = before
 
         local_n = (1 - Z) * (1 - N * N)  # ∂h/∂a_n
         local_r = local_n * Q * R * (1 - R)  # ∂h/∂a_r, through n
@@ -218,7 +229,9 @@ class LSTM:
             _clear(reset, h, c)
             a.addmm_(h, W)
             i, f, g, o = a.split(H, dim=1)
-            a[:, : 2 * H].sigmoid_(), g.tanh_(), o.sigmoid_()
+            a[:, : 2 * H].sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
             torch.mul(f, c, out=c_t).addcmul_(i, g)
             c.copy_(c_t)
             m = torch.tanh(c_t).mul_(o)
@@ -229,7 +242,7 @@ class LSTM:
     def backward(
         self,
         kept: Kept,
-        initial: State,
+        before: State,
         D: Tensor | None,
         d_state: State,
         w: Weights,
@@ -239,7 +252,7 @@ class LSTM:
         """dc_t += dm_t ∂m/∂c; δ_i, δ_f, δ_g follow dc_t, δ_o follows dm_t; dc_{t-1} = f dc_t."""
         Y, gates, C = kept
         I, F, G, O = gates.chunk(4, dim=1)  # noqa: E741
-        C_prev = _previous(steps, initial[1], C, at.resets)
+        _, C_prev = before
         tanh_C = torch.tanh(C)
 
         Delta = torch.stack(  # [N, 4, H]: ∂c/∂a_i, ∂c/∂a_f, ∂c/∂a_g and ∂m/∂a_o
@@ -315,8 +328,8 @@ class _Sequence(torch.autograd.Function):
         given = ctx.cell.states + len(Weights._fields)
         tensors, kept = rest[:given], tuple(rest[given:])
         needed = ctx.needs_input_grad[3:]
-        with torch.autocast(x.device.type, enabled=False):
-            if torch.is_grad_enabled() or is_transformed(*grads):
+        with without_autocast(x.device):
+            if torch.is_grad_enabled() or needs_the_cells(*grads):
                 found = _differentiable_backward(ctx, x, tensors, grads, needed)
             else:
                 found = _backward(ctx, x, tensors, kept, grads, needed)
@@ -339,7 +352,12 @@ def _backward(
         else d.clone(memory_format=torch.contiguous_format)
         for s, d in zip(initial, grads[1:], strict=True)
     )
-    deltas = TWINS[ctx.cell.mode].backward(kept, initial, grads[0], d_state, w, ctx.steps, ctx.at)
+    after = (kept[0], *kept[2:])[: ctx.cell.states]  # h_t, and the LSTM's c_t
+    before = tuple(
+        _previous(ctx.steps, first, states, ctx.at.resets)
+        for first, states in zip(initial, after, strict=True)
+    )
+    deltas = TWINS[ctx.cell.mode].backward(kept, before, grads[0], d_state, w, ctx.steps, ctx.at)
     # What is left needs no recursion: d_state is now the initial state's gradient.
     wanted = dict(zip(("x", *("state",) * len(initial), *Weights._fields), needed, strict=True))
     found: dict[str, Tensor] = {}
@@ -348,8 +366,7 @@ def _backward(
     if wanted["ih"]:
         found["ih"] = deltas.of_input.t().mm(x)
     if wanted["hh"]:
-        before = _previous(ctx.steps, initial[0], kept[0], ctx.at.resets)
-        found["hh"] = deltas.of_hidden.t().mm(before)
+        found["hh"] = deltas.of_hidden.t().mm(before[0])
     if wanted["b_ih"]:
         found["b_ih"] = deltas.of_input.sum(0)
     if wanted["b_hh"]:
@@ -371,9 +388,14 @@ def _differentiable_backward(
 ) -> list[Tensor | None]:
     """The same gradients through the cells, so that they can be differentiated again."""
     again = torch.is_grad_enabled()
-    initial, w = _unflatten(ctx.cell, tensors)
-    inputs = [t for t, need in zip((x, *tensors), needed, strict=True) if need and t is not None]
     with torch.enable_grad():
+        # As views, each is a node of its own: one that is given twice, or comes from another,
+        # gets only what reaches it through its own place.
+        x, tensors = x.view_as(x), [None if t is None else t.view_as(t) for t in tensors]
+        initial, w = _unflatten(ctx.cell, tensors)
+        inputs = [
+            t for t, need in zip((x, *tensors), needed, strict=True) if need and t is not None
+        ]
         outputs, state = loop.sequence(ctx.cell, x, initial, w, ctx.steps, *ctx.at)
         used = [(y, d) for y, d in zip((outputs, *state), grads, strict=True) if d is not None]
         found = iter(
@@ -392,35 +414,58 @@ def _unflatten(cell: Cell, tensors: Any) -> tuple[State, Weights]:
     return tuple(tensors[: cell.states]), Weights(*tensors[cell.states :])
 
 
-def is_transformed(*tensors: Tensor | None) -> bool:
-    """Whether forward mode, a torch.func transform or a batch of gradients is at work on them."""
-    if torch._C._are_functorch_transforms_active():
+def needs_the_cells(*tensors: Tensor | None) -> bool:
+    """Whether what is asked for is more than the hand-derived first derivative.
+
+    That is forward mode, a torch.func transform, a batch of gradients, complex numbers, or an
+    export, which wants operations that it knows.
+    """
+    if (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or _is_exporting()
+    ):
         return True
     return any(
         t is not None
         and (
-            torch.autograd.forward_ad.unpack_dual(t).tangent is not None
+            t.is_complex()
+            or torch.autograd.forward_ad.unpack_dual(t).tangent is not None
             or torch._C._functorch.is_legacy_batchedtensor(t)  # autograd.grad(is_grads_batched)
         )
         for t in tensors
     )
 
 
+def _is_exporting() -> bool:
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace
+        return True
+    ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # not in torch 2.6
+    return bool(ask())
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch autocast off, on devices that have it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def sequence(
     cell: Cell,
-    x: Float[Tensor, "rows input"],
+    x: Inexact[Tensor, "rows input"],
     state: State,
     w: Weights,
     steps: Steps,
     carry: Float[Tensor, "rows 1"] | None = None,
     resets: Bool[Tensor, "rows 1"] | None = None,
-) -> tuple[Float[Tensor, "rows output"], State]:
+) -> tuple[Inexact[Tensor, "rows output"], State]:
     """Run a cell over the rows of a sequence, in one direction, as one node of the graph.
 
     Arguments and results are those of :func:`bptt.kernels.loop.sequence`, which serves in its
     place where a derivative of the derivative, forward mode or a transform is asked for.
     """
-    if is_transformed(x, *state, *w):
+    if needs_the_cells(x, *state, *w):
         return loop.sequence(cell, x, state, w, steps, carry, resets)
     y, *final = _Sequence.apply(cell, steps, Crossing(carry, resets), x, *state, *w)
     return y, tuple(final)
