@@ -49,7 +49,7 @@ class _Reader:
 
     def __init__(self, tokens: Tokens, batch_size: int, seed: int) -> None:
         if batch_size < 1:
-            raise ConfigError(f"batch_size={batch_size} must be at least 1")
+            raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
         self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
         self.epoch = 0
         self.position = 0
@@ -158,20 +158,20 @@ class Streams(_Reader):
         """
         super().__init__(tokens, batch_size, seed)
         if steps < 1:
-            raise ConfigError(f"steps={steps} must be at least 1")
+            raise ConfigError(f"--steps must be at least 1, got {steps}")
         if sampling not in ("sequential", "random"):
-            raise ConfigError(f"there is no sampling {sampling!r}: use sequential or random")
+            raise ConfigError(f"--sampling must be sequential or random, got {sampling!r}")
         self.steps, self.sampling = steps, sampling
         pairs = len(tokens.ids) - 1  # of an input and its target
         if sampling == "sequential" and pairs < batch_size:
             raise CorpusError(
                 f"{len(tokens.ids):,} tokens are too few for {batch_size} streams: "
-                "reduce the batch size or give more text"
+                "reduce --batch-size or give more text"
             )
         if sampling == "random" and pairs < steps:
             raise CorpusError(
                 f"{len(tokens.ids):,} tokens are too few for a window of {steps} steps: "
-                "reduce the steps or give more text"
+                "reduce --steps or give more text"
             )
         # No more is left out than leaves each stream a token, or the batch a window.
         self._offsets = min(steps, pairs - (batch_size if sampling == "sequential" else steps) + 1)
