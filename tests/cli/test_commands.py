@@ -130,6 +130,35 @@ def test_runs_are_numbered_where_no_name_is_given(here):
     assert sorted(p.name for p in (here / "runs").iterdir()) == ["book-1", "book-2"]
 
 
+def test_two_begun_together_take_two_directories(here):
+    options = ["train", "book.txt", *SMALL, "--epochs", 1, "--quiet"]
+    both = [start(*options), start(*options)]
+    for process in both:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert sorted(p.name for p in (here / "runs").iterdir()) == ["book-1", "book-2"]
+
+
+def test_a_run_that_is_in_training_is_left_alone(here):
+    process = start("train", "book.txt", *SMALL, "--epochs", 100_000, "--out", "run", "--quiet")
+    metrics = here / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text())
+    assert "another process" in fails("train", "--resume", "run")
+    process.kill()
+    process.communicate()
+    bptt("train", "--resume", "run", "--epochs", 1, "--quiet")
+
+
+def test_a_reader_that_goes_away_does_not_stop_training(here):
+    process = start("train", "book.txt", *SMALL, "--epochs", 5, "--out", "run")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert about(here / "run")["reader"]["epoch"] == 5
+
+
 def test_tensorboard(here):
     pytest.importorskip("tensorboard")
     bptt("train", "book.txt", *SMALL, "--epochs", 1, "--out", "run", "--tensorboard", "-q")
@@ -205,7 +234,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(here):
         whole, parts = (safetensors.torch.load_file(here / r / name) for r in ("whole", "parts"))
         assert whole.keys() == parts.keys()
         assert all(torch.equal(whole[k], parts[k]) for k in whole)
-    assert not [p.name for p in (here / "parts").iterdir() if p.name.startswith(".config")]
+    assert not [p.name for p in (here / "parts").iterdir() if p.name.endswith(".new")]
 
 
 BAD = {
@@ -222,6 +251,8 @@ BAD = {
     "streams that are too many": (["train", "book.txt", "--batch-size", "100000"], "batch"),
     "no run to resume": (["train", "--resume", "nothing"], "no run at nothing"),
     "resume elsewhere": (["train", "--resume", "x", "--out", "y"], "leave out --out"),
+    "another device": (["train", "book.txt", "--device", "meta"], "--device"),
+    "a seed out of range": (["train", "book.txt", "--seed", "9" * 30], "--seed"),
     "both readings": (["train", "book.txt", "--sentences", "--lines"], "exclude each other"),
     "a bad option": (["train", "book.txt", "--hidden", "0"], "--hidden must be at least 1, got 0"),
     "not a number": (["train", "book.txt", "--lr", "nan"], "--learning-rate must be"),
@@ -286,7 +317,7 @@ def test_a_full_disk_is_one_line(here):
     assert process.stderr.startswith("error: ")
     assert len(process.stderr.strip().splitlines()) == 1
     assert "File too large" in process.stderr
-    assert not [p for p in (here / "run").iterdir() if p.name.endswith(".new")]
+    assert not [p for p in here.iterdir() if p.name not in ("book.txt", "cache")]
 
 
 def test_unknown_commands_and_help(here):

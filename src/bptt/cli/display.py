@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,13 +25,25 @@ from rich.progress import (
 from bptt.errors import ConfigError
 from bptt.language_model import Score, Training, Watch, evaluate
 
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Console(Console):
+    """A console whose reader may go away: the work goes on without a word."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  # until the process ends
+
 
 class Display(Watch):
-    """Shows training on standard error's terminal, and its results on standard output."""
+    """Shows training on standard output."""
 
     def __init__(self, quiet: bool = False) -> None:
-        # No wrapping: where there is no terminal, a line is a line.
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = _Console(quiet=quiet, highlight=False, emoji=False)
+        # Where there is no terminal, a line is a line.
+        self.console.soft_wrap = not self.console.is_terminal
+        self.line_shown = time.monotonic()
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self.tensorboard: Any = None
@@ -39,7 +53,10 @@ class Display(Watch):
 
     def say(self, text: str) -> None:
         """Print a line of plain text."""
-        self.console.print(text, markup=False)
+        try:
+            self.console.print(text, markup=False)
+        except OSError:  # as of a full disk behind `> log`
+            self.console.quiet = True
 
     # ------------------------------------------------------------------ before training
 
@@ -149,7 +166,18 @@ class Display(Watch):
         self.epoch_loss = None
 
     def measured(self, line: dict[str, Any]) -> None:
-        """Write the measurement for TensorBoard too, if that is wanted."""
+        """Print a line now and then where no bar moves; write it for TensorBoard if wanted."""
+        now = time.monotonic()
+        if (
+            "loss" in line
+            and not self.console.is_terminal
+            and now - self.line_shown > SECONDS_BETWEEN_LINES
+        ):
+            self.line_shown = now
+            self.say(
+                f"{'update ' + format(line['update'], ','):<13} loss {line['loss']:.3f}  "
+                f"perplexity {line['perplexity']:,.2f}"
+            )
         self.epoch_loss = line.get("epoch_loss", self.epoch_loss)
         if self.tensorboard is not None:
             for name, value in line.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from typing import Annotated, Any
@@ -45,6 +46,9 @@ def options(
 def main() -> None:
     """Run the command line; what the user did wrong is one line and a status of 1."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what the terminal cannot show is a ?
     try:
         app()
     except BpttError as e:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -43,14 +43,20 @@ def _parameter(name: str) -> inspect.Parameter:
     field, hint = fields_by_name()[name], _HINTS[name]
     flag = "--" + name.replace("_", "-")
     flags = [f for f in (flag, field.metadata["flag"]) if f]
-    help = field.metadata["help"]
+    help, metavar = field.metadata["help"], None
+    if get_origin(hint) is Literal:
+        help, metavar = f"{help}: {', '.join(get_args(hint))}", name.upper()
     if hint is bool:
         flags = [f"{flag}/--no-{flag[2:]}"]
     elif field.default not in (None, ()):
         help += f" (default: {field.default})"
     several = hint == tuple[str, ...]
     option = typer.Option(
-        *flags, help=help, show_default=False, rich_help_panel=field.metadata["group"]
+        *flags,
+        help=help,
+        metavar=metavar,
+        show_default=False,
+        rich_help_panel=field.metadata["group"],
     )
     return inspect.Parameter(
         name,

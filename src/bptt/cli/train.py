@@ -6,6 +6,8 @@
 import math
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -33,7 +35,9 @@ def train(
         Path | None,
         typer.Option(help="the run's directory (default: runs/NAME-1, -2...)", show_default=False),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="replace the run that is in --out")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace the run that is in --out")
+    ] = False,
     resume_: Annotated[
         Path | None,
         typer.Option("--resume", help="go on with a run from where it stopped", show_default=False),
@@ -45,11 +49,15 @@ def train(
             show_default=False,
         ),
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="read as one long text, the state carried (default)")
+    ] = False,
     sentences: Annotated[
-        bool, typer.Option(help="read sentence by sentence, each a sequence of its own")
+        bool,
+        typer.Option("--sentences", help="read sentence by sentence, each a sequence of its own"),
     ] = False,
     lines: Annotated[
-        bool, typer.Option(help="read line by line, each a sequence of its own")
+        bool, typer.Option("--lines", help="read line by line, each a sequence of its own")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")] = False,
     *,
@@ -57,40 +65,50 @@ def train(
 ) -> None:
     """Train a recurrent language model on a text.
 
-    The run's directory holds the options, the tokenizer, the best model, the measurements and a
-    checkpoint. Ctrl-C saves, evaluates and leaves; --resume goes on from there.
+    Ctrl-C saves, evaluates and leaves; --resume goes on from there.
 
     \b
     bptt train book.txt --cell lstm --hidden 200 --layers 2 --out runs/book
     bptt train comments.csv --column body --vocabulary 8000 --sentences
     """
-    if sentences and lines:
-        raise ConfigError("--sentences and --lines exclude each other: give one of them")
-    if sentences or lines:
-        options["reading"] = "sentences" if sentences else "lines"
+    readings = {"stream": stream, "sentences": sentences, "lines": lines}
+    chosen = [name for name, wanted in readings.items() if wanted]
+    if len(chosen) > 1:
+        raise ConfigError("--stream, --sentences and --lines exclude each other: give one of them")
+    if chosen:
+        options["reading"] = chosen[0]
     if corpus:
         options["corpus"] = tuple(corpus)
+    if resume_ and (out or config or overwrite):
+        raise ConfigError(
+            "--resume goes on in the run's own directory: leave out --out, --overwrite and --config"
+        )
     display = Display(quiet)
-    if resume_ is None:
-        given = read_options(config) if config else {}
-        settled = Config(**{**given, **options})
-        where = out or _free_directory(settled)
+    try:
         with display.preparing() as progress:
-            training = start(settled, where, overwrite=overwrite, watch=display, progress=progress)
-    else:
-        if out or config or overwrite:
-            raise ConfigError(
-                "--resume goes on in the run's own directory: leave out --out, "
-                "--overwrite and --config"
-            )
-        with display.preparing() as progress:
-            training = resume(resume_, options, watch=display, progress=progress)
+            if resume_:
+                training = resume(resume_, options, watch=display, progress=progress)
+            else:
+                given = read_options(config) if config else {}
+                settled = Config(**{**given, **options})
+                with _directory(out, settled) as where:
+                    training = start(
+                        settled, where, overwrite=overwrite, watch=display, progress=progress
+                    )
+    except KeyboardInterrupt:
+        display.say("Interrupted before training began; nothing was started.")
+        raise typer.Exit(128 + signal.SIGINT) from None
     display.begin(training, resumed=resume_ is not None)
     _run(training, display)
 
 
 def _run(training: Training, display: Display) -> None:
     """Train, and say how it ended; everything is saved in any case."""
+    if training.reader.epoch >= training.config.epochs:
+        display.say(
+            f"It has been trained for {training.reader.epoch} epochs already; ask for more with "
+            "--epochs."
+        )
     limit = training.config.max_minutes
     deadline = math.inf if limit is None else time.monotonic() + 60 * limit
     if training.config.tensorboard:
@@ -138,11 +156,30 @@ class _Signals:
             signal.signal(number, handler)
 
 
-def _free_directory(config: Config) -> Path:
-    """Find a name for a run: of its text, and the first number that is free."""
+@contextmanager
+def _directory(out: Path | None, config: Config) -> Iterator[Path]:
+    """The run's directory; where none is named, one of its text's name and the first free number.
+
+    It is taken at once, so that two trainings begun together do not choose the same one.
+    """
+    if out is not None:
+        yield out
+        return
     name = "python" if not config.corpus else Path(config.corpus[0]).stem
     name = "stdin" if name == "-" else name or "text"
+    Path("runs").mkdir(exist_ok=True)
     number = 1
-    while (Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return Path("runs") / f"{name}-{number}"
+    while True:
+        path = Path("runs") / f"{name}-{number}"
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    try:
+        yield path
+    except BaseException:
+        for made in (path, Path("runs")):
+            with suppress(OSError):  # there is something in it
+                made.rmdir()
+        raise
