@@ -5,6 +5,7 @@ import errno
 import itertools
 import multiprocessing
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bptt.data import (
     LEVELS,
@@ -27,6 +30,8 @@ from bptt.data import (
     prepare,
 )
 from bptt.data import prepared as module
+from bptt.data.splitting import split
+from bptt.data.tokens import TokenWriter
 from bptt.errors import BpttWarning, ConfigError, CorpusError
 
 Make = Callable[..., Corpus]
@@ -42,6 +47,7 @@ def same(a: PreparedText, b: PreparedText) -> bool:
     return a.fingerprint == b.fingerprint and all(
         np.array_equal(x.ids, y.ids)
         and (x.characters, x.words, x.unknown) == (y.characters, y.words, y.unknown)
+        and (x.first_characters, x.first_words) == (y.first_characters, y.first_words)
         for x, y in ((a.train, b.train), (a.valid, b.valid))
     )
 
@@ -140,6 +146,59 @@ def test_more_tokens_than_there_are(corpus: Make, story: str) -> None:
     assert text.train.characters + text.valid.characters == len(story)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@given(
+    text=st.text("aé'. \n", min_size=60, max_size=120).filter(lambda text: len(text.split()) > 5),
+    limit=st.integers(1, 100),
+    reading=st.sampled_from(["stream", "lines", "sentences"]),
+)
+@settings(deadline=None, max_examples=25)
+def test_both_parts_together_have_no_more_than_max_tokens(
+    level: str, text: str, limit: int, reading: str
+) -> None:
+    tokenizer = Tokenizer.train([text], level=level, sentences=True)
+    total = 0
+    with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bptt.data.tokens.LONGEST", 8)
+        path = Path(place, "text.txt")
+        path.write_text(text, encoding="utf-8")
+        try:
+            where = split(open_corpus(path), reading, 0.3, tokenizer, limit)
+        except CorpusError:  # too few sequences
+            return
+        for part in (where.train(), where.valid()):
+            with Path(place, "ids").open("wb") as ids, Path(place, "offsets").open("wb") as offsets:
+                writer = TokenWriter(tokenizer, reading, ids, offsets)
+                writer.write(part)
+            total += writer.tokens
+    assert total <= limit
+
+
+def test_a_word_is_not_cut_where_there_is_white_space(corpus: Make) -> None:
+    """The limit was 15, and 12 + 4 were made of it because a word became two."""
+    text = "some words of seven letters follow, " * 50
+    for fraction in (0.1, 0.3, 0.5):
+        options = {"max_tokens": 150, "valid_fraction": fraction}
+        found = prepare(corpus(text), **options)  # type: ignore[arg-type]
+        ids = [*found.train.ids, *found.valid.ids]
+        assert ids == found.tokenizer.encode(text)[:150]
+        whole = found.train.characters + found.valid.characters
+        assert found.valid.characters == pytest.approx(whole * fraction, abs=8)
+    one = "a" * 500 + " " + "b" * 100  # the space is before the intended place
+    found = prepare(corpus(one), level="char", valid_fraction=0.15)
+    assert found.train.characters == 500
+
+
+def test_long_sequences_count_all_their_marks(
+    corpus: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bptt.data.tokens.LONGEST", 5)
+    lines = "a b c d e f\n" * 20  # each 5 + 2 and 1 + 2 tokens
+    with pytest.warns(BpttWarning):
+        found = prepare(corpus(lines), reading="lines", max_tokens=100, valid_fraction=0.3)
+    assert len(found.train.ids) + len(found.valid.ids) == 100
+
+
 # Long sequences
 
 
@@ -172,7 +231,7 @@ def test_what_does_not_fit_is_refused_before_the_text_is_read(corpus: Make) -> N
         ({"reading": "pages"}, "stream, sentences, lines"),
         ({"level": "letter"}, "word, char, byte, bpe"),
         ({"vocabulary": 1}, "at least 2"),
-        ({"max_tokens": 0}, "positive"),
+        ({"max_tokens": 0}, "at least 1"),
         ({"tokenizer": Tokenizer.train(["a"], level="word"), "reading": "lines"}, "start and end"),
     ):
         with pytest.raises(ConfigError, match=match):
@@ -182,9 +241,30 @@ def test_what_does_not_fit_is_refused_before_the_text_is_read(corpus: Make) -> N
 @pytest.mark.parametrize("reading", ["stream", "sentences", "lines"])
 def test_too_short_a_text_is_refused_and_leaves_nothing(corpus: Make, reading: str) -> None:
     for text in ("a", "word " * 20, "one.\ntwo.\n"):
-        with pytest.raises(CorpusError, match=r"too short|no text"):
+        with pytest.raises(CorpusError, match=r"text.txt (is too short|has only one)"):
             prepare(corpus(text), reading=reading)
     assert list((cache_directory() / "texts").iterdir()) == []
+
+
+@pytest.mark.parametrize(("reading", "one"), [("lines", "line"), ("sentences", "sentence")])
+def test_a_single_sequence_is_refused_by_name(
+    corpus: Make, story: str, reading: str, one: str
+) -> None:
+    text = corpus("and so it goes on " * 100, "long.txt")
+    match = rf"long\.txt has only one {one}, but both training and validation need some: .*--valid"
+    with pytest.raises(CorpusError, match=match):
+        prepare(text, reading=reading)
+    with pytest.raises(CorpusError, match=f"no whole {one} within its first 50 tokens"):
+        prepare(text, reading=reading, max_tokens=50, valid_corpus=corpus(story))
+    assert prepare(text, reading=reading, valid_corpus=corpus(story)).train.words == 500
+
+
+def test_each_part_has_a_sequence_where_one_is_longer_than_its_share(corpus: Make) -> None:
+    short, long = "a b c d e f g h i", "a b c d e f g h i " * 50
+    for first, second in ((long, short), (short, long)):
+        found = prepare(corpus(f"{first}\n{second}\n"), reading="lines")
+        assert found.train.words == len(first.split())
+        assert found.valid.words == len(second.split())
 
 
 # The cache
@@ -201,8 +281,10 @@ def test_the_second_time_comes_from_the_cache(
     assert found is not None
     assert same(first, again)
     assert same(first, found)
+    assert first.train.first_characters == (3 if reading == "stream" else 0)
     assert found.tokenizer.to_json() == first.tokenizer.to_json()
     assert found.name == "text.txt"
+    assert again.name == "renamed.txt"
 
 
 def test_every_setting_is_in_the_fingerprint(corpus: Make, story: str) -> None:
@@ -325,6 +407,27 @@ def test_a_cache_that_cannot_be_written_is_refused(
         prepare(corpus(story), cache=tmp_path / "file")
 
 
+def test_what_is_in_the_cache_is_found_where_nothing_can_be_written(
+    corpus: Make, story: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, built_in = prepare(corpus(story)), open_corpus()
+    text = corpus(story)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for function in ("os.mkdir", "tempfile.TemporaryFile", "tempfile.mkdtemp", "os.rename"):
+        monkeypatch.setattr(function, refuse)
+    found = load_prepared(first.fingerprint)
+    assert found is not None
+    assert same(found, first)
+    assert same(prepare(text), first)
+    assert load_prepared("0" * 64) is None
+    assert open_corpus().name == built_in.name
+    with pytest.raises(ConfigError, match="Read-only"):
+        prepare(text, level="char")
+
+
 def test_the_cache_is_the_users_where_none_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -397,6 +500,57 @@ def test_text_without_tokens_is_refused() -> None:
     for reading in ("stream", "sentences", "lines"):
         with pytest.raises(CorpusError, match="no token"):
             encode_text(" \n ", tokenizer, reading=reading)
+
+
+FIRST = {
+    # text: level, first_characters, first_words
+    "a known word": ("the end of it", "word", 3, 1),
+    "an unknown word": ("another end of it", "word", 7, 1),
+    "white space before it": ("  \t the end", "word", 7, 1),
+    "a word that goes on": ("end, of it", "word", 3, 0),
+    "a newline": ("\nthe end", "word", 1, 0),
+    "the only word": ("the", "word", 3, 1),
+    "a character": ("the end", "char", 1, 0),
+    "a character that is a word": ("a the end", "char", 1, 1),
+    "an unknown character": ("% the", "char", 1, 1),
+    "a space": (" the", "char", 1, 0),
+    "a byte": ("the end", "byte", 1, 0),
+    "a byte that is a word": ("a\nthe", "byte", 1, 1),
+    "a part of a character": ("é the", "byte", 0, 0),
+    "a merged word": ("the end", "bpe", 3, 1),
+    "a merged word after a space": (" the end", "bpe", 4, 1),
+    "the beginning of a word": ("thee end", "bpe", 3, 0),
+}
+
+
+@pytest.mark.parametrize(("text", "level", "characters", "words"), FIRST.values(), ids=FIRST)
+def test_what_the_first_token_of_a_stream_completes(
+    text: str, level: str, characters: int, words: int
+) -> None:
+    vocabulary = 300 if level == "bpe" else None
+    tokenizer = Tokenizer.train(
+        ["the end of it, " * 9, "a\n"], level=level, vocabulary=vocabulary, sentences=True
+    )
+    if level == "word":  # with newlines
+        tokenizer = Tokenizer.train(["the end of it, \n"], level="word")
+    tokens = encode_text(text, tokenizer, reading="stream")
+    assert (tokens.first_characters, tokens.first_words) == (characters, words)
+
+
+def test_sequences_have_no_first_token_of_their_text() -> None:
+    tokenizer = Tokenizer.train(["the end"], level="word", sentences=True)
+    for reading in ("sentences", "lines"):
+        tokens = encode_text("the end", tokenizer, reading=reading)
+        assert (tokens.first_characters, tokens.first_words) == (0, 0)
+
+
+@pytest.mark.parametrize(("text", "words"), [("a" * 7 + " b c", 1), ("a" * 12 + " b c", 0)])
+def test_the_first_token_may_end_with_its_chunk(
+    text: str, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bptt.data.chunks.SIZE", 7)
+    tokens = encode_text(text, Tokenizer.train(["a"], level="word"), reading="stream")
+    assert (tokens.first_characters, tokens.first_words) == (7, words)
 
 
 def test_words_are_counted_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

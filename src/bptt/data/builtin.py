@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from bptt.data.cache import cache_directory
+from bptt.data.cache import cache_directory, cache_place
 from bptt.errors import CorpusError
 from bptt.files import write_whole
 
@@ -35,11 +35,13 @@ def text_file() -> Path:
 
     Raises:
         CorpusError: If this Python has neither topics nor the library's source.
-        ConfigError: If the cache directory cannot be written.
+        ConfigError: If the file is not there and the cache directory cannot be written.
     """
     version = f"{platform.python_implementation()}-{platform.python_version()}".lower()
-    path = cache_directory() / f"documentation-{version}-{FORMAT}.txt"
+    name = f"documentation-{version}-{FORMAT}.txt"
+    path = cache_place() / name
     if not path.is_file() or path.stat().st_size == 0:
+        path = cache_directory() / name
         write_whole(path, "\n\n".join(_passages()) + "\n")
     return path
 

@@ -11,17 +11,27 @@ import platformdirs
 from bptt.errors import ConfigError
 
 
-def cache_directory() -> Path:
-    """The directory for everything that can be computed again, made if it is not there.
+def cache_place() -> Path:
+    """Where everything is that can be computed again, to be looked up; it may not be there.
 
     Returns:
         ``$BPTT_CACHE`` where that is set, else the user's cache directory of this platform.
+    """
+    chosen = os.environ.get("BPTT_CACHE")
+    path = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("bptt")
+    return path.absolute()
+
+
+def cache_directory() -> Path:
+    """The directory :func:`cache_place`, to be written to; made if it is not there.
+
+    Returns:
+        An absolute path.
 
     Raises:
         ConfigError: If the directory cannot be made or not be written to.
     """
-    chosen = os.environ.get("BPTT_CACHE")
-    path = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("bptt")
+    path = cache_place()
     try:
         path.mkdir(parents=True, exist_ok=True)
         # A trial is the only sure test: access bits say nothing about read-only mounts.
@@ -32,4 +42,4 @@ def cache_directory() -> Path:
             f"the cache directory {path} cannot be written ({error.strerror or error}): "
             "set the environment variable BPTT_CACHE to a directory that can"
         ) from None
-    return path.absolute()
+    return path

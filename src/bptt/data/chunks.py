@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+
+BEGINNING_OF_SPACE = re.compile(r"(?<=\S)\s")
+"""Where white space begins after something else."""
 
 SIZE = 1 << 16
 """Characters from which a chunk is given."""

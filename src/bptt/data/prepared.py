@@ -10,13 +10,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bptt.data.cache import cache_directory
+from bptt.data.cache import cache_directory, cache_place
 from bptt.data.corpora import Corpus
 from bptt.data.splitting import Split, split
 from bptt.data.tokenizer import Tokenizer, counting_tokenizer
@@ -26,7 +26,7 @@ from bptt.errors import BpttError, ConfigError, CorpusError
 Progress = Callable[[str, "float | None"], None]
 """Called with what is being done and the share of it that is done, None where not known."""
 
-FORMAT = 1
+FORMAT = 2
 """Counts the changes of what an entry of the cache holds, or of how text is cut."""
 
 LEAST = 10
@@ -84,7 +84,8 @@ def prepare(
 
     The text is read in pieces, several times, and is never in memory whole. The held-out part
     is the end of the text: the last ``valid_fraction`` of its characters, beginning at the
-    next line's end where there is one within 1000 characters, or at a sequence's beginning.
+    next line's end where there is one within 1000 characters, else at white space where there is
+    some as near; or at a sequence's beginning.
 
     Args:
         corpus: The text.
@@ -94,8 +95,9 @@ def prepare(
         reading: ``"stream"``, ``"sentences"`` or ``"lines"``.
         valid_fraction: Share of the text that is held out, above 0 and below 1.
         valid_corpus: Another text to hold out instead; ``corpus`` is then trained on whole.
-        max_tokens: Use only the first that many tokens of ``corpus``, before it is split, start
-            and end tokens included; sequences that do not fit whole are left out. At the level
+        max_tokens: Use only the first that many tokens of ``corpus``, those of both parts
+            together, start and end tokens included; sequences that do not fit whole are left
+            out. At the level
             ``"bpe"``, whose tokens depend on a vocabulary yet to be made, it counts the words
             and marks that BPE tokens are made of, unless a tokenizer is given.
         tokenizer: A vocabulary to use; level, vocabulary and lowercase then mean nothing.
@@ -107,7 +109,8 @@ def prepare(
 
     Raises:
         CorpusError: If the text cannot be read, or is too short to be split.
-        ConfigError: If the settings do not fit together, or the cache cannot be written.
+        ConfigError: If the settings do not fit together, or the cache, in which the text is not,
+            cannot be written.
     """
     held_out = 0.0 if valid_corpus is not None else valid_fraction
     settings = _Settings(level, vocabulary, lowercase, reading, held_out, max_tokens)
@@ -118,13 +121,20 @@ def prepare(
         contents.append(_content(valid_corpus, report))
     fingerprint = _fingerprint([digest for digest, _ in contents], settings, tokenizer)
 
-    entries = _entries(cache)
-    found = _load(entries / fingerprint)
+    found = _load(_place(cache) / fingerprint)
     if found is None:
         found = _build(
-            entries, fingerprint, corpus, valid_corpus, settings, tokenizer, contents[0][1], report
+            _entries(cache),
+            fingerprint,
+            corpus,
+            valid_corpus,
+            settings,
+            tokenizer,
+            contents[0][1],
+            report,
         )
-    return found
+    # The same text may have been prepared under another name.
+    return replace(found, name=corpus.name)
 
 
 def load_prepared(fingerprint: str, cache: Path | None = None) -> PreparedText | None:
@@ -135,11 +145,12 @@ def load_prepared(fingerprint: str, cache: Path | None = None) -> PreparedText |
         cache: The cache's directory; None for :func:`cache_directory`.
 
     Returns:
-        The text, or None if the cache does not hold it whole.
+        The text, under the name with which it came into the cache; or None if the cache does
+        not hold it whole.
     """
     if not re.fullmatch("[0-9a-f]{64}", fingerprint):
         return None
-    return _load(_entries(cache) / fingerprint)
+    return _load(_place(cache) / fingerprint)
 
 
 # The fingerprint
@@ -150,11 +161,11 @@ def _check(settings: _Settings, tokenizer: Tokenizer | None, other_valid: bool) 
     fraction, limit = settings.valid_fraction, settings.max_tokens
     if not other_valid and not 0 < fraction < 1:
         raise ConfigError(
-            f"valid_fraction={fraction} must be above 0 and below 1, such as 0.1, "
-            "or give another text to hold out (valid_corpus)"
+            f"--valid-fraction must be above 0 and below 1, such as 0.1, got {fraction}: "
+            "change it, or give another text to hold out (--valid)"
         )
     if limit is not None and limit < 1:
-        raise ConfigError(f"max_tokens={limit} leaves no text: give a positive number")
+        raise ConfigError(f"--max-tokens must be at least 1, got {limit}")
     if tokenizer is None:  # before the text is read, not after
         Tokenizer.check_options(
             settings.level, settings.vocabulary, sentences=settings.reading != "stream"
@@ -184,7 +195,13 @@ def _fingerprint(contents: list[str], settings: _Settings, tokenizer: Tokenizer 
 # Building an entry of the cache
 
 
+def _place(cache: Path | None) -> Path:
+    """Where the entries are, to be looked up."""
+    return (cache or cache_place()) / "texts"
+
+
 def _entries(cache: Path | None) -> Path:
+    """Where the entries are, to be written."""
     path = (cache or cache_directory()) / "texts"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -277,7 +294,8 @@ def _check_lengths(
     name = corpus.name if valid_corpus is None else f"{corpus.name} or {valid_corpus.name}"
     raise CorpusError(
         f"{name} is too short: {train:,} tokens to train on and {valid:,} held out, "
-        f"at least {LEAST} of each are needed; give more text, or hold out another share of it"
+        f"at least {LEAST} of each are needed; give more text, or hold out another share of it "
+        "(--valid-fraction)"
     )
 
 
@@ -297,6 +315,8 @@ def _write_meta(
                 "characters": writer.characters,
                 "words": writer.words,
                 "unknown": writer.unknown,
+                "first_characters": writer.first_characters,
+                "first_words": writer.first_words,
             }
             for part, writer in parts.items()
         },
@@ -375,4 +395,6 @@ def _load_part(entry: Path, part: str, meta: dict[str, Any]) -> Tokens:
         characters=counts["characters"],
         words=counts["words"],
         unknown=counts["unknown"],
+        first_characters=counts["first_characters"],
+        first_words=counts["first_words"],
     )

@@ -157,18 +157,18 @@ class Tokenizer:
             ConfigError: If there is no such level, or the vocabulary's size does not suit it.
         """
         if level not in LEVELS:
-            raise ConfigError(f"there is no level {level!r}: use one of {', '.join(LEVELS)}")
+            raise ConfigError(f"--level must be one of {', '.join(LEVELS)}, got {level!r}")
         if vocabulary is None:
             return
         if level == "byte":
             raise ConfigError(
-                f"vocabulary={vocabulary} was given at level 'byte', whose vocabulary is the 256 "
-                "bytes: leave it out, or use level 'bpe'"
+                f"--vocabulary {vocabulary} was given at --level byte, whose vocabulary is the 256 "
+                "bytes: leave it out, or use --level bpe"
             )
         least = (257 if level == "bpe" else 2) + 2 * sentences
         if vocabulary < least:
             raise ConfigError(
-                f"vocabulary={vocabulary} is too small at level {level!r}: use at least {least}"
+                f"--vocabulary must be at least {least} at --level {level}, got {vocabulary}"
             )
 
     @classmethod
@@ -261,7 +261,7 @@ class Tokenizer:
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def prefix(self, text: str, tokens: int) -> int:
-        """How much of a text its first tokens cover.
+        """How much of a text its first tokens cover; a character in several tokens needs all.
 
         Args:
             text: Any text.
@@ -273,7 +273,10 @@ class Tokenizer:
         if tokens <= 0:
             return 0
         offsets = self._backend.encode(well_formed(text), add_special_tokens=False).offsets
-        return int(offsets[tokens - 1][1]) if tokens <= len(offsets) else len(text)
+        if tokens > len(offsets):
+            return len(text)
+        end = int(offsets[tokens - 1][1])
+        return end if tokens == len(offsets) else min(end, int(offsets[tokens][0]))
 
     def _normalized(self, text: str) -> str:
         normalizer = self._backend.normalizer

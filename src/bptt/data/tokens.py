@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt.data.chunks import chunks
+from bptt.data.chunks import BEGINNING_OF_SPACE, chunks
 from bptt.data.corpora import Corpus
 from bptt.data.sequences import lines, sentences
 from bptt.data.tokenizer import Tokenizer
@@ -39,6 +39,10 @@ class Tokens:
             and end tokens, and what is between sequences, have none.
         words: Words of that text, separated by white space.
         unknown: How many of the ids are the unknown token.
+        first_characters: Of a stream, the characters that are complete with its first token,
+            white space before it included; what predicts all tokens but the first does not
+            predict these. 0 for sequences, whose first token is their start.
+        first_words: The words that are complete with the first token of a stream, 1 or 0.
     """
 
     ids: NDArray[Any]
@@ -46,6 +50,8 @@ class Tokens:
     characters: int
     words: int
     unknown: int
+    first_characters: int = 0
+    first_words: int = 0
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, *, reading: str) -> Tokens:
@@ -95,11 +101,11 @@ def check_reading(reading: str, tokenizer: Tokenizer | None = None) -> None:
         ConfigError: If it does not fit.
     """
     if reading not in READINGS:
-        raise ConfigError(f"there is no reading {reading!r}: use one of {', '.join(READINGS)}")
+        raise ConfigError(f"--reading must be one of {', '.join(READINGS)}, got {reading!r}")
     if reading != "stream" and tokenizer is not None and tokenizer.start is None:
         raise ConfigError(
-            f"reading={reading!r} needs a tokenizer with start and end tokens, this one has none: "
-            "use reading='stream', or a tokenizer trained with sentences=True"
+            f"--reading {reading} needs a tokenizer with start and end tokens, this one has none: "
+            "use --reading stream, or a tokenizer that was trained with sentences"
         )
 
 
@@ -123,6 +129,18 @@ def as_encoded(unit: str, reading: str) -> str:
     return " ".join(unit.split()) if reading == "sentences" else unit
 
 
+def marked_length(tokens: int) -> int:
+    """How many tokens a sequence has as it is written: in parts, each with its start and end.
+
+    Args:
+        tokens: Its tokens, start and end not counted.
+
+    Returns:
+        Number of tokens; a sequence without any is left out.
+    """
+    return tokens + 2 * -(-tokens // LONGEST)
+
+
 class TokenWriter:
     """Writes the ids of a text to one file, and where its sequences begin to another."""
 
@@ -131,6 +149,7 @@ class TokenWriter:
     ) -> None:
         self.dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
         self.tokens = self.sequences = self.characters = self.words = self.unknown = 0
+        self.first_characters = self.first_words = 0
         self._tokenizer, self._reading = tokenizer, reading
         self._ids, self._offsets = ids, offsets
         self.cut = 0  # sequences that were too long and became several
@@ -152,10 +171,24 @@ class TokenWriter:
     def _write_stream(self, parts: Iterable[str]) -> None:
         inside_word = False  # the chunk before was cut inside a word
         for part in parts:
-            self._write_ids(self._tokenizer.encode_batch([part])[0])
+            ids = self._tokenizer.encode_batch([part])[0]
+            goes_on = inside_word and not part[0].isspace()
+            if self.tokens == 0 and len(ids):
+                self._count_first(part)
+            elif self.characters == self.first_characters and goes_on:
+                self.first_words = 0  # the first token ended with the chunk, the word did not
+            self._write_ids(ids)
             self.characters += len(part)
-            self.words += len(part.split()) - (inside_word and not part[0].isspace())
+            self.words += len(part.split()) - goes_on
             inside_word = not part[-1].isspace()
+
+    def _count_first(self, part: str) -> None:
+        space = BEGINNING_OF_SPACE.search(part)  # no token goes across
+        end = self._tokenizer.prefix(part[: space.start()] if space else part, 1)
+        first, after = part[:end], part[end : end + 1]
+        inside_word = bool(first and after) and not (first[-1].isspace() or after.isspace())
+        self.first_characters = self.characters + end
+        self.first_words = len(first.split()) - inside_word
 
     def _write_sequences(self, batch: list[str]) -> None:
         start, end = np.array([self._tokenizer.start]), np.array([self._tokenizer.end])
@@ -214,4 +247,6 @@ def _encode(pieces: Iterable[str], tokenizer: Tokenizer, reading: str, name: str
             characters=writer.characters,
             words=writer.words,
             unknown=writer.unknown,
+            first_characters=writer.first_characters,
+            first_words=writer.first_words,
         )
