@@ -189,6 +189,13 @@ def test_a_word_is_not_cut_where_there_is_white_space(corpus: Make) -> None:
     assert found.train.characters == 500
 
 
+def test_a_word_that_becomes_two_counts_as_two(corpus: Make) -> None:
+    text = "b " * 20 + "a" * 4000 + " b" * 20
+    found = prepare(corpus(text), max_tokens=35, valid_fraction=0.4)
+    assert found.train.characters == 4068 - 1627  # inside the long word
+    assert (len(found.train.ids), len(found.valid.ids)) == (21, 14)
+
+
 def test_long_sequences_count_all_their_marks(
     corpus: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
