@@ -25,6 +25,11 @@ def story(sentences: int = 300, seed: int = 0) -> str:
     return "".join(f"{a} {b}\n" for a, b in zip(lines[::2], lines[1::2], strict=True))
 
 
+@pytest.fixture(name="story")
+def _story():
+    return story
+
+
 @pytest.fixture
 def book(tmp_path):
     path = tmp_path / "book.txt"

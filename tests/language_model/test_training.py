@@ -12,7 +12,7 @@ import torch
 
 from bptt.data import Tokenizer
 from bptt.errors import CheckpointError, ConfigError, DivergedError
-from bptt.language_model import Config, LanguageModel, Run, resume, start, train
+from bptt.language_model import LanguageModel, Run, resume, start, train
 from bptt.language_model import training as training_module
 
 
@@ -72,6 +72,7 @@ def test_stopped_and_resumed_it_comes_to_the_same_bits(small, tmp_path, variant)
     parts = start(config, tmp_path / "parts")
     for stop_at in (3, updates // 2, updates // 2 + 1, updates - 1):
         assert parts.fit(stop_after(parts, stop_at)) == "stop"
+        parts.close()
         torch.manual_seed(12345)  # nothing may hang on what this process remembers
         parts = resume(parts.run.path)
         assert parts.progress.updates == stop_at
@@ -88,6 +89,7 @@ def test_a_stop_evaluates_without_changing_where_it_goes_on(small, tmp_path):
     assert not (parts.run.path / "model.safetensors").exists()
     parts.evaluate_unsaved()
     assert (parts.run.path / "model.safetensors").exists()
+    parts.close()
     parts = resume(parts.run.path)
     parts.fit()
     assert same(weights(whole), weights(parts.run))
@@ -113,7 +115,7 @@ OPTIONS = [
     {"reading": "lines"},
     {"sampling": "random"},
     {"valid_fraction": 0.3},
-    {"max_tokens": 900},
+    {"max_tokens": 500},
     {"cell": "gru"},
     {"cell": "rnn"},
     {"cell": "rnn", "nonlinearity": "relu"},
@@ -125,7 +127,7 @@ OPTIONS = [
     {"dropout": 0.5},
     {"steps": 9},
     {"batch_size": 5},
-    {"epochs": 1},
+    {"epochs": 2},
     {"optimizer": "sgd"},
     {"optimizer": "sgd", "momentum": 0.5},
     {"optimizer": "adamw", "weight_decay": 0.1},  # without a decay it is adam
@@ -139,7 +141,9 @@ OPTIONS = [
 ]
 
 
-def test_every_option_changes_the_result(small, tmp_path):
+def test_every_option_changes_the_result(small, tmp_path, story):
+    (tmp_path / "book.txt").write_text(story(120))
+    small = small.changed(epochs=1)
     found: dict[str, dict] = {}
     for number, options in enumerate([{}, *OPTIONS]):
         run = train(small.changed(**options), tmp_path / str(number))
@@ -211,6 +215,7 @@ def test_patience_ends_training_and_the_best_model_is_kept(small, tmp_path, monk
     assert list(kept) == [2.0, 1.5, 1.7, 1.6]
     assert same(weights(training.run, "model.safetensors"), kept[1.5])
     assert same(training.run.load_model().state_dict(), kept[1.5])
+    training.close()
     assert resume(training.run.path).fit() == "patience"
 
 
@@ -253,6 +258,7 @@ def test_what_a_run_holds(run):
         "model.safetensors",
         "checkpoint.safetensors",
         "metrics.jsonl",
+        ".lock",
     }
     first, *_, last = run.metrics()
     assert first["update"] == 1
@@ -347,13 +353,21 @@ def test_resuming_needs_the_same_text(run, tmp_path, monkeypatch):
         resume(run.path)
 
 
-def test_metrics_cut_short_by_a_kill_are_mended(small, tmp_path):
+def test_measurements_after_the_checkpoint_are_taken_back(small, tmp_path):
+    """Whether of a later update, of the checkpoint's own, or cut short by a kill."""
     training = start(small, tmp_path / "run")
     training.fit(stop_after(training, 5))
+    training.close()
     path = training.run.path / "metrics.jsonl"
+    before = path.read_text()
+    training.evaluate()
     path.write_text(path.read_text() + '{"update": 9, "loss": 1.0}\n{"update": 10, "lo')
-    resume(training.run.path)
-    assert [m["update"] for m in training.run.metrics()] == [1]
+    again = resume(training.run.path)
+    assert path.read_text() == before
+    again.evaluate()
+    again.save()
+    again.close()
+    assert len(resume(training.run.path).run.metrics()) == 2
 
 
 def test_tied_weights_are_stored_once(small, tmp_path):
@@ -363,6 +377,14 @@ def test_tied_weights_are_stored_once(small, tmp_path):
     assert model.readout.weight is model.embedding.weight
 
 
-def test_no_device_of_that_name(small, tmp_path):
-    with pytest.raises(ConfigError, match="--device nonsense cannot be used here"):
-        start(Config(**{**small.__dict__, "device": "nonsense"}), tmp_path / "run")
+@pytest.mark.parametrize("name", ["nonsense", "meta", "cpu:", "vulkan"])
+def test_no_device_of_that_name(small, tmp_path, name):
+    with pytest.raises(ConfigError, match=f"--device {name} cannot be used here: use cpu, cuda"):
+        start(small.changed(device=name), tmp_path / "run")
+
+
+def test_too_large_for_the_memory(small, tmp_path):
+    for hidden in (10**9, 10**15):
+        with pytest.raises(ConfigError, match=f"not enough memory for --hidden {hidden}"):
+            start(small.changed(hidden=hidden), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

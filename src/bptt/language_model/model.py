@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,10 @@ def check_device(name: str) -> torch.device:
     Raises:
         ConfigError: there is none of that name here.
     """
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise ConfigError(
+            f"--device {name} cannot be used here: use cpu, cuda, cuda:1 (another one), mps or xpu"
+        )
     try:
         torch.empty(0, device=name)
         return torch.device(name)

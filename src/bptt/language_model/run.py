@@ -6,14 +6,17 @@
     model.safetensors       the weights that did best on the validation text
     checkpoint.safetensors  all that training needs to go on from where it was
     metrics.jsonl           a line for each measurement
+    .lock                   held by the process that trains it
 
-Every file is written beside its place and renamed, and a checkpoint is one file, so that there is
-a usable run at any moment. There is no pickle in it.
+Every file is written beside its place and renamed, and so is a new run as a whole; a checkpoint is
+one file. So there is a usable run at any moment. There is no pickle in it.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,17 @@ from torch import Tensor
 
 from bptt.data import Tokenizer
 from bptt.errors import CheckpointError, ConfigError
-from bptt.files import write_whole
+from bptt.files import append_line, share, write_whole
 from bptt.language_model.config import Config, read_options
+from bptt.language_model.lock import Lock
 from bptt.language_model.model import LanguageModel, check_device
 
 FORMAT = "bptt-1"
+Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors by name, and all else, as JSON can hold it."""
+
+_LATER = ("model.safetensors", "metrics.jsonl", "tensorboard")  # what training adds
+_AT_ONCE = ("tokenizer.json", "text.json", "checkpoint.safetensors", ".lock", "config.json")
 
 
 @dataclass(frozen=True)
@@ -51,18 +60,68 @@ class Run:
         if missing:
             raise CheckpointError(f"{self.path} is not a run: it has no {' and no '.join(missing)}")
 
-    def create(self, config: Config, tokenizer: Tokenizer, text: dict[str, Any]) -> None:
-        """Make the directory, with what does not change in it.
+    def check_free(self, *, overwrite: bool) -> None:
+        """Make sure that a run can be made here.
 
         Raises:
+            ConfigError: there is one already, and it shall stay, or a file is in the way.
+        """
+        if self.exists and not overwrite:
+            raise ConfigError(
+                f"there is a run in {self.path} already: go on with it by --resume {self.path}, "
+                "replace it by --overwrite, or choose another --out"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"--out {self.path} is a file; choose a directory")
+
+    def create(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        text: dict[str, Any],
+        checkpoint: Checkpoint,
+        *,
+        overwrite: bool = False,
+    ) -> Lock:
+        """Make the run beside its place and move it there, in place of an old one if told so.
+
+        Other files that are there stay. If it fails, everything is as it was.
+
+        Returns:
+            The lock, held.
+
+        Raises:
+            ConfigError: there is a run already, or another process trains it.
             OSError: it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        for name in ("model.safetensors", "checkpoint.safetensors", "metrics.jsonl"):
-            (self.path / name).unlink(missing_ok=True)
-        tokenizer.save(self.path / "tokenizer.json")
-        write_whole(self.path / "text.json", json.dumps(text, indent=2) + "\n")
-        config.save(self.path / "config.json")  # last: with it the directory is a run
+        place = self.path.resolve()
+        old = Lock(place, self.path) if self.exists else None
+        # In a directory that is there already, because only it may be ours to write in.
+        within = place if place.is_dir() and not old else place.parent
+        within.mkdir(parents=True, exist_ok=True)
+        new = Run(Path(tempfile.mkdtemp(prefix=f".{place.name}.new-", dir=within)))
+        try:
+            share(new.path)
+            lock = Lock(new.path, self.path)
+            tokenizer.save(new.path / "tokenizer.json")
+            write_whole(new.path / "text.json", json.dumps(text, indent=2) + "\n")
+            new.save_checkpoint(*checkpoint)
+            config.save(new.path / "config.json")
+            self.check_free(overwrite=overwrite)
+            _move_in(new.path, place, replace=old is not None)
+        except BaseException:
+            shutil.rmtree(new.path, ignore_errors=True)
+            raise
+        finally:
+            if old is not None:
+                old.release()
+        return lock
+
+    def remove_leftovers(self) -> None:
+        """Remove what a kill left of files that were being written; only under the lock."""
+        for name in (*_AT_ONCE, *_LATER):
+            for path in self.path.glob(f".{name}.*.new"):
+                path.unlink()
 
     @property
     def exists(self) -> bool:
@@ -97,7 +156,7 @@ class Run:
 
     def save_model(self, model: LanguageModel, about: dict[str, Any]) -> None:
         """Write model.safetensors: the weights, and where they come from."""
-        _write(self.path / "model.safetensors", _weights(model), about)
+        _write(self.path / "model.safetensors", weights_of(model), about)
 
     def load_model(self, device: str = "cpu") -> LanguageModel:
         """Read the best model; before the first evaluation, the last checkpoint's.
@@ -123,7 +182,7 @@ class Run:
         """Write checkpoint.safetensors: tensors by name, and all else as JSON in its header."""
         _write(self.path / "checkpoint.safetensors", tensors, about)
 
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def load_checkpoint(self) -> Checkpoint:
         """Read what :meth:`save_checkpoint` wrote.
 
         Raises:
@@ -136,8 +195,7 @@ class Run:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path / "metrics.jsonl", json.dumps(line))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Read metrics.jsonl; a last line that a kill cut short is left out."""
@@ -152,13 +210,51 @@ class Run:
                 break
         return found
 
-    def forget_metrics_after(self, updates: int) -> None:
-        """Take back the lines that were written after a checkpoint."""
-        kept = [json.dumps(m) + "\n" for m in self.metrics() if m["update"] <= updates]
+    def keep_metrics(self, count: int) -> int:
+        """Take back all lines but the first ones, and say how many these are."""
+        kept = [json.dumps(m) + "\n" for m in self.metrics()[:count]]
         write_whole(self.path / "metrics.jsonl", "".join(kept))
+        return len(kept)
 
 
-def _weights(model: LanguageModel) -> dict[str, Tensor]:
+def _move_in(new: Path, place: Path, *, replace: bool) -> None:
+    """Move a new run to its place; config.json, which makes it one, comes last."""
+    if replace:
+        _replace(new, place)
+    elif not place.exists():
+        new.rename(place)
+    else:
+        for name in _LATER:
+            _remove(place / name)
+        for name in _AT_ONCE:
+            if (new / name).exists():
+                (new / name).replace(place / name)
+        new.rmdir()
+
+
+def _replace(new: Path, place: Path) -> None:
+    """Put a new run in the place of an old one; what is not of the run goes over to it."""
+    aside = new.with_name(new.name.replace(".new-", ".old-"))
+    place.rename(aside)
+    try:
+        new.rename(place)
+    except BaseException:
+        aside.rename(place)
+        raise
+    for path in aside.iterdir():
+        if path.name not in (*_AT_ONCE, *_LATER) and not path.match(".*.new"):
+            path.rename(place / path.name)
+    shutil.rmtree(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def weights_of(model: LanguageModel) -> dict[str, Tensor]:
     """The model's tensors by name; a tied readout's weight once only."""
     weights = dict(model.state_dict())
     if model.config.tied:
@@ -195,7 +291,7 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Non
     write_whole(path, safetensors.torch.save(tensors, header))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the run was stopped before it was first saved")
     try:

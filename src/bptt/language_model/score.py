@@ -15,9 +15,9 @@ class Score:
     tokens: int
     """Tokens that were predicted."""
     words: int
-    """White-space separated words of the text."""
+    """White-space separated words that were predicted, so not a stream's first token."""
     characters: int
-    """Characters of the text."""
+    """Characters that were predicted, so not those of a stream's first token."""
     unknown: int
     """Tokens of the text that are the unknown token: what they hid was not predicted."""
     protocol: str
@@ -31,12 +31,12 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp(nats / tokens): per token."""
-        return _exp(self.loss)
+        return perplexity(self.loss)
 
     @property
     def word_perplexity(self) -> float:
         """exp(nats / words): comparable between tokenizers."""
-        return _exp(self.nats / max(1, self.words))
+        return perplexity(self.nats / max(1, self.words))
 
     @property
     def bits_per_character(self) -> float:
@@ -59,5 +59,6 @@ class Score:
         }
 
 
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+def perplexity(nats: float) -> float:
+    """exp(nats per token), or inf where that is too large for a number."""
+    return math.exp(nats) if nats < 700 else math.inf

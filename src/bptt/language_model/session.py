@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from bptt.data import (
     prepare,
     unigram_perplexity,
 )
-from bptt.errors import CheckpointError, ConfigError
+from bptt.errors import BpttWarning, CheckpointError, ConfigError
+from bptt.files import named
 from bptt.language_model.config import RUNNING, Config, fields_by_name
+from bptt.language_model.lock import Lock
 from bptt.language_model.run import Run
 from bptt.language_model.training import Training, Watch
 
@@ -46,25 +50,20 @@ def start(
         progress: is told how the preparation of the text goes.
 
     Raises:
-        ConfigError: there is a run already, or options do not fit.
+        ConfigError: there is a run already, another process trains it, or options do not fit.
         CorpusError: the text cannot be used.
         OSError: something cannot be written.
     """
     run = Run(out)
-    if run.exists and not overwrite:
-        raise ConfigError(
-            f"there is a run in {out} already: go on with it by --resume {out}, replace it by "
-            f"--overwrite, or choose another --out"
-        )
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; choose a directory")
+    run.check_free(overwrite=overwrite)
     _use_threads(config.threads)
     text = _prepare(config, progress)
     # So that the run can be resumed, and its config.json given back, from another directory.
     config = config.changed(corpus=_absolute(config.corpus), valid=_absolute(config.valid))
     training = Training(config, run, text, watch or Watch())
-    run.create(config, text.tokenizer, describe(text))
-    training.save()
+    about, checkpoint = describe(text), training.checkpoint()
+    with named(out):
+        training.lock = run.create(config, text.tokenizer, about, checkpoint, overwrite=overwrite)
     return training
 
 
@@ -85,7 +84,7 @@ def resume(
 
     Raises:
         CheckpointError: the run is damaged, or its text is not what it was.
-        ConfigError: an option cannot change.
+        ConfigError: an option cannot change, or another process trains the run.
     """
     run = Run(path)
     was = run.config()
@@ -96,17 +95,38 @@ def resume(
                 f"--{name.replace('_', '-')} cannot change when a run is resumed; what can is "
                 + ", ".join("--" + n.replace("_", "-") for n in sorted(MAY_CHANGE))
             )
-    tokenizer = run.tokenizer()
-    _, about = run.load_checkpoint()
+    lock = Lock(path, path)
+    try:
+        run.remove_leftovers()
+        training = _resumed(run, config, watch or Watch(), progress)
+        if config != was:
+            config.save(path / "config.json")
+    except BaseException:
+        lock.release()
+        raise
+    training.lock = lock
+    return training
+
+
+def _resumed(run: Run, config: Config, watch: Watch, progress: Progress | None) -> Training:
+    tokenizer, checkpoint = run.tokenizer(), run.load_checkpoint()
+    about = checkpoint[1]
+    if about.get("torch") != torch.__version__:
+        warnings.warn(
+            f"{run.path} was trained with torch {about.get('torch')}, this is "
+            f"{torch.__version__}: it goes on, but perhaps not to the same bits",
+            BpttWarning,
+            stacklevel=3,
+        )
     # The same number of threads, because sums are split between them.
     _use_threads(config.threads or about.get("threads"))
     text = _text_of(run, config, progress)
     if tokenizer.to_json() != text.tokenizer.to_json():
-        raise CheckpointError(f"{path / 'tokenizer.json'} is not the one the run was trained with")
-    training = Training(config, run, text, watch or Watch())
-    training.resume()
-    if config != was:
-        config.save(path / "config.json")
+        raise CheckpointError(
+            f"{run.path / 'tokenizer.json'} is not the one the run was trained with"
+        )
+    training = Training(config, run, text, watch)
+    training.resume(checkpoint)
     return training
 
 
@@ -117,8 +137,8 @@ def train(config: Config, out: str | Path, *, overwrite: bool = False) -> Run:
     >>> run = train(Config(corpus=("book.txt",)), "runs/book")      # doctest: +SKIP
     >>> run.load_model().sample("Once")                             # doctest: +SKIP
     """
-    training = start(config, Path(out), overwrite=overwrite)
-    training.fit()
+    with closing(start(config, Path(out), overwrite=overwrite)) as training:
+        training.fit()
     return training.run
 
 
@@ -183,6 +203,9 @@ def _text_of(run: Run, config: Config, progress: Progress | None) -> PreparedTex
     return text
 
 
-def validation_text(run: Run) -> PreparedText:
+def text_of_run(run: Run) -> PreparedText:
     """Find the text that a run was trained and validated on."""
     return _text_of(run, run.config(), None)
+
+
+validation_text = text_of_run  # its former name

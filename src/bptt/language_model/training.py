@@ -14,12 +14,13 @@ from torch.nn.functional import cross_entropy
 
 from bptt.data import Batch, PreparedText, Sentences, Streams
 from bptt.data.readers import IGNORED
-from bptt.errors import CheckpointError, DivergedError
+from bptt.errors import CheckpointError, ConfigError, DivergedError
 from bptt.language_model.config import Config
 from bptt.language_model.evaluation import evaluate
+from bptt.language_model.lock import Lock
 from bptt.language_model.model import LanguageModel, check_device
-from bptt.language_model.run import Run, _weights, load_weights, with_prefix
-from bptt.language_model.score import Score
+from bptt.language_model.run import Checkpoint, Run, load_weights, weights_of, with_prefix
+from bptt.language_model.score import Score, perplexity
 
 LOG_EVERY = 100  # updates between the lines of metrics.jsonl
 
@@ -61,6 +62,8 @@ class Progress:
     """Summed loss of this epoch so far, and its tokens."""
     epoch_tokens: int = 0
     evaluated_at: int = -1
+    measurements: int = 0
+    """Lines of metrics.jsonl."""
 
 
 @dataclass
@@ -71,18 +74,25 @@ class Training:
     run: Run
     text: PreparedText
     watch: Watch = field(default_factory=Watch)
+    lock: Lock | None = None
+    """Of the run, which nothing else can train as long as this lives, or until :meth:`close`."""
 
     def __post_init__(self) -> None:
         """Make model, optimizer and reader from the configuration."""
         config = self.config
         self.device = check_device(config.device)
         torch.manual_seed(config.seed)
-        self.model = LanguageModel(self.text.tokenizer, config).to(self.device)
+        self.model = _make_model(config, self.text, self.device)
         self.optimizer = make_optimizer(config, list(self.model.parameters()))
         self.reader = make_reader(config, self.text)
         self.progress = Progress()
         self.state: Any = None
         self.saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Let go of the run, so that it can be trained by another one."""
+        if self.lock is not None:
+            self.lock.release()
 
     # ------------------------------------------------------------------------- the loop
 
@@ -190,7 +200,9 @@ class Training:
         p = self.progress
         if p.epoch_tokens:
             loss = p.epoch_nats / p.epoch_tokens
-            self._measure(epoch=self.reader.epoch, epoch_loss=loss, epoch_perplexity=_exp(loss))
+            self._measure(
+                epoch=self.reader.epoch, epoch_loss=loss, epoch_perplexity=perplexity(loss)
+            )
         p.epoch_nats, p.epoch_tokens = 0.0, 0
         is_last = self.reader.epoch >= self.config.epochs
         if (is_last or not self.config.eval_every) and p.evaluated_at != p.updates:
@@ -238,7 +250,7 @@ class Training:
     def _measure(self, **values: Any) -> None:
         p = self.progress
         if "loss" in values:
-            values["perplexity"] = _exp(values["loss"])
+            values["perplexity"] = perplexity(values["loss"])
         line = {
             "update": p.updates,
             "epoch": self.reader.epoch,
@@ -249,6 +261,7 @@ class Training:
             **values,
         }
         self.run.append_metrics(line)
+        p.measurements += 1
         self.watch.measured(line)
 
     def save(self) -> None:
@@ -257,7 +270,12 @@ class Training:
         Raises:
             OSError: it cannot be written; the one before it is still there.
         """
-        tensors = {f"model.{k}": v for k, v in _weights(self.model).items()}
+        self.run.save_checkpoint(*self.checkpoint())
+        self.saved_at = time.monotonic()
+
+    def checkpoint(self) -> Checkpoint:
+        """All that it takes to go on from here: what :meth:`resume` takes."""
+        tensors = {f"model.{k}": v for k, v in weights_of(self.model).items()}
         optimizer = self.optimizer.state_dict()
         for number, values in optimizer["state"].items():
             for name, value in values.items():
@@ -274,20 +292,23 @@ class Training:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        self.run.save_checkpoint(tensors, about)
-        self.saved_at = time.monotonic()
+        return tensors, about
 
-    def resume(self) -> dict[str, Any]:
-        """Go back to where the last checkpoint was written; return what it says of itself.
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was written.
+
+        Args:
+            checkpoint: what :meth:`checkpoint` gave, of this run.
 
         Raises:
-            CheckpointError: it is missing, damaged, or another run's.
+            CheckpointError: it is damaged, or another run's.
         """
-        tensors, about = self.run.load_checkpoint()
+        tensors, about = checkpoint
         path = self.run.path / "checkpoint.safetensors"
         load_weights(self.model, with_prefix(tensors, "model."), path)
         try:
             self.progress = Progress(**about["progress"])
+            lines = about["progress"]["measurements"]
             self.reader.load_state_dict(about["reader"])
             per_parameter: dict[int, dict[str, Tensor]] = {}
             for name, value in with_prefix(tensors, "optimizer.").items():
@@ -303,8 +324,20 @@ class Training:
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise CheckpointError(f"{path} does not fit this run: {e}") from None
-        self.run.forget_metrics_after(self.progress.updates)
-        return about
+        # What was measured after it was written is measured again.
+        self.progress.measurements = self.run.keep_metrics(lines)
+
+
+def _make_model(config: Config, text: PreparedText, device: torch.device) -> LanguageModel:
+    try:
+        return LanguageModel(text.tokenizer, config).to(device)
+    except RuntimeError as e:
+        if "allocate" not in str(e) and "overflow" not in str(e):
+            raise
+        raise ConfigError(
+            f"not enough memory for --hidden {config.hidden}, --layers {config.layers}, "
+            f"--embedding {config.embedding_size} and {text.tokenizer.size} tokens: use less"
+        ) from None
 
 
 def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -339,7 +372,3 @@ def _detached(state: Any) -> Any:
 
 def _as_tuple(state: Any) -> tuple[Tensor, ...]:
     return () if state is None else state if isinstance(state, tuple) else (state,)
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
