@@ -23,7 +23,10 @@ def test_goes_through_json_unchanged(tmp_path):
         ({"cell": "lstn"}, "--cell must be one of rnn, gru, lstm, got 'lstn'"),
         ({"learning_rate": float("nan")}, "--learning-rate must be float or null, got nan"),
         ({"learning_rate": -1.0}, "--learning-rate must be at least 0"),
-        ({"corpus": "book.txt"}, "--corpus must be"),
+        ({"corpus": "book.txt"}, "--corpus must be a list of str, got 'book.txt'"),
+        ({"valid": "book.txt"}, "--valid must be a list of str, got 'book.txt'"),
+        ({"seed": 2**63}, "--seed must be at most 9223372036854775807, got 9223372036854775808"),
+        ({"threads": 1025}, "--threads must be at most 1024, got 1025"),
         ({"patience": "3"}, "--patience must be int or null"),
     ],
 )

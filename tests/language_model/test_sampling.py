@@ -91,6 +91,8 @@ def test_drawn_as_often_as_the_probabilities_say():
         ({"top_k": 0}, "--top-k"),
         ({"top_p": 0.0}, "--top-p"),
         ({"top_p": 1.5}, "--top-p"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**63}, "--seed"),
     ],
 )
 def test_options_out_of_range_are_refused_at_once(model, options, message):
@@ -112,3 +114,14 @@ def test_a_sentence_begins_from_a_zero_state(small, tmp_path, monkeypatch):
     model.sample("", length=60, seed=0)
     assert len(beginnings) > 3
     assert all(torch.equal(h, beginnings[0]) for h in beginnings)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.99}])
+def test_extreme_temperatures_are_the_likeliest_or_any_token(options):
+    logits = torch.tensor([1.0, 3.0, 2.999999, -math.inf])
+    generator = torch.Generator().manual_seed(0)
+    for cold in (5e-324, 1e-320, 1e-50):
+        assert {choose(logits, cold, generator=generator, **options) for _ in range(20)} == {1}
+    for hot in (1e40, 1e300):
+        drawn = {choose(logits, hot, generator=generator, **options) for _ in range(60)}
+        assert drawn == {0, 1, 2}

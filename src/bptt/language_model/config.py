@@ -15,12 +15,17 @@ TEXT, MODEL, TRAINING, RUNNING = "Text", "Model", "Training", "Running"
 
 
 def _option(
-    default: Any, group: str, help: str, *, flag: str | None = None, least: Any = None
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    flag: str | None = None,
+    least: Any = None,
+    most: Any = None,
 ) -> Any:
     """Declare an option: its default, the panel it belongs to, what it does, its bounds."""
-    return field(
-        default=default, metadata={"group": group, "help": help, "flag": flag, "least": least}
-    )
+    about = {"group": group, "help": help, "flag": flag, "least": least, "most": most}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -111,11 +116,17 @@ class Config:
         None, TRAINING, "updates between evaluations (default: an epoch)", least=1
     )
     seed: int = _option(
-        0, TRAINING, "of the initial weights, dropout and the order of the text", least=0
+        0,
+        TRAINING,
+        "of the initial weights, dropout and the order of the text",
+        least=0,
+        most=2**63 - 1,
     )
 
     device: str = _option("cpu", RUNNING, "where to compute: cpu, cuda, cuda:1...")
-    threads: int | None = _option(None, RUNNING, "processor threads (default: torch's)", least=1)
+    threads: int | None = _option(
+        None, RUNNING, "processor threads (default: torch's)", least=1, most=1024
+    )
     save_every: float = _option(60.0, RUNNING, "seconds between checkpoints", least=0)
     max_minutes: float | None = _option(
         None, RUNNING, "stop, as if by Ctrl-C, after this time", least=0
@@ -207,8 +218,9 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def _check(name: str, value: Any) -> None:
-    """Refuse a value of another type than the option's, or below its least."""
-    hint, least = _TYPES[name], fields_by_name()[name].metadata["least"]
+    """Refuse a value of another type than the option's, or out of its bounds."""
+    hint, about = _TYPES[name], fields_by_name()[name].metadata
+    least, most = about["least"], about["most"]
     flag = "--" + name.replace("_", "-")
     if get_args(hint) and isinstance(get_args(hint)[0], str):  # Literal
         if value not in get_args(hint):
@@ -224,9 +236,12 @@ def _check(name: str, value: Any) -> None:
         right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if not right:
         names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+        names = "a list of str" if hint == tuple[str, ...] else names
         raise ConfigError(f"{flag} must be {names}, got {value!r}")
     if least is not None and value is not None and value < least:
         raise ConfigError(f"{flag} must be at least {least}, got {value}")
+    if most is not None and value is not None and value > most:
+        raise ConfigError(f"{flag} must be at most {most}, got {value}")
 
 
 _TYPES = get_type_hints(Config)

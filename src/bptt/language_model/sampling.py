@@ -36,6 +36,8 @@ def sample_stream(
         raise ConfigError(f"--top-k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ConfigError(f"--top-p must be above 0 and at most 1, got {top_p}")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ConfigError(f"--seed must be at least 0 and below 2**63, got {seed}")
     given = model.tokenizer.encode(prompt)
     drawn = _draw(model, given, length, temperature, top_k, top_p, seed)
 
@@ -68,7 +70,7 @@ def _draw(
     device = model.embedding.weight.device
     generator = None
     if seed is not None:
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
     never = [i for i in (tokenizer.unknown, tokenizer.start) if i is not None]
     first = [tokenizer.start] if tokenizer.start is not None else [_line_end(model)]
     # A stream's prompt follows a line end; a sentence's its start.
@@ -104,7 +106,7 @@ def choose(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Draw a token number.
+    """Draw a token number, on the CPU and by its generator whatever device the logits are on.
 
     Top-p keeps the least set of likeliest tokens whose probabilities reach p: A. Holtzman et
     al., "The curious case of neural text degeneration", ICLR 2020.
@@ -114,7 +116,9 @@ def choose(
     """
     if temperature == 0:
         return int(logits.argmax())
-    # Relative to the largest one, so that a small temperature does not overflow.
+    # Relative to the largest one, and in double precision as the temperature is, so that the
+    # smallest one leaves 0 and -inf, and the largest one zeros. Not all devices have doubles.
+    logits = logits.detach().cpu().double()
     logits = (logits - logits.max()) / temperature
     values, order = logits.sort(descending=True, stable=True)
     p = values.softmax(-1)
