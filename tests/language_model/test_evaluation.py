@@ -7,17 +7,20 @@ import pytest
 import torch
 
 from bptt.cells import BY_MODE, Weights
-from bptt.data import encode_corpus, open_corpus
+from bptt.data import encode_text
 from bptt.errors import CorpusError
 from bptt.language_model import evaluate, train
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("reading", ["stream", "sentences"])
-def test_is_the_sum_over_single_steps_whatever_the_batch_size(small, tmp_path, cell, reading):
+def test_is_the_sum_over_single_steps_whatever_the_batch_size(
+    small, tmp_path, story, cell, reading
+):
     run = train(small.changed(cell=cell, reading=reading, epochs=1), tmp_path / "run")
     model = run.load_model().double()
-    text = encode_corpus(open_corpus(run.config().corpus), model.tokenizer, reading=reading)
+    page = story(24, seed=1)
+    text = encode_text(page, model.tokenizer, reading=reading)
     ids = [int(i) for i in text.ids]
     edges = [0, len(ids)] if text.offsets is None else [int(o) for o in text.offsets]
 
@@ -36,11 +39,10 @@ def test_is_the_sum_over_single_steps_whatever_the_batch_size(small, tmp_path, c
         assert score.tokens == count
         assert score.nats == pytest.approx(nats, rel=1e-9)
     assert score.perplexity == pytest.approx(math.exp(nats / count))
-    book = (tmp_path / "book.txt").read_text()
     if reading == "stream":
-        assert score.characters == len(book) - len(book.split()[0])  # the first is not predicted
+        assert score.characters == len(page) - len(page.split()[0])  # the first is not predicted
     else:
-        assert score.characters == len("".join(book.replace(". ", ".").splitlines()))
+        assert score.characters == len("".join(page.replace(". ", ".").splitlines()))
     assert score.bits_per_character == pytest.approx(nats / math.log(2) / score.characters)
     assert score.word_perplexity == pytest.approx(math.exp(nats / score.words))
 
@@ -70,3 +72,19 @@ def test_a_likelier_text_scores_better(run):
 def test_a_text_with_nothing_to_predict_is_refused(run, text):
     with pytest.raises(CorpusError):
         run.load_model().score(text)
+
+
+@pytest.mark.parametrize(
+    ("level", "text", "words", "characters"),
+    [
+        ("word", "John sees Jane", 2, len(" sees Jane")),
+        ("word", "Zacharias sees Jane", 2, len(" sees Jane")),  # an unknown first token
+        ("char", "John sees Jane", 3, len("ohn sees Jane")),
+        ("char", "I am John", 2, len(" am John")),
+    ],
+)
+def test_what_is_not_predicted_is_not_counted(small, tmp_path, level, text, words, characters):
+    run = train(small.changed(level=level, epochs=0), tmp_path / "run")
+    score = run.load_model().score(text)
+    assert (score.words, score.characters) == (words, characters)
+    assert score.bits_per_character == pytest.approx(score.nats / math.log(2) / characters)

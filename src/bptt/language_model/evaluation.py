@@ -53,12 +53,11 @@ def evaluate(
             )
     finally:
         model.train(training)
-    first = model.tokenizer.decode([int(tokens.ids[0])]) if tokens.offsets is None else ""
     return Score(
         nats=nats,
         tokens=count,
-        words=tokens.words,
-        characters=tokens.characters - len(first),
+        words=tokens.words - tokens.first_words,
+        characters=tokens.characters - tokens.first_characters,
         unknown=tokens.unknown,
         protocol=protocol,
     )
@@ -105,8 +104,11 @@ def _sequences(
 
 
 def _summed_loss(logits: Tensor, targets: Tensor) -> float:
-    """The loss of each token in the logits' precision, their sum in double precision."""
+    """The loss of each token in the logits' precision, their sum in double precision.
+
+    That is on the CPU, because not every device has doubles.
+    """
     losses = cross_entropy(
         logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return losses.double().sum().item()
+    return losses.cpu().double().sum().item()
