@@ -85,7 +85,7 @@ def timemachine(path: Path, out: Path) -> None:
     (out / "letters.txt").write_text(letters)
     config = Config(
         corpus=(str(out / "letters.txt"),), level="char", max_tokens=10_000, valid_fraction=0.05,
-        cell="gru", hidden=256, batch_size=32, steps=35, epochs=200, sampling="sequential",
+        cell="gru", hidden=256, batch_size=32, steps=35, epochs=200, schedule="constant",
     )  # fmt: skip
     run, seconds = trained(config, out / "run")
     epochs = [m for m in run.metrics() if "epoch_perplexity" in m]

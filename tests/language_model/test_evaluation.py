@@ -55,10 +55,10 @@ def test_dropout_is_off_and_the_mode_comes_back(small, tmp_path):
 
 
 def test_the_validation_figure_is_the_one_of_training(run):
-    from bptt.language_model.session import validation_text
+    from bptt.language_model.session import text_of_run
 
     best = min(m["valid_loss"] for m in run.metrics() if "valid_loss" in m)
-    assert evaluate(run.load_model(), validation_text(run).valid).loss == pytest.approx(best)
+    assert evaluate(run.load_model(), text_of_run(run).valid).loss == pytest.approx(best)
 
 
 def test_a_likelier_text_scores_better(run):

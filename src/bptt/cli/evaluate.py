@@ -12,7 +12,7 @@ from bptt.data import encode_corpus, open_corpus
 from bptt.files import write_whole
 from bptt.language_model import Run
 from bptt.language_model import evaluate as measure
-from bptt.language_model.session import validation_text
+from bptt.language_model.session import text_of_run
 
 
 def evaluate(
@@ -49,7 +49,7 @@ def evaluate(
         text = open_corpus(corpus, column=column, encoding=encoding)
         name, tokens = text.name, encode_corpus(text, model.tokenizer, reading=reading)
     else:
-        prepared = validation_text(found)
+        prepared = text_of_run(found)
         name, tokens = f"the validation part of {prepared.name}", prepared.valid
     score = measure(model, tokens, batch_size=batch_size, steps=25 * batch_size)
     document = json.dumps({"run": str(run), "text": name, **score.to_dict()}, indent=2) + "\n"

@@ -206,6 +206,3 @@ def _text_of(run: Run, config: Config, progress: Progress | None) -> PreparedTex
 def text_of_run(run: Run) -> PreparedText:
     """Find the text that a run was trained and validated on."""
     return _text_of(run, run.config(), None)
-
-
-validation_text = text_of_run  # its former name
