@@ -31,7 +31,7 @@ setup: $(VENV)/ready ## make .venv with bptt in it
 
 demo: $(VENV)/ready ## train a language model on the text inside this Python, about 4 minutes
 	$(BIN)/bptt train --out runs/demo --overwrite --max-minutes 3.4
-	@echo "The run is in runs/demo. Next: $(BIN)/bptt sample runs/demo --prompt \"The\""
+	@echo "Next: $(BIN)/bptt sample runs/demo --prompt \"The\""
 
 test: $(VENV)/ready-test ## every test and docstring example
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -209,10 +209,10 @@ class Display(Watch):
             f"Validation perplexity {score.perplexity:,.2f}, {score.bits_per_character:.3f} bits "
             f"per character; a unigram model's is {unigram:,.2f}."
         )
-        length = 60 if training.config.level in ("word", "bpe") else 300
+        length = 80 if training.config.level in ("word", "bpe") else 300
         self.say("A sample:")
         self.say(
-            "  " + best.sample(length=length, temperature=0.8, seed=0).strip().replace("\n", "\n  ")
+            "  " + best.sample(length=length, temperature=0.7, seed=0).strip().replace("\n", "\n  ")
         )
         self.say(f"The run is in {training.run.path}.")
 
