@@ -230,6 +230,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(here):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert kills >= 2
+    assert (here / "whole/model.safetensors").read_bytes() == (
+        here / "parts/model.safetensors"
+    ).read_bytes()
     for name in ("checkpoint.safetensors", "model.safetensors"):
         whole, parts = (safetensors.torch.load_file(here / r / name) for r in ("whole", "parts"))
         assert whole.keys() == parts.keys()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bptt.errors import ConfigError
+from bptt.errors import BpttWarning, ConfigError
 from bptt.language_model import train
 from bptt.language_model.sampling import choose
 
@@ -53,6 +53,11 @@ def test_the_unknown_token_is_never_drawn(small, tmp_path):
     with torch.no_grad():
         model.readout.bias[model.tokenizer.unknown] = 50
     assert "<unk>" not in model.sample("", length=50, seed=0)
+
+
+def test_a_prompt_that_is_not_known_is_said_so(model):
+    with pytest.warns(BpttWarning, match="1 of the prompt's 2 tokens are not in the vocabulary"):
+        model.sample("John zebra", length=1)
 
 
 def test_sentences_end_and_begin_anew(small, tmp_path):

@@ -106,7 +106,7 @@ def _run(training: Training, display: Display) -> None:
     """Train, and say how it ended; everything is saved in any case."""
     if training.reader.epoch >= training.config.epochs:
         display.say(
-            f"It has been trained for {training.reader.epoch} epochs already; ask for more with "
+            f"It has been trained for all its epochs, {training.reader.epoch}; ask for more with "
             "--epochs."
         )
     limit = training.config.max_minutes

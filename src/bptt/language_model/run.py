@@ -287,7 +287,8 @@ def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    header = {"format": FORMAT, "about": json.dumps(about)}
+    # One entry: the library writes several in an order that differs from process to process.
+    header = {"about": json.dumps({"format": FORMAT, **about})}
     write_whole(path, safetensors.torch.save(tensors, header))
 
 
@@ -298,10 +299,9 @@ def _read(path: Path) -> Checkpoint:
         with safetensors.safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        if header.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path} is not of the format {FORMAT}, got {header.get('format')}"
-            )
-        return tensors, json.loads(header["about"])
+        about = json.loads(header.get("about", "{}"))
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
+            raise CheckpointError(f"{path} is not of the format {FORMAT}: it is no file of a run")
+        return tensors, about
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as e:
         raise CheckpointError(f"{path} cannot be read or is damaged: {e}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bptt.errors import ConfigError
+from bptt.errors import BpttWarning, ConfigError
 from bptt.language_model.model import LanguageModel
 
 
@@ -39,6 +40,13 @@ def sample_stream(
     if seed is not None and not 0 <= seed < 2**63:
         raise ConfigError(f"--seed must be at least 0 and below 2**63, got {seed}")
     given = model.tokenizer.encode(prompt)
+    if model.tokenizer.unknown in given:
+        warnings.warn(
+            f"{given.count(model.tokenizer.unknown)} of the prompt's {len(given)} tokens are not "
+            "in the vocabulary: the model reads <unk> there",
+            BpttWarning,
+            stacklevel=3,
+        )
     drawn = _draw(model, given, length, temperature, top_k, top_p, seed)
 
     def ids() -> Iterator[int]:
