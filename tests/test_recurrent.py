@@ -582,7 +582,11 @@ def test_complex_numbers_are_those_of_torch(name):
 
 
 @EACH
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::torch.jit.TracerWarning",
+    "ignore:Attempted to insert a get_attr Node:UserWarning",  # torch.export of torch 2.6
+)
 def test_compiled_exported_and_traced_it_computes_the_same(name):
     ours = getattr(bptt, name)(3, 4, num_layers=2)
     x = torch.randn(5, 2, 3)

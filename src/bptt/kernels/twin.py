@@ -206,7 +206,7 @@ class GRU:
             if d is not None:
                 dh += d
             delta *= dh.unsqueeze(1)
-            delta_n *= dh
+            delta_n *= dh  # in local_n's place: what n's input part needs after the loop
             dh.mul_(z).addmm_(delta.flatten(1), w.hh)
             _cross(carry, cut, dh)
         of_hidden = Delta.flatten(1)
