@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt.cells import BY_MODE, State, Weights
+from bptt.credit.credit import Credit
+from bptt.credit.plan import Plan
 from bptt.kernels import twin
 from bptt.kernels.steps import Steps
+from bptt.kernels.windows import Windows, windows_of
 
 
 class _Rows(NamedTuple):
@@ -44,8 +47,10 @@ class _Recurrent(nn.RNNBase):
         input: Tensor | PackedSequence,
         hx: Any = None,
         *,
+        credit: Credit | Plan | None = None,
         carry: Tensor | None = None,
         resets: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor | PackedSequence, Any]:
         """Run the network over a sequence.
 
@@ -55,30 +60,42 @@ class _Recurrent(nn.RNNBase):
             hx: the initial state h_0, [L·D, B, H] for L layers and D directions, without the B
                 if the input is unbatched; for an LSTM ``(h_0, c_0)``, where h_0 is
                 [L·D, B, P] if there is a projection. Zeros by default.
-            carry: factors of the state's gradient, [T] or [T, B] (whatever ``batch_first``
-                says): ``carry[t]`` multiplies it where it crosses from step t to step t-1, in
-                every layer. 1 passes, 0 cuts; 1 everywhere by default. The outputs do not
-                depend on it. In the reverse direction the gradient crosses the same boundary
-                the other way.
+            credit: how far back the losses are credited, as :class:`bptt.Truncated` or one of
+                your own; all the way by default. It is the same in every layer. The outputs do
+                not depend on it. In the reverse direction the gradient crosses the same
+                boundaries the other way; windows that overlap have no meaning there.
+            carry: in place of a credit, factors of the state's gradient, [T] or [T, B] (whatever
+                ``batch_first`` says): ``carry[t]`` multiplies it where it crosses from step t to
+                step t-1, in every layer. 1 passes, 0 cuts; 1 everywhere by default.
             resets: [T] or [T, B] bool: the state is set to zero before step t where
                 ``resets[t]`` is true, and no gradient crosses. Sequences laid end to end do
                 not see each other; in the reverse direction neither.
+            generator: draws what is random in the credit; torch's own by default.
 
         Returns:
             ``(output, h_n)`` or ``(output, (h_n, c_n))``, shaped as torch.nn's: output
             [T, B, D·H], laid out like the input; the final states are shaped like ``hx``.
 
         Raises:
-            ValueError: the input's dtype or number of dimensions is not one of those above.
+            ValueError: the input's dtype or number of dimensions is not one of those above, or
+                ``credit`` and ``carry`` are both given, or the credit has windows that overlap
+                and the module two directions.
             RuntimeError: a size does not fit the module.
         """
-        if carry is None and resets is None and self._leaves_it_to_torch(input):
+        plain = credit is None and carry is None and resets is None
+        if plain and self._leaves_it_to_torch(input):
             return cast("tuple[Tensor | PackedSequence, Any]", super().forward(input, hx))
         rows = self._rows(input)
         state = self._initial_state(rows, hx)
-        crossing = self._crossing(rows, carry, resets)
+        windows = None
+        if credit is not None:
+            plan = self._plan(rows, credit, carry, generator)
+            carry = None if plan.is_full else torch.from_numpy(plan.carry)
+            if plan.blocks and torch.is_grad_enabled():
+                windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
+        carry, resets = self._crossing(rows, carry, resets)
         with twin.without_autocast(rows.x.device):
-            y, final = self._layers(rows, state, *crossing)
+            y, final = self._layers(rows, state, carry, resets, windows)
         return self._output(rows, y), self._final_state(rows, final)
 
     def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
@@ -86,14 +103,37 @@ class _Recurrent(nn.RNNBase):
         x = input.data if isinstance(input, PackedSequence) else input
         return x.is_cuda and self.mode != "RNN_SIGMOID" and not twin.needs_the_cells(x)
 
+    def _plan(
+        self, rows: _Rows, credit: Any, carry: Tensor | None, generator: torch.Generator | None
+    ) -> Plan:
+        name = type(self).__name__
+        if carry is not None:
+            raise ValueError(f"bptt.{name}: give a credit or carry, not both: a credit makes it")
+        plan: Plan = credit.plan(len(rows.sizes), rows.batch, generator)
+        if plan.steps != len(rows.sizes) or plan.batch not in (None, rows.batch):
+            raise ValueError(
+                f"bptt.{name}: {credit!r} has planned for {plan.steps} steps and batch "
+                f"{plan.batch}, the input has {len(rows.sizes)} steps and batch {rows.batch}"
+            )
+        if plan.blocks and self.bidirectional:
+            raise ValueError(
+                f"bptt.{name}: {credit!r} has windows that overlap (every < reach), which have no "
+                "meaning in the reverse direction: use a credit without them, as "
+                "bptt.Truncated(k), or bidirectional=False"
+            )
+        return plan
+
     def _layers(
         self,
         rows: _Rows,
         state: State,
         carry: Float[Tensor, "time batch"] | None,
         resets: Bool[Tensor, "time batch"] | None,
+        windows: Windows | None,
     ) -> tuple[Inexact[Tensor, "rows output"], list[State]]:
         x = rows.x.to(self._dtype)
+        if windows is not None:
+            x = x.index_select(0, windows.rows)
         finals: list[State] = []
         directions = (False, True)[: self._directions]
         crossings = [_rows_of_crossing(rows.sizes, carry, resets, d) for d in directions]
@@ -102,20 +142,28 @@ class _Recurrent(nn.RNNBase):
             for reverse in directions:
                 initial = tuple(s[len(finals)] for s in state)
                 steps = Steps(rows.sizes, reverse)
-                y, final = twin.sequence(
-                    BY_MODE[self.mode],
-                    x,
-                    initial,
-                    self._weights(layer, reverse),
-                    steps,
-                    *crossings[reverse],
-                )
+                cell, w = BY_MODE[self.mode], self._weights(layer, reverse)
+                crossing = crossings[reverse]
+                if windows is None:
+                    y, final = twin.sequence(cell, x, initial, w, steps, *crossing)
+                else:
+                    y, final = twin.windowed_sequence(
+                        cell, x, initial, w, steps, windows, *crossing
+                    )
                 outputs.append(y)
                 finals.append(final)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
             if self.dropout and layer < self.num_layers - 1:
-                x = nn.functional.dropout(x, self.dropout, self.training)
-        return x, finals
+                x = self._drop_out(x, windows)
+        return x if windows is None else x.index_select(0, windows.own), finals
+
+    def _drop_out(self, x: Tensor, windows: Windows | None) -> Tensor:
+        if windows is None:
+            return nn.functional.dropout(x, self.dropout, self.training)
+        # The copies of a step in several windows lose the same units.
+        one = x.new_ones(len(windows.own), x.shape[1])
+        kept = nn.functional.dropout(one, self.dropout, self.training)
+        return x * kept.index_select(0, windows.rows)
 
     @property
     def _dtype(self) -> torch.dtype:

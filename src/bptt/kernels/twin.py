@@ -31,6 +31,7 @@ from torch import Tensor
 from bptt.cells import BY_MODE, Cell, State, Weights
 from bptt.kernels import loop
 from bptt.kernels.steps import Steps
+from bptt.kernels.windows import Windows
 
 
 class Crossing(NamedTuple):
@@ -352,21 +353,34 @@ def _backward(
         else d.clone(memory_format=torch.contiguous_format)
         for s, d in zip(initial, grads[1:], strict=True)
     )
+    before = _states_before(ctx, initial, kept)
+    deltas = TWINS[ctx.cell.mode].backward(kept, before, grads[0], d_state, w, ctx.steps, ctx.at)
+    # What is left needs no recursion: d_state is now the initial state's gradient.
+    found = _of_weights(ctx.cell, x, before[0], kept, deltas, needed)
+    if needed[0]:
+        found["x"] = deltas.of_input.mm(w.ih)
+    return [found.get("x"), *d_state, *(found.get(name) for name in Weights._fields)]
+
+
+def _states_before(ctx: Any, initial: State, kept: Kept) -> State:
+    """The state from which each row's step starts, each of its tensors [N, ...]."""
     after = (kept[0], *kept[2:])[: ctx.cell.states]  # h_t, and the LSTM's c_t
-    before = tuple(
+    return tuple(
         _previous(ctx.steps, first, states, ctx.at.resets)
         for first, states in zip(initial, after, strict=True)
     )
-    deltas = TWINS[ctx.cell.mode].backward(kept, before, grads[0], d_state, w, ctx.steps, ctx.at)
-    # What is left needs no recursion: d_state is now the initial state's gradient.
-    wanted = dict(zip(("x", *("state",) * len(initial), *Weights._fields), needed, strict=True))
+
+
+def _of_weights(
+    cell: Cell, x: Tensor, h_before: Tensor, kept: Kept, deltas: Deltas, needed: tuple[bool, ...]
+) -> dict[str, Tensor]:
+    """The weights' gradients, over all steps at once, by name; only those that are needed."""
+    wanted = dict(zip(Weights._fields, needed[1 + cell.states :], strict=True))
     found: dict[str, Tensor] = {}
-    if wanted["x"]:
-        found["x"] = deltas.of_input.mm(w.ih)
     if wanted["ih"]:
         found["ih"] = deltas.of_input.t().mm(x)
     if wanted["hh"]:
-        found["hh"] = deltas.of_hidden.t().mm(before[0])
+        found["hh"] = deltas.of_hidden.t().mm(h_before)
     if wanted["b_ih"]:
         found["b_ih"] = deltas.of_input.sum(0)
     if wanted["b_hh"]:
@@ -376,7 +390,93 @@ def _backward(
         _, gates, C = kept
         m = gates.chunk(4, dim=1)[3] * torch.tanh(C)
         found["hr"] = deltas.of_output.t().mm(m)
-    return [found.get("x"), *d_state, *(found.get(name) for name in Weights._fields)]
+    return found
+
+
+class _Windowed(torch.autograd.Function):
+    """The whole sequence as one node, whose outputs are those of windows that overlap.
+
+    Input and outputs are laid out by windows (:mod:`bptt.kernels.windows`): rows of the same step
+    are copies of each other and differ in nothing but the gradient that comes back through them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        cell: Cell,
+        steps: Steps,
+        windows: Windows,
+        at: Crossing,
+        x_windowed: Tensor,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        initial, w = _unflatten(cell, tensors)
+        x = x_windowed[windows.own]
+        running = tuple(s.clone(memory_format=torch.contiguous_format) for s in initial)
+        kept = TWINS[cell.mode].forward(_project(cell, x, w), running, w, steps, at)
+        ctx.cell, ctx.steps, ctx.windows, ctx.at = cell, steps, windows, at
+        ctx.save_for_backward(x, *tensors, *kept)
+        ctx.set_materialize_grads(False)
+        return (kept[0][windows.rows], *running)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() or needs_the_cells(*grads):
+            raise NotImplementedError(
+                "the gradient of windows that overlap (every < reach) cannot be differentiated "
+                "again: use a credit without such windows, as bptt.Full() or bptt.Truncated(k)"
+            )
+        x, *rest = ctx.saved_tensors
+        given = ctx.cell.states + len(Weights._fields)
+        with without_autocast(x.device):
+            found = _windowed_backward(
+                ctx, x, rest[:given], tuple(rest[given:]), grads, ctx.needs_input_grad[4:]
+            )
+        return (None, None, None, None, *found)
+
+
+def _windowed_backward(
+    ctx: Any,
+    x: Tensor,
+    tensors: list[Tensor | None],
+    kept: Kept,
+    grads: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """One recursion over all windows; their deltas of the same step are then summed."""
+    windows, at = ctx.windows, ctx.at
+    initial, w = _unflatten(ctx.cell, tensors)
+    before = _states_before(ctx, initial, kept)
+
+    def windowed(rows: Tensor | None) -> Tensor | None:
+        return None if rows is None else rows[windows.rows]
+
+    def summed(rows: Tensor | None) -> Tensor | None:
+        if rows is None:
+            return None
+        return rows.new_zeros(len(x), rows.shape[1]).index_add_(0, windows.rows, rows)
+
+    d_state = tuple(s.new_zeros(windows.steps.batch, s.shape[1]) for s in initial)
+    for d, of_final in zip(d_state, grads[1:], strict=True):
+        if of_final is not None:
+            d[windows.last] = of_final
+    deltas = TWINS[ctx.cell.mode].backward(
+        tuple(k[windows.rows] for k in kept),
+        tuple(b[windows.rows] for b in before),
+        grads[0],
+        d_state,
+        w,
+        windows.steps,
+        Crossing(windowed(at.carry), windowed(at.resets)),
+    )
+    d_initial = [
+        s.new_zeros(s.shape).index_add_(0, windows.of_first, d[windows.first])
+        for s, d in zip(initial, d_state, strict=True)
+    ]
+    total = Deltas(*(summed(d) for d in deltas))  # type: ignore[arg-type]
+    found = _of_weights(ctx.cell, x, before[0], kept, total, needed)
+    d_x = deltas.of_input.mm(w.ih) if needed[0] else None
+    return [d_x, *d_initial, *(found.get(name) for name in Weights._fields)]
 
 
 def _differentiable_backward(
@@ -468,6 +568,43 @@ def sequence(
     if needs_the_cells(x, *state, *w):
         return loop.sequence(cell, x, state, w, steps, carry, resets)
     y, *final = _Sequence.apply(cell, steps, Crossing(carry, resets), x, *state, *w)
+    return y, tuple(final)
+
+
+def windowed_sequence(
+    cell: Cell,
+    x: Inexact[Tensor, "windowed input"],
+    state: State,
+    w: Weights,
+    steps: Steps,
+    windows: Windows,
+    carry: Float[Tensor, "rows 1"] | None = None,
+    resets: Bool[Tensor, "rows 1"] | None = None,
+) -> tuple[Inexact[Tensor, "windowed output"], State]:
+    """Run a cell over the rows of a sequence whose losses have windows that overlap.
+
+    Args:
+        cell: whose equations.
+        x: the inputs, laid out by windows, so that each window has a gradient of its own.
+        state: the initial state, each of its tensors [B, ...].
+        w: the layer's weights.
+        steps: which rows belong to which step.
+        windows: which rows belong to which window.
+        carry: as in :func:`sequence`, [N, 1].
+        resets: as in :func:`sequence`, [N, 1].
+
+    Returns:
+        The outputs, laid out by windows, and the final state.
+
+    Raises:
+        NotImplementedError: more than a first derivative is asked for.
+    """
+    if needs_the_cells(x, *state, *w):
+        raise NotImplementedError(
+            "windows that overlap (every < reach) know the first derivative only, without "
+            "transforms of torch.func: use a credit without them, as bptt.Truncated(k)"
+        )
+    y, *final = _Windowed.apply(cell, steps, windows, Crossing(carry, resets), x, *state, *w)
     return y, tuple(final)
 
 

@@ -1,0 +1,89 @@
+"""What a credit is: one method, from the length of a sequence to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bptt.credit.plan import Plan
+
+Probe = Callable[[int], NDArray[np.float64]]
+"""``probe(lags)`` measures ‖∂L_t/∂h_{t-k}‖ for k = 0 ... lags, [samples, lags + 1]."""
+
+
+class Credit:
+    """How far back a loss is credited. A subclass with :meth:`plan` is a new one.
+
+    The rest has defaults, which suit what does not learn from training.
+
+    >>> import numpy as np
+    >>> class Fading(Credit):
+    ...     "Weights that fall by a tenth with each step."
+    ...     def plan(self, steps, batch=1, generator=None):
+    ...         return Plan(steps, carry=np.full(steps, 0.9))
+    >>> print(Fading().plan(3))
+       1
+     0.9    1
+    0.81  0.9    1
+    """
+
+    window: int | None = None
+    """The steps between updates that suit it where training goes along a stream; None: any."""
+
+    history: int = 0
+    """How many steps before the window of an update it reaches into, where training goes along a
+    stream: they are run again, from the state that was stored there, under the current
+    parameters."""
+
+    def plan(self, steps: int, batch: int = 1, generator: torch.Generator | None = None) -> Plan:
+        """Plan for one sequence, or batch of sequences.
+
+        Args:
+            steps: T.
+            batch: B; 1 asks for weights that all sequences share, or there is just one.
+            generator: draws what is random; None draws from torch's own.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define plan(steps, batch, generator)"
+        )
+
+    def adapt(self, probe: Probe) -> None:
+        """Learn from training. Called now and then; this one does not ask.
+
+        Args:
+            probe: measures the decay of the state's gradient, on the model as it is.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what was learnt from training, to be saved as JSON."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+
+    @property
+    def spelling(self) -> str:
+        """How the command line spells it: what :func:`bptt.credit.parse` reads."""
+        return spelling_of(self)
+
+
+def spelling_of(credit: Credit) -> str:
+    """Write ``name:value,option=value`` from a dataclass's fields that are not at their defaults.
+
+    The first field is given by its value alone.
+    """
+    kind = type(credit)
+    name = kind.__name__.lower()
+    if not kind.__module__.startswith("bptt.credit."):
+        name = f"{kind.__module__}.{kind.__qualname__}"
+    options: list[str] = []
+    for number, f in enumerate(getattr(kind, "__dataclass_fields__", {}).values()):
+        value = getattr(credit, f.name)
+        if f.init and value != f.default:
+            written = f"{value:g}" if isinstance(value, float) else str(value)
+            options.append(written if number == 0 else f"{f.name}={written}")
+    return ":".join(filter(None, (name, ",".join(options))))
