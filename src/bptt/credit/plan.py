@@ -151,9 +151,9 @@ class Plan:
 
         What reaches step 0 goes on to the initial state, times ``carry[0]``.
         """
-        weights: NDArray[np.float64] = self.matrix()[..., 0]
-        first = self.carry[0] if self.carry.ndim == 1 else self.carry[0][:, None]
-        return weights * first
+        first = self.carry[:1] if self.carry.ndim == 1 else self.carry[0][:, None]
+        weights: NDArray[np.float64] = self.matrix()[..., 0] * first
+        return weights
 
     @property
     def reach(self) -> int:
