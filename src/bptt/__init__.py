@@ -3,20 +3,32 @@
 The public names of the package are the ones imported here; everything else is private.
 """
 
+from bptt import memory
 from bptt.credit import Credit, Full, Plan, Randomized, Truncated
 from bptt.language_model import LanguageModel
+from bptt.memory import Recompute, Store
 from bptt.recurrent import GRU, LSTM, RNN
+from bptt.unroll import Stepwise, unroll
 
 __version__ = "0.1.0.dev0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022  # grouped by part
+    # Networks
     "GRU",
     "LSTM",
     "RNN",
+    "Stepwise",
+    # How far back a loss is credited
     "Credit",
     "Full",
-    "LanguageModel",
     "Plan",
     "Randomized",
     "Truncated",
+    "unroll",
+    # What a backward pass keeps
+    "Recompute",
+    "Store",
+    "memory",
+    # Language models
+    "LanguageModel",
 ]

@@ -38,8 +38,11 @@ class _Recurrent(nn.RNNBase):
 
     The parameters, their names and initial values, ``extra_repr`` and ``state_dict`` are
     torch.nn's own, by inheritance; only the computation is ours. On a GPU it is torch's too,
-    unless ``carry`` or ``resets`` is given.
+    unless ``credit``, ``carry`` or ``resets`` is given.
     """
+
+    takes_carry = True
+    """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: nothing to gain
     def forward(

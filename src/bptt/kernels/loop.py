@@ -16,7 +16,7 @@ from bptt.cells import Cell, State, Weights
 from bptt.kernels.steps import Steps
 
 
-class _ScaleGradient(torch.autograd.Function):
+class ScaleGradient(torch.autograd.Function):
     """The identity, whose derivative is multiplied by a factor; where that is 0, nothing passes."""
 
     generate_vmap_rule = True
@@ -74,7 +74,7 @@ def sequence(
         n = len(x_t)
         before = tuple(s[:n] for s in state)
         if carry_t is not None:
-            before = tuple(_ScaleGradient.apply(s, carry_t) for s in before)
+            before = tuple(ScaleGradient.apply(s, carry_t) for s in before)
         if reset_t is not None:
             before = tuple(torch.where(reset_t, torch.zeros_like(s), s) for s in before)
         after = cell.step(x_t, before, w)

@@ -1,0 +1,118 @@
+"""What autograd and the generators of random numbers have to tell, and what to ask of them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt.nests import is_float, leaves_of
+
+Gradients = list[Tensor | None]
+
+
+def as_leaf(v: Tensor, wanted: bool | None = None) -> Tensor:
+    """Give the same values as a leaf, which requires a gradient if that is wanted."""
+    wanted = v.requires_grad if wanted is None else wanted
+    leaf = v.detach()
+    return leaf.requires_grad_() if wanted and is_float(v) else leaf
+
+
+def vjp(outputs: list[Any], inputs: list[Tensor], given: Gradients, *, keep: bool) -> Gradients:
+    used = [
+        (y, d) for y, d in zip(outputs, given, strict=True) if d is not None and y.requires_grad
+    ]
+    if not used or not inputs:
+        return [None] * len(inputs)
+    ys, ds = zip(*used, strict=True)
+    return list(torch.autograd.grad(ys, inputs, ds, retain_graph=keep, allow_unused=True))
+
+
+def vjp_together(
+    outputs: list[Any], inputs: list[Tensor], each: list[Gradients]
+) -> list[Gradients]:
+    used = []
+    for n, y in enumerate(outputs):
+        column = [g[n] for g in each]
+        if y.requires_grad and any(d is not None for d in column):
+            used.append((y, torch.stack([torch.zeros_like(y) if d is None else d for d in column])))
+    if not used:
+        return [[None] * len(inputs) for _ in each]
+    ys, ds = zip(*used, strict=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        found = torch.autograd.grad(
+            ys, inputs, ds, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
+    return [[None if g is None else g[k] for g in found] for k in range(len(each))]
+
+
+def added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if total is None or more is None:
+        return more if total is None else total
+    return total + more
+
+
+def summed(gradients: list[Gradients]) -> Gradients:
+    total = gradients[0]
+    for more in gradients[1:]:
+        total = [added(a, b) for a, b in zip(total, more, strict=True)]
+    return total
+
+
+def sequence_number() -> int:
+    """A number that every node made from now on exceeds."""
+    with torch.enable_grad():
+        node: Any = torch.zeros((), requires_grad=True).view(()).grad_fn
+    return int(node._sequence_nr())
+
+
+def leaves_of_graph(
+    roots: list[Tensor], known: set[int], boundary: list[Any], mark: int
+) -> list[Tensor]:
+    """Find the leaves of a graph; what was computed before ``mark`` cannot be one."""
+    found: dict[int, Tensor] = {}
+    seen = set(boundary)
+    stack: list[Any] = [t.grad_fn for t in roots if t.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        elif node._sequence_nr() <= mark:
+            raise RuntimeError(
+                f"bptt.unroll: the module uses a tensor that was computed outside of it (by "
+                f"{node.name()}), which cannot be run again; compute it inside, or use memory=None"
+            )
+        else:
+            stack += [n for n, _ in node.next_functions]
+    return [v for k, v in found.items() if k not in known]
+
+
+def devices_of(*nests: Any) -> list[torch.device]:
+    tensors = [t for n in nests for t in leaves_of(n) if isinstance(t, Tensor)]
+    return sorted({t.device for t in tensors if t.device.type != "cpu"}, key=str)
+
+
+def random_state(devices: list[torch.device]) -> list[Tensor]:
+    return [
+        torch.get_rng_state(),
+        *(torch.get_device_module(d).get_rng_state(d) for d in devices),
+    ]
+
+
+def autocast_of(devices: list[torch.device]) -> list[dict[str, Any]]:
+    return [
+        {
+            "device_type": kind,
+            "enabled": torch.is_autocast_enabled(kind),
+            "dtype": torch.get_autocast_dtype(kind),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        for kind in {"cpu", *(d.type for d in devices)}
+        if torch.amp.is_autocast_available(kind)
+    ]
