@@ -1,10 +1,23 @@
-"""Text to train on: corpora, tokenizers, token ids in memory-mapped files, batches."""
+"""Text to train on: corpora, tokenizers, token ids in memory-mapped files, batches.
+
+And what needs no text: synthetic tasks whose answer is a known number of steps back.
+"""
 
 from bptt.data.cache import cache_directory
 from bptt.data.corpora import Corpus, open_corpus
 from bptt.data.prepared import PreparedText, load_prepared, prepare
 from bptt.data.readers import IGNORED, Batch, Sentences, Streams
 from bptt.data.statistics import unigram_perplexity
+from bptt.data.tasks import (
+    TASKS,
+    Adding,
+    Copy,
+    CopyStream,
+    Task,
+    TaskBatch,
+    TemporalOrder,
+    make_task,
+)
 from bptt.data.tokenizer import LEVELS, Tokenizer
 from bptt.data.tokens import READINGS, Tokens, encode_corpus, encode_text
 
@@ -12,17 +25,25 @@ __all__ = [
     "IGNORED",
     "LEVELS",
     "READINGS",
+    "TASKS",
+    "Adding",
     "Batch",
+    "Copy",
+    "CopyStream",
     "Corpus",
     "PreparedText",
     "Sentences",
     "Streams",
+    "Task",
+    "TaskBatch",
+    "TemporalOrder",
     "Tokenizer",
     "Tokens",
     "cache_directory",
     "encode_corpus",
     "encode_text",
     "load_prepared",
+    "make_task",
     "open_corpus",
     "prepare",
     "unigram_perplexity",
