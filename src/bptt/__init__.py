@@ -8,7 +8,7 @@ from bptt.credit import Credit, Full, Plan, Randomized, Truncated
 from bptt.language_model import LanguageModel
 from bptt.memory import Recompute, Store
 from bptt.recurrent import GRU, LSTM, RNN
-from bptt.unroll import Stepwise, unroll
+from bptt.unrolling import Stepwise, unroll
 
 __version__ = "0.1.0.dev0"
 
