@@ -4,7 +4,7 @@ The public names of the package are the ones imported here; everything else is p
 """
 
 from bptt import memory
-from bptt.credit import Credit, Full, Plan, Randomized, Truncated
+from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
 from bptt.language_model import LanguageModel
 from bptt.memory import Recompute, Store
 from bptt.recurrent import GRU, LSTM, RNN
@@ -19,6 +19,7 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "RNN",
     "Stepwise",
     # How far back a loss is credited
+    "Adaptive",
     "Credit",
     "Full",
     "Plan",

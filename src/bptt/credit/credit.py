@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from bptt.credit.decay import Decay
 from bptt.credit.plan import Plan
 
-Probe = Callable[[int], NDArray[np.float64]]
-"""``probe(lags)`` measures ‖∂L_t/∂h_{t-k}‖ for k = 0 ... lags, [samples, lags + 1]."""
+Probe = Callable[[int], Decay]
+"""``probe(lags)`` measures the decay of the state's gradient, on the model as it is."""
 
 
 class Credit:
@@ -38,6 +37,9 @@ class Credit:
     """How many steps before the window of an update it reaches into, where training goes along a
     stream: they are run again, from the state that was stored there, under the current
     parameters."""
+
+    adapt_every: int | None = None
+    """Updates between calls of :meth:`adapt`; None: one call an epoch."""
 
     def plan(self, steps: int, batch: int = 1, generator: torch.Generator | None = None) -> Plan:
         """Plan for one sequence, or batch of sequences.

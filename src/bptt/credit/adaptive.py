@@ -1,0 +1,194 @@
+"""Adaptive credit: as far back as the gradient needs for a wanted relative bias."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bptt.credit.credit import Credit, Probe
+from bptt.credit.decay import Decay
+from bptt.credit.plan import Plan
+from bptt.errors import CheckpointError, ConfigError
+
+
+@dataclass
+class Adaptive(Credit):
+    """Truncated credit whose reach follows the measured decay of the state's gradient.
+
+    C. Aicher, N. J. Foti and E. B. Fox, "Adaptively truncating backpropagation through time to
+    control gradient bias", UAI 2019, arXiv:1905.07473. With φ_k = ‖∂L_t/∂h_{t-k}‖, assume that
+    E φ_{k+1} ≤ β E φ_k from some lag τ on. Then what a reach of K steps leaves out is at most
+
+        bias(K) = Σ_{K ≤ k < τ} φ_k + φ_τ / (1 - β)       for K < τ,
+        bias(K) = φ_τ β^{K-τ} / (1 - β)                   from τ on,
+
+    and relative to the gradient at most bias(K) / max_J (‖g_J‖ - bias(J)), where ‖g_J‖ is
+    what the lags up to J - 1 give. The reach is the least K for which that is below the
+    tolerance. β is the slope of a least-squares line through log φ_k from τ on.
+
+    The plan is ``Truncated(every=K, reach=2K)``: every loss reaches at least K + 1 steps back,
+    its own included, at twice the cost of the exact gradient. Until something has been
+    measured (:meth:`adapt`), K is an assumption, which ``repr`` says.
+
+    Args:
+        tolerance: the relative bias that is tolerated, above 0.
+        start: K before anything is measured.
+        least: K never falls below this.
+        most: nor rises above this; so many lags are looked at.
+        tau: τ, below ``most``; by default 4/5 of it.
+        adapt_every: updates between measurements; None leaves it to the training loop, which
+            measures once an epoch.
+
+    Attributes:
+        reach: K as it is now.
+        beta: The measured decay for a step, β; None before a measurement, 1 or more where the
+            gradient does not decay, so that no bound holds and K is ``most``.
+        relative_bias: The bound at K; infinite where there is none.
+        measurements: How often it has been measured.
+
+    Raises:
+        ConfigError: an option is out of its range.
+
+    >>> credit = Adaptive(0.1, start=4)
+    >>> credit
+    Adaptive(0.1, start=4; reach 4 assumed, nothing measured yet)
+    >>> credit.observe(Decay(norms=0.5 ** np.arange(100.0)[None], sums=2 - 0.5 ** np.arange(100.0)))
+    >>> credit
+    Adaptive(0.1, start=4; reach 5, decay 0.5 a step)
+    >>> print(credit.plan(3))
+    1
+    1 1
+    1 1 1
+    """
+
+    tolerance: float = 0.1
+    start: int = 15
+    least: int = 2
+    most: int = 100
+    tau: int | None = None
+    adapt_every: int | None = None
+    reach: int = field(init=False)
+    beta: float | None = field(init=False, default=None)
+    relative_bias: float = field(init=False, default=math.inf)
+    measurements: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if not 0 < self.tolerance < math.inf:
+            raise ConfigError(f"Adaptive: tolerance must be above 0, got {self.tolerance}")
+        for name in ("start", "least", "most", "tau", "adapt_every"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"Adaptive: {name} must be an integer from 1 on, got {value!r}")
+        if not self.least <= self.start <= self.most:
+            raise ConfigError(
+                f"Adaptive: least <= start <= most must hold, got {self.least}, {self.start}, "
+                f"{self.most}"
+            )
+        if self.tau is not None and self.tau >= self.most:
+            raise ConfigError(f"Adaptive: tau must be below most={self.most}, got {self.tau}")
+        self.reach = self.start
+
+    def __repr__(self) -> str:
+        """Write the options and what was measured, or that nothing was."""
+        options = self.spelling.partition(":")[2].replace(",", ", ") or f"{self.tolerance:g}"
+        if self.beta is None:
+            return f"Adaptive({options}; reach {self.reach} assumed, nothing measured yet)"
+        decay = f"decay {self.beta:.3g} a step" if self.beta < 1 else "the gradient does not decay"
+        return f"Adaptive({options}; reach {self.reach}, {decay})"
+
+    @property
+    def window(self) -> int:  # type: ignore[override]
+        """An update every K steps,"""
+        return self.reach
+
+    @property
+    def history(self) -> int:  # type: ignore[override]
+        """With the K steps before them run again."""
+        return self.reach
+
+    def plan(self, steps: int, batch: int = 1, generator: torch.Generator | None = None) -> Plan:
+        """Plan for T steps; the arguments are those of :meth:`Credit.plan`."""
+        return Plan.windows(steps, every=self.reach, reach=2 * self.reach)
+
+    def adapt(self, probe: Probe) -> None:
+        """Measure the decay, and set the reach by it."""
+        self.observe(probe(self.most))
+
+    def observe(self, decay: Decay) -> None:
+        """Set the reach by a measured decay.
+
+        Args:
+            decay: what :func:`bptt.credit.measure_decay` gives.
+
+        Raises:
+            ConfigError: there are less than 3 lags, or what was measured is not finite.
+        """
+        norms = decay.norms.mean(0)
+        if len(norms) < 3 or not (np.isfinite(norms).all() and np.isfinite(decay.sums).all()):
+            raise ConfigError(
+                f"Adaptive needs finite gradients at 3 lags or more, got {len(norms)} lags"
+                f"{'' if np.isfinite(norms).all() else ', not all of them finite'}"
+            )
+        tau = min(4 * self.most // 5 if self.tau is None else self.tau, 4 * len(norms) // 5)
+        self.beta = _slope(norms, tau)
+        bias = _bias(norms, tau, self.beta)
+        gradient = float(np.max(decay.sums - bias[1:]))  # that of K steps has the lags to K - 1
+        relative = bias[1:] / gradient if gradient > 0 else np.full(len(norms), math.inf)
+        (enough,) = np.nonzero(relative < self.tolerance)
+        K = int(enough[0]) + 1 if len(enough) else self.most
+        self.reach = min(max(K, self.least), self.most)
+        reached = min(self.reach, len(relative)) - 1
+        self.relative_bias = float(relative[reached])
+        self.measurements += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the reach, and what was measured."""
+        bias = None if math.isinf(self.relative_bias) else self.relative_bias
+        return {
+            "reach": self.reach,
+            "beta": self.beta,
+            "relative_bias": bias,
+            "measurements": self.measurements,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        try:
+            self.reach = int(state["reach"])
+            self.beta = None if state["beta"] is None else float(state["beta"])
+            bias = state["relative_bias"]
+            self.relative_bias = math.inf if bias is None else float(bias)
+            self.measurements = int(state["measurements"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise CheckpointError(f"the saved state of {self!r} is damaged: {e}") from None
+
+
+def _slope(norms: NDArray[np.float64], tau: int) -> float:
+    """β: the least-squares slope of log φ_k from τ on; 0 where nothing is left by then."""
+    k = np.arange(tau, len(norms))
+    k = k[norms[k] > 1e-30]  # below, it is rounding
+    if len(k) < 2:
+        return 0.0
+    return float(np.exp(np.polyfit(k, np.log(norms[k]), 1)[0]))
+
+
+def _bias(norms: NDArray[np.float64], tau: int, beta: float) -> NDArray[np.float64]:
+    """What a reach of K steps leaves out at most, for K = 0 ... lags."""
+    K = np.arange(len(norms) + 1)
+    if beta >= 1:
+        return np.full(len(K), math.inf)
+    rest = norms[tau] / (1 - beta)
+    between = np.append(np.cumsum(norms[:tau][::-1])[::-1], 0.0)  # Σ_{K ≤ k < τ}
+    beyond = rest * beta ** np.maximum(K - tau, 0).astype(float)
+    bias: NDArray[np.float64] = np.where(tau > K, between[np.minimum(K, tau)] + rest, beyond)
+    return bias

@@ -1,0 +1,87 @@
+"""How the gradient of one step's loss decays on its way back, measured on any module."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bptt.nests import is_float, leaves_of, map_tensors
+
+
+class Decay(NamedTuple):
+    """What a probe finds; k counts the steps back, from 0 on."""
+
+    norms: NDArray[np.float64]
+    """φ_k = ‖∂L_t/∂h_{t-k}‖ for each sequence, [B, lags]; the state's tensors taken together."""
+    sums: NDArray[np.float64]
+    """‖E Σ_{j≤k} ∂L_t/∂h_{t-j}‖, the mean over the sequences, [lags]."""
+
+
+def measure_decay(
+    module: Any,
+    inputs: Any,
+    loss: Any,
+    state: Any = None,
+    *,
+    lags: int,
+    state_batch_dim: int | None = None,
+) -> Decay:
+    """Measure ‖∂L_t/∂h_{t-k}‖ for the loss of the last step.
+
+    The module is run step by step over the last steps; what comes before them only warms the
+    state up. From outside the state is seen where it goes into a step, so the gradient at lag 0,
+    at h_t itself, is taken to be that at lag 1.
+
+    Args:
+        module: any callable ``(inputs [T, B, ...], state) -> (outputs [T, B, ...], state)``.
+        inputs: [T, B, ...], or a nest of such.
+        loss: ``outputs [1, B, ...] of the last step -> scalar``, a sum or mean over the sequences.
+        state: the initial state; None where the module knows how to begin.
+        lags: how many lags to look at, from 0 on; fewer where there are fewer steps.
+        state_batch_dim: where the batch lies in the state's tensors; by default as for
+            :func:`bptt.unroll`.
+    """
+    dim = int(getattr(module, "state_batch_dim", 1)) if state_batch_dim is None else state_batch_dim
+    time = int(bool(getattr(module, "batch_first", False)))
+    T = next(x.shape[time] for x in leaves_of(inputs) if isinstance(x, Tensor))
+    lags = max(2, min(lags, T))
+
+    def piece(first: int, end: int) -> Any:
+        return map_tensors(lambda x: x.narrow(time, first, end - first), inputs)
+
+    begin = T - lags + 1  # lag k is the state before step T - k, so lags - 1 of them
+    with torch.no_grad():
+        if begin == 0 or state is None:
+            begin = max(begin, 1)
+        _, state = module(piece(0, begin), state) if begin else (None, state)
+    state = map_tensors(lambda s: s.detach().requires_grad_(is_float(s)), state)
+    before: list[list[Tensor]] = []
+    with torch.enable_grad():
+        for t in range(begin, T):
+            before.append([s for s in leaves_of(state) if is_float(s)])
+            y, state = module(piece(t, t + 1), state)
+        flat = [s for step in before for s in step]
+        found = iter(torch.autograd.grad(loss(y), flat, allow_unused=True))
+    gradients = [
+        torch.cat([_rows(next(found), s, dim) for s in step], dim=1).double() for step in before
+    ][::-1]
+    gradients.insert(0, gradients[0])
+    total = torch.zeros_like(gradients[0][0])
+    sums = []
+    for g in gradients:
+        total = total + g.mean(0)
+        sums.append(float(total.norm()))
+    norms = torch.stack([g.norm(dim=1) for g in gradients], dim=1)
+    return Decay(norms.cpu().numpy(), np.array(sums))
+
+
+def _rows(gradient: Tensor | None, s: Tensor, dim: int) -> Tensor:
+    """Lay out a gradient as one row a sequence; where there is no batch, as one row."""
+    gradient = torch.zeros_like(s) if gradient is None else gradient
+    if s.dim() <= dim:
+        return gradient.reshape(1, -1)
+    return gradient.movedim(dim, 0).flatten(1)
