@@ -16,7 +16,7 @@ from bptt.credit.plan import Plan
 from bptt.errors import CheckpointError, ConfigError
 
 
-@dataclass
+@dataclass(repr=False)
 class Adaptive(Credit):
     """Truncated credit whose reach follows the measured decay of the state's gradient.
 
@@ -54,12 +54,12 @@ class Adaptive(Credit):
     Raises:
         ConfigError: an option is out of its range.
 
-    >>> credit = Adaptive(0.1, start=4)
+    >>> credit = Adaptive(0.1, start=8)
     >>> credit
-    Adaptive(0.1, start=4; reach 4 assumed, nothing measured yet)
+    Adaptive(0.1, start=8; reach 8 assumed, nothing measured yet)
     >>> credit.observe(Decay(norms=0.5 ** np.arange(100.0)[None], sums=2 - 0.5 ** np.arange(100.0)))
     >>> credit
-    Adaptive(0.1, start=4; reach 5, decay 0.5 a step)
+    Adaptive(0.1, start=8; reach 4, decay 0.5 a step)
     >>> print(credit.plan(3))
     1
     1 1
@@ -96,20 +96,22 @@ class Adaptive(Credit):
 
     def __repr__(self) -> str:
         """Write the options and what was measured, or that nothing was."""
-        options = self.spelling.partition(":")[2].replace(",", ", ") or f"{self.tolerance:g}"
         if self.beta is None:
-            return f"Adaptive({options}; reach {self.reach} assumed, nothing measured yet)"
-        decay = f"decay {self.beta:.3g} a step" if self.beta < 1 else "the gradient does not decay"
-        return f"Adaptive({options}; reach {self.reach}, {decay})"
+            found = f"reach {self.reach} assumed, nothing measured yet"
+        elif self.beta < 1:
+            found = f"reach {self.reach}, decay {self.beta:.3g} a step"
+        else:
+            found = f"reach {self.reach}, the gradient does not decay"
+        return f"{super().__repr__()[:-1]}; {found})"
 
     @property
     def window(self) -> int:  # type: ignore[override]
-        """An update every K steps,"""
+        """An update every K steps."""
         return self.reach
 
     @property
     def history(self) -> int:  # type: ignore[override]
-        """With the K steps before them run again."""
+        """The K steps before them are run again."""
         return self.reach
 
     def plan(self, steps: int, batch: int = 1, generator: torch.Generator | None = None) -> Plan:

@@ -70,22 +70,23 @@ class Credit:
     @property
     def spelling(self) -> str:
         """How the command line spells it: what :func:`bptt.credit.parse` reads."""
-        return spelling_of(self)
+        kind = type(self)
+        name = kind.__name__.lower()
+        if not kind.__module__.startswith("bptt.credit."):
+            name = f"{kind.__module__}.{kind.__qualname__}"
+        return ":".join(filter(None, (name, ",".join(_options(self, str)))))
+
+    def __repr__(self) -> str:
+        """Write it as Python makes it."""
+        return f"{type(self).__name__}({', '.join(_options(self, repr))})"
 
 
-def spelling_of(credit: Credit) -> str:
-    """Write ``name:value,option=value`` from a dataclass's fields that are not at their defaults.
-
-    The first field is given by its value alone.
-    """
-    kind = type(credit)
-    name = kind.__name__.lower()
-    if not kind.__module__.startswith("bptt.credit."):
-        name = f"{kind.__module__}.{kind.__qualname__}"
+def _options(credit: Credit, write: Callable[[Any], str]) -> list[str]:
+    """A dataclass's fields: the first by its value alone, others if they are not at defaults."""
     options: list[str] = []
-    for number, f in enumerate(getattr(kind, "__dataclass_fields__", {}).values()):
+    for number, f in enumerate(getattr(type(credit), "__dataclass_fields__", {}).values()):
         value = getattr(credit, f.name)
-        if f.init and value != f.default:
-            written = f"{value:g}" if isinstance(value, float) else str(value)
+        if f.init and value is not None and (number == 0 or value != f.default):
+            written = f"{value:g}" if isinstance(value, float) else write(value)
             options.append(written if number == 0 else f"{f.name}={written}")
-    return ":".join(filter(None, (name, ",".join(options))))
+    return options

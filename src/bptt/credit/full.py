@@ -10,7 +10,7 @@ from bptt.credit.credit import Credit
 from bptt.credit.plan import Plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Full(Credit):
     """Every loss is credited to every step before it: W[t, s] = 1. Exact.
 

@@ -15,7 +15,7 @@ from bptt.credit.plan import Plan
 from bptt.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Randomized(Credit):
     """The state's gradient is cut at random, and reweighted where it is not. Unbiased.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 from bptt.credit.adaptive import Adaptive
@@ -61,10 +63,14 @@ def _import(name: str, spelling: str) -> type[Credit]:
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ConfigError(f"there is no credit {spelling!r}; {_HOW}")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # so that a class in a file beside you is found
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e:
         raise ConfigError(f"credit {spelling!r} cannot be imported: {e}") from None
+    finally:
+        sys.path.remove(here)
     if not hasattr(found, "plan"):
         raise ConfigError(
             f"credit {spelling!r}: {name} has no method plan(steps, batch, generator)"

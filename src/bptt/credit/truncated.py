@@ -11,7 +11,7 @@ from bptt.credit.plan import Plan
 from bptt.errors import ConfigError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Truncated(Credit):
     """Losses are credited to the steps of a window, and to nothing before it. Biased.
 
@@ -70,11 +70,6 @@ class Truncated(Credit):
                 f"reach={reach} is shorter than every={every}: {every - reach} of {every} losses "
                 f"would be credited to nothing; use reach >= {every}"
             )
-
-    def __repr__(self) -> str:
-        """Write what was given."""
-        given = [f"{n}={v}" for n, v in (("every", self.every), ("reach", self.reach)) if v]
-        return f"Truncated({', '.join([str(self.k)] if self.k is not None else given)})"
 
     @property
     def lengths(self) -> tuple[int, int]:
