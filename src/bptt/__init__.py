@@ -4,6 +4,7 @@ The public names of the package are the ones imported here; everything else is p
 """
 
 from bptt import memory
+from bptt.bias import estimator_error
 from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
 from bptt.language_model import LanguageModel
 from bptt.memory import Recompute, Store
@@ -25,6 +26,7 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "Plan",
     "Randomized",
     "Truncated",
+    "estimator_error",
     "unroll",
     # What a backward pass keeps
     "Recompute",
