@@ -94,7 +94,7 @@ class _Recurrent(nn.RNNBase):
         if credit is not None:
             plan = self._plan(rows, credit, carry, generator)
             carry = None if plan.is_full else torch.from_numpy(plan.carry)
-            if plan.blocks and torch.is_grad_enabled():
+            if plan.blocks and rows.batch and torch.is_grad_enabled():
                 windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
         carry, resets = self._crossing(rows, carry, resets)
         with twin.without_autocast(rows.x.device):
