@@ -222,15 +222,15 @@ def test_patience_ends_training_and_the_best_model_is_kept(small, tmp_path, monk
 def test_divergence_stops_and_keeps_the_last_good_weights(small, tmp_path, monkeypatch):
     training = start(small.changed(save_every=0), tmp_path / "run")
     calls = 0
-    real = LanguageModel.forward
+    real = LanguageModel.hidden
 
-    def forward(self, tokens, state=None):
+    def hidden(self, tokens, state=None, **how):
         nonlocal calls
         calls += 1
-        logits, state = real(self, tokens, state)
-        return (logits * float("nan") if calls == 7 else logits), state
+        h, state = real(self, tokens, state, **how)
+        return (h * float("nan") if calls == 7 else h), state
 
-    monkeypatch.setattr(LanguageModel, "forward", forward)
+    monkeypatch.setattr(LanguageModel, "hidden", hidden)
     with pytest.raises(DivergedError, match="diverged at update 7: the loss is nan"):
         training.fit()
     assert training.run.load_checkpoint()[1]["progress"]["updates"] == 6

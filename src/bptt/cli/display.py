@@ -94,6 +94,10 @@ class Display(Watch):
             f"Model: {config.layers} × {cell} of {config.hidden}, {parameters:,} parameters; an "
             f"untrained one's loss is ln {V} = {math.log(V):.3f}."
         )
+        if config.credit != "full":
+            again = training.reach_back
+            back = f"; each update runs the {again} steps before it again" if again else ""
+            self.say(f"Credit: {training.credit!r}{back}.")
         verb = f"going on after update {training.progress.updates:,}" if resumed else "new"
         self.say(f"Run: {training.run.path} ({verb}).")
 
@@ -178,6 +182,8 @@ class Display(Watch):
                 f"{'update ' + format(line['update'], ','):<13} loss {line['loss']:.3f}  "
                 f"perplexity {line['perplexity']:,.2f}"
             )
+        if "credit" in line:
+            self.say(f"{'update ' + format(line['update'], ','):<13} credit {line['credit']}")
         self.epoch_loss = line.get("epoch_loss", self.epoch_loss)
         if self.tensorboard is not None:
             for name, value in line.items():

@@ -126,17 +126,20 @@ class Adaptive(Credit):
         """Set the reach by a measured decay.
 
         Args:
-            decay: what :func:`bptt.credit.measure_decay` gives.
+            decay: what :func:`bptt.credit.measure_decay` gives. Fewer than 3 lags, as of very
+                short sequences, tell nothing and change nothing.
 
         Raises:
-            ConfigError: there are less than 3 lags, or what was measured is not finite.
+            ConfigError: what was measured is not finite.
         """
         norms = decay.norms.mean(0)
-        if len(norms) < 3 or not (np.isfinite(norms).all() and np.isfinite(decay.sums).all()):
+        if not (np.isfinite(norms).all() and np.isfinite(decay.sums).all()):
             raise ConfigError(
-                f"Adaptive needs finite gradients at 3 lags or more, got {len(norms)} lags"
-                f"{'' if np.isfinite(norms).all() else ', not all of them finite'}"
+                "Adaptive has measured a gradient that is not finite: the state's gradient "
+                "explodes within the lags it looks at; clip, or give a smaller most="
             )
+        if len(norms) < 3:
+            return
         tau = min(4 * self.most // 5 if self.tau is None else self.tau, 4 * len(norms) // 5)
         self.beta = _slope(norms, tau)
         bias = _bias(norms, tau, self.beta)

@@ -8,8 +8,10 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from bptt.credit import parse as parse_credit
 from bptt.errors import ConfigError
 from bptt.files import write_whole
+from bptt.memory import parse as parse_memory
 
 TEXT, MODEL, TRAINING, RUNNING = "Text", "Model", "Training", "Running"
 
@@ -87,8 +89,19 @@ class Config:
         0.0, MODEL, "of the embedding, between the layers, and before the readout", least=0
     )
 
-    steps: int = _option(
-        35, TRAINING, "steps of a stream's window: how far back the gradient goes", least=1
+    credit: str = _option(
+        "full",
+        TRAINING,
+        "how far back the losses are credited: full (to the window's, or sentence's, beginning), "
+        "truncated:35, truncated:every=10,reach=35, randomized:35, adaptive:0.1, or your own as "
+        "module.Class:arguments",
+    )
+    steps: int | None = _option(
+        None,
+        TRAINING,
+        "steps of a stream's window, after which the parameters are updated and, unless the "
+        "credit reaches beyond it, the gradient is cut (default: what suits the credit, or 35)",
+        least=1,
     )
     batch_size: int = _option(20, TRAINING, "streams, or sentences, side by side", least=1)
     epochs: int = _option(10, TRAINING, "times that the text is read", least=0)
@@ -124,6 +137,12 @@ class Config:
     )
 
     device: str = _option("cpu", RUNNING, "where to compute: cpu, cuda, cuda:1...")
+    memory: str | None = _option(
+        None,
+        RUNNING,
+        "what a backward pass keeps: store, recompute:64MB or recompute:8 (states); the gradient "
+        "is the same (default: everything)",
+    )
     threads: int | None = _option(
         None, RUNNING, "processor threads (default: torch's)", least=1, most=1024
     )
@@ -159,8 +178,33 @@ class Config:
                 f"--tied needs an embedding of the hidden layer's size {self.hidden}, got "
                 f"{self.embedding}: leave --embedding out"
             )
+        self._check_credit()
+        if self.memory is not None:
+            parse_memory(self.memory)
         object.__setattr__(self, "corpus", tuple(self.corpus))
         object.__setattr__(self, "valid", tuple(self.valid))
+
+    def _check_credit(self) -> None:
+        """Refuse a window that does not suit the credit."""
+        credit = parse_credit(self.credit)
+        if not self.is_carried or self.steps is None or credit.window is None:
+            return
+        if credit.history and self.steps != credit.window:
+            raise ConfigError(
+                f"--credit {self.credit} reaches beyond its block of losses, so on a stream there "
+                f"is one update for each: leave --steps {self.steps} out, or use --sampling random"
+            )
+        if self.steps < credit.window:
+            raise ConfigError(
+                f"--credit {self.credit} reaches beyond --steps {self.steps}, where a stream's "
+                f"window begins: leave --steps out, or use --credit "
+                f"truncated:every={self.steps},reach={credit.window}"
+            )
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether the text is read as streams whose state is carried from window to window."""
+        return self.reading == "stream" and self.sampling == "sequential"
 
     @property
     def embedding_size(self) -> int:

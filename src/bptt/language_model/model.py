@@ -15,7 +15,9 @@ from bptt.data import Tokenizer, encode_text
 from bptt.errors import ConfigError
 from bptt.language_model.config import Config
 from bptt.language_model.score import Score
+from bptt.memory import Memory
 from bptt.recurrent import GRU, LSTM, RNN
+from bptt.unrolling import unroll
 
 
 class LanguageModel(nn.Module):
@@ -31,6 +33,9 @@ class LanguageModel(nn.Module):
     >>> model.sample("Once upon a", length=50, temperature=0.8)    # doctest: +SKIP
     >>> model.score("Once upon a time").perplexity                 # doctest: +SKIP
     """
+
+    takes_carry = True
+    """What :func:`bptt.unroll` asks: that plans can be handed on."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config) -> None:
         super().__init__()
@@ -60,26 +65,43 @@ class LanguageModel(nn.Module):
             self.readout.weight = self.embedding.weight
 
     def forward(
-        self, tokens: Int[Tensor, "time batch"], state: Any = None
+        self, tokens: Int[Tensor, "time batch"], state: Any = None, **how: Any
     ) -> tuple[Float[Tensor, "time batch vocabulary"], Any]:
         """Predict each next token.
 
         Args:
             tokens: token numbers, [T, B].
             state: of the recurrent layers, as :class:`bptt.LSTM` and the others take it.
+            how: what :meth:`hidden` takes: how the gradient goes back.
 
         Returns:
             The logits of the next token, [T, B, V], and the state after the last step.
         """
-        h, state = self.hidden(tokens, state)
+        h, state = self.hidden(tokens, state, **how)
         return self.readout(h), state
 
     def hidden(
-        self, tokens: Int[Tensor, "time batch"], state: Any = None
+        self,
+        tokens: Int[Tensor, "time batch"],
+        state: Any = None,
+        *,
+        memory: Memory | None = None,
+        **how: Any,
     ) -> tuple[Float[Tensor, "time batch hidden"], Any]:
-        """Compute what the readout reads, [T, B, H], and the state after the last step."""
+        """Compute what the readout reads, [T, B, H], and the state after the last step.
+
+        Args:
+            tokens: token numbers, [T, B].
+            state: as for :meth:`forward`.
+            memory: what the backward pass keeps of the recurrent layers, as for
+                :func:`bptt.unroll`; everything by default.
+            how: ``credit``, ``carry``, ``resets``, ``generator``, as for :class:`bptt.LSTM`.
+        """
         x = self.dropout(self.embedding(tokens))
-        h, state = self.recurrent(x, state)
+        if memory is None:
+            h, state = self.recurrent(x, state, **how)
+        else:
+            h, state = unroll(self.recurrent, x, state, memory=memory, **how)
         return self.dropout(h), state
 
     @classmethod

@@ -12,16 +12,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bptt.credit import Credit
+from bptt.credit import parse as parse_credit
 from bptt.data import Batch, PreparedText, Sentences, Streams
 from bptt.data.readers import IGNORED
 from bptt.errors import CheckpointError, ConfigError, DivergedError
 from bptt.language_model.config import Config
 from bptt.language_model.evaluation import evaluate
+from bptt.language_model.history import History
 from bptt.language_model.lock import Lock
 from bptt.language_model.model import LanguageModel, check_device
+from bptt.language_model.probe import Probe
 from bptt.language_model.run import Checkpoint, Run, load_weights, weights_of, with_prefix
 from bptt.language_model.score import Score, perplexity
+from bptt.memory import parse as parse_memory
+from bptt.nests import leaves_of
 
+STEPS = 35  # of a stream's window, where neither --steps nor the credit says
 LOG_EVERY = 100  # updates between the lines of metrics.jsonl
 
 
@@ -84,9 +91,11 @@ class Training:
         torch.manual_seed(config.seed)
         self.model = _make_model(config, self.text, self.device)
         self.optimizer = make_optimizer(config, list(self.model.parameters()))
-        self.reader = make_reader(config, self.text)
+        self.credit = parse_credit(config.credit)
+        self.memory = parse_memory(config.memory) if config.memory else None
+        self.reader = make_reader(config, self.text, self.credit)
         self.progress = Progress()
-        self.state: Any = None
+        self.history = History()
         self.saved_at = time.monotonic()
 
     def close(self) -> None:
@@ -114,6 +123,7 @@ class Training:
             for batch in self.reader:
                 loss = self.update(batch)
                 self.watch.updated(self, loss)
+                self._adapt()
                 if config.eval_every and progress.updates % config.eval_every == 0:
                     self.evaluate()
                 if time.monotonic() - self.saved_at >= config.save_every:
@@ -132,7 +142,10 @@ class Training:
         """Take one step of gradient descent; return the batch's loss in nats a token."""
         started = time.monotonic()
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
-        logits, state = self.model(inputs, None if batch.fresh else self.state)
+        before = History() if batch.fresh else self.history
+        logits, after = before.run(
+            self.model, inputs, length=self.reach_back, credit=self.credit, memory=self.memory
+        )
         nats = cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -145,10 +158,28 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.progress.rate
         self.optimizer.step()
-        self.state = _detached(state)  # here the gradient is cut, at the window's edge
+        self.history = after  # detached: the gradient is cut at the edge of what is run again
         self.progress.gradient_norm = norm
         self._count(nats_counted, batch.tokens, time.monotonic() - started)
         return nats_counted / batch.tokens
+
+    @property
+    def reach_back(self) -> int:
+        """How many steps before a window an update runs again."""
+        return self.credit.history if self.config.is_carried else 0
+
+    def _adapt(self, *, end_of_epoch: bool = False) -> None:
+        """Let the credit measure, if that is due; on a stream only between two epochs."""
+        every = None if self.config.is_carried else self.credit.adapt_every
+        due = end_of_epoch if every is None else self.progress.updates % every == 0
+        if not due:
+            return
+        before = self.credit.state_dict()
+        self.credit.adapt(Probe(self.model, self.text.train, self.config, self.progress.updates))
+        if self.credit.state_dict() != before:
+            learnt = {f"credit_{k}": v for k, v in self.credit.state_dict().items()}
+            self._measure(credit=repr(self.credit), **learnt)
+            self.reader = same_place(self.reader, make_reader(self.config, self.text, self.credit))
 
     def _clip(self) -> float:
         limit = self.config.clip or math.inf
@@ -204,6 +235,7 @@ class Training:
                 epoch=self.reader.epoch, epoch_loss=loss, epoch_perplexity=perplexity(loss)
             )
         p.epoch_nats, p.epoch_tokens = 0.0, 0
+        self._adapt(end_of_epoch=True)
         is_last = self.reader.epoch >= self.config.epochs
         if (is_last or not self.config.eval_every) and p.evaluated_at != p.updates:
             self.evaluate()
@@ -280,14 +312,18 @@ class Training:
         for number, values in optimizer["state"].items():
             for name, value in values.items():
                 tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
-        for number, s in enumerate(_as_tuple(self.state)):
-            tensors[f"state.{number}"] = s
+        for number, s in enumerate(leaves_of(self.history.state)):
+            if s is not None:
+                tensors[f"state.{number}"] = s
+        if self.history.past is not None:
+            tensors["past"] = self.history.past
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         about = {
             "progress": asdict(self.progress),
             "reader": self.reader.state_dict(),
+            "credit": self.credit.state_dict(),
             "groups": optimizer["param_groups"],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -309,6 +345,8 @@ class Training:
         try:
             self.progress = Progress(**about["progress"])
             lines = about["progress"]["measurements"]
+            self.credit.load_state_dict(about["credit"])
+            self.reader = make_reader(self.config, self.text, self.credit)
             self.reader.load_state_dict(about["reader"])
             per_parameter: dict[int, dict[str, Tensor]] = {}
             for name, value in with_prefix(tensors, "optimizer.").items():
@@ -318,7 +356,9 @@ class Training:
                 {"state": per_parameter, "param_groups": about["groups"]}
             )
             states = [tensors[k].to(self.device) for k in sorted(tensors) if k.startswith("state.")]
-            self.state = None if not states else states[0] if len(states) == 1 else tuple(states)
+            state = None if not states else states[0] if len(states) == 1 else tuple(states)
+            past = tensors["past"].to(self.device) if "past" in tensors else None
+            self.history = History(state, past)
             torch.set_rng_state(tensors["random.cpu"])
             if self.device.type == "cuda" and "random.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
@@ -353,22 +393,22 @@ def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Opti
     return kind(parameters, **options)
 
 
-def make_reader(config: Config, text: PreparedText) -> Streams | Sentences:
-    """Make what gives the batches for a configuration."""
+def make_reader(config: Config, text: PreparedText, credit: Credit) -> Streams | Sentences:
+    """Make what gives the batches for a configuration; windows as long as suits the credit."""
     if config.reading != "stream":
         return Sentences(text.train, batch_size=config.batch_size, seed=config.seed)
     return Streams(
         text.train,
         batch_size=config.batch_size,
-        steps=config.steps,
+        steps=config.steps or (config.is_carried and credit.window) or STEPS,
         sampling=config.sampling,
         seed=config.seed,
     )
 
 
-def _detached(state: Any) -> Any:
-    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
-
-
-def _as_tuple(state: Any) -> tuple[Tensor, ...]:
-    return () if state is None else state if isinstance(state, tuple) else (state,)
+def same_place(old: Streams | Sentences, new: Streams | Sentences) -> Streams | Sentences:
+    """Let one reader go on where another is, which is possible at the beginning of an epoch."""
+    if isinstance(new, Sentences):
+        return old  # its batches do not depend on the credit
+    new.epoch = old.epoch
+    return new
