@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import bptt
+from bptt.cli.compare import SeveralCredits, compare_
 from bptt.cli.evaluate import evaluate
 from bptt.cli.sample import sample
 from bptt.cli.train import train
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(sample)
+app.command("compare", cls=SeveralCredits)(compare_)
 
 
 def _print_version(wanted: bool) -> None:

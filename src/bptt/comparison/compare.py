@@ -1,0 +1,351 @@
+"""The comparison itself: which run comes when, and what is the same for all."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bptt.comparison.measures import plans_of
+from bptt.comparison.result import Comparison, CreditResult, Stop, Trial
+from bptt.comparison.tasks import CELLS, CLIP, WINDOW, Run, Setting, generator_of
+from bptt.credit import parse
+from bptt.data import TASKS, Task, make_task
+from bptt.errors import ConfigError
+from bptt.memory import Memory
+from bptt.memory import parse as parse_memory
+
+UPDATES, UPDATES_OF_TEXT = 3000, 400
+BUILT_IN = "python"
+ENOUGH = 1.05  # times the exact credit's last perplexity is the target for a text
+
+
+class Watch:
+    """What wants to know how a comparison goes; this one does not. All of it may be overridden."""
+
+    def begun(self, credit: str, seed: int, number: int, runs: int, updates: int) -> None:
+        """Be told of a run: which it is, of how many, and how many updates it may take."""
+
+    def updated(self, update: int, loss: float) -> None:
+        """Be told of an update, and the smoothed loss."""
+
+    def finished(self, credit: str, trial: Trial) -> None:
+        """Be told what a run found."""
+
+
+def compare(
+    task: str | Task = "copy",
+    credits: Sequence[Any] = (),
+    *,
+    seeds: int = 3,
+    cell: str = "lstm",
+    hidden: int = 64,
+    layers: int = 1,
+    learning_rate: float = 0.01,
+    updates: int | None = None,
+    max_minutes: float | None = None,
+    memory: str | Memory | None = None,
+    threads: int | None = 1,
+    target: float | None = None,
+    watch: Watch | None = None,
+    stop: Stop = lambda: None,
+    **options: Any,
+) -> Comparison:
+    """Train the same network under several ways of assigning credit.
+
+    With a seed all credits begin with the same weights and see the same batches. The optimizer is
+    Adam, the gradient's norm is clipped to 1, an LSTM's forget gates begin with a bias of 1. A run
+    on a task is solved when the mean loss of its last 50 batches reaches the target, and ends
+    when it has stayed there for 100 updates. The batches are never repeated, so that is a test
+    loss.
+
+    Args:
+        task: one of :data:`bptt.data.TASKS`, by name or made; or a text: a file, a folder, or
+            ``"python"`` for the text inside this Python installation.
+        credits: as :func:`bptt.credit.parse` reads them, or made; by default the exact one and
+            three others, of which one is shorter than the task's lag.
+        seeds: how many runs of each.
+        cell: ``"lstm"``, ``"gru"`` or ``"rnn"``.
+        hidden: units of a layer.
+        layers: how many there are.
+        learning_rate: Adam's.
+        updates: of a run, at most; 3,000 by default, 400 for a text.
+        max_minutes: for all of it; each run may take an equal share of what is left.
+        memory: what a backward pass keeps, as :func:`bptt.memory.parse` reads it.
+        threads: of the processor; small networks are not faster with more. None leaves it.
+        target: the loss, or for a text perplexity, to reach. By default a tenth of the loss of a
+            model without memory; for a text 5 % above what the exact credit ends with.
+        watch: is told how it goes.
+        stop: asked after each update; with a reason, the runs that are finished are the result.
+        options: the task's own; of a text those of :class:`bptt.language_model.Config`.
+
+    Raises:
+        ConfigError: options are unknown, out of range, or do not fit together.
+        CorpusError: the text cannot be used.
+
+    >>> from bptt.comparison import compare
+    >>> found = compare("copy", ["full", "truncated:3"], seeds=1, updates=2, hidden=4, lag=5)
+    >>> first, second = (credit.trials[0].losses for credit in found.credits)
+    >>> first[0] == second[0]  # the same weights, the same batch
+    True
+    """
+    kind = _kind(task)
+    for name, value in (("seeds", seeds), ("hidden", hidden), ("layers", layers)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+    if updates is not None and updates < 1:
+        raise ConfigError(f"updates must be at least 1, got {updates}")
+    if cell not in CELLS:
+        raise ConfigError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
+    if not 0 < learning_rate < math.inf:
+        raise ConfigError(f"learning rate must be above 0 and finite, got {learning_rate}")
+    if max_minutes is not None and not max_minutes > 0:
+        raise ConfigError(f"max minutes must be above 0, got {max_minutes}")
+    if target is not None and not 0 < target < math.inf:
+        raise ConfigError(f"target must be above 0 and finite, got {target}")
+    network = {"cell": cell, "hidden": hidden, "layers": layers, "learning_rate": learning_rate}
+    course = _Course(seeds, max_minutes, watch or Watch(), stop)
+    with _threads(threads), torch.random.fork_rng(devices=[]):
+        if kind is None:
+            return _on_text(str(task), credits, network, updates, memory, target, course, options)
+        return _on_task(task, credits, network, updates, memory, target, course, options)
+
+
+def _kind(task: str | Task) -> str | None:
+    """The name of a task; None if it is a text."""
+    if isinstance(task, Task):
+        names = {kind: name for name, kind in TASKS.items()}
+        return names.get(type(task), type(task).__name__)
+    if task in TASKS:
+        return task
+    if task == BUILT_IN or Path(task).expanduser().exists():
+        return None
+    raise ConfigError(
+        f"there is neither a task nor a file {task!r}: the tasks are {', '.join(TASKS)}; a text is "
+        f"a file, a folder, or {BUILT_IN} for the one inside this Python installation"
+    )
+
+
+@dataclass
+class _Course:
+    """The order of the runs: all credits with the first seed, then all with the second."""
+
+    seeds: int
+    max_minutes: float | None
+    watch: Watch
+    stop: Stop
+    stopped: bool = False
+
+    def run(
+        self,
+        spellings: Sequence[str],
+        updates: int,
+        train: Callable[[str, int, float], Trial | None],
+    ) -> dict[str, list[Trial]]:
+        """Train ``train(credit, seed, until)`` for all of them, or until stopped."""
+        found: dict[str, list[Trial]] = {s: [] for s in spellings}
+        runs = [(spelling, seed) for seed in range(self.seeds) for spelling in spellings]
+        began = time.monotonic()
+        for number, (spelling, seed) in enumerate(runs):
+            self.watch.begun(spelling, seed, number, len(runs), updates)
+            trial = train(spelling, seed, self._until(began, len(runs) - number))
+            if trial is None:
+                self.stopped = True
+                break
+            found[spelling].append(trial)
+            self.watch.finished(spelling, trial)
+        return {s: trials for s, trials in found.items() if trials}
+
+    def _until(self, began: float, left: int) -> float:
+        if self.max_minutes is None:
+            return math.inf
+        now = time.monotonic()
+        return now + max(0.0, began + 60 * self.max_minutes - now) / left
+
+
+def _on_task(
+    task: str | Task,
+    credits: Sequence[Any],
+    network: dict[str, Any],
+    updates: int | None,
+    memory: str | Memory | None,
+    target: float | None,
+    course: _Course,
+    options: dict[str, Any],
+) -> Comparison:
+    name = _kind(task)
+    assert name is not None
+    if isinstance(task, Task) and options:
+        raise ConfigError(f"the task is made already: give it {', '.join(options)} as it is made")
+    asked = task if isinstance(task, Task) else make_task(task, **options)
+    made = _credits(credits or defaults(asked.lag))
+    memory = parse_memory(memory) if isinstance(memory, str) else memory
+    setting = Setting(
+        asked,
+        network["cell"],
+        network["hidden"],
+        network["layers"],
+        network["learning_rate"],
+        updates or UPDATES,
+        asked.target if target is None else target,
+        memory,
+    )
+    last: dict[str, Any] = {}
+
+    def train(spelling: str, seed: int, until: float) -> Trial | None:
+        credit = copy.deepcopy(made[spelling])
+        last.setdefault(spelling, credit)
+        return Run(setting, credit, seed).train(course.watch.updated, course.stop, until)
+
+    trials = course.run(list(made), setting.updates, train)
+    return Comparison(
+        task=name,
+        options={f.name: getattr(asked, f.name) for f in fields(asked) if f.name != "seed"},
+        conditions=_conditions(network, setting.updates, memory),
+        steps=asked.steps,
+        lag=asked.lag,
+        baseline=asked.baseline,
+        target=setting.target,
+        window=WINDOW,
+        is_text=False,
+        seeds=course.seeds,
+        credits=_results(trials, last, asked.steps, asked.batch_size),
+        notes=list(_notes(asked, made)),
+        interrupted=course.stopped,
+    )
+
+
+def _notes(task: Task, credits: dict[str, Any]) -> Iterator[str]:
+    goes_on = "steps" in {f.name for f in fields(task)}  # windows of a stream
+    if not goes_on:
+        return
+    yield (
+        f"The state is carried from window to window, the gradient is not: each credit plans "
+        f"within windows of {task.steps} steps."
+    )
+    cut = [s for s, c in credits.items() if getattr(c, "history", 0)]
+    if cut:
+        yield (
+            f"{', '.join(cut)} would reach into the window before, which is not run again here: "
+            f"the first losses of a window reach less far."
+        )
+
+
+def _on_text(
+    source: str,
+    credits: Sequence[Any],
+    network: dict[str, Any],
+    updates: int | None,
+    memory: str | Memory | None,
+    target: float | None,
+    course: _Course,
+    options: dict[str, Any],
+) -> Comparison:
+    from bptt.comparison import texts
+    from bptt.language_model import Config
+
+    for option in options:
+        if option not in texts.OPTIONS:
+            raise ConfigError(f"a text has no option {option!r}; it has {', '.join(texts.OPTIONS)}")
+    corpus = () if source == BUILT_IN else (source,)
+    config = Config(
+        corpus=corpus,
+        memory=memory if memory is None or isinstance(memory, str) else memory.spelling,  # type: ignore[attr-defined]
+        **{**texts.DEFAULTS, **network, **options},
+    )
+    assert config.steps is not None
+    made = _credits(credits or defaults(config.steps))
+    for spelling in made:
+        parse(spelling)  # a run parses it anew
+    baseline, _ = texts.unigram_loss(config)
+    most = updates or UPDATES_OF_TEXT
+    last: dict[str, Any] = {}
+
+    def train(spelling: str, seed: int, until: float) -> Trial | None:
+        trial, credit = texts.train_text(
+            config, spelling, seed, most, course.watch.updated, course.stop, until
+        )
+        last.setdefault(spelling, credit)
+        return trial
+
+    results = _results(course.run(list(made), most, train), last, config.steps, config.batch_size)
+    return Comparison(
+        task=source,
+        options={name: getattr(config, name) for name in texts.OPTIONS},
+        conditions=_conditions(network, most, memory),
+        steps=config.steps,
+        lag=None,
+        baseline=baseline,
+        target=_enough(results) if target is None else math.log(target),
+        window=1,
+        is_text=True,
+        seeds=course.seeds,
+        credits=results,
+        notes=[
+            f"The text is read in windows of {config.steps} steps, shuffled, each from a zero "
+            "state, so that all credits see the same batches; what is held out is read as one."
+        ],
+        interrupted=course.stopped,
+    )
+
+
+def _enough(results: list[CreditResult]) -> float:
+    """The loss that counts as solved: little above what the exact credit, or the best one, has."""
+    exact = [r for r in results if r.exact][:1] or results
+    ends = [[t.losses[-1] for t in r.trials if t.ended != "diverged" and t.losses] for r in exact]
+    best = min((sum(e) / len(e) for e in ends if e), default=0.0)
+    return best + math.log(ENOUGH)
+
+
+def defaults(lag: int) -> list[str]:
+    """The credits that are compared where none is named: one of them half as long as the lag."""
+    half = max(2, lag // 2)
+    return ["full", f"truncated:{half}", f"randomized:{half}", "adaptive:0.5"]
+
+
+def _credits(given: Sequence[Any]) -> dict[str, Any]:
+    """Credits by how they are spelt."""
+    made: dict[str, Any] = {}
+    for one in given:
+        credit = parse(one) if isinstance(one, str) else one
+        spelling = one.strip() if isinstance(one, str) else getattr(one, "spelling", repr(one))
+        if spelling in made:
+            raise ConfigError(f"the credit {spelling} is given twice: leave one of them out")
+        made[spelling] = credit
+    return made
+
+
+def _results(
+    trials: dict[str, list[Trial]], credits: dict[str, Any], steps: int, batch: int
+) -> list[CreditResult]:
+    results = []
+    for spelling, found in trials.items():
+        exact, reach, plan = plans_of(credits[spelling], steps, batch, generator_of(0, 4))
+        results.append(CreditResult(spelling, exact, reach, plan, found))
+    return results
+
+
+def _conditions(
+    network: dict[str, Any], updates: int, memory: str | Memory | None
+) -> dict[str, Any]:
+    spelt = memory if memory is None or isinstance(memory, str) else repr(memory)
+    return {**network, "optimizer": "adam", "clip": CLIP, "updates": updates, "memory": spelt}
+
+
+@contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if wanted is not None and wanted < 1:
+        raise ConfigError(f"threads must be at least 1, got {wanted}")
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,235 @@
+"""What a comparison found: the runs as they were measured, and the figures that follow."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt.credit import Block, Plan
+
+FORMAT = "bptt-comparison-1"
+Ending = Literal["solved", "updates", "time", "diverged"]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One credit with one seed. Losses are in nats, or a mean squared error, as the task has it."""
+
+    seed: int
+    updates: list[int]
+    """After how many updates something was measured."""
+    losses: list[float]
+    """What: of a task the loss of that update's batch, of a text that of what is held out."""
+    seconds: list[float]
+    """Spent in updates until then; the measurements of a credit that adapts count."""
+    ended: Ending
+    made: int
+    """How many updates were made."""
+    peak_bytes: int | None = None
+    """The most memory that one forward and backward pass had in use, for tensors, beyond what was
+    there before: weights, optimizer and batch."""
+    bias: float | None = None
+    """Of the gradient at the last weights, as :func:`bptt.estimator_error` has it; None where
+    there is none, because the run diverged or the exact gradient is zero."""
+    bias_noise: float | None = None
+    variance: float | None = None
+    credit: str = ""
+    """The credit as it was at the end, written out."""
+    state: dict[str, Any] | None = None
+    """What it learnt from training."""
+
+    def smoothed(self, window: int) -> NDArray[np.float64]:
+        """Means over the last measurements, fewer at the beginning."""
+        sums = np.cumsum([0.0, *self.losses])
+        ends = np.arange(1, len(self.losses) + 1)
+        begins = np.maximum(0, ends - window)
+        smooth: NDArray[np.float64] = (sums[ends] - sums[begins]) / (ends - begins)
+        return smooth
+
+    def reached(self, target: float, window: int) -> int | None:
+        """The first measurement, by its place, whose mean with those before it is low enough."""
+        smooth = self.smoothed(window)
+        (places,) = np.nonzero(smooth[window - 1 :] <= target)
+        return int(places[0]) + window - 1 if len(places) else None
+
+
+@dataclass(frozen=True)
+class CreditResult:
+    """The runs of one credit."""
+
+    spelling: str
+    exact: bool
+    """Whether its plan is backpropagation through time itself, at the end of the first run."""
+    reach: int
+    """The most steps that a loss was credited to, its own included, in some plans of the end."""
+    plan: Plan
+    """One of these, for a single sequence."""
+    trials: list[Trial]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One line of the table. None: it was not reached, or cannot be said."""
+
+    runs: int
+    diverged: int
+    solved: int
+    """Runs that reached the target."""
+    loss: float | None
+    """At the end, smoothed; a perplexity for a text. The mean of the runs that did not diverge."""
+    loss_least: float | None
+    loss_most: float | None
+    updates: int | None
+    """Until the target: the median, where a run that did not reach it counts as the longest."""
+    seconds: float | None
+    milliseconds: float | None
+    """Of an update, the mean."""
+    peak_bytes: int | None
+    bias: float | None
+    """The medians of the runs."""
+    bias_noise: float | None
+    variance: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several ways of assigning credit, each trained with the same seeds."""
+
+    task: str
+    options: dict[str, Any]
+    """The task's own."""
+    conditions: dict[str, Any]
+    """Cell, sizes, learning rate: the same for all."""
+    steps: int
+    """T, of a batch."""
+    lag: int | None
+    """How far back the answer lies; None for a text, where nobody knows."""
+    baseline: float
+    """The loss of a model without memory; of a text, of a unigram model."""
+    target: float
+    """The loss at which a run counts as solved."""
+    window: int
+    """Over so many measurements losses are smoothed."""
+    is_text: bool
+    seeds: int
+    credits: list[CreditResult]
+    notes: list[str]
+    """What should be known to read it."""
+    interrupted: bool = False
+
+    def shown(self, loss: float) -> float:
+        """A loss as it is shown: itself, or a perplexity."""
+        return math.exp(min(loss, 700)) if self.is_text else loss
+
+    @property
+    def measure(self) -> str:
+        """What :meth:`shown` gives."""
+        return "perplexity" if self.is_text else "loss"
+
+    def figures(self, result: CreditResult) -> Figures:
+        """Sum up the runs of a credit."""
+        trials = result.trials
+        ends = [t for t in trials if t.ended != "diverged" and t.losses]
+        losses = [self.shown(float(t.smoothed(self.window)[-1])) for t in ends]
+        places = [(t, t.reached(self.target, self.window)) for t in trials]
+        updates = _median([math.inf if p is None else t.updates[p] for t, p in places])
+        seconds = _median([math.inf if p is None else t.seconds[p] for t, p in places])
+        made = sum(t.updates[-1] for t in trials if t.updates)
+        spent = sum(t.seconds[-1] for t in trials if t.seconds)
+        return Figures(
+            runs=len(trials),
+            diverged=sum(t.ended == "diverged" for t in trials),
+            solved=sum(p is not None for _, p in places),
+            loss=statistics.fmean(losses) if losses else None,
+            loss_least=min(losses, default=None),
+            loss_most=max(losses, default=None),
+            updates=None if updates is None else round(updates),
+            seconds=seconds,
+            milliseconds=1000 * spent / made if made else None,
+            peak_bytes=max((t.peak_bytes for t in trials if t.peak_bytes), default=None),
+            bias=_median([t.bias for t in trials if t.bias is not None]),
+            bias_noise=_median([t.bias_noise for t in trials if t.bias_noise is not None]),
+            variance=_median([t.variance for t in trials if t.variance is not None]),
+        )
+
+    def verdicts(self) -> dict[str, str]:
+        """Say of each credit in a sentence what came of it."""
+        from bptt.comparison.verdict import verdict
+
+        return {r.spelling: verdict(self, r) for r in self.credits}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all of it as JSON can hold it: what was measured, and what follows."""
+        found = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "credits"}
+        verdicts = self.verdicts()
+        found["credits"] = [
+            {
+                "credit": r.spelling,
+                "exact": r.exact,
+                "reach": r.reach,
+                "figures": asdict(self.figures(r)),
+                "verdict": verdicts[r.spelling],
+                "plan": _plan_to_dict(r.plan),
+                "trials": [asdict(t) for t in r.trials],
+            }
+            for r in self.credits
+        ]
+        return {"format": FORMAT, **found}
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Comparison:
+        """Take back what :meth:`to_dict` gave."""
+        fields = {k: v for k, v in found.items() if k in cls.__dataclass_fields__}
+        fields["credits"] = [
+            CreditResult(
+                spelling=c["credit"],
+                exact=c["exact"],
+                reach=c["reach"],
+                plan=_plan_from_dict(c["plan"]),
+                trials=[Trial(**t) for t in c["trials"]],
+            )
+            for c in found["credits"]
+        ]
+        return cls(**fields)
+
+    def figure(self) -> Any:
+        """Draw the learning curves, and how far each credit reaches.
+
+        Returns:
+            A matplotlib ``Figure``.
+        """
+        from bptt.report.comparison import draw_comparison
+
+        return draw_comparison(self)
+
+    def __str__(self) -> str:
+        """Write the table and the verdicts."""
+        from bptt.comparison.table import write_comparison
+
+        return write_comparison(self)
+
+
+def _median(values: list[float]) -> float | None:
+    """The median; None where it is infinite, or there is nothing."""
+    found = statistics.median(values) if values else math.inf
+    return None if math.isinf(found) else float(found)
+
+
+def _plan_to_dict(plan: Plan) -> dict[str, Any]:
+    blocks = [list(b) for b in plan.blocks]
+    return {"steps": plan.steps, "carry": plan.carry.tolist(), "blocks": blocks}
+
+
+def _plan_from_dict(found: dict[str, Any]) -> Plan:
+    blocks = [Block(*b) for b in found["blocks"]]
+    return Plan(found["steps"], found["carry"], blocks)
+
+
+Stop = Callable[[], str | None]
+"""Asked after every update: a reason to end everything, or None."""

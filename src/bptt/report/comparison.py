@@ -1,0 +1,150 @@
+"""The picture of a comparison: learning curves, and below them how far each credit reaches."""
+
+from __future__ import annotations
+
+import io
+import math
+from itertools import cycle
+from typing import Any, cast
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from bptt.comparison.result import Comparison, CreditResult
+from bptt.comparison.table import heading, number
+from bptt.report.matrices import ACROSS, SIZE, _colours, _draw, _draw_scale
+
+WIDTH, CURVES = 11.0, 4.6  # inches
+# Okabe and Ito's, told apart by the colour-blind too; some broken, for curves that lie upon each
+# other.
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES: tuple[Any, ...] = ("-", "-", "-", (0, (5, 2)), "-", (0, (5, 2)), (0, (1, 1.5)))
+GREY = "0.4"
+
+
+def draw_comparison(found: Comparison) -> Figure:
+    """Draw the learning curves and the matrices of what was compared.
+
+    A line is the mean over the seeds, smoothed, the band around it goes from the least to the
+    greatest; a run that was solved and ended keeps its last loss. Dots are where runs reached the
+    target.
+
+    Returns:
+        A figure of its own, unknown to pyplot.
+    """
+    down = -(-len(found.credits) // ACROSS)
+    across = -(-len(found.credits) // down)
+    below = (SIZE + 0.6) * down
+    figure = Figure(figsize=(WIDTH, CURVES + below), layout="constrained")
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=(CURVES, below), hspace=0.03)
+    above, under = parts.ravel()
+    _draw_curves(above, found)
+    _draw_matrices(under, found, down, across)
+    return figure
+
+
+def as_png(figure: Figure) -> bytes:
+    """Write a figure as a file's content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
+
+
+def _draw_curves(part: SubFigure, found: Comparison) -> None:
+    axes = part.subplots()
+    for result, colour, line in zip(found.credits, cycle(COLOURS), cycle(LINES)):
+        _draw_curve(axes, found, result, colour, line)
+    last = max((t.updates[-1] for r in found.credits for t in r.trials if t.updates), default=1)
+    what = "a unigram model" if found.is_text else "without memory"
+    for level, said, where in ((found.baseline, what, "bottom"), (found.target, "solved", "top")):
+        value = found.shown(level)
+        axes.axhline(value, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
+        axes.annotate(
+            f"{said}, {number(value)}",
+            (1, value),
+            xytext=(-4, 2 if where == "bottom" else -2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            va=where,
+            color=GREY,
+            fontsize="small",
+        )
+    axes.set(xlim=(0, last), xlabel="updates", yscale="log")
+    seen = "held-out perplexity" if found.is_text else "loss, smoothed"
+    axes.set_ylabel(f"{seen}; mean and range of {found.seeds} seed{'s' * (found.seeds > 1)}")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, found.shown(found.target) / 1.35), high)
+    _label_logarithmic(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_title(heading(found), loc="left", fontsize="medium", pad=12)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
+
+
+def _draw_curve(
+    axes: Axes, found: Comparison, result: CreditResult, colour: str, line: Any
+) -> None:
+    figures = found.figures(result)
+    label = f"{result.spelling}\nsolved {figures.solved} of {figures.runs}"
+    if figures.diverged:
+        label += f", diverged {figures.diverged}"
+    trials = [t for t in result.trials if t.losses]
+    if not trials:
+        axes.plot([], [], color=colour, linestyle=line, label=label)
+        return
+    x = max((t.updates for t in trials), key=len)
+    curves = [_to_length(t.smoothed(found.window), len(x)) for t in trials]
+    y = np.vectorize(found.shown)(np.array(curves))
+    axes.plot(x, y.mean(0), color=colour, linestyle=line, linewidth=1.8, label=label, zorder=3)
+    axes.fill_between(x, y.min(0), y.max(0), color=colour, alpha=0.13, linewidth=0, zorder=2)
+    for trial in trials:
+        place = trial.reached(found.target, found.window)
+        if place is not None:
+            axes.plot(
+                trial.updates[place],
+                found.shown(found.target),
+                "o",
+                color=colour,
+                markersize=5,
+                markeredgecolor="white",
+                zorder=4,
+            )
+
+
+def _to_length(curve: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    return np.concatenate([curve, np.full(length - len(curve), curve[-1])])
+
+
+def _label_logarithmic(axes: Axes) -> None:
+    """Numbers that can be read, and enough of them."""
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low)
+    steps = (1.0,) if decades > 4 else (1.0, 3.0) if decades > 2.2 else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=50))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_matrices(part: SubFigure, found: Comparison, down: int, across: int) -> None:
+    """What of each loss passes to which step; of a plan that is drawn, one example."""
+    panels = part.subplots(down, across, squeeze=False).ravel()
+    shown = [r.plan.matrix() for r in found.credits]
+    colours, norm = _colours(shown)
+    for axes, result, W in zip(panels, found.credits, shown, strict=False):
+        _draw(axes, W, result.spelling, colours, norm)
+    for count, axes in enumerate(panels):
+        axes.set_visible(count < len(shown))
+        if count % across == 0:
+            axes.set_ylabel("loss at step t")
+    _draw_scale(cast(Figure, part), list(panels[: len(shown)]), shown, colours, norm)
+    part.suptitle(
+        "What of each loss passes to which step, at the end", x=0.01, ha="left", fontsize="medium"
+    )
