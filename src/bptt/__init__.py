@@ -9,6 +9,7 @@ from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
 from bptt.language_model import LanguageModel
 from bptt.memory import Recompute, Store
 from bptt.recurrent import GRU, LSTM, RNN
+from bptt.streams import Stream
 from bptt.unrolling import Stepwise, unroll
 
 __version__ = "0.1.0.dev0"
@@ -19,6 +20,7 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "LSTM",
     "RNN",
     "Stepwise",
+    "Stream",
     # How far back a loss is credited
     "Adaptive",
     "Credit",
