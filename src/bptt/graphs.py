@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -27,7 +29,8 @@ def vjp(outputs: list[Any], inputs: list[Tensor], given: Gradients, *, keep: boo
     if not used or not inputs:
         return [None] * len(inputs)
     ys, ds = zip(*used, strict=True)
-    return list(torch.autograd.grad(ys, inputs, ds, retain_graph=keep, allow_unused=True))
+    with _without_hooks(inputs):
+        return list(torch.autograd.grad(ys, inputs, ds, retain_graph=keep, allow_unused=True))
 
 
 def vjp_together(
@@ -47,6 +50,19 @@ def vjp_together(
             ys, inputs, ds, retain_graph=True, allow_unused=True, is_grads_batched=True
         )
     return [[None if g is None else g[k] for g in found] for k in range(len(each))]
+
+
+@contextmanager
+def _without_hooks(leaves: list[Tensor]) -> Iterator[None]:
+    """Keep quiet what ``Tensor.register_hook`` has put there: it is for the sum of all parts."""
+    hooks = [(v._backward_hooks, dict(v._backward_hooks)) for v in leaves if v._backward_hooks]
+    try:
+        for own, _ in hooks:
+            own.clear()
+        yield
+    finally:
+        for own, kept in hooks:
+            own.update(kept)
 
 
 def added(total: Tensor | None, more: Tensor | None) -> Tensor | None:
@@ -69,12 +85,10 @@ def sequence_number() -> int:
     return int(node._sequence_nr())
 
 
-def leaves_of_graph(
-    roots: list[Tensor], known: set[int], boundary: list[Any], mark: int
-) -> list[Tensor]:
+def leaves_of_graph(roots: list[Tensor], known: set[int], mark: int) -> list[Tensor]:
     """Find the leaves of a graph; what was computed before ``mark`` cannot be one."""
     found: dict[int, Tensor] = {}
-    seen = set(boundary)
+    seen: set[Any] = set()
     stack: list[Any] = [t.grad_fn for t in roots if t.grad_fn is not None]
     while stack:
         node = stack.pop()
@@ -116,3 +130,19 @@ def autocast_of(devices: list[torch.device]) -> list[dict[str, Any]]:
         for kind in {"cpu", *(d.type for d in devices)}
         if torch.amp.is_autocast_available(kind)
     ]
+
+
+@contextmanager
+def autocast_as(were: list[dict[str, Any]]) -> Iterator[None]:
+    """Autocast as :func:`autocast_of` found it.
+
+    The copies of weights that it has made before are not used: they may have been made without a
+    graph, or belong to one that is gone.
+    """
+    with ExitStack() as stack:
+        for options in were:
+            if options["enabled"] or torch.is_autocast_enabled(options["device_type"]):
+                torch.clear_autocast_cache()
+                stack.callback(torch.clear_autocast_cache)
+                stack.enter_context(torch.autocast(**options))
+        yield

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from bptt.credit.plan import Block, Plan
 from bptt.graphs import (
     Gradients,
     added,
     as_leaf,
+    autocast_as,
     autocast_of,
     devices_of,
     leaves_of_graph,
@@ -35,6 +36,7 @@ from bptt.graphs import (
 )
 from bptt.memory import Action, Memory, Store
 from bptt.nests import flatten, is_float, leaves_of, map_tensors
+from bptt.unrolling import check_output
 
 LONGEST = 128  # steps of a segment, where nothing is said
 
@@ -76,6 +78,11 @@ def run(
     takes_carry: bool,
 ) -> tuple[Any, Any]:
     """Run a module over a sequence; the arguments are those of :func:`bptt.unroll`, prepared."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            "bptt.unroll: torch.func's transforms cannot see through what is run again; use "
+            "memory=None and a credit without windows that overlap, such as bptt.Truncated(k)"
+        )
     replay = Replay(module, steps, plan, crossing, memory or Store(), takes_carry)
     outputs, final = replay.forward(state)
     if not any(t.requires_grad for t in replay.tensors) or not torch.is_grad_enabled():
@@ -96,17 +103,40 @@ class _Node(torch.autograd.Function):
         ctx: Any, replay: Replay, outputs: int, results: list[Tensor], *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.replay, ctx.outputs = replay, outputs
-        ctx.save_for_backward(*tensors)  # so that a change before the backward pass is noticed
+        # So that a change before the backward pass is noticed.
+        ctx.save_for_backward(*tensors, *replay.constants)
         ctx.set_materialize_grads(False)
         return tuple(results)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         assert ctx.saved_tensors is not None
         of_outputs, of_final = list(grads[: ctx.outputs]), list(grads[ctx.outputs :])
-        found = ctx.replay.backward(of_outputs, of_final, ctx.needs_input_grad[3:])
+        with torch.no_grad():
+            found = ctx.replay.backward(of_outputs, of_final, ctx.needs_input_grad[3:])
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _Once.apply(torch.zeros((), requires_grad=True), *found)
         return (None, None, None, *found)
+
+
+class _Once(torch.autograd.Function):
+    """Gradients that know of no derivative, and say so if they are asked for it."""
+
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, *found: Tensor | None) -> tuple[Tensor | None, ...]:
+        return tuple(None if g is None else g.view_as(g) for g in found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        raise RuntimeError(
+            "bptt.unroll: the gradient has no second derivative where windows overlap or memory= "
+            "is given; use memory=None and a credit without such windows, as bptt.Truncated(k)"
+        )
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 @dataclass
@@ -121,6 +151,8 @@ class Replay:
     takes_carry: bool
     tensors: list[Tensor] = field(default_factory=list)
     """What gradients are found for: the inputs, the initial state, the parameters."""
+    constants: list[Tensor] = field(default_factory=list)
+    """What else the module is given."""
 
     def __post_init__(self) -> None:
         """Cut the sequence into segments."""
@@ -146,12 +178,9 @@ class Replay:
         self.x = [x for x in leaves_of(self.steps.inputs) if is_float(x)]
         self.buffers: list[Any] | None = None
         self.known = False  # the outputs, so that what is run again need not give them
-        self.mark = sequence_number()
         self.random = random_state(self.devices)
         self.wanted = torch.is_grad_enabled()
-        self.parameters: list[Tensor] = []
-        if isinstance(self.module, nn.Module):
-            self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self._look_at_module()
         self.state = map_tensors(torch.Tensor.detach, state)
         if not self.wanted:
             for i in range(len(self.segments)):
@@ -164,9 +193,35 @@ class Replay:
                 self.next = action
                 break
             self._do(action)
-        self.tensors = [*self.x, *self.initial, *self.parameters]
+        self.tensors = [*self.x, *self.initial, *self.owners]
+        given = [*leaves_of(self.steps.inputs), *leaves_of(state), self.crossing.resets]
+        self.constants += [v for v in given if isinstance(v, Tensor) and not is_float(v)]
         final, self.state = self.state, None
         return self._outputs(), final
+
+    def _look_at_module(self) -> None:
+        """Note what the module computes with, so that it will be the same in the backward pass."""
+        self.parameters: list[Tensor] = []  # as the segments' graphs know them
+        self.owners: list[Tensor] = []  # and as the caller does
+        self.modes: list[tuple[nn.Module, bool]] = []
+        self.named: dict[str, Tensor] = {}
+        if isinstance(self.module, nn.Module):
+            self.modes = [(m, m.training) for m in self.module.modules()]
+            # What is no leaf was put there by torch.func.functional_call.
+            leaves: dict[Tensor, Tensor] = {
+                p: p if p.is_leaf else as_leaf(p) for p in self.module.parameters()
+            }
+            self.owners = [p for p in leaves if p.requires_grad]
+            self.parameters = [leaves[p] for p in self.owners]
+            self.constants += [p for p in leaves if not p.requires_grad]
+            self.named = {n: leaves.get(v, v) for n, v in _named(self.module)}
+        self.replaced = self._is_replaced()
+
+    def _is_replaced(self) -> bool:
+        """Whether the module has other parameters or buffers now than the segments are to use."""
+        if not isinstance(self.module, nn.Module):
+            return False
+        return any(self.named.get(n) is not v for n, v in _named(self.module))
 
     def _schedule(self) -> Iterator[Action]:
         """Run the first segment to see how much memory its graph takes, then plan."""
@@ -174,16 +229,25 @@ class Replay:
         size = 0
         seen: set[int] = set()
 
-        def count(t: Tensor) -> Tensor:
+        def count(t: Tensor) -> tuple[Tensor, int]:
             nonlocal size
             storage = t.untyped_storage()
             if storage.data_ptr() not in seen:
                 seen.add(storage.data_ptr())
                 size += storage.nbytes()
+            return t.detach(), t._version  # t itself would keep itself alive
+
+        def unchanged(packed: tuple[Tensor, int]) -> Tensor:  # autograd does not look, given hooks
+            t, version = packed
+            if t._version != version:
+                raise RuntimeError(
+                    f"bptt.unroll: a tensor of shape {tuple(t.shape)} that the backward pass needs "
+                    "was modified by an inplace operation; change a clone of it"
+                )
             return t
 
         seen |= {t.untyped_storage().data_ptr() for t in (*self.x, *self.parameters)}
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(count, unchanged):
             self.ready = self._run(0)
         after, self.state = self.state, before
         self.ready_state = after
@@ -235,10 +299,11 @@ class Replay:
             before = self._before(i)
         before = map_tensors(lambda s: as_leaf(s, bool(i) or self._initial_wanted()), before)
         with torch.enable_grad():
+            mark = sequence_number()
             y, after = self._call(i, x, before)
         self._put(first, end, y)
         graph = _Graph(*(leaves_of(v) for v in (x, before, y, after)))
-        self._find_parameters(graph, i)
+        self._find_parameters(graph, i, mark)
         self.state = map_tensors(torch.Tensor.detach, after)
         return graph
 
@@ -246,50 +311,51 @@ class Replay:
         return any(s.requires_grad for s in self.initial)
 
     def _before(self, i: int) -> Any:
-        return (
-            self.state if self.takes_carry else self.crossing.reset(self.segments[i][0], self.state)
-        )
+        if self.takes_carry:
+            return self.state
+        first, _ = self.segments[i]
+        if not self.known:
+            self.crossing.check(first, self.state)
+        return self.crossing.reset(first, self.state)
 
     def _call(self, i: int, x: Any, state: Any) -> tuple[Any, Any]:
-        if not self.takes_carry:
-            found: tuple[Any, Any] = self.module(x, state)
+        # Whole numbers may be changed in place, as a count is; what is stored stays as it is.
+        state = map_tensors(lambda s: s if is_float(s) else s.clone(), state)
+        crossing: dict[str, Any] = {}
+        if self.takes_carry:
+            first, end = self.segments[i]
+            carry = torch.from_numpy(self.plan.carry[first:end])
+            resets = self.crossing.resets
+            crossing["carry"] = None if bool((carry == 1).all()) else carry
+            crossing["resets"] = None if resets is None else resets[first:end]
+        with autocast_as(self.autocast):
+            found: tuple[Any, Any]
+            if self.replaced:
+                found = functional_call(self.module, self.named, (x, state), crossing)
+            else:
+                found = self.module(x, state, **crossing)
             return found
-        first, end = self.segments[i]
-        carry = torch.from_numpy(self.plan.carry[first:end])
-        resets = self.crossing.resets
-        found = self.module(
-            x,
-            state,
-            carry=None if bool((carry == 1).all()) else carry,
-            resets=None if resets is None else resets[first:end],
-        )
-        return found
 
     def _put(self, first: int, end: int, y: Any) -> None:
         """Write a segment's outputs where they belong, in the forward pass."""
         if self.known:
             return
-        leaves, put = flatten(y)
         time = self.steps.time
+        check_output(y, end - first, time)
+        leaves, put = flatten(y)
         if self.buffers is None:
             self.put = put
-            self.buffers = [self._buffer(v, end - first) for v in leaves]
+            self.buffers = [self._buffer(v) for v in leaves]
         assert self.buffers is not None
         for buffer, v in zip(self.buffers, leaves, strict=True):
             if isinstance(v, Tensor):
                 buffer.narrow(time, first, end - first).copy_(v.detach())
 
-    def _buffer(self, v: Any, length: int) -> Any:
-        time = self.steps.time
+    def _buffer(self, v: Any) -> Any:
         if not isinstance(v, Tensor):
             return v
-        if v.dim() <= time or v.shape[time] != length:
-            raise ValueError(
-                f"bptt.unroll: the module's output for {length} steps is {tuple(v.shape)}; "
-                f"dimension {time} has to be time"
-            )
         shape = [*v.shape]
-        shape[time] = self.steps.T
+        shape[self.steps.time] = self.steps.T
         return v.new_empty(shape)
 
     def _outputs(self) -> Any:
@@ -298,21 +364,21 @@ class Replay:
         self.known = True
         return outputs
 
-    def _find_parameters(self, graph: _Graph, i: int) -> None:
+    def _find_parameters(self, graph: _Graph, i: int, mark: int) -> None:
         """Add the leaves of a graph that are nobody's: what a plain function uses."""
-        if isinstance(self.module, nn.Module) and i:
-            return
         known = {id(v) for v in (*graph.x, *graph.before, *self.parameters)}
         roots = [v for v in (*graph.y, *graph.after) if isinstance(v, Tensor)]
-        boundary = [p.grad_fn for p in self.parameters if p.grad_fn is not None]
-        found = leaves_of_graph(roots, known, boundary, self.mark)
+        found = leaves_of_graph(roots, known, mark)
         if found and self.tensors:
+            first, end = self.segments[i]
             raise RuntimeError(
-                f"bptt.unroll: steps {self.segments[i]} use a parameter of shape "
-                f"{tuple(found[0].shape)} that the first and last segments do not, and the "
-                "module is a plain function; make it a torch.nn.Module, or use memory=None"
+                f"bptt.unroll: the steps {first} to {end - 1} use a tensor of shape "
+                f"{tuple(found[0].shape)} that requires a gradient, is no parameter of the "
+                "module, and was not used in the first and last segments; make it an "
+                "nn.Parameter of an nn.Module, or use memory=None"
             )
         self.parameters += found
+        self.owners += found
 
     # ------------------------------------------------------------------ the backward pass
 
@@ -344,14 +410,17 @@ class Replay:
 
     @contextmanager
     def _as_in_forward(self) -> Iterator[None]:
-        """Autocast and random numbers as they were; afterwards as they are now."""
+        """The module as it was; afterwards it, and the random numbers, as they are now."""
         now = random_state(self.devices)
+        self.replaced = self._is_replaced()
+        switched = [(m, mode) for m, mode in self.modes if m.training is not mode]
         try:
-            with ExitStack() as stack:
-                for options in self.autocast:
-                    stack.enter_context(torch.autocast(**options))
-                yield
+            for m, mode in switched:
+                m.training = mode
+            yield
         finally:
+            for m, mode in switched:
+                m.training = not mode
             self._set_random(now)
 
     def _reverse(self, i: int) -> None:

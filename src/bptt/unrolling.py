@@ -23,6 +23,7 @@ Recurrent = Callable[..., tuple[Any, Any]]
 """``(inputs [T, B, ...], state) -> (outputs [T, B, ...], state)``."""
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: nothing to gain
 def unroll(
     module: Recurrent,
     inputs: Any,
@@ -102,6 +103,11 @@ def unroll(
         cuts = crossing.places()
         _refuse_bidirectional(module, len(cuts) > 1)
         return _in_pieces(module, steps, state, crossing, cuts)
+    if isinstance(inputs, PackedSequence):
+        raise ValueError(
+            "bptt.unroll: a PackedSequence cannot be cut into pieces, as memory= wants; give "
+            "[T, B, ...], padded, or use memory=None"
+        )
     from bptt.replay import run
 
     _refuse_bidirectional(module, True)
@@ -128,9 +134,17 @@ class _Steps:
                 "bptt.unroll: a PackedSequence cannot be cut into pieces; give [T, B, ...], "
                 "padded, or a module of bptt with memory=None"
             )
-        first = bool(getattr(module, "batch_first", False)) if batch_first is None else batch_first
+        own = getattr(module, "batch_first", None)
+        if None not in (own, batch_first) and bool(own) is not batch_first:
+            raise ValueError(
+                f"bptt.unroll: batch_first={batch_first} was given, and the module has "
+                f"batch_first={own}; leave it out"
+            )
+        first = bool(own) if batch_first is None else batch_first
         tensors = [x for x in leaves_of(inputs) if isinstance(x, Tensor)]
-        time = int(first)
+        batched = 3 if isinstance(module, nn.RNNBase) else 2  # the dimensions of an input at least
+        unbatched = bool(tensors) and tensors[0].dim() < batched
+        time = int(first and not unbatched)
         lengths = {x.shape[time] if x.dim() > time else 0 for x in tensors}
         if len(lengths) != 1 or 0 in lengths:
             layout = "[B, T, ...]" if first else "[T, B, ...]"
@@ -138,7 +152,6 @@ class _Steps:
                 f"bptt.unroll: expected inputs {layout}, all of the same number of steps, at "
                 f"least one; got {', '.join(str(tuple(x.shape)) for x in tensors) or 'no tensor'}"
             )
-        unbatched = tensors[0].dim() < (3 if getattr(module, "takes_carry", False) else 2)
         batch = None if unbatched else tensors[0].shape[1 - time]
         return cls(inputs, lengths.pop(), batch, time)
 
@@ -179,6 +192,12 @@ class Crossing:
             return torch.where(self.along(at, s), torch.zeros_like(s), s)
 
         return map_tensors(zero, state)
+
+    def check(self, t: int, state: Any) -> None:
+        """Refuse a state that the factors of a step do not fit, before the backward pass does."""
+        for s in leaves_of(state):
+            if is_float(s):
+                self.factor(t, s)
 
     def factor(self, t: int, s: Tensor) -> Tensor | None:
         """What the gradient of one of the state's tensors is multiplied by; None: by 1."""
@@ -226,6 +245,8 @@ def _in_pieces(
     for first, end in pairwise([*cuts, steps.T]):
         state = map_tensors(partial(scaled, first), crossing.reset(first, state))
         y, state = module(steps.piece(first, end), state)
+        if len(cuts) > 1:
+            check_output(y, end - first, steps.time)
         outputs.append(y)
     return join(outputs, steps.time), state
 
@@ -234,9 +255,19 @@ def join(outputs: list[Any], time: int) -> Any:
     """Put pieces of outputs, which may be nests, together along time."""
     if len(outputs) == 1:
         return outputs[0]
-    pieces = [leaves_of(y) for y in outputs]
+    pieces = [[v for v in leaves_of(y) if isinstance(v, Tensor)] for y in outputs]
     joined = iter([torch.cat(p, dim=time) for p in zip(*pieces, strict=True)])
     return map_tensors(lambda _: next(joined), outputs[0])
+
+
+def check_output(y: Any, length: int, time: int) -> None:
+    """Refuse outputs of a piece that are not one for each of its steps."""
+    for v in leaves_of(y):
+        if isinstance(v, Tensor) and (v.dim() <= time or v.shape[time] != length):
+            raise ValueError(
+                f"bptt.unroll: the module's output for {length} steps is {tuple(v.shape)}; "
+                f"dimension {time} has to be time"
+            )
 
 
 def _batch_dim(module: Any, given: int | None) -> int:
@@ -283,6 +314,8 @@ class Stepwise(nn.Module):
     (torch.Size([30, 3, 8]), torch.Size([3, 8]))
     """
 
+    batch_first = False
+
     def __init__(self, cell: Callable[..., Any], state_batch_dim: int = 0) -> None:
         super().__init__()
         self.cell, self.state_batch_dim = cell, state_batch_dim
@@ -306,6 +339,6 @@ class Stepwise(nn.Module):
                 found = (state[0] if isinstance(state, tuple) else state), state
             output, state = found
             outputs.append(output)
-        pieces = [leaves_of(y) for y in outputs]
+        pieces = [[v for v in leaves_of(y) if isinstance(v, Tensor)] for y in outputs]
         stacked = iter([torch.stack(p) for p in zip(*pieces, strict=True)])
         return map_tensors(lambda _: next(stacked), outputs[0]), state
