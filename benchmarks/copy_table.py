@@ -90,7 +90,7 @@ class Run:
             K = int(method)
             self.credit = bptt.Truncated(every=K, reach=2 * K - 1)
         self.places = torch.Generator().manual_seed(seed)
-        self.at, self.stored, self.state = 0, 0, None  # the stored state is that before a step
+        self.at, self.stream = 0, bptt.Stream()
         self.steps, self.seconds = 0, 0.0
         self.curve = [self.tested()]
 
@@ -105,27 +105,21 @@ class Run:
         self.curve.append(self.tested())
 
     def update(self) -> None:
-        """One window: its losses, the steps before it once more, and a step of SGD."""
+        """One window, and a step of SGD; the steps before it are run again by the stream."""
         K = self.credit.window
         if self.at + K > TRAIN:
-            self.at, self.stored, self.state = 0, 0, None
-        end = self.at + K
-        inputs, targets = self.train.inputs, self.train.targets
-        keep = max(end - self.credit.history, self.stored)  # where the next one begins to run
-        state, outputs = self.state, []
-        if keep > self.stored:
-            logits, state = self.model(inputs[self.stored : keep], state)
-            outputs = [logits]
-        logits, _ = self.model(inputs[keep:end], state)
-        logits = torch.cat([*outputs, logits])[-K:]
-        loss = cross_entropy(logits.flatten(0, 1), targets[self.at : end].flatten())
+            self.at, self.stream = 0, bptt.Stream()
+        here = slice(self.at, self.at + K)
+        logits, self.stream = self.stream.advance(
+            self.model, self.train.inputs[here], credit=self.credit
+        )
+        loss = cross_entropy(logits.flatten(0, 1), self.train.targets[here].flatten())
         self.sgd.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1 / K)
         self.sgd.param_groups[0]["lr"] = math.sqrt(K)
         self.sgd.step()
-        self.state = None if state is None else tuple(s.detach() for s in state)
-        self.at, self.stored, self.steps = end, keep, self.steps + K
+        self.at, self.steps = self.at + K, self.steps + K
 
     def probe(self, lags: int) -> Decay:
         """Measure the decay on pieces from anywhere in the streams."""
