@@ -79,16 +79,22 @@ class Adaptive(Credit):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if not 0 < self.tolerance < math.inf:
-            raise ConfigError(f"Adaptive: tolerance must be above 0, got {self.tolerance}")
+        is_number = isinstance(self.tolerance, int | float)
+        if not is_number or not 0 < self.tolerance < math.inf:
+            raise ConfigError(f"Adaptive: tolerance must be above 0, got {self.tolerance!r}")
         for name in ("start", "least", "most", "tau", "adapt_every"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"Adaptive: {name} must be an integer from 1 on, got {value!r}")
         if not self.least <= self.start <= self.most:
             raise ConfigError(
-                f"Adaptive: least <= start <= most must hold, got {self.least}, {self.start}, "
-                f"{self.most}"
+                f"Adaptive: least <= start <= most must hold, got least={self.least}, "
+                f"start={self.start}, most={self.most}; give those that do not fit"
+            )
+        if self.most < 3:
+            raise ConfigError(
+                f"Adaptive: a decay can be measured from 3 lags on, got most={self.most}; give "
+                f"more, or use Truncated(every={self.start}, reach={2 * self.start})"
             )
         if self.tau is not None and self.tau >= self.most:
             raise ConfigError(f"Adaptive: tau must be below most={self.most}, got {self.tau}")
@@ -169,13 +175,16 @@ class Adaptive(Credit):
             CheckpointError: it is damaged.
         """
         try:
-            self.reach = int(state["reach"])
-            self.beta = None if state["beta"] is None else float(state["beta"])
-            bias = state["relative_bias"]
-            self.relative_bias = math.inf if bias is None else float(bias)
-            self.measurements = int(state["measurements"])
+            reach, measurements = int(state["reach"]), int(state["measurements"])
+            beta, bias = (
+                None if state[k] is None else float(state[k]) for k in ("beta", "relative_bias")
+            )
+            if not self.least <= reach <= self.most:
+                raise ValueError(f"reach {reach} is not from {self.least} to {self.most}")
         except (KeyError, TypeError, ValueError) as e:
             raise CheckpointError(f"the saved state of {self!r} is damaged: {e}") from None
+        self.reach, self.beta, self.measurements = reach, beta, measurements
+        self.relative_bias = math.inf if bias is None else bias
 
 
 def _slope(norms: NDArray[np.float64], tau: int) -> float:

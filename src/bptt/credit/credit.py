@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from bptt.credit.decay import Decay
@@ -86,7 +87,13 @@ def _options(credit: Credit, write: Callable[[Any], str]) -> list[str]:
     options: list[str] = []
     for number, f in enumerate(getattr(type(credit), "__dataclass_fields__", {}).values()):
         value = getattr(credit, f.name)
-        if f.init and value is not None and (number == 0 or value != f.default):
-            written = f"{value:g}" if isinstance(value, float) else write(value)
+        if f.init and value is not None and (number == 0 or not np.all(value == f.default)):
+            written = _number(value) if isinstance(value, float) else write(value)
             options.append(written if number == 0 else f"{f.name}={written}")
     return options
+
+
+def _number(value: float) -> str:
+    """Write a float in few digits, unless that would be another one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import sys
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from bptt.credit.credit import Credit
 from bptt.credit.full import Full
 from bptt.credit.randomized import Randomized
 from bptt.credit.truncated import Truncated
-from bptt.errors import ConfigError
+from bptt.errors import BpttError, ConfigError
 
 KINDS: dict[str, type[Credit]] = {
     "full": Full,
@@ -21,6 +23,8 @@ KINDS: dict[str, type[Credit]] = {
     "randomized": Randomized,
     "adaptive": Adaptive,
 }
+
+_COMMA = re.compile(r",(?![^(\[]*[)\]])")  # but for those within brackets
 
 _HOW = (
     "write full, truncated:35, truncated:every=10,reach=35, randomized:35, adaptive:0.1, or your "
@@ -46,36 +50,75 @@ def parse(spelling: str) -> Credit:
     kind = KINDS.get(name.lower()) or _import(name, spelling)
     positional: list[Any] = []
     named: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.rpartition("=")
-        if equals:
-            named[key.strip()] = _value(value)
-        else:
+    for part in filter(None, _COMMA.split(rest)):
+        key, equals, value = (p.strip() for p in part.partition("="))
+        if not equals:
             positional.append(_value(part))
+        elif key in named:
+            raise ConfigError(f"credit {spelling!r} has {key}= twice: give it once")
+        else:
+            named[key] = _value(value)
     try:
         return kind(*positional, **named)
+    except BpttError:
+        raise
     except TypeError as e:
         reason = str(e).replace("__init__()", kind.__name__).split(kind.__name__ + ".")[-1]
-        raise ConfigError(f"credit {spelling!r}: {reason}; {_HOW}") from None
+        raise ConfigError(f"credit {spelling!r}: {_line(reason)}; {_HOW}") from None
+    except Exception as e:  # a class of the user's may raise anything
+        raise ConfigError(
+            f"credit {spelling!r} cannot be made, {type(e).__name__}: {_line(e)}"
+        ) from None
+
+
+def is_own(spelling: str) -> bool:
+    """Whether it names a class of the user's, which is imported where it is parsed."""
+    return "." in spelling.partition(":")[0]
 
 
 def _import(name: str, spelling: str) -> type[Credit]:
-    module, _, attribute = name.rpartition(".")
-    if not module:
+    parts = name.split(".")
+    if len(parts) < 2 or not all(p.isidentifier() for p in parts):
         raise ConfigError(f"there is no credit {spelling!r}; {_HOW}")
     here = str(Path.cwd())
     sys.path.insert(0, here)  # so that a class in a file beside you is found
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f"credit {spelling!r} cannot be imported: {e}") from None
+        found = _find(parts)
+    except ModuleNotFoundError as e:
+        raise ConfigError(
+            f"credit {spelling!r} cannot be imported: {e}; work in the directory of {parts[0]}.py, "
+            "or name that in PYTHONPATH"
+        ) from None
+    except Exception as e:  # a module of the user's may raise anything
+        raise ConfigError(
+            f"credit {spelling!r} cannot be imported, {type(e).__name__}: {_line(e)}"
+        ) from None
     finally:
         sys.path.remove(here)
-    if not hasattr(found, "plan"):
+    if not (isinstance(found, type) and issubclass(found, Credit)) or found.plan is Credit.plan:
         raise ConfigError(
-            f"credit {spelling!r}: {name} has no method plan(steps, batch, generator)"
+            f"credit {spelling!r}: {name} must be a class derived from bptt.Credit with a method "
+            f"plan(self, steps, batch=1, generator=None), got {_line(repr(found))}"
         )
-    return found  # type: ignore[no-any-return]
+    return found
+
+
+def _find(parts: list[str]) -> Any:
+    """Import the module that most of the names make, and go on through its attributes."""
+    for n in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:n])
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as e:
+            if n > 1 and e.name == name:  # perhaps a class within a class
+                continue
+            raise
+        return reduce(getattr, parts[n:], module)
+    raise AssertionError
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def _value(text: str) -> Any:
