@@ -143,8 +143,8 @@ def compare_(
         typer.Option(
             metavar="A B C...",
             help="full, truncated:10, truncated:every=5,reach=20, randomized:10, adaptive:0.5, or "
-            "your own as module.Class:arguments (default: full, adaptive:0.5, and truncated and "
-            "randomized to half of the lag)",
+            "your own as module.Class:arguments (default: full, truncated to half of the "
+            "lag, randomized to the lag, adaptive:0.5)",
             show_default=False,
         ),
     ] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,11 +78,25 @@ def gradient_error(
     return {"bias": found.bias, "bias_noise": found.bias_noise, "variance": found.variance}
 
 
-def plans_of(
-    credit: Any, steps: int, batch: int, generator: torch.Generator
-) -> tuple[bool, int, Plan]:
-    """Look at some plans: whether they are the exact ones, how far they reach; and give one."""
-    one: Plan = credit.plan(steps, 1, generator)
-    some = [one, *(credit.plan(steps, batch, generator) for _ in range(PLANS))]
-    exact = all(p.is_full for p in some)
-    return exact, steps if exact else max(p.reach for p in some), one
+class Plans(NamedTuple):
+    """What the plans of a credit are like."""
+
+    exact: bool
+    """Whether all of them are backpropagation through time itself."""
+    reach: int
+    """The most steps that a loss is credited to, its own included."""
+    drawn: bool
+    """Whether they differ."""
+    example: Plan
+    """One for a single sequence; of those that differ, one that cuts neither much nor little."""
+
+
+def plans_of(credit: Any, steps: int, batch: int, generator: torch.Generator) -> Plans:
+    """Look at some plans of a credit."""
+    single: list[Plan] = [credit.plan(steps, 1, generator) for _ in range(PLANS)]
+    exact = all(p.is_full for p in single)
+    drawn = any(p.blocks != single[0].blocks or (p.carry != single[0].carry).any() for p in single)
+    if not drawn:
+        return Plans(exact, steps if exact else single[0].reach, False, single[0])
+    single.sort(key=lambda p: int((p.matrix() != 0).sum()))
+    return Plans(exact, credit.plan(steps, batch, generator).reach, True, single[PLANS // 2])

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from bptt.comparison.measures import Plans
 from bptt.credit import Block, Plan
 
 FORMAT = "bptt-comparison-1"
@@ -46,11 +48,11 @@ class Trial:
 
     def smoothed(self, window: int) -> NDArray[np.float64]:
         """Means over the last measurements, fewer at the beginning."""
-        sums = np.cumsum([0.0, *self.losses])
-        ends = np.arange(1, len(self.losses) + 1)
-        begins = np.maximum(0, ends - window)
-        smooth: NDArray[np.float64] = (sums[ends] - sums[begins]) / (ends - begins)
-        return smooth
+        losses = np.array(self.losses)
+        first = [losses[: n + 1].mean() for n in range(min(window - 1, len(losses)))]
+        if len(losses) < window:
+            return np.array(first)
+        return np.concatenate([first, sliding_window_view(losses, window).mean(1)])
 
     def reached(self, target: float, window: int) -> int | None:
         """The first measurement, by its place, whose mean with those before it is low enough."""
@@ -64,12 +66,8 @@ class CreditResult:
     """The runs of one credit."""
 
     spelling: str
-    exact: bool
-    """Whether its plan is backpropagation through time itself, at the end of the first run."""
-    reach: int
-    """The most steps that a loss was credited to, its own included, in some plans of the end."""
-    plan: Plan
-    """One of these, for a single sequence."""
+    plans: Plans
+    """Those that it makes at the end of the first run."""
     trials: list[Trial]
 
 
@@ -171,11 +169,12 @@ class Comparison:
         found["credits"] = [
             {
                 "credit": r.spelling,
-                "exact": r.exact,
-                "reach": r.reach,
+                "exact": r.plans.exact,
+                "reach": r.plans.reach,
+                "drawn": r.plans.drawn,
                 "figures": asdict(self.figures(r)),
                 "verdict": verdicts[r.spelling],
-                "plan": _plan_to_dict(r.plan),
+                "plan": _plan_to_dict(r.plans.example),
                 "trials": [asdict(t) for t in r.trials],
             }
             for r in self.credits
@@ -189,9 +188,7 @@ class Comparison:
         fields["credits"] = [
             CreditResult(
                 spelling=c["credit"],
-                exact=c["exact"],
-                reach=c["reach"],
-                plan=_plan_from_dict(c["plan"]),
+                plans=Plans(c["exact"], c["reach"], c["drawn"], _plan_from_dict(c["plan"])),
                 trials=[Trial(**t) for t in c["trials"]],
             )
             for c in found["credits"]

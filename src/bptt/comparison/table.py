@@ -53,7 +53,10 @@ def _written(found: Comparison, *, wide: bool = True) -> Group:
     )
     sentences = [Text(s) for s in (*found.verdicts().values(), *found.notes)]
     about = Text(f"{heading(found)}. {how}")
-    return Group(about, _table(found, wide=wide), Text(_caption(found)), Text(), *sentences)
+    table = _table(found, wide=wide)
+    if Console(width=1000).measure(table).maximum > WIDTH:
+        table = _table(found, wide=wide, apart=0)
+    return Group(about, table, Text(_caption(found)), Text(), *sentences)
 
 
 def heading(found: Comparison) -> str:
@@ -80,8 +83,8 @@ def _caption(found: Comparison) -> str:
     )
 
 
-def _table(found: Comparison, *, wide: bool) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=False)
+def _table(found: Comparison, *, wide: bool, apart: int = 1) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, apart, 0, 0), pad_edge=False, expand=False)
     table.add_column("credit", overflow="fold", max_width=24)
     shown = [i for i, name in enumerate(COLUMNS) if wide or name != "range"]
     for i in shown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bptt.comparison.result import Comparison, CreditResult, Figures
 
 LIKE_THE_BASELINE = 0.1  # so near to it, relatively, is no better
-AS_GOOD = 0.05  # perplexities so near to each other are the same
+AS_GOOD = 0.05  # what is so near to each other is the same
 
 
 def verdict(found: Comparison, result: CreditResult) -> str:
@@ -49,15 +49,18 @@ def _beside_exact(found: Comparison, result: CreditResult, figures: Figures) -> 
     updates = found.figures(exact).updates
     if not updates:
         return ""
-    return f", {figures.updates / updates:.2g} times as many as {exact.spelling}"
+    times = figures.updates / updates
+    if abs(times - 1) < AS_GOOD:
+        return f", as many as {exact.spelling}"
+    return f", {times:.2g} times as many as {exact.spelling}"
 
 
 def _unsolved(found: Comparison, result: CreditResult, figures: Figures) -> str:
     assert figures.loss is not None
     loss, baseline = f"{figures.loss:.3g}", f"{found.baseline:.3g}"
     short = ""
-    if found.lag is not None and result.reach <= found.lag:
-        back = result.reach - 1
+    if found.lag is not None and result.plans.reach <= found.lag:
+        back = result.plans.reach - 1
         short = (
             f": its losses reach {back} step{'' if back == 1 else 's'} back, the answer lies "
             f"{found.lag} back"
@@ -93,5 +96,5 @@ def _of_text(found: Comparison, result: CreditResult, figures: Figures) -> str:
 
 def _exact(found: Comparison) -> CreditResult | None:
     """The first credit that is backpropagation through time itself and does not adapt."""
-    plain = (r for r in found.credits if r.exact and not any(t.state for t in r.trials))
+    plain = (r for r in found.credits if r.plans.exact and not any(t.state for t in r.trials))
     return next(plain, None)

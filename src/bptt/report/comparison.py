@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from itertools import cycle
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -55,8 +54,11 @@ def as_png(figure: Figure) -> bytes:
 
 def _draw_curves(part: SubFigure, found: Comparison) -> None:
     axes = part.subplots()
-    for result, colour, line in zip(found.credits, cycle(COLOURS), cycle(LINES)):
-        _draw_curve(axes, found, result, colour, line)
+    for place, result in enumerate(found.credits):
+        # Dots that lie upon each other are rings.
+        dot = 5 + 2 * (len(found.credits) - 1 - place) / max(1, len(found.credits) - 1)
+        colour, line = COLOURS[place % len(COLOURS)], LINES[place % len(LINES)]
+        _draw_curve(axes, found, result, colour, line, dot)
     last = max((t.updates[-1] for r in found.credits for t in r.trials if t.updates), default=1)
     what = "a unigram model" if found.is_text else "without memory"
     for level, said, where in ((found.baseline, what, "bottom"), (found.target, "solved", "top")):
@@ -90,7 +92,7 @@ def _draw_curves(part: SubFigure, found: Comparison) -> None:
 
 
 def _draw_curve(
-    axes: Axes, found: Comparison, result: CreditResult, colour: str, line: Any
+    axes: Axes, found: Comparison, result: CreditResult, colour: str, line: Any, dot: float
 ) -> None:
     figures = found.figures(result)
     label = f"{result.spelling}\nsolved {figures.solved} of {figures.runs}"
@@ -113,8 +115,9 @@ def _draw_curve(
                 found.shown(found.target),
                 "o",
                 color=colour,
-                markersize=5,
+                markersize=dot,
                 markeredgecolor="white",
+                markeredgewidth=0.6,
                 zorder=4,
             )
 
@@ -136,15 +139,16 @@ def _label_logarithmic(axes: Axes) -> None:
 def _draw_matrices(part: SubFigure, found: Comparison, down: int, across: int) -> None:
     """What of each loss passes to which step; of a plan that is drawn, one example."""
     panels = part.subplots(down, across, squeeze=False).ravel()
-    shown = [r.plan.matrix() for r in found.credits]
+    shown = [r.plans.example.matrix() for r in found.credits]
     colours, norm = _colours(shown)
     for axes, result, W in zip(panels, found.credits, shown, strict=False):
-        _draw(axes, W, result.spelling, colours, norm)
+        title = f"{result.spelling}, one draw" if result.plans.drawn else result.spelling
+        _draw(axes, W, title, colours, norm)
     for count, axes in enumerate(panels):
         axes.set_visible(count < len(shown))
         if count % across == 0:
             axes.set_ylabel("loss at step t")
-    _draw_scale(cast(Figure, part), list(panels[: len(shown)]), shown, colours, norm)
+    _draw_scale(part, list(panels[: len(shown)]), shown, colours, norm)
     part.suptitle(
         "What of each loss passes to which step, at the end", x=0.01, ha="left", fontsize="medium"
     )

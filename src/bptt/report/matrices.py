@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, FuncNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
@@ -128,7 +128,7 @@ def _range(shown: list[NDArray[np.float64]]) -> tuple[float, float]:
 
 
 def _draw_scale(
-    figure: Figure,
+    figure: FigureBase,
     panels: list[Axes],
     shown: list[NDArray[np.float64]],
     colours: Colormap,
