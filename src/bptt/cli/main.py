@@ -29,10 +29,11 @@ app.command()(sample)
 app.command("compare", cls=SeveralCredits)(compare_)
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"bptt {bptt.__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
