@@ -50,10 +50,18 @@ class Crossing(NamedTuple):
         return self.carry == 0 if self.resets is None else self.resets | (self.carry == 0)
 
 
-def _clear(resets: Tensor | None, *states: Tensor) -> None:
-    if resets is not None:
-        for s in states:
-            s.masked_fill_(resets, 0)
+def _rows_before(state: State, n: int, resets: Tensor | None) -> State:
+    """The states of the first n sequences, which are still running; zero where they are reset."""
+    rows = state if len(state[0]) == n else tuple(s[:n] for s in state)
+    return rows if resets is None else tuple(s.masked_fill(resets, 0) for s in rows)
+
+
+def _rows_after(state: State, rows: State) -> State:
+    """The states after a step: new ones for those that are running, the others' as they were."""
+    n = len(rows[0])
+    if len(state[0]) == n:
+        return rows
+    return tuple(torch.cat([r, s[n:]]) for r, s in zip(rows, state, strict=True))
 
 
 def _cross(carry: Tensor | None, cuts: Tensor | None, *gradients: Tensor) -> None:
@@ -80,10 +88,16 @@ class Deltas(NamedTuple):
 
 
 class Twin(Protocol):
-    """The two recursions of a cell. Both work in place on the running state they are given."""
+    """The two recursions of a cell."""
 
-    def forward(self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing) -> Kept:
-        """Run the recursion; A [N, G·H] holds the input's part of the gates, with its bias."""
+    def forward(
+        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+    ) -> tuple[Kept, State]:
+        """Run the recursion; A [N, G·H] holds the input's part of the gates, with its bias.
+
+        Returns:
+            What the backward pass needs, and the final state, which may be views of that.
+        """
 
     def backward(
         self,
@@ -95,7 +109,7 @@ class Twin(Protocol):
         steps: Steps,
         at: Crossing,
     ) -> Deltas:
-        """Run the recursion of the deltas.
+        """Run the recursion of the deltas, in place on d_state.
 
         Args:
             kept: what :meth:`forward` gave.
@@ -117,15 +131,17 @@ class Elman:
     def __init__(self, phi: str) -> None:
         self.phi = phi
 
-    def forward(self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing) -> Kept:
+    def forward(
+        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+    ) -> tuple[Kept, State]:
         """a_t = A_t + W_hh h_{t-1}; h_t = φ(a_t), in A's place."""
         W = w.hh.t()
         activate = {"tanh": torch.tanh_, "relu": torch.relu_, "sigmoid": torch.sigmoid_}[self.phi]
         for a, reset in steps.forth(A, at.resets):
-            h = state[0][: len(a)]
-            _clear(reset, h)
-            h.copy_(activate(a.addmm_(h, W)))
-        return (A,)
+            (h,) = _rows_before(state, len(a), reset)
+            activate(a.addmm_(h, W))
+            state = _rows_after(state, (a,))
+        return (A,), state
 
     def backward(
         self,
@@ -164,14 +180,15 @@ class Elman:
 class GRU:
     """r, z, n; q = W_hn h_{t-1} + b_hn; h_t = (1 - z) n + z h_{t-1}."""
 
-    def forward(self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing) -> Kept:
+    def forward(
+        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+    ) -> tuple[Kept, State]:
         """The gates take A's place; q is kept, because ∂n/∂r needs it."""
         H = w.hh.shape[1]
         W = w.hh.t()
         Y, Q = A.new_empty(len(A), H), A.new_empty(len(A), H)
         for a, y, q, reset in steps.forth(A, Y, Q, at.resets):
-            h = state[0][: len(a)]
-            _clear(reset, h)
+            (h,) = _rows_before(state, len(a), reset)
             b = torch.mm(h, W) if w.b_hh is None else torch.addmm(w.b_hh, h, W)
             rz, n = a[:, : 2 * H], a[:, 2 * H :]
             rz.add_(b[:, : 2 * H]).sigmoid_()
@@ -179,8 +196,8 @@ class GRU:
             q.copy_(b[:, 2 * H :])
             n.addcmul_(r, q).tanh_()
             torch.lerp(n, h, z, out=y)  # n + z (h - n)
-            h.copy_(y)
-        return Y, A, Q
+            state = _rows_after(state, (y,))
+        return (Y, A, Q), state
 
     def backward(
         self,
@@ -220,25 +237,29 @@ class GRU:
 class LSTM:
     """i, f, g, o; c_t = f c_{t-1} + i g; h_t = o tanh(c_t), or W_hr times that."""
 
-    def forward(self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing) -> Kept:
+    def forward(
+        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+    ) -> tuple[Kept, State]:
         """The gates take A's place; c_t is kept."""
         H, P = A.shape[1] // 4, w.hh.shape[1]
         W = w.hh.t()
         Y, C = A.new_empty(len(A), P), A.new_empty(len(A), H)
+        M = A.new_empty(steps.batch, H)  # tanh(c_t), m_t
         for a, y, c_t, reset in steps.forth(A, Y, C, at.resets):
-            h, c = state[0][: len(a)], state[1][: len(a)]
-            _clear(reset, h, c)
+            m = M[: len(a)]
+            h, c = _rows_before(state, len(a), reset)
             a.addmm_(h, W)
             i, f, g, o = a.split(H, dim=1)
             a[:, : 2 * H].sigmoid_()
             g.tanh_()
             o.sigmoid_()
             torch.mul(f, c, out=c_t).addcmul_(i, g)
-            c.copy_(c_t)
-            m = torch.tanh(c_t).mul_(o)
-            h.copy_(m if w.hr is None else torch.mm(m, w.hr.t()))
-            y.copy_(h)
-        return Y, A, C
+            torch.tanh(c_t, out=m)
+            torch.mul(m, o, out=y if w.hr is None else m)
+            if w.hr is not None:
+                torch.mm(m, w.hr.t(), out=y)
+            state = _rows_after(state, (y, c_t))
+        return (Y, A, C), state
 
     def backward(
         self,
@@ -316,12 +337,11 @@ class _Sequence(torch.autograd.Function):
         ctx: Any, cell: Cell, steps: Steps, at: Crossing, x: Tensor, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         initial, w = _unflatten(cell, tensors)
-        running = tuple(s.clone(memory_format=torch.contiguous_format) for s in initial)
-        kept = TWINS[cell.mode].forward(_project(cell, x, w), running, w, steps, at)
+        kept, final = TWINS[cell.mode].forward(_project(cell, x, w), initial, w, steps, at)
         ctx.cell, ctx.steps, ctx.at = cell, steps, at
         ctx.save_for_backward(x, *tensors, *kept)
         ctx.set_materialize_grads(False)
-        return (kept[0], *running)
+        return (kept[0], *(s.clone() for s in final))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -412,12 +432,11 @@ class _Windowed(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         initial, w = _unflatten(cell, tensors)
         x = x_windowed[windows.own]
-        running = tuple(s.clone(memory_format=torch.contiguous_format) for s in initial)
-        kept = TWINS[cell.mode].forward(_project(cell, x, w), running, w, steps, at)
+        kept, final = TWINS[cell.mode].forward(_project(cell, x, w), initial, w, steps, at)
         ctx.cell, ctx.steps, ctx.windows, ctx.at = cell, steps, windows, at
         ctx.save_for_backward(x, *tensors, *kept)
         ctx.set_materialize_grads(False)
-        return (kept[0][windows.rows], *running)
+        return (kept[0][windows.rows], *(s.clone() for s in final))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
