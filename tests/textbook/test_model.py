@@ -238,6 +238,21 @@ def test_agrees_with_the_recurrent_modules(make, nonlinearity, activation):
     assert_same(model.bptt_one_loop(x, y), expected, 1e-10)
 
 
+@pytest.mark.parametrize("k", [1, 4, 28])
+def test_the_window_is_the_credit_of_every_1_and_reach_k_plus_1(k):
+    model, (x, y) = far_reaching(bptt_truncate=k), sentence(7, 30)
+    rnn = bptt.RNN(7, 6, bias=False).double()
+    V = torch.tensor(model.V, requires_grad=True)
+    rnn.load_state_dict(
+        {"weight_ih_l0": torch.tensor(model.U), "weight_hh_l0": torch.tensor(model.W)}
+    )
+    inputs = torch.nn.functional.one_hot(torch.tensor(x), 7).double()
+    states, _ = rnn(inputs, credit=bptt.Truncated(every=1, reach=k + 1))
+    summed_loss(states @ V.T, y).backward()
+    ours = [P.grad.numpy() for P in (rnn.weight_ih_l0, rnn.weight_hh_l0, V)]
+    assert_same(model.bptt(x, y), ours, 1e-10)
+
+
 # ------------------------------------------------------------------------- loss and training
 
 
