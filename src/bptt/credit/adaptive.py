@@ -146,7 +146,8 @@ class Adaptive(Credit):
             )
         if len(norms) < 3:
             return
-        tau = min(4 * self.most // 5 if self.tau is None else self.tau, 4 * len(norms) // 5)
+        tau = 4 * self.most // 5 if self.tau is None else self.tau
+        tau = min(tau, 4 * len(norms) // 5, len(norms) - 2)  # a slope takes two points
         self.beta = _slope(norms, tau)
         bias = _bias(norms, tau, self.beta)
         gradient = float(np.max(decay.sums - bias[1:]))  # that of K steps has the lags to K - 1
