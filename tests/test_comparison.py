@@ -6,6 +6,7 @@ import io
 import json
 import math
 import statistics
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rich.console import Console
 
 import bptt
 from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
+from bptt.comparison.compare import _Course
 from bptt.comparison.measures import peak_bytes, plans_of
 from bptt.comparison.result import CreditResult
 from bptt.comparison.table import number, size
@@ -60,19 +62,20 @@ def test_a_credit_meets_the_same_conditions_whatever_it_is_compared_with():
 def test_training_is_adam_on_clipped_gradients():
     """The update, written out."""
     task = Copy(lag=5, symbols=2, batch_size=2)
-    found = in_order(compare(task, ["truncated:3"], seeds=1, hidden=4, updates=4))
+    credit = bptt.Plan(task.steps, carry=[20.0] * task.steps)  # so that there is much to clip
+    found = in_order(compare(task, [credit], seeds=1, hidden=4, updates=4))
     setting = Setting(task, "lstm", 4, 1, 0.01, 4, 0.1, None)
-    run = Run(setting, bptt.Truncated(3), 0)
+    run = Run(setting, credit, 0)
     optimizer = torch.optim.Adam(run.model.parameters(), lr=0.01)
     expected = []
     batches = run.batches
     for _ in range(4):
         batch = next(batches)
-        h, _ = bptt.unroll(run.model.recurrent, batch.inputs, credit=bptt.Truncated(3))
+        h, _ = bptt.unroll(run.model.recurrent, batch.inputs, credit=credit)
         loss = task.loss(run.model.readout(h), batch)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        assert torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0) > 2
         optimizer.step()
         expected.append(float(loss.detach()))
     assert found[0][0] == pytest.approx(expected, rel=1e-4)
@@ -130,6 +133,11 @@ def test_the_time_may_be_limited():
     assert [t.ended for c in found.credits for t in c.trials] == ["time"] * 2
     assert all(0 < c.trials[0].made < 10**6 for c in found.credits)
     assert "time was up" in found.verdicts()["full"]
+    began = time.monotonic()
+    shares = _Course(1, 4.0, Watch(), lambda: None)
+    assert shares._until(began, 4) == pytest.approx(began + 60, abs=1)
+    assert shares._until(began - 120, 2) == pytest.approx(began + 60, abs=1)
+    assert shares._until(began - 1000, 2) == pytest.approx(began, abs=1)
 
 
 class Stubborn(bptt.Credit):
@@ -373,6 +381,15 @@ def test_the_table_has_what_json_has():
         assert sentence in flat
 
 
+def test_where_the_table_is_too_wide_the_range_is_left_out_and_no_name_is_cut():
+    wide = trial([6.1e-4, 8.3e-4], bias=0.0286, bias_noise=0.0164, variance=0.0071)
+    other = trial([6.1e-4, 6.1e-4], bias=0.0286, bias_noise=0.0164, variance=0.0071, seed=1)
+    found = comparison(result("randomized:17", wide, other, wide))
+    (line,) = (x for x in str(found).splitlines() if " of 3" in x)
+    assert line.split()[0] == "randomized:17"
+    assert max(map(len, str(found).splitlines())) <= 100
+
+
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_the_table_fits_a_terminal(width):
     long = trial([0.1234, 0.1234], bias=1234.5, bias_noise=123.4, variance=1e-7, peak_bytes=10**9)
@@ -562,6 +579,8 @@ def test_every_option_of_a_text_changes_the_result(book, option):
 def test_a_text_s_target_and_time(book):
     found = compare(str(book), ["full"], **TEXT, target=1e6)
     assert found.target == pytest.approx(math.log(1e6))
+    first, second = in_order(compare(str(book), ["full"], **{**TEXT, "seeds": 2}))[0]
+    assert first != second
     assert found.figures(found.credits[0]).updates == 1
     short = compare(str(book), ["full"], **{**TEXT, "updates": 10**6}, max_minutes=0.01)
     assert short.credits[0].trials[0].ended == "time"

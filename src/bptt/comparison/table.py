@@ -53,9 +53,10 @@ def _written(found: Comparison, *, wide: bool = True) -> Group:
     )
     sentences = [Text(s) for s in (*found.verdicts().values(), *found.notes)]
     about = Text(f"{heading(found)}. {how}")
-    table = _table(found, wide=wide)
-    if Console(width=1000).measure(table).maximum > WIDTH:
-        table = _table(found, wide=wide, apart=0)
+    ways = [(True, 1), (True, 0), (False, 1), (False, 0)] if wide else [(False, 1), (False, 0)]
+    tables = [_table(found, wide=w, apart=apart) for w, apart in ways]
+    fitting = (t for t in tables if Console(width=1000).measure(t).maximum <= WIDTH)
+    table = next(fitting, tables[-1])
     return Group(about, table, Text(_caption(found)), Text(), *sentences)
 
 
