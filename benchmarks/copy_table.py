@@ -22,9 +22,9 @@ What is not: their generator repeats parts of the streams, ours does not; which 
 gives is not said, ours gives the one whose validation loss is least. Seconds are those of training
 and measuring, of one core's time.
 
-All runs take turns, 1.25 epochs each, so that all have gone equally far whenever it is enough:
-after ``--epochs``, or ``--minutes``, or when it is stopped. The curves so far are in ``--out``.
-``--torch`` takes torch.nn.LSTM for the layers, which is the same network.
+All of it takes hours. The runs take turns, 1.25 epochs each, so that all have gone equally far
+whenever it is enough: after ``--epochs``, or ``--minutes``, or when it is stopped. The curves so
+far are in ``--out``. ``--torch`` takes torch.nn.LSTM for the layers, which is the same network.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def show(results: list[dict[str, Any]]) -> None:
     seeds = len({r["seed"] for r in results})
     epochs = sorted({round(r["epochs"]) for r in results})
     print(
-        f"{seeds} seeds, {' to '.join(map(str, epochs[:: len(epochs) - 1 or 1]))} epochs "
+        f"seeds: {seeds}, {' to '.join(map(str, epochs[:: len(epochs) - 1 or 1]))} epochs "
         "(theirs: 210); perplexity: mean, least to greatest"
     )
     print(
