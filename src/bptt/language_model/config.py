@@ -8,7 +8,9 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from bptt.credit import Credit
 from bptt.credit import parse as parse_credit
+from bptt.credit.spelling import is_own
 from bptt.errors import ConfigError
 from bptt.files import write_whole
 from bptt.memory import parse as parse_memory
@@ -178,17 +180,38 @@ class Config:
                 f"--tied needs an embedding of the hidden layer's size {self.hidden}, got "
                 f"{self.embedding}: leave --embedding out"
             )
-        self._check_credit()
+        if not is_own(self.credit):
+            self.make_credit()
         if self.memory is not None:
             parse_memory(self.memory)
         object.__setattr__(self, "corpus", tuple(self.corpus))
         object.__setattr__(self, "valid", tuple(self.valid))
 
-    def _check_credit(self) -> None:
-        """Refuse a window that does not suit the credit."""
+    def make_credit(self) -> Credit:
+        """Make the credit, and refuse what does not suit it.
+
+        A class of the user's is imported for that: only when training begins, so that a model can
+        be read without it.
+        """
         credit = parse_credit(self.credit)
-        if not self.is_carried or self.steps is None or credit.window is None:
+        self._check_credit(credit)
+        return credit
+
+    def _check_credit(self, credit: Credit) -> None:
+        if not self.is_carried:
             return
+        if credit.adapt_every is not None:
+            raise ConfigError(
+                f"--credit {self.credit} is measured between two epochs on a stream, where windows "
+                "follow each other: leave adapt_every out, or use --sampling random"
+            )
+        if self.steps is None or credit.window is None:
+            return
+        if type(credit).adapt is not Credit.adapt:
+            raise ConfigError(
+                f"--credit {self.credit} chooses the windows itself, and anew after each epoch: "
+                f"leave --steps {self.steps} out, or use --sampling random"
+            )
         if credit.history and self.steps != credit.window:
             raise ConfigError(
                 f"--credit {self.credit} reaches beyond its block of losses, so on a stream there "

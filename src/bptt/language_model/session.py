@@ -56,6 +56,7 @@ def start(
     """
     run = Run(out)
     run.check_free(overwrite=overwrite)
+    config.make_credit()  # a class of the user's is not looked for before
     _use_threads(config.threads)
     text = _prepare(config, progress)
     # So that the run can be resumed, and its config.json given back, from another directory.

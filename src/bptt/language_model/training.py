@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bptt.credit import Credit
-from bptt.credit import parse as parse_credit
 from bptt.data import Batch, PreparedText, Sentences, Streams
 from bptt.data.readers import IGNORED
 from bptt.errors import CheckpointError, ConfigError, DivergedError
@@ -91,9 +90,9 @@ class Training:
         torch.manual_seed(config.seed)
         self.model = _make_model(config, self.text, self.device)
         self.optimizer = make_optimizer(config, list(self.model.parameters()))
-        self.credit = parse_credit(config.credit)
+        self.credit = config.make_credit()
         self.memory = parse_memory(config.memory) if config.memory else None
-        self.reader = make_reader(config, self.text, self.credit)
+        self.reader = self._make_reader()
         self.progress = Progress()
         self.history = History()
         self.saved_at = time.monotonic()
@@ -169,17 +168,21 @@ class Training:
         return self.credit.history if self.config.is_carried else 0
 
     def _adapt(self, *, end_of_epoch: bool = False) -> None:
-        """Let the credit measure, if that is due; on a stream only between two epochs."""
-        every = None if self.config.is_carried else self.credit.adapt_every
-        due = end_of_epoch if every is None else self.progress.updates % every == 0
-        if not due:
+        """Let the credit measure, if that is due."""
+        every = self.credit.adapt_every
+        if end_of_epoch is not (every is None) or (every and self.progress.updates % every):
             return
         before = self.credit.state_dict()
         self.credit.adapt(Probe(self.model, self.text.train, self.config, self.progress.updates))
         if self.credit.state_dict() != before:
             learnt = {f"credit_{k}": v for k, v in self.credit.state_dict().items()}
             self._measure(credit=repr(self.credit), **learnt)
-            self.reader = same_place(self.reader, make_reader(self.config, self.text, self.credit))
+            if self.config.is_carried:  # an epoch begins, with windows of another length
+                epoch, self.reader = self.reader.epoch, self._make_reader()
+                self.reader.epoch = epoch
+
+    def _make_reader(self) -> Streams | Sentences:
+        return make_reader(self.config, self.text, self.credit)
 
     def _clip(self) -> float:
         limit = self.config.clip or math.inf
@@ -346,7 +349,7 @@ class Training:
             self.progress = Progress(**about["progress"])
             lines = about["progress"]["measurements"]
             self.credit.load_state_dict(about["credit"])
-            self.reader = make_reader(self.config, self.text, self.credit)
+            self.reader = self._make_reader()
             self.reader.load_state_dict(about["reader"])
             per_parameter: dict[int, dict[str, Tensor]] = {}
             for name, value in with_prefix(tensors, "optimizer.").items():
@@ -404,11 +407,3 @@ def make_reader(config: Config, text: PreparedText, credit: Credit) -> Streams |
         sampling=config.sampling,
         seed=config.seed,
     )
-
-
-def same_place(old: Streams | Sentences, new: Streams | Sentences) -> Streams | Sentences:
-    """Let one reader go on where another is, which is possible at the beginning of an epoch."""
-    if isinstance(new, Sentences):
-        return old  # its batches do not depend on the credit
-    new.epoch = old.epoch
-    return new
