@@ -163,6 +163,46 @@ def test_a_plan_is_a_forward_sweep_and_then_one_segment_at_a_time(l, s):
     assert kinds.count("reverse") == l
 
 
+def test_kept_graphs_by_hand():
+    schedule = Schedule(4, states=1, kept=2)
+    assert [str(a) for a in schedule.actions()] == [
+        *("keep 0", "advance 0 to 1", "record 1", "record 2", "record 3"),
+        *("reverse 3", "reverse 2", "reverse 1"),
+        *("restore 0", "drop 0", "record 0", "reverse 0"),
+    ]
+    assert schedule.runs.tolist() == [2, 1, 1, 1]
+    assert str(schedule) == (
+        "4 segments, 1 stored state, 2 graphs kept: each is run at most 2 times, 1.25 on average"
+    )
+
+
+@given(l=st.integers(1, 300), s=st.integers(1, 12), data=st.data())
+def test_every_plan_with_kept_graphs_can_be_followed(l, s, data):
+    kept = data.draw(st.integers(0, l - 1))
+    schedule = Schedule(l, s, kept)
+    machine = Machine(schedule)
+    assert machine.advanced == schedule.advances == plan(l - kept, s).advances
+    assert machine.runs.tolist() == schedule.runs.tolist()
+    assert (machine.runs[l - kept :] == 1).all()
+
+
+def test_what_a_budget_has_left_over_keeps_graphs():
+    def schedule(segments, budget):
+        return Recompute(budget).schedule(segments, state_bytes=10, segment_bytes=1000)
+
+    assert schedule(100, "4kB") == Schedule(100, 100, 1)  # 2 in work, 100 states, 1 kept
+    assert schedule(100, "3.9kB") == Schedule(100, 100, 0)
+    assert schedule(100, "2.5kB") == Schedule(100, 50, 0)
+    assert schedule(100, "103kB") == Schedule(100, 100, 99)  # never all: that is Store()
+    assert schedule(1, "1GB") == Schedule(1, 1, 0)
+
+
+@pytest.mark.parametrize("kept", [-1, 5, 6])
+def test_kept_graphs_are_some_of_the_segments(kept):
+    with pytest.raises(ConfigError, match="of 5 segments 0 to 4 can keep"):
+        Schedule(5, 2, kept)
+
+
 def test_a_million_segments_are_planned_as_they_are_asked_for():
     start = perf_counter()
     schedule = plan(1_000_000, 10)

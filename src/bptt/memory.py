@@ -84,9 +84,16 @@ class Schedule:
     """How many segments the sequence has."""
     states: int | None = None
     """How many states may be stored at once, the initial one included; None: keep every graph."""
+    kept: int = 0
+    """How many segments, the last ones, keep their graphs besides, and are run once."""
 
     def __post_init__(self) -> None:
         """Check that there is something to plan, and something to plan it with."""
+        if not 0 <= self.kept < max(self.segments, 1):
+            raise ConfigError(
+                f"of {self.segments} segments 0 to {self.segments - 1} can keep their graphs "
+                f"besides, got {self.kept}"
+            )
         if self.segments < 1:
             raise ConfigError(
                 f"a sequence to plan must have at least 1 segment, got {self.segments}: "
@@ -104,18 +111,28 @@ class Schedule:
         >>> next(Schedule(10**9, states=20).actions())
         Action(kind='keep', segment=0, to=-1)
         """
-        return self._store() if self.states is None else self._recompute(self.states)
+        if self.states is None:
+            yield from self._store()
+            return
+        first = self.segments - self.kept  # of those whose graphs are kept
+        for action in self._recompute(self.states, first):
+            yield action
+            if action == Action("record", first - 1):  # the forward pass comes to the kept ones
+                yield from (Action("record", i) for i in range(first, self.segments))
+                yield from (Action("reverse", i) for i in reversed(range(first, self.segments)))
 
     @property
     def advances(self) -> int:
         """How many segments are run without a graph, each time counted; from the closed form.
 
-        It is t(l, s) = r·l - C(s+r, s+1) for l segments and s states, with r sweeps.
+        It is t(l, s) = r·l - C(s+r, s+1) for l segments and s states, with r sweeps; segments
+        whose graphs are kept do not count.
         """
         if self.states is None:
             return 0
-        sweeps = _sweeps(self.segments, self.states)
-        return sweeps * self.segments - comb(self.states + sweeps, self.states + 1)
+        again = self.segments - self.kept
+        sweeps = _sweeps(again, self.states)
+        return sweeps * again - comb(self.states + sweeps, self.states + 1)
 
     @property
     def recomputed(self) -> int:
@@ -148,10 +165,11 @@ class Schedule:
             return f"{segments}, every graph kept: each is run once"
         # A plan with the least advances runs no segment more often than it has sweeps, and one
         # that often; and then each is recorded.
-        most = _counted(_sweeps(self.segments, self.states) + 1, "time")
+        most = _counted(_sweeps(self.segments - self.kept, self.states) + 1, "time")
         average = (self.segments + self.advances) / self.segments
+        kept = f", {_counted(self.kept, 'graph')} kept" if self.kept else ""
         return (
-            f"{segments}, {_counted(self.states, 'stored state')}: "
+            f"{segments}, {_counted(self.states, 'stored state')}{kept}: "
             f"each is run at most {most}, {average:.2f} on average"
         )
 
@@ -161,11 +179,11 @@ class Schedule:
         for segment in reversed(range(self.segments)):
             yield Action("reverse", segment)
 
-    def _recompute(self, states: int) -> Iterator[Action]:
+    def _recompute(self, states: int, segments: int) -> Iterator[Action]:
         yield Action("keep", 0)
         # The stored states, and with each the end of the stretch that is reversed from it. The
         # stretches join; the last one is next.
-        stored = [(0, self.segments)]
+        stored = [(0, segments)]
         current = 0
         while stored:
             start, end = stored.pop()
@@ -286,8 +304,9 @@ class Recompute:
     ten states, 1000 segments are run 4.64 times each on average.
 
     Args:
-        budget: the memory for the stored states and the segment in work, such as ``"64MB"``,
-            ``"1.5 GiB"`` or ``"200kB"``; or a number of states.
+        budget: the memory for the stored states, the segment in work and, as far as there is
+            room, the graphs of the last segments, such as ``"64MB"``, ``"1.5 GiB"`` or
+            ``"200kB"``; or a number of states.
         segment: the steps of a segment; None leaves it to whoever runs the sequence.
 
     Raises:
@@ -347,8 +366,10 @@ class Recompute:
                 f"a budget of {self.budget} is too small: one state and a segment in work take "
                 f"{_spelled_bytes(least)}; give at least that, or a smaller segment"
             )
-        states = (_bytes(self.budget) - 2 * segment_bytes) // state_bytes
-        return plan(segments, min(states, segments))
+        room = _bytes(self.budget) - 2 * segment_bytes
+        states = min(room // state_bytes, segments)
+        room -= states * state_bytes  # what is left over keeps graphs, and saves running again
+        return Schedule(segments, states, min(room // max(1, segment_bytes), segments - 1))
 
     def __repr__(self) -> str:
         """Spell the call that makes it."""
