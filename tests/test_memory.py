@@ -190,10 +190,10 @@ def test_what_a_budget_has_left_over_keeps_graphs():
     def schedule(segments, budget):
         return Recompute(budget).schedule(segments, state_bytes=10, segment_bytes=1000)
 
-    assert schedule(100, "4kB") == Schedule(100, 100, 1)  # 2 in work, 100 states, 1 kept
-    assert schedule(100, "3.9kB") == Schedule(100, 100, 0)
+    assert schedule(100, "11kB") == Schedule(100, 100, 7)  # 2 in work, 100 states; 7 of 8 kept
+    assert schedule(100, "4kB") == Schedule(100, 100, 0)
     assert schedule(100, "2.5kB") == Schedule(100, 50, 0)
-    assert schedule(100, "103kB") == Schedule(100, 100, 99)  # never all: that is Store()
+    assert schedule(100, "150kB") == Schedule(100, 100, 99)  # never all: that is Store()
     assert schedule(1, "1GB") == Schedule(1, 1, 0)
 
 

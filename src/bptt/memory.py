@@ -368,8 +368,9 @@ class Recompute:
             )
         room = _bytes(self.budget) - 2 * segment_bytes
         states = min(room // state_bytes, segments)
-        room -= states * state_bytes  # what is left over keeps graphs, and saves running again
-        return Schedule(segments, states, min(room // max(1, segment_bytes), segments - 1))
+        # What is left over keeps graphs, and saves running again; allocators take more than asked.
+        kept = (room - states * state_bytes) * 7 // (8 * max(1, segment_bytes))
+        return Schedule(segments, states, min(kept, segments - 1))
 
     def __repr__(self) -> str:
         """Spell the call that makes it."""
