@@ -18,7 +18,6 @@ from bptt.data.readers import IGNORED
 from bptt.errors import CheckpointError, ConfigError, DivergedError
 from bptt.language_model.config import Config
 from bptt.language_model.evaluation import evaluate
-from bptt.language_model.history import History
 from bptt.language_model.lock import Lock
 from bptt.language_model.model import LanguageModel, check_device
 from bptt.language_model.probe import Probe
@@ -26,6 +25,7 @@ from bptt.language_model.run import Checkpoint, Run, load_weights, weights_of, w
 from bptt.language_model.score import Score, perplexity
 from bptt.memory import parse as parse_memory
 from bptt.nests import leaves_of
+from bptt.streams import Stream
 
 STEPS = 35  # of a stream's window, where neither --steps nor the credit says
 LOG_EVERY = 100  # updates between the lines of metrics.jsonl
@@ -94,7 +94,7 @@ class Training:
         self.memory = parse_memory(config.memory) if config.memory else None
         self.reader = self._make_reader()
         self.progress = Progress()
-        self.history = History()
+        self.stream = Stream()
         self.saved_at = time.monotonic()
 
     def close(self) -> None:
@@ -141,10 +141,9 @@ class Training:
         """Take one step of gradient descent; return the batch's loss in nats a token."""
         started = time.monotonic()
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
-        before = History() if batch.fresh else self.history
-        logits, after = before.run(
-            self.model, inputs, length=self.reach_back, credit=self.credit, memory=self.memory
-        )
+        stream = Stream() if batch.fresh else self.stream
+        hidden, after = stream.through(self._hidden, inputs, self.reach_back)
+        logits = self.model.readout(hidden)
         nats = cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -157,10 +156,15 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.progress.rate
         self.optimizer.step()
-        self.history = after  # detached: the gradient is cut at the edge of what is run again
+        self.stream = after  # detached: the gradient is cut at the edge of what is run again
         self.progress.gradient_norm = norm
         self._count(nats_counted, batch.tokens, time.monotonic() - started)
         return nats_counted / batch.tokens
+
+    def _hidden(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Run the layers before the readout; a window's losses reach all that is run again."""
+        credit = None if self.reach_back else self.credit
+        return self.model.hidden(tokens, state, credit=credit, memory=self.memory)
 
     @property
     def reach_back(self) -> int:
@@ -315,11 +319,11 @@ class Training:
         for number, values in optimizer["state"].items():
             for name, value in values.items():
                 tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
-        for number, s in enumerate(leaves_of(self.history.state)):
+        for number, s in enumerate(leaves_of(self.stream.state)):
             if s is not None:
                 tensors[f"state.{number}"] = s
-        if self.history.past is not None:
-            tensors["past"] = self.history.past
+        if self.stream.past is not None:
+            tensors["past"] = self.stream.past
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -361,7 +365,7 @@ class Training:
             states = [tensors[k].to(self.device) for k in sorted(tensors) if k.startswith("state.")]
             state = None if not states else states[0] if len(states) == 1 else tuple(states)
             past = tensors["past"].to(self.device) if "past" in tensors else None
-            self.history = History(state, past)
+            self.stream = Stream(state, past)
             torch.set_rng_state(tensors["random.cpu"])
             if self.device.type == "cuda" and "random.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
