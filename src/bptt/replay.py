@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,12 +51,42 @@ class _Graph:
     after: list[Any]
 
 
-@dataclass
-class _Stored:
+class _Stored(NamedTuple):
     """All that it takes to run a segment again."""
 
     state: Any
     random: list[Tensor]
+    slot: int | None
+
+
+class _Slots:
+    """Room for stored states, in one piece for each of their tensors.
+
+    A small tensor that outlives the large ones around it keeps an allocator from giving their
+    memory back, so states are copied out of there.
+    """
+
+    def __init__(self, like: Any, capacity: int) -> None:
+        self.like = [s for s in leaves_of(like) if isinstance(s, Tensor)]
+        self.room = [s.new_empty(capacity, *s.shape) for s in self.like]
+        self.free = list(range(capacity))
+
+    def store(self, state: Any, random: list[Tensor]) -> _Stored:
+        """Copy a state, if it is like the others and there is room, or keep it as it is."""
+        tensors = [s for s in leaves_of(state) if isinstance(s, Tensor)]
+        alike = [(s.shape, s.dtype, s.device) for s in tensors] == [
+            (s.shape, s.dtype, s.device) for s in self.like
+        ]
+        if not (alike and self.free):
+            return _Stored(state, random, None)
+        slot = self.free.pop()
+        copies = iter([room[slot].copy_(s) for room, s in zip(self.room, tensors, strict=True)])
+        return _Stored(map_tensors(lambda _: next(copies), state), random, slot)
+
+    def drop(self, stored: _Stored) -> None:
+        """Make room for another one."""
+        if stored.slot is not None:
+            self.free.append(stored.slot)
 
 
 @dataclass
@@ -256,17 +286,18 @@ class Replay:
         schedule = self.memory.schedule(
             len(self.segments), state_bytes=per_state, segment_bytes=size
         )
+        self.slots = _Slots(after, min(schedule.states or 0, len(self.segments)))
         return schedule.actions()
 
     def _do(self, action: Action) -> None:
         kind, i, to = action
         if kind == "keep":
-            self.stored[i] = _Stored(self.state, self._random_before(i))
+            self.stored[i] = self.slots.store(self.state, self._random_before(i))
         elif kind == "restore":
             self.state = self.stored[i].state
             self._set_random(self.stored[i].random)
         elif kind == "drop":
-            del self.stored[i]
+            self.slots.drop(self.stored.pop(i))
         elif kind == "advance":
             for segment in range(i, to):
                 self._advance(segment)
