@@ -173,6 +173,66 @@ def test_the_time_may_be_limited(here):
     assert "A sample:" in out
 
 
+def test_a_credit_and_a_budget_of_memory(here):
+    options = ["train", "book.txt", *SMALL[:2], *SMALL[4:], "--epochs", 2]
+    out, err = bptt(
+        *options, "--credit", "truncated:every=5,reach=20", "--memory", "recompute:2,segment=5",
+        "--out", "run",
+    )  # fmt: skip
+    assert not err
+    line = "Credit: Truncated(every=5, reach=20); each update runs the 15 steps before its window"
+    assert f"{line} again." in out
+    config = json.loads((here / "run/config.json").read_text())
+    assert config["credit"] == "truncated:every=5,reach=20"
+    assert config["memory"] == "recompute:2,segment=5"
+    out, _ = bptt("train", "--resume", "run", "--epochs", 3, "--memory", "store,segment=5")
+    assert line in out
+    assert "error: --credit cannot change" in fails("train", "--resume", "run", "--credit", "full")
+
+    out, _ = bptt(*options, "--credit", "randomized:20,shared=True", "--out", "random")
+    assert "Credit: Randomized(20, shared=True).\n" in out
+    out, _ = bptt(*options, "--lines", "--credit", "truncated:every=2,reach=4", "--out", "lines")
+    assert "Credit: Truncated(every=2, reach=4).\n" in out  # nothing is before a line
+    assert "Credit" not in bptt(*options, "--out", "full")[0]
+
+
+def test_what_an_adaptive_credit_measures_is_shown_and_kept(here):
+    pytest.importorskip("tensorboard")
+    out, _ = bptt(
+        "train", "book.txt", *SMALL[:2], *SMALL[4:], "--epochs", 2, "--tensorboard",
+        "--credit", "adaptive:0.9,start=9,most=20", "--out", "run",
+    )  # fmt: skip
+    assert "Credit: Adaptive(0.9, start=9, most=20; reach 9 assumed, nothing measured yet)" in out
+    lines = [json.loads(line) for line in (here / "run/metrics.jsonl").read_text().splitlines()]
+    found = [m for m in lines if "credit" in m]
+    assert [m["credit_measurements"] for m in found] == [1, 2]
+    for m in found:
+        assert f"update {m['update']:,} ".ljust(14) + f"credit {m['credit']}\n" in out
+        assert f"reach {m['credit_reach']}, decay {m['credit_beta']:.3g} a step" in m["credit"]
+    out, _ = bptt("train", "--resume", "run", "--epochs", 3)
+    reach = found[-1]["credit_reach"]
+    assert f"each update runs the {reach} steps before its window again" in out
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(here / "run/tensorboard"))
+    events.Reload()
+    drawn = [(e.step, e.value) for e in events.Scalars("credit_reach")]
+    assert drawn[:2] == [(m["update"], m["credit_reach"]) for m in found]
+
+
+def test_a_credit_from_a_file_beside_us(here):
+    (here / "mine.py").write_text(
+        "import bptt\n\nclass Own(bptt.Credit):\n"
+        "    def plan(self, steps, batch=1, generator=None):\n"
+        "        return bptt.Plan(steps, carry=[0.5] * steps)\n"
+    )
+    bptt("train", "book.txt", *SMALL, "--epochs", 1, "--credit", "mine.Own", "--out", "run", "-q")
+    (here / "mine.py").unlink()
+    bptt("sample", "run", "--length", 3)
+    assert "directory of mine.py" in fails("train", "--resume", "run", "--epochs", 2)
+
+
 def wait_for(condition):
     for _ in range(600):
         if condition():
@@ -257,6 +317,17 @@ BAD = {
     "another device": (["train", "book.txt", "--device", "meta"], "--device"),
     "a seed out of range": (["train", "book.txt", "--seed", "9" * 30], "--seed"),
     "both readings": (["train", "book.txt", "--sentences", "--lines"], "exclude each other"),
+    "no such credit": (["train", "book.txt", "--credit", "all"], "write full, truncated:35"),
+    "no such class": (["train", "book.txt", "--credit", "no.Way"], "No module named 'no'"),
+    "a window too short": (
+        ["train", "book.txt", "--credit", "truncated:20", "--steps", "10"],
+        "leave --steps out",
+    ),
+    "a length adaptive chooses": (
+        ["train", "book.txt", "--credit", "adaptive", "--steps", "15"],
+        "leave --steps 15 out",
+    ),
+    "no such memory": (["train", "book.txt", "--memory", "64MB"], "recompute:64MB"),
     "a bad option": (["train", "book.txt", "--hidden", "0"], "--hidden must be at least 1, got 0"),
     "not a number": (["train", "book.txt", "--lr", "nan"], "--learning-rate must be"),
     "a config that is none": (["train", "--config", "book.txt"], "not a JSON file"),

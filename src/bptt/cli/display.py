@@ -96,7 +96,7 @@ class Display(Watch):
         )
         if config.credit != "full":
             again = training.reach_back
-            back = f"; each update runs the {again} steps before it again" if again else ""
+            back = f"; each update runs the {again} steps before its window again" if again else ""
             self.say(f"Credit: {training.credit!r}{back}.")
         verb = f"going on after update {training.progress.updates:,}" if resumed else "new"
         self.say(f"Run: {training.run.path} ({verb}).")
