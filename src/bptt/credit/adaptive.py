@@ -31,6 +31,9 @@ class Adaptive(Credit):
     what the lags up to J - 1 give. The reach is the least K for which that is below the
     tolerance. β is the slope of a least-squares line through log φ_k from τ on.
 
+    It measures what the network already uses: a dependency that it has not learnt yet it cannot
+    see. Set ``least`` to about the shortest lag that matters, and take a small tolerance.
+
     The plan is ``Truncated(every=K, reach=2K)``: every loss reaches at least K + 1 steps back,
     its own included, at twice the cost of the exact gradient. Until something has been
     measured (:meth:`adapt`), K is an assumption, which ``repr`` says.
