@@ -402,7 +402,7 @@ def test_elsewhere_it_measures_every_so_many_updates(short, tmp_path, reading, e
     training = start(short.changed(credit=credit, **reading), tmp_path / "run")
     places = []
     training.watch.updated = lambda t, loss: places.append((t.reader.epoch, t.reader.position))
-    training.fit()
+    assert training.fit(lambda: "without end" if len(places) > 500 else None) == "epochs"
     assert training.reader.epoch == 2
     assert len(set(places)) == len(places) == training.progress.updates  # nothing read twice
     at = [m["update"] for m in training.run.metrics() if "credit" in m]
@@ -436,6 +436,22 @@ def test_the_probe_looks_at_the_text(small, tmp_path):
     for column in again.T[:5]:
         assert len(column) == 30 + 20 + 1
         assert any(np.array_equal(ids[i : i + 51], column) for i in range(len(ids) - 50))
+
+
+@pytest.mark.parametrize("reading", ["stream", "sentences"])
+def test_the_probe_follows_the_loss_of_the_next_token(short, tmp_path, reading):
+    training = exact(start(short.changed(reading=reading), tmp_path / "run"))
+    model, text = training.model, training.text.train
+    decay = Probe(model, text, short, 0)(4)
+    ids = torch.from_numpy(Probe(model, text, short, 0)._places(4))
+    with torch.no_grad():
+        _, state = model(ids[:-2])
+    state = [s.requires_grad_() for s in state]
+    logits, _ = model(ids[-2:-1], tuple(state))
+    (-logits[0].log_softmax(-1)[range(64), ids[-1]].mean()).backward()
+    expected = torch.cat([s.grad for s in state], dim=2)[0]
+    np.testing.assert_allclose(decay.norms[:, 1], expected.norm(dim=1), rtol=1e-10)
+    assert decay.sums[0] == pytest.approx(float(expected.mean(0).norm()), rel=1e-10)
 
 
 @pytest.mark.parametrize("reading", ["sentences", "lines"])
