@@ -36,7 +36,7 @@ def in_order(found):
     return list(losses(found).values())
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["adding", "copy-stream"])
 def test_all_credits_begin_alike_and_those_that_mean_the_same_stay_so(task):
     credits = ["full", "truncated:1000", "truncated:2", "randomized:3", "adaptive:0.5"]
     found = in_order(compare(task, credits, **{**SMALL, "seeds": 2}))
@@ -236,7 +236,7 @@ def test_a_stream_s_state_is_carried_and_what_that_means_is_said():
     assert not state.requires_grad
     carried = run.backward(second)
     h, _ = run.model.recurrent(second.inputs, state)
-    assert carried == pytest.approx(float(task.loss(run.model.readout(h), second)))
+    assert carried == pytest.approx(float(task.loss(run.model.readout(h), second).detach()))
     run.state = torch.zeros_like(state)
     assert run.backward(second) != carried
     found = compare("copy-stream", ["full", "truncated:every=2,reach=4"], **SMALL)

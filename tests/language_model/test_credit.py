@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 
 import numpy as np
@@ -307,15 +306,13 @@ def test_stopped_and_resumed_it_comes_to_the_same_bits(short, tmp_path, variant)
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"credit": "truncated:every=6,reach=17", "steps": None},
-        {"credit": "randomized:4"},
         {"credit": "truncated:3", "reading": "sentences"},
     ],
     ids=str,
 )
 def test_store_and_recompute_come_to_the_same_bits(short, tmp_path, options):
-    config = short.changed(dropout=0.2, layers=2, **options)
+    config = short.changed(dropout=0.2, layers=2, epochs=1, **options)
     runs = {
         memory: train(config.changed(memory=memory), tmp_path / str(number))
         for number, memory in enumerate(
@@ -597,13 +594,10 @@ def test_a_damaged_credit_in_a_checkpoint_is_said_so(small, tmp_path):
 def test_the_credit_changes_the_result(short, tmp_path):
     """Every option does something: on a stream and on sentences."""
     found = {}
-    spellings = [
-        "full", "truncated:4", "truncated:every=3,reach=4", "truncated:every=2,reach=3",
-        "randomized:5", "randomized:6", "randomized:5,tail=constant", "randomized:5,alpha=3",
-        "randomized:5,shared=True", "randomized:pi=0.9", "adaptive:0.9,start=2",
-        "adaptive:0.9,start=1,least=1",
-    ]  # fmt: skip
-    for reading, spelling in itertools.product(["stream", "sentences"], spellings):
+    stream = ["full", "truncated:4", "truncated:every=3,reach=4", "randomized:5", "adaptive:0.9"]
+    options = ["truncated:every=2,reach=3", "randomized:5,tail=constant", "randomized:pi=0.9"]
+    asked = [("stream", s) for s in stream] + [("sentences", s) for s in ["full", *options]]
+    for reading, spelling in asked:
         config = short.changed(steps=None, credit=spelling, reading=reading, epochs=1)
         run = train(config, tmp_path / str(len(found)))
         model = weights(run, "model.safetensors")

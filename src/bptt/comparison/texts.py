@@ -138,9 +138,17 @@ def _trial(training: Training, follow: _Follow, ended: Ending) -> Trial:
     )
 
 
+def _next_batch(training: Training) -> Batch:
+    """The batch that comes next; at the end of an epoch the first of the one after it."""
+    for _ in range(2):
+        for batch in training.reader:
+            return batch
+    raise AssertionError("a reader always has a batch")
+
+
 def _measured(training: Training) -> dict[str, Any]:
     """Memory, bias and variance, on the batch that comes next."""
-    batch: Batch = next(iter(training.reader))
+    batch = _next_batch(training)
 
     def loss(logits: Tensor) -> Tensor:
         return cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
