@@ -56,7 +56,9 @@ def unroll(
             :class:`bptt.Truncated`, :class:`bptt.Randomized`, :class:`bptt.Adaptive`, a
             :class:`bptt.Plan`, or your own.
         memory: what the backward pass keeps: :class:`bptt.Store` or :class:`bptt.Recompute`,
-            which give the same bits. None leaves it to autograd: everything, and second
+            which give the same bits. What torch draws from its own generators is drawn again as
+            it was, so dropout falls on the same units; a generator of the module's own, or
+            NumPy's, is not set back. None leaves it to autograd: everything, and second
             derivatives too, which the other two do not know.
         resets: [T] or [T, B] bool: the state is set to zero before step t where ``resets[t]``
             is true, and no gradient crosses.
