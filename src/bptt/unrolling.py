@@ -41,7 +41,7 @@ def unroll(
 
     The outputs are the module's own; what changes is the gradient that ``loss.backward()`` finds
     for the module's parameters, the inputs and the initial state: the sum of W[t, s] · C[t, s]
-    (:mod:`bptt.credit.plan`). A loss of the final state counts as one of the last step.
+    (:class:`bptt.Plan`). A loss of the final state counts as one of the last step.
 
     Args:
         module: any callable ``(inputs, state) -> (outputs, state)`` that goes over steps: a
