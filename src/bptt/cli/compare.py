@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from typer.core import TyperCommand
 
 from bptt.cli.display import Display
-from bptt.cli.train import _Signals
+from bptt.cli.running import Signals, first_free
 from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
 from bptt.data import TASKS
 from bptt.errors import ConfigError
@@ -210,7 +210,7 @@ def compare_(
     bptt compare --task book.txt --credit full truncated:5 mine.Fading:0.9
     """
     show = Show(quiet)
-    with _Signals() as signals, _directory(out, task, overwrite) as where:
+    with Signals() as signals, _directory(out, task, overwrite) as where:
         with show.progress():
             found = compare(
                 task,
@@ -339,7 +339,7 @@ def _directory(out: Path | None, task: str, overwrite: bool) -> Iterator[Path]:
     else:
         made = [p for p in (Path("runs"),) if not p.exists()]
         Path("runs").mkdir(exist_ok=True)
-        path = _first_free(Path("runs"), f"compare-{Path(task).stem or 'text'}")
+        path = first_free(Path("runs"), f"compare-{Path(task).stem or 'text'}")
         made.insert(0, path)
     try:
         yield path
@@ -348,15 +348,3 @@ def _directory(out: Path | None, task: str, overwrite: bool) -> Iterator[Path]:
             with suppress(OSError):  # there is something in it
                 p.rmdir()
         raise
-
-
-def _first_free(within: Path, name: str) -> Path:
-    number = 1
-    while True:
-        path = within / f"{name}-{number}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path

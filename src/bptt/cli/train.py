@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from bptt.cli.display import Display
 from bptt.cli.options import with_config_options
+from bptt.cli.running import Signals, first_free
 from bptt.errors import ConfigError
 from bptt.language_model import Config, Training, resume, start
 from bptt.language_model.config import read_options
@@ -113,7 +113,7 @@ def _run(training: Training, display: Display) -> None:
     deadline = math.inf if limit is None else time.monotonic() + 60 * limit
     if training.config.tensorboard:
         display.open_tensorboard(training.run.path / "tensorboard")
-    with _Signals() as signals:
+    with Signals() as signals:
 
         def stop() -> str | None:
             return "time" if time.monotonic() >= deadline else signals.received
@@ -136,26 +136,6 @@ def _run(training: Training, display: Display) -> None:
         raise typer.Exit(128 + signal.SIGINT)
 
 
-class _Signals:
-    """The first Ctrl-C or SIGTERM is noted, to be acted on after the update; a second is final."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-
-    def __enter__(self) -> "_Signals":
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-
 @contextmanager
 def _directory(out: Path | None, config: Config) -> Iterator[Path]:
     """The run's directory; where none is named, one of its text's name and the first free number.
@@ -168,14 +148,7 @@ def _directory(out: Path | None, config: Config) -> Iterator[Path]:
     name = "python" if not config.corpus else Path(config.corpus[0]).stem
     name = "stdin" if name == "-" else name or "text"
     Path("runs").mkdir(exist_ok=True)
-    number = 1
-    while True:
-        path = Path("runs") / f"{name}-{number}"
-        try:
-            path.mkdir()
-            break
-        except FileExistsError:
-            number += 1
+    path = first_free(Path("runs"), name)
     try:
         yield path
     except BaseException:
