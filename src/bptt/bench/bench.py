@@ -1,0 +1,180 @@
+"""One run: what is measured, in which order, and what is there if it is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+
+from bptt.bench import fresh, jax_scan
+from bptt.bench.layers import measure_credit, measure_layer
+from bptt.bench.models import measure_model
+from bptt.bench.processor import conditions, measure_limits
+from bptt.bench.result import Bench, Limits, Row, SeedEpoch, Start
+from bptt.bench.seed import measure_seed_epoch
+from bptt.bench.shapes import GATES, MODELS, SHAPES, Shape
+from bptt.bench.timing import Effort, Pace, Stopped
+from bptt.errors import ConfigError
+from bptt.kernels import backend
+
+SECTIONS = {
+    "kernels": "a training step of a layer",
+    "model": "a training step of a whole language model",
+    "credit": "windows behind each loss beside the exact gradient",
+    "seed": "an epoch of the seed's job, beside the textbook",
+    "start": "loading the library and the first call, in a fresh process",
+}
+"""What can be measured; the processor's limits always are."""
+
+
+class Watch:
+    """What wants to know how it goes; this one does not."""
+
+    def begun(self, what: str, number: int, jobs: int) -> None:
+        """Be told of a measurement that begins, the first of them number 0."""
+
+    def done(self, share: float) -> None:
+        """Be told how much of it is done, from 0 to 1."""
+
+
+class _Pace(Pace):
+    def __init__(self, watch: Watch, stop: Callable[[], object]) -> None:
+        self.watch, self.stop = watch, stop
+
+    def stopped(self) -> bool:
+        return bool(self.stop())
+
+    def done(self, share: float) -> None:
+        self.watch.done(share)
+
+
+Job = tuple[str, Callable[[], Any]]
+"""What it is called, and the work."""
+
+
+def bench(
+    *,
+    shapes: Sequence[Shape] = (),
+    cells: Sequence[str] = (),
+    only: Sequence[str] = (),
+    threads: int | None = None,
+    effort: Effort | None = None,
+    watch: Watch | None = None,
+    stop: Callable[[], object] = lambda: None,
+) -> Bench:
+    """Measure training here.
+
+    Args:
+        shapes: of a layer, T/B/I/H; six usual ones by default.
+        cells: of ``"rnn"``, ``"gru"``, ``"lstm"``; all by default. They choose among the layers,
+            not among the language models.
+        only: sections of :data:`SECTIONS`; all by default.
+        threads: of the processor, for everyone; torch's number by default.
+        effort: how long; the least and the most usual ones are ``Effort.quick()`` and
+            ``Effort()``, the default.
+        watch: is told how it goes.
+        stop: asked after each round; a true answer is the end of it.
+
+    Returns:
+        All that was measured until then.
+
+    Raises:
+        ConfigError: an argument is not one of those above.
+    """
+    _check("cell", cells, GATES)
+    _check("only", only, SECTIONS)
+    if threads is not None and not 1 <= threads <= 1024:
+        raise ConfigError(f"--threads must be from 1 to 1024, got {threads}")
+    watch, effort = watch or Watch(), effort or Effort()
+    with _threads(threads):
+        jax, no_jax = jax_scan.load(torch.get_num_threads())
+        found = Bench(conditions(jax) | asdict(effort))
+        if no_jax is not None:
+            found.notes.append(no_jax)
+        pace = _Pace(watch, stop)
+        wanted = _jobs(
+            shapes or SHAPES,
+            [c for c in GATES if c in (cells or GATES)],
+            only or list(SECTIONS),
+            effort,
+            pace,
+            jax=jax is not None,
+        )
+        _run(found, wanted, watch, pace)
+    return found
+
+
+def _check(option: str, given: Sequence[str], known: Sequence[str] | dict[str, Any]) -> None:
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"--{option} must be one of {', '.join(known)}, got {name!r}")
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _jobs(
+    shapes: Sequence[Shape],
+    cells: Sequence[str],
+    only: Sequence[str],
+    effort: Effort,
+    pace: Pace,
+    *,
+    jax: bool,
+) -> list[Job]:
+    jobs: list[Job] = [("the processor's limits", partial(measure_limits, 5 * effort.turn))]
+    if "kernels" in only:
+        for cell in cells:
+            for shape in shapes:
+                work = partial(measure_layer, cell, shape, effort, pace, jax=jax)
+                jobs.append((f"{cell.upper()} {shape}", work))
+    if "model" in only:
+        for m in MODELS:
+            work = partial(measure_model, m, effort, pace)
+            jobs.append((f"language model, {m.name} {m}", work))
+    if "credit" in only:
+        for cell in cells:
+            work = partial(measure_credit, cell, SHAPES[0], effort, pace)
+            jobs.append((f"{cell.upper()} {SHAPES[0]}, windows", work))
+    if "seed" in only:
+        jobs.append(("the seed's epoch", partial(measure_seed_epoch, effort, pace)))
+    if "start" in only:
+        jobs.append(("the start of a process", _measure_start))
+    return jobs
+
+
+def _measure_start() -> Start:
+    return Start(**fresh.run(fresh.beginning, torch.get_num_threads(), backend().name))
+
+
+def _run(found: Bench, jobs: Sequence[Job], watch: Watch, pace: Pace) -> None:
+    for number, (what, work) in enumerate(jobs):
+        watch.begun(what, number, len(jobs))
+        try:
+            pace.check()
+            _put(found, work())
+        except Stopped:
+            break
+    found.interrupted = pace.stopped()
+
+
+def _put(found: Bench, measured: Limits | Row | SeedEpoch | Start) -> None:
+    if isinstance(measured, Row):
+        found.rows.append(measured)
+    elif isinstance(measured, Limits):
+        found.limits = measured
+    elif isinstance(measured, SeedEpoch):
+        found.seed_epoch = measured
+    else:
+        found.start = measured

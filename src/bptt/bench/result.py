@@ -1,0 +1,193 @@
+"""What was measured, and the figures that follow from it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+OURS, TORCH, JAX, TEXTBOOK = "bptt", "torch.nn", "JAX", "textbook"
+EXACT, WINDOWS = "exact", "windows"
+"""Who is measured, and the two ways of assigning credit, both ours."""
+
+UNITS = {
+    "milliseconds": "wall-clock time of one training step; of one round the median of its turn",
+    "flop": "floating-point operations of one training step, those of its matrix products",
+    "gflop_per_second": "10^9 floating-point operations a second, float32",
+    "share_of_peak": "of limits.fma_peak.gflop_per_second; null where that is not measured",
+    "ratio": "median over the rounds of this contender's time by the base's in the same round",
+    "shape": "T/B/I/H: steps, batch, inputs, hidden; of models V/H/B/T, V the vocabulary",
+    "loss": "nats a token after the untimed first updates",
+    "seconds": "wall-clock time",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Contenders side by side in one job."""
+
+    section: str
+    """``"kernels"``, ``"model"`` or ``"credit"``."""
+    name: str
+    """The cell, and the number of layers where it is not one."""
+    shape: str
+    flop: int | None
+    """Of a step; None where the contenders do not do the same."""
+    seconds: dict[str, list[float]]
+    """Of a step of each contender, in each round."""
+    notes: list[str] = field(default_factory=list)
+    tokens: int | None = None
+    """Of a step of a language model."""
+    losses: dict[str, float] | None = None
+    """Of a language model, after its first updates."""
+    base: str = OURS
+    """What the ratios are to."""
+
+    def milliseconds(self, contender: str) -> float | None:
+        """Give the median over the rounds; None for who is not in it, as below."""
+        times = self.seconds.get(contender)
+        return 1e3 * statistics.median(times) if times else None
+
+    def gflops(self, contender: str) -> float | None:
+        """Give the operations a second, in units of 10^9."""
+        ms = self.milliseconds(contender)
+        return None if ms is None or self.flop is None else self.flop / ms / 1e6
+
+    def share(self, contender: str, peak: float | None) -> float | None:
+        """Give the share of the processor's peak."""
+        gflops = self.gflops(contender)
+        return None if gflops is None or peak is None else gflops / peak
+
+    def ratio(self, contender: str) -> float | None:
+        """Give how often the time of :attr:`base` goes into this one's, round by round."""
+        if self.base not in self.seconds or contender not in self.seconds:
+            return None
+        pairs = zip(self.seconds[self.base], self.seconds[contender], strict=True)
+        return statistics.median(b / a for a, b in pairs)
+
+    def to_dict(self, peak: float | None) -> dict[str, Any]:
+        """Give all of it as JSON's values."""
+        about: dict[str, Any] = {"section": self.section, "name": self.name, "shape": self.shape}
+        about |= {"flop": self.flop, "base": self.base}
+        if self.tokens is not None:
+            about["tokens"] = self.tokens
+        return about | {
+            "contenders": {
+                name: {
+                    "milliseconds": self.milliseconds(name),
+                    "gflop_per_second": self.gflops(name),
+                    "share_of_peak": self.share(name, peak),
+                    "ratio": self.ratio(name),
+                    **({"loss": self.losses[name]} if self.losses else {}),
+                    "milliseconds_of_rounds": [1e3 * s for s in times],
+                }
+                for name, times in self.seconds.items()
+            },
+            "notes": self.notes,
+        }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the processor can do."""
+
+    peak: float | None
+    """Fused multiply-adds on registers alone, GFLOP/s in float32; None where not measured."""
+    no_peak: str | None
+    """Why not."""
+    products: dict[str, float]
+    """GFLOP/s of large matrix products, by library and size."""
+
+    @property
+    def best(self) -> str:
+        """Which product is the fastest."""
+        return max(self.products, key=self.products.__getitem__)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all of it as JSON's values."""
+        peak = {"gflop_per_second": self.peak, "not_measured": self.no_peak}
+        best = {"what": self.best, "gflop_per_second": self.products[self.best]}
+        return {"fma_peak": peak, "matrix_product": best, "matrix_products": self.products}
+
+
+@dataclass(frozen=True)
+class SeedEpoch:
+    """An epoch of the seed's job, one sentence an update."""
+
+    sentences: int
+    """Of a whole epoch."""
+    measured: dict[str, tuple[float, int]]
+    """By contender: seconds, and how many sentences they were for."""
+
+    def seconds(self, contender: str) -> float:
+        """Give the time of a whole epoch, extrapolated where not all of it was run."""
+        seconds, sentences = self.measured[contender]
+        return seconds / sentences * self.sentences
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all of it as JSON's values."""
+        return {
+            "sentences": self.sentences,
+            "contenders": {
+                name: {
+                    "seconds": self.seconds(name),
+                    "is_extrapolated": sentences < self.sentences,
+                    "measured_seconds": seconds,
+                    "measured_sentences": sentences,
+                }
+                for name, (seconds, sentences) in self.measured.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Start:
+    """What beginning costs in a process of its own, in milliseconds."""
+
+    load: float | None
+    """To load the native library; None where it is not in use."""
+    first_call: float
+    """The first training step of a small LSTM."""
+    later_call: float
+    """The same once more, the median of some."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all of it as JSON's values."""
+        return {
+            "load_milliseconds": self.load,
+            "first_call_milliseconds": self.first_call,
+            "later_call_milliseconds": self.later_call,
+        }
+
+
+@dataclass
+class Bench:
+    """Everything that one run of ``bptt bench`` measured."""
+
+    conditions: dict[str, Any]
+    limits: Limits | None = None
+    rows: list[Row] = field(default_factory=list)
+    seed_epoch: SeedEpoch | None = None
+    start: Start | None = None
+    notes: list[str] = field(default_factory=list)
+    """What was not measured, and why."""
+    interrupted: bool = False
+
+    @property
+    def peak(self) -> float | None:
+        """The processor's, GFLOP/s."""
+        return None if self.limits is None else self.limits.peak
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all of it as JSON's values, with the units."""
+        return {
+            "what": "bptt bench",
+            "units": UNITS,
+            "conditions": self.conditions,
+            "limits": None if self.limits is None else self.limits.to_dict(),
+            "rows": [row.to_dict(self.peak) for row in self.rows],
+            "seed_epoch": None if self.seed_epoch is None else self.seed_epoch.to_dict(),
+            "start": None if self.start is None else self.start.to_dict(),
+            "notes": self.notes,
+            "interrupted": self.interrupted,
+        }

@@ -1,0 +1,195 @@
+"""``bptt bench``."""
+
+# No `from __future__ import annotations`: as in train.py.
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from bptt.bench import SECTIONS, Bench, Shape, Watch, bench, print_bench
+from bptt.bench.timing import Effort
+from bptt.cli.display import Display
+from bptt.cli.running import Signals
+from bptt.errors import ConfigError
+from bptt.files import write_whole
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def bench_(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="T/B/I/H",
+            help="steps, batch, inputs and hidden units of a layer; may be given several times "
+            "(default: six usual ones)",
+            show_default=False,
+        ),
+    ] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="rnn, gru or lstm; may be given several times (default: all)", show_default=False
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART",
+            help="; ".join(f"{k}: {v}" for k, v in SECTIONS.items())
+            + "; may be given several times (default: all, but with --shape or --cell kernels)",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="processor threads, of everyone (default: torch's)", show_default=False),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            help="in each, every contender has a turn (default: 15, with --quick 3)",
+            show_default=False,
+        ),
+    ] = None,
+    sentences: Annotated[
+        int | None,
+        typer.Option(
+            help="of the seed's epoch, how many are run, the rest extrapolated; 79000 is all of "
+            "it (default: 2000, with --quick 200)",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="fewer rounds, shorter turns: a first look")
+    ] = False,
+    json_: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="write all of it there, every round"),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="draw it: a .png, .svg or .pdf")
+    ] = None,
+) -> None:
+    """Measure training: ours, torch.nn, JAX if it is installed, and the processor's own limits.
+
+    \b
+    The contenders take turns in each round. Ctrl-C ends it with what is
+    measured. On a machine that does something else the figures are worth
+    little.
+
+    \b
+    bptt bench
+    bptt bench --quick --only kernels --cell lstm
+    bptt bench --shape 50/16/128/256 --threads 1
+    bptt bench --json bench.json --figure bench.svg
+    """
+    shapes = [Shape.parse(s) for s in shape or ()]
+    sections = only or (["kernels"] if shape or cell else [])
+    effort = _effort(quick, rounds, sentences)
+    _check_files(json_, figure)
+    show = Show()
+    with Signals() as signals:
+        with show.progress():
+            found = bench(
+                shapes=shapes,
+                cells=cell or (),
+                only=sections,
+                threads=threads,
+                effort=effort,
+                watch=show,
+                stop=lambda: signals.received,
+            )
+        _write(found, json_, figure)
+        show.conclude(found, [p for p in (json_, figure) if p is not None])
+    if found.interrupted:
+        is_term = signals.received == "SIGTERM"
+        raise typer.Exit(128 + (signal.SIGTERM if is_term else signal.SIGINT))
+
+
+def _effort(quick: bool, rounds: int | None, sentences: int | None) -> Effort:
+    effort = Effort.quick() if quick else Effort()
+    given = {"rounds": rounds, "sentences": sentences}
+    return replace(effort, **{k: v for k, v in given.items() if v is not None})
+
+
+def _check_files(json_: Path | None, figure: Path | None) -> None:
+    """Refuse, before minutes of work, what could not be written after them."""
+    for option, path in (("--json", json_), ("--figure", figure)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ConfigError(f"{option} {path} is a directory: give a file in it")
+        if not path.parent.is_dir():
+            raise ConfigError(f"{option} {path}: make the directory {path.parent} first")
+        if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+            raise ConfigError(f"{option} {path} cannot be written: choose a place that can be")
+    if figure is not None and figure.suffix.lower() not in PICTURES:
+        raise ConfigError(f"--figure {figure}: give a name that ends in {', '.join(PICTURES)}")
+    if json_ is not None and figure is not None and json_.resolve() == figure.resolve():
+        raise ConfigError(f"--json and --figure are both {json_}: give each a file of its own")
+
+
+def _write(found: Bench, json_: Path | None, figure: Path | None) -> None:
+    if json_ is not None:
+        write_whole(json_, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    if figure is not None:
+        from bptt.report.bench import as_picture, draw_bench
+
+        write_whole(figure, as_picture(draw_bench(found), figure.suffix.lower()[1:]))
+
+
+class Show(Watch):
+    """Shows a run on standard output: a bar where there is a terminal, then the tables."""
+
+    def __init__(self) -> None:
+        self.display = Display()
+        self.console = self.display.console
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.number = self.jobs = 0
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Show a bar over all measurements."""
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TimeElapsedColumn(),
+        )
+        shown = self.console.is_terminal
+        # It is drawn between the turns only: a thread that draws would be in their way.
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not shown, auto_refresh=False
+        ) as self.bar:
+            self.task = self.bar.add_task("", total=1.0)
+            yield
+
+    def begun(self, what: str, number: int, jobs: int) -> None:
+        """Name the measurement."""
+        self.number, self.jobs = number, jobs
+        if self.bar is not None:
+            self.bar.update(self.task, description=f"{number + 1} of {jobs}: {what}")
+        self.done(0.0)
+
+    def done(self, share: float) -> None:
+        """Move the bar."""
+        if self.bar is not None and not self.bar.disable:
+            self.bar.update(self.task, completed=(self.number + share) / self.jobs, refresh=True)
+
+    def conclude(self, found: Bench, written: list[Path]) -> None:
+        """Print the tables."""
+        if found.interrupted:
+            self.display.say("Interrupted; what was measured until then:\n")
+        with suppress(OSError):
+            print_bench(found, self.console)
+        if written:
+            self.display.say(f"\nWritten: {' and '.join(map(str, written))}.")
