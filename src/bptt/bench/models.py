@@ -17,7 +17,9 @@ from bptt.bench.shapes import ModelShape
 from bptt.bench.timing import Effort, Pace, take_turns, timed
 from bptt.data import Tokenizer
 from bptt.language_model import Config, LanguageModel
+from bptt.language_model.step import Step
 from bptt.language_model.training import make_optimizer
+from bptt.streams import Stream
 
 BATCHES = 16  # that are trained on in turn
 AGREES = 1e-4
@@ -47,21 +49,16 @@ class Ours:
             clip=shape.clip or 0.0,
         )
         self.model = LanguageModel(tokenizer_of(shape.vocabulary), config)
-        self.optimizer = make_optimizer(config, list(self.model.parameters()))
-        self.clip, self.carried = config.clip or math.inf, carried
-        self.state: Any = None
+        optimizer = make_optimizer(config, list(self.model.parameters()))
+        self.step = Step(self.model, optimizer, config.clip)
+        self.rate, self.carried = shape.rate, carried
+        self.stream = Stream()
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> float:
-        """Make an update, as bptt.language_model.Training does; give its loss."""
-        hidden, state = self.model.hidden(inputs, self.state)
-        logits = self.model.readout(hidden)
-        loss = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-        (loss / targets.numel()).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.state = detached(state) if self.carried else None
-        return float(loss.detach()) / targets.numel()
+        """Make an update, the one that ``bptt train`` makes; give its loss."""
+        taken = self.step(inputs, targets, self.stream, self.rate)
+        self.stream = taken.stream if self.carried else Stream()
+        return taken.loss
 
 
 class Plain(nn.Module):

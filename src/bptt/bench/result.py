@@ -174,6 +174,11 @@ class Bench:
     interrupted: bool = False
 
     @property
+    def has_steps(self) -> bool:
+        """Whether a training step of a layer or a language model was measured."""
+        return any(row.section in ("kernels", "model") for row in self.rows)
+
+    @property
     def peak(self) -> float | None:
         """The processor's, GFLOP/s."""
         return None if self.limits is None else self.limits.peak

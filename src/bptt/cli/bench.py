@@ -96,6 +96,8 @@ def bench_(
     sections = only or (["kernels"] if shape or cell else [])
     effort = _effort(quick, rounds, sentences)
     _check_files(json_, figure)
+    if figure is not None and sections and not {"kernels", "model"} & set(sections):
+        raise ConfigError("--figure draws layers and language models: add --only kernels or model")
     show = Show()
     with Signals() as signals:
         with show.progress():
@@ -108,8 +110,7 @@ def bench_(
                 watch=show,
                 stop=lambda: signals.received,
             )
-        _write(found, json_, figure)
-        show.conclude(found, [p for p in (json_, figure) if p is not None])
+        show.conclude(found, write(found, json_, figure))
     if found.interrupted:
         is_term = signals.received == "SIGTERM"
         raise typer.Exit(128 + (signal.SIGTERM if is_term else signal.SIGINT))
@@ -138,13 +139,19 @@ def _check_files(json_: Path | None, figure: Path | None) -> None:
         raise ConfigError(f"--json and --figure are both {json_}: give each a file of its own")
 
 
-def _write(found: Bench, json_: Path | None, figure: Path | None) -> None:
+def write(found: Bench, json_: Path | None, figure: Path | None) -> list[Path]:
+    """Write the files that are asked for; give those that there is something for."""
+    written = []
     if json_ is not None:
-        write_whole(json_, json.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
-    if figure is not None:
+        text = json.dumps(found.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+        write_whole(json_, text + "\n")
+        written.append(json_)
+    if figure is not None and found.has_steps:
         from bptt.report.bench import as_picture, draw_bench
 
         write_whole(figure, as_picture(draw_bench(found), figure.suffix.lower()[1:]))
+        written.append(figure)
+    return written
 
 
 class Show(Watch):
