@@ -1,5 +1,6 @@
 # Everything here sets itself up: the first target that needs it makes .venv and installs into it
-# the versions of constraints.txt. It is done again when pyproject.toml or constraints.txt changes.
+# the versions of constraints.txt. It is done again when pyproject.toml or constraints.txt changes,
+# and the native kernels are compiled again when their sources do.
 
 # Any Python from 3.10 on makes the environment: make PYTHON=python3.12 test
 PYTHON ?= python3
@@ -17,19 +18,24 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Twice quiet: errors only, none of the warnings about where pip was told to look.
 INSTALL := $(PIP) install -qq --constraint constraints.txt --build-constraint constraints.txt
 SET_UP := pyproject.toml constraints.txt
+KERNELS := CMakeLists.txt $(wildcard src/bptt/kernels/csrc/*)
+# Fails where they are not native; the reason is in what it prints.
+ARE_NATIVE := from bptt.kernels import backend; print("set-up:", b := backend()); exit(b.name != "native")
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test check lint types docs format clean
+.PHONY: help setup kernels demo test check lint types docs format clean
 
 help: ## this list
 	@echo "usage: make TARGET"
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
 	@echo "PYTHON, PIP_ARGS and PYTEST_ARGS may be given; the top of the Makefile says what for."
 
-setup: $(VENV)/ready ## make .venv with bptt in it
+setup: $(VENV)/kernels ## make .venv with bptt in it
 
-demo: $(VENV)/ready ## train a language model on the text inside this Python, about 4 minutes
+kernels: $(VENV)/kernels ## compile the native kernels, if a source has changed
+
+demo: $(VENV)/kernels ## train a language model on the text inside this Python, about 4 minutes
 	$(BIN)/bptt train --out runs/demo --overwrite --max-minutes 3.4
 	@echo "Next: $(BIN)/bptt sample runs/demo --prompt \"The\""
 
@@ -58,7 +64,8 @@ clean: ## remove all that make has made, but not runs/
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment, in three layers: the package alone (what its users have), then what the tests
-# need, then what the checks need. Each stamp is newer than the files it was made from.
+# need, then what the checks need. Each stamp is newer than the files it was made from. Between the
+# first two, bptt is installed once more, this time with its kernels.
 
 $(VENV)/pip:
 	@$(PYTHON) -c 'import sys' || { echo "'$(PYTHON)' does not run; choose a Python: make PYTHON=/path/to/python3"; exit 1; }
@@ -71,10 +78,18 @@ $(VENV)/pip:
 
 $(VENV)/ready: $(VENV)/pip $(SET_UP)
 	@echo "set-up: installing bptt and what it runs on (the download of torch is the long part)"
-	@$(INSTALL) $(PIP_ARGS) --editable .
+	@$(INSTALL) $(PIP_ARGS) --config-settings wheel.cmake=false --editable .
 	@touch $@
 
-$(VENV)/ready-test: $(VENV)/ready
+$(VENV)/kernels: $(VENV)/ready $(KERNELS)
+	@echo "set-up: compiling the native kernels"
+	@rm -f $@.log
+	@$(INSTALL) $(PIP_ARGS) --log $@.log --no-deps --editable .
+	@BPTT_KERNELS=auto $(BIN)/python -c '$(ARE_NATIVE)' || { \
+	    grep -A 3 -E "error:|CMake Error" $@.log | head -n 20; echo "all of it: $@.log"; }
+	@touch $@
+
+$(VENV)/ready-test: $(VENV)/ready | $(VENV)/kernels
 	@echo "set-up: installing what the tests use"
 	@$(INSTALL) $(PIP_ARGS) --group test
 	@touch $@
