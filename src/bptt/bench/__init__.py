@@ -4,10 +4,12 @@ from bptt.bench.bench import SECTIONS, Watch, bench
 from bptt.bench.result import Bench, Limits, Row, SeedEpoch, Start
 from bptt.bench.shapes import Shape
 from bptt.bench.table import print_bench
+from bptt.bench.timing import Effort
 
 __all__ = [
     "SECTIONS",
     "Bench",
+    "Effort",
     "Limits",
     "Row",
     "SeedEpoch",

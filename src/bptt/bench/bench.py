@@ -74,8 +74,8 @@ def bench(
             not among the language models.
         only: sections of :data:`SECTIONS`; all by default.
         threads: of the processor, for everyone; torch's number by default.
-        effort: how long; the least and the most usual ones are ``Effort.quick()`` and
-            ``Effort()``, the default.
+        effort: how many rounds, and how long a turn; ``Effort()`` by default, ``Effort.quick()``
+            for a first look.
         watch: is told how it goes.
         stop: asked after each round; a true answer is the end of it.
 

@@ -44,7 +44,7 @@ class Effort:
 
     @classmethod
     def quick(cls) -> Effort:
-        """The least that says something: a first look, in about a minute."""
+        """The least that says something: a first look."""
         return cls(rounds=3, turn=0.02, sentences=200, textbook=2)
 
 

@@ -14,8 +14,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bptt.bench import SECTIONS, Bench, Shape, Watch, bench, print_bench
-from bptt.bench.timing import Effort
+from bptt.bench import SECTIONS, Bench, Effort, Shape, Watch, bench, print_bench
 from bptt.cli.display import Display
 from bptt.cli.running import Signals
 from bptt.errors import ConfigError
