@@ -1,4 +1,4 @@
-"""Where the native library lies: in an installed package, or behind an editable install."""
+"""Where the native library lies: beside this module, or behind an editable install."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def library_path() -> Path:
         if (place / NAME).is_file():
             return place / NAME
     raise FileNotFoundError(
-        f"no {NAME} in {' or '.join(map(str, places))}, because it could not be compiled when bptt "
-        "was installed; install a C++17 compiler (gcc or clang), then bptt once more, with pip's "
-        "--force-reinstall --no-deps --no-cache-dir"
+        f"no {NAME} in {' or '.join(map(str, places))}: it is compiled when bptt is installed, "
+        "where there is a C++17 compiler (gcc or clang); with one, install bptt again, with pip's "
+        "--force-reinstall --no-deps --no-cache-dir (and --verbose, to see what goes wrong)"
     )
 
 
