@@ -20,7 +20,7 @@ INSTALL := $(PIP) install -qq --constraint constraints.txt --build-constraint co
 SET_UP := pyproject.toml constraints.txt
 KERNELS := CMakeLists.txt $(wildcard src/bptt/kernels/csrc/*)
 # Fails where they are not native; the reason is in what it prints.
-ARE_NATIVE := from bptt.kernels import backend; print("set-up:", b := backend()); exit(b.name != "native")
+ARE_NATIVE := from bptt import kernels; print("set-up:", b := kernels.backend()); exit(b.name != "native")
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
