@@ -316,6 +316,21 @@ def test_under_autocast_all_is_float32(reduction):
         assert linear_cross_entropy(*mixed, targets).dtype == torch.float32
 
 
+def test_under_autocast_torchs_own_functions_compute_in_float32_too():
+    tensors, targets = problem(dtype=torch.float32)
+    expected = gradients(reference, tensors, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(*tensors, targets)
+        found = torch.autograd.grad(loss, tensors, upstream(loss), create_graph=True)
+        assert_same(found, expected[1:], rtol=1e-5, atol=1e-6)
+
+        def each(hidden, targets):
+            return linear_cross_entropy(hidden, *tensors[1:], targets, reduction="none")
+
+        losses = torch.func.vmap(each)(tensors[0], targets)
+    torch.testing.assert_close(losses, reference(*tensors, targets, reduction="none"))
+
+
 # --------------------------------------------------------------- more than a first derivative
 
 

@@ -256,7 +256,7 @@ class _Fused(torch.autograd.Function):
             if torch.is_grad_enabled() or needs_the_cells(grad):
                 found = _differentiable_backward(readout, factors, grad, needed)
             elif ctx.each:
-                found = fused(*readout, grad.contiguous(), needed)[1:]
+                found = fused(*readout, grad, needed)[1:]
             else:
                 found = _given_out(ctx) or fused(*readout, factors, needed)[1:]
                 if grad != 1:
