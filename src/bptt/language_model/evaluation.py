@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from bptt.data import Tokens
 from bptt.data.readers import IGNORED
 from bptt.errors import CorpusError
 from bptt.language_model.model import LanguageModel
 from bptt.language_model.score import Score
+from bptt.losses import linear_cross_entropy
 
 
 @torch.inference_mode()
@@ -73,8 +73,8 @@ def _stream(model: LanguageModel, ids: NDArray[Any], steps: int) -> tuple[float,
     nats, state = 0.0, None
     for start in range(0, len(ids) - 1, steps):
         window = torch.from_numpy(ids[start : start + steps + 1].astype(np.int64)).to(device)
-        logits, state = model(window[:-1].unsqueeze(1), state)
-        nats += _summed_loss(logits, window[1:].unsqueeze(1))
+        hidden, state = model.hidden(window[:-1].unsqueeze(1), state)
+        nats += _summed_loss(model, hidden, window[1:].unsqueeze(1))
     return nats, len(ids) - 1
 
 
@@ -96,19 +96,24 @@ def _sequences(
             batch[: lengths[i], column] = ids[offsets[i] : offsets[i + 1]]
         targets = torch.from_numpy(batch[1:]).to(device)
         inputs = torch.from_numpy(np.maximum(batch[:-1], 0)).to(device)
-        nats += _summed_loss(model(inputs)[0], targets)
+        nats += _summed_loss(model, model.hidden(inputs)[0], targets)
         count += int((lengths[chosen] - 1).sum())
     if not count:
         raise CorpusError("the text has no sentence to predict")
     return nats, count
 
 
-def _summed_loss(logits: Tensor, targets: Tensor) -> float:
-    """The loss of each token in the logits' precision, their sum in double precision.
+def _summed_loss(model: LanguageModel, hidden: Tensor, targets: Tensor) -> float:
+    """The loss of each token in the model's precision, their sum in double precision.
 
     That is on the CPU, because not every device has doubles.
     """
-    losses = cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    losses = linear_cross_entropy(
+        hidden,
+        model.readout.weight,
+        model.readout.bias,
+        targets,
+        ignore_index=IGNORED,
+        reduction="none",
     )
     return losses.cpu().double().sum().item()

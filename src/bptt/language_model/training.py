@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from bptt.credit import Credit
 from bptt.data import Batch, PreparedText, Sentences, Streams
-from bptt.data.readers import IGNORED
 from bptt.errors import CheckpointError, ConfigError, DivergedError
 from bptt.language_model.config import Config
 from bptt.language_model.evaluation import evaluate
@@ -23,6 +21,7 @@ from bptt.language_model.model import LanguageModel, check_device
 from bptt.language_model.probe import Probe
 from bptt.language_model.run import Checkpoint, Run, load_weights, weights_of, with_prefix
 from bptt.language_model.score import Score, perplexity
+from bptt.language_model.step import Step
 from bptt.memory import parse as parse_memory
 from bptt.nests import leaves_of
 from bptt.streams import Stream
@@ -90,6 +89,7 @@ class Training:
         torch.manual_seed(config.seed)
         self.model = _make_model(config, self.text, self.device)
         self.optimizer = make_optimizer(config, list(self.model.parameters()))
+        self.step = Step(self.model, self.optimizer, config.clip)
         self.credit = config.make_credit()
         self.memory = parse_memory(config.memory) if config.memory else None
         self.reader = self._make_reader()
@@ -141,30 +141,21 @@ class Training:
         """Take one step of gradient descent; return the batch's loss in nats a token."""
         started = time.monotonic()
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
-        stream = Stream() if batch.fresh else self.stream
-        hidden, after = stream.through(self._hidden, inputs, self.reach_back)
-        logits = self.model.readout(hidden)
-        nats = cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        loss = nats / batch.tokens
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm, nats_counted = self._clip(), float(nats.detach())
         self.progress.rate = self.rate()
-        self._check_finite(nats_counted / batch.tokens, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.progress.rate
-        self.optimizer.step()
-        self.stream = after  # detached: the gradient is cut at the edge of what is run again
-        self.progress.gradient_norm = norm
-        self._count(nats_counted, batch.tokens, time.monotonic() - started)
-        return nats_counted / batch.tokens
-
-    def _hidden(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Run the layers before the readout; a window's losses reach all that is run again."""
-        credit = None if self.reach_back else self.credit
-        return self.model.hidden(tokens, state, credit=credit, memory=self.memory)
+        taken = self.step(
+            inputs,
+            targets,
+            Stream() if batch.fresh else self.stream,
+            self.progress.rate,
+            credit=self.credit,
+            memory=self.memory,
+            reach_back=self.reach_back,
+        )
+        self._check_finite(taken.loss, taken.norm)
+        self.stream = taken.stream
+        self.progress.gradient_norm = taken.norm
+        self._count(taken.loss * batch.tokens, batch.tokens, time.monotonic() - started)
+        return taken.loss
 
     @property
     def reach_back(self) -> int:
@@ -187,10 +178,6 @@ class Training:
 
     def _make_reader(self) -> Streams | Sentences:
         return make_reader(self.config, self.text, self.credit)
-
-    def _clip(self) -> float:
-        limit = self.config.clip or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

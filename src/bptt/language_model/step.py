@@ -1,0 +1,126 @@
+"""One update of a language model, from a batch of tokens to the weights after it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from bptt.credit import Credit
+from bptt.data.readers import IGNORED
+from bptt.language_model.model import LanguageModel
+from bptt.losses import linear_cross_entropy
+from bptt.memory import Memory
+from bptt.streams import Stream
+
+
+class Taken(NamedTuple):
+    """What a step found."""
+
+    loss: float
+    """Of the batch, in nats a token, before the update."""
+    norm: float
+    """Of the gradient, before it is clipped."""
+    stream: Stream
+    """Where the streams stand after the batch; without a graph."""
+
+
+class Step:
+    """A step of gradient descent, in as few passes over the weights as it takes.
+
+    The logits are never stored (:func:`bptt.losses.linear_cross_entropy`); the gradient is clipped
+    while the optimizer reads it; and where only the rows of the embedding that a batch used change,
+    which is so for SGD without momentum and weight decay, only these are touched.
+
+    Args:
+        model: what is trained.
+        optimizer: one of torch's, over all of the model's parameters, with ``fused=True``.
+        clip: scale the gradient down to this norm; 0: never.
+    """
+
+    def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        self.model, self.optimizer, self.clip = model, optimizer, clip
+        table = model.embedding
+        # A row-sparse gradient, with a row for each token of the batch.
+        table.sparse = _is_plain(optimizer) and not model.config.tied and _is_on_cpu(table.weight)
+
+    def __call__(
+        self,
+        inputs: Int[Tensor, "time batch"],
+        targets: Int[Tensor, "time batch"],
+        stream: Stream,
+        rate: float,
+        *,
+        credit: Credit | None = None,
+        memory: Memory | None = None,
+        reach_back: int = 0,
+    ) -> Taken:
+        """Take a step, unless the loss or the gradient is not finite.
+
+        Args:
+            inputs: token numbers, [T, B].
+            targets: the token after each of them, [T, B]; ``IGNORED`` where there is none.
+            stream: where the streams stand before the batch.
+            rate: the learning rate.
+            credit: how far back the losses are credited; within the batch, if nothing before it
+                is run again.
+            memory: what the backward pass keeps of the recurrent layers.
+            reach_back: how many steps before the batch are run again, all of which its losses
+                reach.
+        """
+        within = None if reach_back else credit
+
+        def run(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+            return self.model.hidden(tokens, state, credit=within, memory=memory)
+
+        hidden, after = stream.through(run, inputs, reach_back)
+        readout = self.model.readout
+        loss = linear_cross_entropy(
+            hidden, readout.weight, readout.bias, targets, ignore_index=IGNORED
+        )
+        self.optimizer.zero_grad()
+        loss.backward()
+        taken = Taken(float(loss.detach()), self.norm(), after)
+        if math.isfinite(taken.loss) and math.isfinite(taken.norm):
+            self.update(rate, taken.norm)
+        return taken
+
+    def norm(self) -> float:
+        """Measure the gradient's norm, over all parameters together."""
+        table = self.model.embedding.weight
+        if table.grad is not None and table.grad.is_sparse:
+            table.grad = table.grad.coalesce()  # a token that occurs twice has one row
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return float(get_total_norm([g.values() if g.is_sparse else g for g in gradients]))
+
+    @torch.no_grad()
+    def update(self, rate: float, norm: float) -> None:
+        """Change the weights, by the gradient scaled down to ``clip`` if its norm is larger."""
+        shorten = max(1.0, (norm + 1e-6) / self.clip) if self.clip else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        # What torch.amp divides by while the optimizer reads the gradient.
+        self.optimizer.grad_scale = torch.tensor(shorten) if shorten > 1 else None  # type: ignore[attr-defined]
+        table = self.model.embedding.weight
+        rows = table.grad
+        if rows is not None and rows.is_sparse:
+            rows.values().div_(shorten)
+            table.add_(rows, alpha=-rate)
+            table.grad = None  # done; the optimizer passes over it
+        self.optimizer.step()
+        table.grad = rows
+
+
+def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a weight whose gradient is zero stays as it is, and nothing is remembered of it."""
+    return isinstance(optimizer, torch.optim.SGD) and not any(
+        group["momentum"] or group["weight_decay"] for group in optimizer.param_groups
+    )
+
+
+def _is_on_cpu(t: Tensor) -> bool:
+    return t.device.type == "cpu"
