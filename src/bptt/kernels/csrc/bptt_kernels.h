@@ -1,0 +1,104 @@
+/* The C interface of the kernels: a whole sequence of one layer in one call.
+
+   No torch, no Python, no OpenMP in here: pointers, sizes, and a function that runs threads.
+
+   Names of sizes: T steps, B sequences, I inputs, H hidden units, G gates (1, 3 or 4), N rows:
+   all steps of all sequences, step after step (torch's packed layout; a padded batch is the case
+   of B rows at each step). All arrays are dense, row after row, of the call's dtype where nothing
+   else is said, and do not overlap, unless both are inputs. Nothing is changed but what is marked
+   `out` or `in, out`. A pointer marked "or null" may be missing. */
+#ifndef BPTT_KERNELS_H
+#define BPTT_KERNELS_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum bptt_cell { BPTT_TANH, BPTT_RELU, BPTT_SIGMOID, BPTT_GRU, BPTT_LSTM };
+enum bptt_path { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_PATHS };
+
+/* Grows with each change of anything below. */
+#define BPTT_INTERFACE 1
+
+typedef struct bptt_sequence {
+    int64_t cell;      /* enum bptt_cell */
+    int64_t is_double; /* 0: float, 1: double */
+    int64_t threads;   /* at most */
+    int64_t reverse;   /* 1: the last step comes first */
+    int64_t steps, batch, inputs, hidden, rows; /* T, B, I, H, N */
+    const int64_t *sizes; /* [T]: sequences that are still running at each step; never increasing,
+                             their sum is N and the first is B */
+
+    const void *x;            /* [N, I] */
+    const void *w_ih, *w_hh;  /* [G*H, I], [G*H, H]: torch.nn's layout and order of gates */
+    const void *b_ih, *b_hh;  /* [G*H], or null */
+    const void *h_0, *c_0;    /* [B, H]; c_0: LSTM, otherwise null */
+    const uint8_t *resets;    /* [N], or null: not 0 where the state is zero before the row's step */
+
+    /* Results of the forward pass, which the backward pass reads. */
+    void *y;    /* [N, H]: h_t; forward: out */
+    void *kept; /* bptt_kept() elements: what the backward pass needs besides; forward: out, or null
+                   where there will be no backward pass. Elman networks keep nothing: null. */
+    void *h_n, *c_n; /* [B, H]; forward: out; c_n: LSTM */
+
+    /* The backward pass. */
+    const void *carry; /* [N], or null: factors of the state's gradient where it leaves a row's step;
+                          at 0, as at a reset, nothing passes, not even what is not finite */
+    const void *d_y;   /* ∂L/∂y, [N, H], by windows [rows of windows, H]; or null */
+    void *d_h, *d_c;   /* in: ∂L/∂h_n, ∂L/∂c_n, out: ∂L/∂h_0, ∂L/∂c_0; [B, H], or one row for each
+                          window; d_c: LSTM */
+    void *d_x;         /* out: [N, I], or null; by windows where by_windows says so */
+    void *d_w_ih, *d_w_hh; /* out: as the weights, or null */
+    void *d_b_ih, *d_b_hh; /* out: [G*H], or null */
+    double *norms;     /* out: ‖∂L/∂h_t‖ over all rows of each step of the walk; or null */
+
+    /* Windows that overlap, side by side as one batch; walk_steps is 0 where there are none. Their
+       rows lie step after step too, the last step first. */
+    int64_t walk_steps;        /* steps of the longest window */
+    const int64_t *walk_sizes; /* [walk_steps]: windows still running; never increasing */
+    const int64_t *window_rows; /* the row of the sequence that each row of the windows copies */
+    int64_t by_windows;        /* 1: d_x has a row for each row of the windows */
+} bptt_sequence;
+
+/* As libgomp's own functions of these names. */
+typedef void (*bptt_parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
+typedef int (*bptt_number)(void);
+
+#if defined(__GNUC__)
+#define BPTT_API __attribute__((visibility("default")))
+#else
+#define BPTT_API
+#endif
+
+BPTT_API int bptt_interface(void); /* BPTT_INTERFACE of the library */
+
+/* Whether this processor, and this build, has a path: 1 or 0. */
+BPTT_API int bptt_has_path(int path);
+
+/* Choose a path for all later calls; returns 0, or -1 where there is none such. The first call
+   that needs one takes the widest if none was chosen. */
+BPTT_API int bptt_use_path(int path);
+BPTT_API int bptt_path_in_use(void);
+
+/* Take the threads from here; until then, and in a forked child, everything runs on one thread. */
+BPTT_API void bptt_use_threads(bptt_parallel, bptt_number number, bptt_number count);
+
+/* How many elements `kept` has. */
+BPTT_API int64_t bptt_kept(int64_t cell, int64_t is_double, int64_t rows, int64_t hidden);
+
+/* Both return 0, or -1 where there is no memory for the work space. */
+BPTT_API int bptt_forward(const bptt_sequence *);
+BPTT_API int bptt_backward(const bptt_sequence *);
+
+/* Elementwise, for the tests: out[i] = f(in[i]); which: 0 exp, 1 tanh, 2 sigmoid. */
+BPTT_API void bptt_function(int which, int64_t is_double, int64_t n, const void *in, void *out);
+
+/* Fused multiply-adds in registers, float, on so many threads: GFLOP/s. */
+BPTT_API double bptt_peak(int threads, double seconds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

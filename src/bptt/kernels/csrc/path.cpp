@@ -1,0 +1,89 @@
+// All kernels for one kind of vectors. Compiled once for each path, with BPTT_PATH its name and the
+// compiler's flags to match; everything stays inside this file but the table at its end.
+#include "path.h"
+
+#include <chrono>
+
+#include "sequence.h"
+
+namespace {
+
+thread_local Arena arena;
+
+template <class Work> int start(Work &&pass, const bptt_threads &threads) {
+    if (!pass.reserve(arena)) return -1;
+    run(threads, pass.team(), [&](const Member &me) { pass.work(me); });
+    return 0;
+}
+
+template <template <class, class> class Pass, class T>
+int with_cell(const bptt_sequence &q, const bptt_threads &threads) {
+    switch (q.cell) {
+        case BPTT_TANH: return start(Pass<T, Elman<Phi::TANH>>(q), threads);
+        case BPTT_RELU: return start(Pass<T, Elman<Phi::RELU>>(q), threads);
+        case BPTT_SIGMOID: return start(Pass<T, Elman<Phi::SIGMOID>>(q), threads);
+        case BPTT_GRU: return start(Pass<T, Gru>(q), threads);
+        default: return start(Pass<T, Lstm>(q), threads);
+    }
+}
+
+template <template <class, class> class Pass>
+int with_type(const bptt_sequence &q, const bptt_threads &threads) {
+    return q.is_double ? with_cell<Pass, double>(q, threads) : with_cell<Pass, float>(q, threads);
+}
+
+int forward(const bptt_sequence &q, const bptt_threads &threads) {
+    return with_type<Forward>(q, threads);
+}
+
+int backward(const bptt_sequence &q, const bptt_threads &threads) {
+    return with_type<Backward>(q, threads);
+}
+
+template <class T> void function(int which, int64_t n, const T *in, T *out) {
+    for (int64_t i = 0; i < n; i += WIDTH<T>) {
+        const V<T> x = load(in + i, n - i);
+        store(out + i, which == 0 ? exp_<T>(x) : which == 1 ? tanh_<T>(x) : sigmoid<T>(x), n - i);
+    }
+}
+
+void function_of(int which, int64_t is_double, int64_t n, const void *in, void *out) {
+    if (is_double) function(which, n, static_cast<const double *>(in), static_cast<double *>(out));
+    else function(which, n, static_cast<const float *>(in), static_cast<float *>(out));
+}
+
+// As many independent sums as a tile has, from registers alone.
+double multiply_adds(const bptt_threads &threads, int team, double seconds) {
+    using Clock = std::chrono::steady_clock;
+    constexpr int64_t ROUNDS = 100000;
+    std::atomic<int64_t> done{0};
+    double taken = 0;
+    run(threads, team, [&](const Member &me) {
+        V<float> sum[ACCUMULATORS];
+        for (int i = 0; i < ACCUMULATORS; i++) sum[i] = all<float>(float(i));
+        V<float> a = all<float>(0.999f), b = all<float>(0.001f);
+        me.wait();
+        const auto begun = Clock::now();
+        double passed = 0;
+        int64_t mine = 0;
+        while (passed < seconds) {
+            for (int64_t k = 0; k < ROUNDS; k++)
+#pragma GCC unroll 32
+                for (int i = 0; i < ACCUMULATORS; i++) sum[i] = sum[i] * a + b;
+            mine += ROUNDS * ACCUMULATORS * WIDTH<float> * 2;
+            passed = std::chrono::duration<double>(Clock::now() - begun).count();
+        }
+        volatile float seen = 0;
+        for (int i = 0; i < ACCUMULATORS; i++) seen = seen + sum[i][0];
+        done += mine;
+        me.wait();
+        if (me.number == 0) taken = passed;
+    });
+    return double(done) / taken / 1e9;
+}
+
+}  // namespace
+
+#define BPTT_JOIN(a, b) a##b
+#define BPTT_NAME(path) BPTT_JOIN(bptt_, path)
+extern const bptt_path_table BPTT_NAME(BPTT_PATH) = {forward, backward, function_of, multiply_adds};

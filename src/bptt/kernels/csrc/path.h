@@ -1,0 +1,18 @@
+// What a path offers to the dispatch; all else of it is its own.
+#pragma once
+#include "bptt_kernels.h"
+
+// Where threads come from.
+struct bptt_threads {
+    bptt_parallel parallel;
+    bptt_number number, count;
+};
+
+struct bptt_path_table {
+    int (*forward)(const bptt_sequence &, const bptt_threads &);
+    int (*backward)(const bptt_sequence &, const bptt_threads &);
+    void (*function)(int which, int64_t is_double, int64_t n, const void *in, void *out);
+    double (*peak)(const bptt_threads &, int team, double seconds);
+};
+
+extern const bptt_path_table bptt_portable, bptt_avx2, bptt_avx512;
