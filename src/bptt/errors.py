@@ -21,6 +21,10 @@ class CheckpointError(BpttError):
     """A run directory, model or checkpoint is missing, damaged, or of another kind."""
 
 
+class KernelError(BpttError, RuntimeError):
+    """The kernels that were asked for by name are not to be had here."""
+
+
 class DivergedError(BpttError, ArithmeticError):
     """Training met a loss or a gradient that is not a finite number."""
 

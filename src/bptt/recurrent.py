@@ -12,7 +12,12 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt.cells import BY_MODE, State, Weights
 from bptt.credit.credit import Credit
 from bptt.credit.plan import Plan
-from bptt.kernels import twin
+from bptt.kernels.sequence import (
+    needs_the_cells,
+    sequence,
+    windowed_sequence,
+    without_autocast,
+)
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows, windows_of
 
@@ -97,14 +102,14 @@ class _Recurrent(nn.RNNBase):
             if plan.blocks and rows.batch and torch.is_grad_enabled():
                 windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
         carry, resets = self._crossing(rows, carry, resets)
-        with twin.without_autocast(rows.x.device):
+        with without_autocast(rows.x.device):
             y, final = self._layers(rows, state, carry, resets, windows)
         return self._output(rows, y), self._final_state(rows, final)
 
     def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
         """Whether torch has faster kernels: on a GPU, for the cells that it has."""
         x = input.data if isinstance(input, PackedSequence) else input
-        return x.is_cuda and self.mode != "RNN_SIGMOID" and not twin.needs_the_cells(x)
+        return x.is_cuda and self.mode != "RNN_SIGMOID" and not needs_the_cells(x)
 
     def _plan(
         self, rows: _Rows, credit: Any, carry: Tensor | None, generator: torch.Generator | None
@@ -135,8 +140,6 @@ class _Recurrent(nn.RNNBase):
         windows: Windows | None,
     ) -> tuple[Inexact[Tensor, "rows output"], list[State]]:
         x = rows.x.to(self._dtype)
-        if windows is not None:
-            x = x.index_select(0, windows.rows)
         finals: list[State] = []
         directions = (False, True)[: self._directions]
         crossings = [_rows_of_crossing(rows.sizes, carry, resets, d) for d in directions]
@@ -148,10 +151,10 @@ class _Recurrent(nn.RNNBase):
                 cell, w = BY_MODE[self.mode], self._weights(layer, reverse)
                 crossing = crossings[reverse]
                 if windows is None:
-                    y, final = twin.sequence(cell, x, initial, w, steps, *crossing)
+                    y, final = sequence(cell, x, initial, w, steps, *crossing)
                 else:
-                    y, final = twin.windowed_sequence(
-                        cell, x, initial, w, steps, windows, *crossing
+                    y, final = windowed_sequence(
+                        cell, x, initial, w, steps, windows, *crossing, by_windows=layer > 0
                     )
                 outputs.append(y)
                 finals.append(final)
@@ -168,10 +171,13 @@ class _Recurrent(nn.RNNBase):
         kept = nn.functional.dropout(one, self.dropout, self.training)
         return x * kept.index_select(0, windows.rows)
 
+    def _parameter(self, name: str) -> Any:
+        found = self._parameters.get(name)  # in most cases, and quicker than as an attribute
+        return getattr(self, name) if found is None else found
+
     @property
     def _dtype(self) -> torch.dtype:
-        weight: Any = self.weight_ih_l0
-        return cast(torch.dtype, weight.dtype)
+        return cast(torch.dtype, self._parameter("weight_ih_l0").dtype)
 
     @property
     def _directions(self) -> int:
@@ -182,7 +188,7 @@ class _Recurrent(nn.RNNBase):
 
         # By name each time, so that functional_call and parametrizations are seen.
         def get(name: str, there: bool) -> Any:
-            return getattr(self, f"{name}_{suffix}") if there else None
+            return self._parameter(f"{name}_{suffix}") if there else None
 
         return Weights(
             ih=get("weight_ih", True),
@@ -307,7 +313,9 @@ class _Recurrent(nn.RNNBase):
 
     def _final_state(self, rows: _Rows, finals: list[State]) -> Any:
         order = _order(rows.like, "unsorted_indices")
-        stacked = [torch.stack(s) for s in zip(*finals, strict=True)]
+        stacked = [
+            torch.stack(s) if len(s) > 1 else s[0].unsqueeze(0) for s in zip(*finals, strict=True)
+        ]
         if order is not None:
             stacked = [s.index_select(1, order) for s in stacked]
         if rows.is_unbatched:
@@ -335,6 +343,8 @@ def _rows_of_crossing(
     the state comes to step t over that one; in the reverse direction over the next one, t+1,
     and to the last step from outside, where nothing happens.
     """
+    if carry is None and resets is None:
+        return None, None
     B = sizes[0]
     running = torch.arange(B) < torch.tensor(sizes).unsqueeze(1)  # [T, B]
 

@@ -21,33 +21,16 @@ small ones the rows of one step.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Bool, Float, Inexact
+from jaxtyping import Inexact
 from torch import Tensor
 
 from bptt.cells import BY_MODE, Cell, State, Weights
-from bptt.kernels import loop
+from bptt.kernels.passes import Crossing, Gradients
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
-
-
-class Crossing(NamedTuple):
-    """What happens to the state and its gradient between a step and the one before it."""
-
-    carry: Float[Tensor, "rows 1"] | None
-    """Factors of the gradient, [N, 1]."""
-    resets: Bool[Tensor, "rows 1"] | None
-    """Where the state is set to zero before the step, [N, 1]."""
-
-    @property
-    def cuts(self) -> Bool[Tensor, "rows 1"] | None:
-        """Where no gradient passes, not even an infinite one, [N, 1]."""
-        if self.carry is None:
-            return self.resets
-        return self.carry == 0 if self.resets is None else self.resets | (self.carry == 0)
 
 
 def _rows_before(state: State, n: int, resets: Tensor | None) -> State:
@@ -329,302 +312,88 @@ def _project(cell: Cell, x: Tensor, w: Weights) -> Tensor:
     return torch.mm(x, w.ih.t()) if bias is None else torch.addmm(bias, x, w.ih.t())
 
 
-class _Sequence(torch.autograd.Function):
-    """The whole sequence as one node of the graph."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, cell: Cell, steps: Steps, at: Crossing, x: Tensor, *tensors: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        initial, w = _unflatten(cell, tensors)
-        kept, final = TWINS[cell.mode].forward(_project(cell, x, w), initial, w, steps, at)
-        ctx.cell, ctx.steps, ctx.at = cell, steps, at
-        ctx.save_for_backward(x, *tensors, *kept)
-        ctx.set_materialize_grads(False)
-        return (kept[0], *(s.clone() for s in final))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        x, *rest = ctx.saved_tensors
-        given = ctx.cell.states + len(Weights._fields)
-        tensors, kept = rest[:given], tuple(rest[given:])
-        needed = ctx.needs_input_grad[3:]
-        with without_autocast(x.device):
-            if torch.is_grad_enabled() or needs_the_cells(*grads):
-                found = _differentiable_backward(ctx, x, tensors, grads, needed)
-            else:
-                found = _backward(ctx, x, tensors, kept, grads, needed)
-        return (None, None, None, *found)
+def forward(
+    cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing, keep: bool
+) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+    """Run a sequence, as :class:`bptt.kernels.passes.Engine` says."""
+    (y, *kept), final = TWINS[cell.mode].forward(_project(cell, x, w), state, w, steps, at)
+    return y, tuple(s.clone() for s in final), tuple(kept)
 
 
-def _backward(
-    ctx: Any,
+def backward(
+    cell: Cell,
     x: Tensor,
-    tensors: list[Tensor | None],
-    kept: Kept,
-    grads: tuple[Tensor | None, ...],
+    state: State,
+    w: Weights,
+    steps: Steps,
+    at: Crossing,
+    y: Tensor,
+    kept: tuple[Tensor, ...],
+    d_y: Tensor | None,
+    d_state: State,
     needed: tuple[bool, ...],
-) -> list[Tensor | None]:
-    """The hand-derived gradients of x, the initial state and the weights, in that order."""
-    initial, w = _unflatten(ctx.cell, tensors)
-    d_state = tuple(
-        torch.zeros_like(s, memory_format=torch.contiguous_format)
-        if d is None
-        else d.clone(memory_format=torch.contiguous_format)
-        for s, d in zip(initial, grads[1:], strict=True)
-    )
-    before = _states_before(ctx, initial, kept)
-    deltas = TWINS[ctx.cell.mode].backward(kept, before, grads[0], d_state, w, ctx.steps, ctx.at)
-    # What is left needs no recursion: d_state is now the initial state's gradient.
-    found = _of_weights(ctx.cell, x, before[0], kept, deltas, needed)
-    if needed[0]:
-        found["x"] = deltas.of_input.mm(w.ih)
-    return [found.get("x"), *d_state, *(found.get(name) for name in Weights._fields)]
+    windows: Windows | None = None,
+    by_windows: bool = False,
+) -> Gradients:
+    """Go back through it, as :class:`bptt.kernels.passes.Engine` says."""
+    all_kept = (y, *kept)
+    before = _states_before(cell, state, all_kept, steps, at)
+    run = TWINS[cell.mode].backward
+    if windows is None:
+        deltas = total = run(all_kept, before, d_y, d_state, w, steps, at)
+    else:
+        # One recursion over all windows; their deltas of the same step are then summed.
+        def windowed(rows: Tensor | None) -> Any:
+            return None if rows is None else rows[windows.rows]
+
+        deltas = run(
+            tuple(map(windowed, all_kept)),
+            tuple(map(windowed, before)),
+            d_y,
+            d_state,
+            w,
+            windows.steps,
+            Crossing(windowed(at.carry), windowed(at.resets)),
+        )
+        total = Deltas(*(_summed(d, windows, len(x)) for d in deltas))  # type: ignore[arg-type]
+    d_w = _of_weights(cell, x, before[0], all_kept, total, needed[1:])
+    d_x = (deltas if by_windows else total).of_input.mm(w.ih) if needed[0] else None
+    return Gradients(d_x, d_state, d_w)
 
 
-def _states_before(ctx: Any, initial: State, kept: Kept) -> State:
+def _summed(rows: Tensor | None, windows: Windows, n: int) -> Tensor | None:
+    if rows is None:
+        return None
+    return rows.new_zeros(n, rows.shape[1]).index_add_(0, windows.rows, rows)
+
+
+def _states_before(cell: Cell, initial: State, kept: Kept, steps: Steps, at: Crossing) -> State:
     """The state from which each row's step starts, each of its tensors [N, ...]."""
-    after = (kept[0], *kept[2:])[: ctx.cell.states]  # h_t, and the LSTM's c_t
+    after = (kept[0], *kept[2:])[: cell.states]  # h_t, and the LSTM's c_t
     return tuple(
-        _previous(ctx.steps, first, states, ctx.at.resets)
+        _previous(steps, first, states, at.resets)
         for first, states in zip(initial, after, strict=True)
     )
 
 
 def _of_weights(
     cell: Cell, x: Tensor, h_before: Tensor, kept: Kept, deltas: Deltas, needed: tuple[bool, ...]
-) -> dict[str, Tensor]:
-    """The weights' gradients, over all steps at once, by name; only those that are needed."""
-    wanted = dict(zip(Weights._fields, needed[1 + cell.states :], strict=True))
-    found: dict[str, Tensor] = {}
-    if wanted["ih"]:
-        found["ih"] = deltas.of_input.t().mm(x)
-    if wanted["hh"]:
-        found["hh"] = deltas.of_hidden.t().mm(h_before)
-    if wanted["b_ih"]:
-        found["b_ih"] = deltas.of_input.sum(0)
-    if wanted["b_hh"]:
-        found["b_hh"] = deltas.of_hidden.sum(0)
-    if wanted["hr"]:
+) -> Weights:
+    """The weights' gradients, over all steps at once; only those that are needed."""
+    wanted = Weights(*needed)  # type: ignore[arg-type]
+    hr = None
+    if wanted.hr:
         assert deltas.of_output is not None
         _, gates, C = kept
         m = gates.chunk(4, dim=1)[3] * torch.tanh(C)
-        found["hr"] = deltas.of_output.t().mm(m)
-    return found
-
-
-class _Windowed(torch.autograd.Function):
-    """The whole sequence as one node, whose outputs are those of windows that overlap.
-
-    Input and outputs are laid out by windows (:mod:`bptt.kernels.windows`): rows of the same step
-    are copies of each other and differ in nothing but the gradient that comes back through them.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        cell: Cell,
-        steps: Steps,
-        windows: Windows,
-        at: Crossing,
-        x_windowed: Tensor,
-        *tensors: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        initial, w = _unflatten(cell, tensors)
-        x = x_windowed[windows.own]
-        kept, final = TWINS[cell.mode].forward(_project(cell, x, w), initial, w, steps, at)
-        ctx.cell, ctx.steps, ctx.windows, ctx.at = cell, steps, windows, at
-        ctx.save_for_backward(x, *tensors, *kept)
-        ctx.set_materialize_grads(False)
-        return (kept[0][windows.rows], *(s.clone() for s in final))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        if torch.is_grad_enabled() or needs_the_cells(*grads):
-            raise NotImplementedError(
-                "the gradient of windows that overlap (every < reach) cannot be differentiated "
-                "again: use a credit without such windows, as bptt.Full() or bptt.Truncated(k)"
-            )
-        x, *rest = ctx.saved_tensors
-        given = ctx.cell.states + len(Weights._fields)
-        with without_autocast(x.device):
-            found = _windowed_backward(
-                ctx, x, rest[:given], tuple(rest[given:]), grads, ctx.needs_input_grad[4:]
-            )
-        return (None, None, None, None, *found)
-
-
-def _windowed_backward(
-    ctx: Any,
-    x: Tensor,
-    tensors: list[Tensor | None],
-    kept: Kept,
-    grads: tuple[Tensor | None, ...],
-    needed: tuple[bool, ...],
-) -> list[Tensor | None]:
-    """One recursion over all windows; their deltas of the same step are then summed."""
-    windows, at = ctx.windows, ctx.at
-    initial, w = _unflatten(ctx.cell, tensors)
-    before = _states_before(ctx, initial, kept)
-
-    def windowed(rows: Tensor | None) -> Tensor | None:
-        return None if rows is None else rows[windows.rows]
-
-    def summed(rows: Tensor | None) -> Tensor | None:
-        if rows is None:
-            return None
-        return rows.new_zeros(len(x), rows.shape[1]).index_add_(0, windows.rows, rows)
-
-    d_state = tuple(s.new_zeros(windows.steps.batch, s.shape[1]) for s in initial)
-    for d, of_final in zip(d_state, grads[1:], strict=True):
-        if of_final is not None:
-            d[windows.last] = of_final
-    deltas = TWINS[ctx.cell.mode].backward(
-        tuple(k[windows.rows] for k in kept),
-        tuple(b[windows.rows] for b in before),
-        grads[0],
-        d_state,
-        w,
-        windows.steps,
-        Crossing(windowed(at.carry), windowed(at.resets)),
+        hr = deltas.of_output.t().mm(m)
+    return Weights(
+        ih=deltas.of_input.t().mm(x) if wanted.ih else None,  # type: ignore[arg-type]
+        hh=deltas.of_hidden.t().mm(h_before) if wanted.hh else None,  # type: ignore[arg-type]
+        b_ih=deltas.of_input.sum(0) if wanted.b_ih else None,
+        b_hh=deltas.of_hidden.sum(0) if wanted.b_hh else None,
+        hr=hr,
     )
-    d_initial = [
-        s.new_zeros(s.shape).index_add_(0, windows.of_first, d[windows.first])
-        for s, d in zip(initial, d_state, strict=True)
-    ]
-    total = Deltas(*(summed(d) for d in deltas))  # type: ignore[arg-type]
-    found = _of_weights(ctx.cell, x, before[0], kept, total, needed)
-    d_x = deltas.of_input.mm(w.ih) if needed[0] else None
-    return [d_x, *d_initial, *(found.get(name) for name in Weights._fields)]
-
-
-def _differentiable_backward(
-    ctx: Any,
-    x: Tensor,
-    tensors: list[Tensor | None],
-    grads: tuple[Tensor | None, ...],
-    needed: tuple[bool, ...],
-) -> list[Tensor | None]:
-    """The same gradients through the cells, so that they can be differentiated again."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # As views, each is a node of its own: one that is given twice, or comes from another,
-        # gets only what reaches it through its own place.
-        x, tensors = x.view_as(x), [None if t is None else t.view_as(t) for t in tensors]
-        initial, w = _unflatten(ctx.cell, tensors)
-        inputs = [
-            t for t, need in zip((x, *tensors), needed, strict=True) if need and t is not None
-        ]
-        outputs, state = loop.sequence(ctx.cell, x, initial, w, ctx.steps, *ctx.at)
-        used = [(y, d) for y, d in zip((outputs, *state), grads, strict=True) if d is not None]
-        found = iter(
-            torch.autograd.grad(
-                [y for y, _ in used],
-                inputs,
-                [d for _, d in used],
-                create_graph=again,
-                allow_unused=True,
-            )
-        )
-    return [next(found) if need else None for need in needed]
-
-
-def _unflatten(cell: Cell, tensors: Any) -> tuple[State, Weights]:
-    return tuple(tensors[: cell.states]), Weights(*tensors[cell.states :])
-
-
-def needs_the_cells(*tensors: Tensor | None) -> bool:
-    """Whether what is asked for is more than the hand-derived first derivative.
-
-    That is forward mode, a torch.func transform, a batch of gradients, complex numbers, or an
-    export, which wants operations that it knows.
-    """
-    if (
-        torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or _is_exporting()
-    ):
-        return True
-    return any(
-        t is not None
-        and (
-            t.is_complex()
-            or torch.autograd.forward_ad.unpack_dual(t).tangent is not None
-            or torch._C._functorch.is_legacy_batchedtensor(t)  # autograd.grad(is_grads_batched)
-        )
-        for t in tensors
-    )
-
-
-def _is_exporting() -> bool:
-    if torch._C._get_tracing_state() is not None:  # torch.jit.trace
-        return True
-    ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # not in torch 2.6
-    return bool(ask())
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Switch autocast off, on devices that have it."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
-def sequence(
-    cell: Cell,
-    x: Inexact[Tensor, "rows input"],
-    state: State,
-    w: Weights,
-    steps: Steps,
-    carry: Float[Tensor, "rows 1"] | None = None,
-    resets: Bool[Tensor, "rows 1"] | None = None,
-) -> tuple[Inexact[Tensor, "rows output"], State]:
-    """Run a cell over the rows of a sequence, in one direction, as one node of the graph.
-
-    Arguments and results are those of :func:`bptt.kernels.loop.sequence`, which serves in its
-    place where a derivative of the derivative, forward mode or a transform is asked for.
-    """
-    if needs_the_cells(x, *state, *w):
-        return loop.sequence(cell, x, state, w, steps, carry, resets)
-    y, *final = _Sequence.apply(cell, steps, Crossing(carry, resets), x, *state, *w)
-    return y, tuple(final)
-
-
-def windowed_sequence(
-    cell: Cell,
-    x: Inexact[Tensor, "windowed input"],
-    state: State,
-    w: Weights,
-    steps: Steps,
-    windows: Windows,
-    carry: Float[Tensor, "rows 1"] | None = None,
-    resets: Bool[Tensor, "rows 1"] | None = None,
-) -> tuple[Inexact[Tensor, "windowed output"], State]:
-    """Run a cell over the rows of a sequence whose losses have windows that overlap.
-
-    Args:
-        cell: whose equations.
-        x: the inputs, laid out by windows, so that each window has a gradient of its own.
-        state: the initial state, each of its tensors [B, ...].
-        w: the layer's weights.
-        steps: which rows belong to which step.
-        windows: which rows belong to which window.
-        carry: as in :func:`sequence`, [N, 1].
-        resets: as in :func:`sequence`, [N, 1].
-
-    Returns:
-        The outputs, laid out by windows, and the final state.
-
-    Raises:
-        NotImplementedError: more than a first derivative is asked for.
-    """
-    if needs_the_cells(x, *state, *w):
-        raise NotImplementedError(
-            "windows that overlap (every < reach) know the first derivative only, without "
-            "transforms of torch.func: use a credit without them, as bptt.Truncated(k)"
-        )
-    y, *final = _Windowed.apply(cell, steps, windows, Crossing(carry, resets), x, *state, *w)
-    return y, tuple(final)
 
 
 assert TWINS.keys() == BY_MODE.keys()

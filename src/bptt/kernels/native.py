@@ -1,0 +1,288 @@
+"""The native kernels: the library, and a whole sequence of one layer in one call of it.
+
+The C++ is in ``csrc``; ``csrc/bptt_kernels.h`` says what each field of a call means. The library
+knows neither torch nor Python: it gets pointers, and torch's own threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bptt.cells import Cell, State, Weights
+from bptt.errors import KernelError
+from bptt.kernels.find import library_path
+from bptt.kernels.passes import Crossing, Gradients
+from bptt.kernels.steps import Steps
+from bptt.kernels.windows import Windows
+
+INTERFACE = 1
+CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2, "GRU": 3, "LSTM": 4}
+PATHS = ("portable", "avx2", "avx512")
+"""The kinds of vectors that there are kernels for, the narrowest first."""
+
+
+class Call(NamedTuple):
+    """A ``bptt_sequence``, field by field; addresses are whole numbers, 0 for none."""
+
+    cell: int
+    is_double: int
+    threads: int
+    reverse: int
+    steps: int
+    batch: int
+    inputs: int
+    hidden: int
+    rows: int
+    sizes: int
+    x: int
+    w_ih: int
+    w_hh: int
+    b_ih: int
+    b_hh: int
+    h_0: int
+    c_0: int
+    resets: int
+    y: int
+    kept: int
+    h_n: int = 0
+    c_n: int = 0
+    carry: int = 0
+    d_y: int = 0
+    d_h: int = 0
+    d_c: int = 0
+    d_x: int = 0
+    d_w_ih: int = 0
+    d_w_hh: int = 0
+    d_b_ih: int = 0
+    d_b_hh: int = 0
+    norms: int = 0
+    walk_steps: int = 0
+    walk_sizes: int = 0
+    window_rows: int = 0
+    by_windows: int = 0
+
+
+_LAYOUT = struct.Struct(f"={len(Call._fields)}q")
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """Load the library.
+
+    Raises:
+        KernelError: it is not there, or is of another version; says why and what to do.
+    """
+    try:
+        path = library_path()
+        found = ctypes.CDLL(str(path))
+    except OSError as e:
+        raise KernelError(f"the native kernels cannot be used: {e}") from None
+    if struct.calcsize("P") != 8:
+        raise KernelError("the native kernels need a 64-bit Python")
+    if found.bptt_interface() != INTERFACE:
+        raise KernelError(
+            f"{path} is of another version of bptt (interface {found.bptt_interface()}, expected "
+            f"{INTERFACE}): install bptt again"
+        )
+    found.bptt_kept.restype = ctypes.c_int64
+    found.bptt_kept.argtypes = [ctypes.c_int64] * 4
+    found.bptt_forward.argtypes = found.bptt_backward.argtypes = [ctypes.c_char_p]
+    found.bptt_peak.restype = ctypes.c_double
+    found.bptt_peak.argtypes = [ctypes.c_int, ctypes.c_double]
+    found.bptt_function.argtypes = [
+        ctypes.c_int,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+    ]
+    _share_threads(found)
+    return found
+
+
+def _share_threads(found: ctypes.CDLL) -> None:
+    """Let the library run on the threads of torch's own OpenMP, so that the two never compete."""
+    here = ctypes.CDLL(None)
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    if all(hasattr(here, name) for name in names):
+        addresses = [ctypes.cast(getattr(here, name), ctypes.c_void_p) for name in names]
+        found.bptt_use_threads.argtypes = [ctypes.c_void_p] * 3
+        found.bptt_use_threads(*addresses)
+
+
+def fma_peak(threads: int, seconds: float) -> float:
+    """Measure how many fused multiply-adds the processor does, in float32 and GFLOP/s.
+
+    Args:
+        threads: how many, each on registers alone.
+        seconds: for how long.
+
+    Raises:
+        KernelError: there is no native library.
+    """
+    return float(library().bptt_peak(threads, seconds))
+
+
+def elementwise(name: str, x: Tensor) -> Tensor:
+    """Apply the kernels' own exp, tanh or sigmoid, for the tests of their precision.
+
+    Args:
+        name: ``"exp"``, ``"tanh"`` or ``"sigmoid"``.
+        x: float32 or float64, contiguous.
+    """
+    y = torch.empty_like(x)
+    which = ("exp", "tanh", "sigmoid").index(name)
+    library().bptt_function(which, x.dtype == torch.float64, x.numel(), x.data_ptr(), y.data_ptr())
+    return y
+
+
+def serves(cell: Cell, x: Tensor, w: Weights) -> bool:
+    """Whether there is a kernel for this: on the processor, float32 or float64, no projection."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and w.hr is None
+        and x.numel() > 0
+        and cell.mode in CELLS
+        and all(t is None or t.dtype == x.dtype for t in w)
+    )
+
+
+# ------------------------------------------------------------------------------------- calls
+
+
+def forward(
+    cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing, keep: bool
+) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+    """Run a sequence, as :class:`bptt.kernels.passes.Engine` says."""
+    N, H = len(x), w.hh.shape[1]
+    y = x.new_empty(N, H)
+    final = tuple(s.new_empty(s.shape) for s in state)
+    size = library().bptt_kept(CELLS[cell.mode], x.dtype == torch.float64, N, H) if keep else 0
+    kept = x.new_empty(size) if size else None
+    given = _Given(cell, x, state, w, steps, at)
+    call = given.call(y, kept, h_n=_at(final[0]), c_n=_at(final[1]) if cell.states == 2 else 0)
+    _run(library().bptt_forward, call)
+    return y, final, () if kept is None else (kept,)
+
+
+def backward(
+    cell: Cell,
+    x: Tensor,
+    state: State,
+    w: Weights,
+    steps: Steps,
+    at: Crossing,
+    y: Tensor,
+    kept: tuple[Tensor, ...],
+    d_y: Tensor | None,
+    d_state: State,
+    needed: tuple[bool, ...],
+    windows: Windows | None = None,
+    by_windows: bool = False,
+    norms: Tensor | None = None,
+) -> Gradients:
+    """Go back through it, as :class:`bptt.kernels.passes.Engine` says.
+
+    Args:
+        norms: besides, is filled with ‖∂L/∂h_t‖ over the batch of each step in the order gone
+            through: the last one first, unless the sequence is reversed; [T] float64.
+    """
+    given = _Given(cell, x, state, w, steps, at)
+    d_y = None if d_y is None else d_y.contiguous()
+    rows = len(windows.rows) if windows and by_windows else len(x)
+    d_x = x.new_empty(rows, x.shape[1]) if needed[0] else None
+    ih, hh, b_ih, b_hh = (
+        p.new_empty(p.shape) if p is not None and wanted else None
+        for p, wanted in zip(w[:4], needed[1:], strict=False)
+    )
+    walk: dict[str, int] = {}
+    if windows is not None:
+        walk_sizes = _whole_numbers(windows.steps.sizes)
+        walk = {
+            "walk_steps": len(walk_sizes),
+            "walk_sizes": ctypes.addressof(walk_sizes),
+            "window_rows": _at(windows.rows),
+            "by_windows": by_windows,
+        }
+    call = given.call(
+        y,
+        kept[0] if kept else None,
+        carry=_at(given.carry),
+        d_y=_at(d_y),
+        d_h=_at(d_state[0]),
+        d_c=_at(d_state[1]) if cell.states == 2 else 0,
+        d_x=_at(d_x),
+        d_w_ih=_at(ih),
+        d_w_hh=_at(hh),
+        d_b_ih=_at(b_ih),
+        d_b_hh=_at(b_hh),
+        norms=_at(norms),
+        **walk,
+    )
+    _run(library().bptt_backward, call)
+    return Gradients(d_x, d_state, Weights(ih, hh, b_ih, b_hh))  # type: ignore[arg-type]
+
+
+class _Given:
+    """What both passes get, dense; alive as long as a call needs its addresses."""
+
+    def __init__(
+        self, cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+    ) -> None:
+        self.cell, self.steps = cell, steps
+        self.x = x.contiguous()
+        self.state = tuple(s.contiguous() for s in state)
+        self.w = [None if p is None else p.contiguous() for p in w[:4]]
+        self.resets = None if at.resets is None else at.resets.contiguous()
+        self.carry = None if at.carry is None else at.carry.contiguous()
+        self.sizes = _whole_numbers(steps.sizes)
+
+    def call(self, y: Tensor, kept: Tensor | None, **more: int) -> Call:
+        ih, hh, b_ih, b_hh = map(_at, self.w)
+        N, inputs = self.x.shape
+        return Call(
+            CELLS[self.cell.mode],
+            self.x.dtype == torch.float64,
+            torch.get_num_threads(),
+            self.steps.reverse,
+            len(self.steps.sizes),
+            self.steps.batch,
+            inputs,
+            y.shape[1],
+            N,
+            ctypes.addressof(self.sizes),
+            self.x.data_ptr(),
+            ih,
+            hh,
+            b_ih,
+            b_hh,
+            self.state[0].data_ptr(),
+            self.state[1].data_ptr() if len(self.state) == 2 else 0,
+            _at(self.resets),
+            y.data_ptr(),
+            _at(kept),
+            **more,
+        )
+
+
+def _at(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+@lru_cache(maxsize=64)
+def _whole_numbers(sizes: tuple[int, ...]) -> Any:
+    return (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+def _run(function: Any, call: Call) -> None:
+    if function(_LAYOUT.pack(*call)) != 0:
+        raise MemoryError(
+            f"bptt: no memory for the work space of {call.rows} rows of {call.hidden} hidden units"
+        )

@@ -1,0 +1,99 @@
+"""What the passes over a sequence take and give, whoever computes them: the twin or the library."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from bptt.cells import Cell, State, Weights
+from bptt.kernels.steps import Steps
+from bptt.kernels.windows import Windows
+
+
+class Crossing(NamedTuple):
+    """What happens to the state and its gradient between a step and the one before it."""
+
+    carry: Float[Tensor, "rows 1"] | None
+    """Factors of the gradient, [N, 1]."""
+    resets: Bool[Tensor, "rows 1"] | None
+    """Where the state is set to zero before the step, [N, 1]."""
+
+    @property
+    def cuts(self) -> Bool[Tensor, "rows 1"] | None:
+        """Where no gradient passes, not even an infinite one, [N, 1]."""
+        if self.carry is None:
+            return self.resets
+        return self.carry == 0 if self.resets is None else self.resets | (self.carry == 0)
+
+
+class Gradients(NamedTuple):
+    """What a backward pass gives; None where it was not wanted."""
+
+    x: Tensor | None
+    """∂L/∂x, [N, I], or a row for each row of the windows."""
+    state: State
+    """∂L/∂(initial state), each of its tensors [B, ...], or a row for each window."""
+    w: Weights | tuple[Tensor | None, ...]
+    """Those of the weights."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """The two passes over a sequence: a module that has them."""
+
+    def forward(
+        self,
+        cell: Cell,
+        x: Tensor,
+        state: State,
+        w: Weights,
+        steps: Steps,
+        at: Crossing,
+        keep: bool,
+    ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+        """Run the recursion.
+
+        Args:
+            cell: whose equations.
+            x: the inputs, [N, I].
+            state: the initial state, each of its tensors [B, ...].
+            w: the layer's weights.
+            steps: which rows belong to which step.
+            at: what crosses between them.
+            keep: whether there will be a backward pass.
+
+        Returns:
+            The outputs [N, P], the final state, and what :meth:`backward` needs besides them.
+        """
+
+    def backward(
+        self,
+        cell: Cell,
+        x: Tensor,
+        state: State,
+        w: Weights,
+        steps: Steps,
+        at: Crossing,
+        y: Tensor,
+        kept: tuple[Tensor, ...],
+        d_y: Tensor | None,
+        d_state: State,
+        needed: tuple[bool, ...],
+        windows: Windows | None = None,
+        by_windows: bool = False,
+    ) -> Gradients:
+        """Run the recursion of the deltas, and what follows from them.
+
+        Args:
+            cell: as for :meth:`forward`, and so are x, state, w, steps and at.
+            y: the outputs that :meth:`forward` gave.
+            kept: and what it kept.
+            d_y: ∂L/∂y, [N, P], or [rows of the windows, P]; None where no output was used.
+            d_state: ∂L/∂(final state), each of its tensors [B, ...], or a row for each window;
+                may be overwritten.
+            needed: whether the gradient of x is, and that of each of the weights.
+            windows: that overlap, if any.
+            by_windows: whether ∂L/∂x has a row for each row of the windows.
+        """

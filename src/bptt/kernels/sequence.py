@@ -1,0 +1,274 @@
+"""A whole sequence of one layer as one node of the graph, whoever computes it.
+
+The native kernels do where they can serve, otherwise the twin; where more than a first derivative
+is asked for, the cells themselves, under autograd.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Inexact
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from bptt.cells import Cell, State, Weights
+from bptt.kernels import choosing, loop, native, twin
+from bptt.kernels.passes import Crossing, Engine
+from bptt.kernels.steps import Steps
+from bptt.kernels.windows import Windows
+
+
+def sequence(
+    cell: Cell,
+    x: Inexact[Tensor, "rows input"],
+    state: State,
+    w: Weights,
+    steps: Steps,
+    carry: Float[Tensor, "rows 1"] | None = None,
+    resets: Bool[Tensor, "rows 1"] | None = None,
+) -> tuple[Inexact[Tensor, "rows output"], State]:
+    """Run a cell over the rows of a sequence, in one direction, as one node of the graph.
+
+    Arguments and results are those of :func:`bptt.kernels.loop.sequence`, which serves in its
+    place where a derivative of the derivative, forward mode or a transform is asked for.
+    """
+    if needs_the_cells(x, *state, *w):
+        return loop.sequence(cell, x, state, w, steps, carry, resets)
+    at = Crossing(carry, resets)
+    engine = _engine_for(cell, x, w)
+    if not _is_recorded(x, *state, *w):
+        y, final, _ = engine.forward(cell, x, state, w, steps, at, keep=False)
+        return y, final
+    y, *rest = _Sequence.apply(engine, cell, steps, at, None, False, x, *state, *w)
+    return y, tuple(rest)
+
+
+def windowed_sequence(
+    cell: Cell,
+    x: Inexact[Tensor, "given input"],
+    state: State,
+    w: Weights,
+    steps: Steps,
+    windows: Windows,
+    carry: Float[Tensor, "rows 1"] | None = None,
+    resets: Bool[Tensor, "rows 1"] | None = None,
+    *,
+    by_windows: bool = True,
+) -> tuple[Inexact[Tensor, "windowed output"], State]:
+    """Run a cell over the rows of a sequence whose losses have windows that overlap.
+
+    Args:
+        cell: whose equations.
+        x: the inputs: laid out by windows, so that each window has a gradient of its own, or, if
+            not ``by_windows``, the rows of the sequence, [N, I].
+        state: the initial state, each of its tensors [B, ...].
+        w: the layer's weights.
+        steps: which rows belong to which step.
+        windows: which rows belong to which window.
+        carry: as in :func:`sequence`, [N, 1].
+        resets: as in :func:`sequence`, [N, 1].
+        by_windows: how x is laid out.
+
+    Returns:
+        The outputs, laid out by windows, and the final state.
+
+    Raises:
+        NotImplementedError: more than a first derivative is asked for.
+    """
+    if needs_the_cells(x, *state, *w):
+        raise NotImplementedError(
+            "windows that overlap (every < reach) know the first derivative only, without "
+            "transforms of torch.func: use a credit without them, as bptt.Truncated(k)"
+        )
+    at, engine = Crossing(carry, resets), _engine_for(cell, x, w)
+    y, *rest = _Sequence.apply(engine, cell, steps, at, windows, by_windows, x, *state, *w)
+    return y, tuple(rest)
+
+
+def _engine_for(cell: Cell, x: Tensor, w: Weights) -> Engine:
+    if choosing.runs_native() and native.serves(cell, x, w):
+        return cast(Engine, native)
+    return cast(Engine, twin)
+
+
+def _is_recorded(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class _Sequence(torch.autograd.Function):
+    """The whole sequence as one node of the graph.
+
+    With windows that overlap, the outputs are laid out by windows (:mod:`bptt.kernels.windows`):
+    rows of the same step are copies of each other and differ in nothing but the gradient that
+    comes back through them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        engine: Engine,
+        cell: Cell,
+        steps: Steps,
+        at: Crossing,
+        windows: Windows | None,
+        by_windows: bool,
+        x: Tensor,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        initial, w = _unflatten(cell, tensors)
+        if windows is not None and by_windows:
+            x = x.index_select(0, windows.own)
+        y, final, kept = engine.forward(cell, x, initial, w, steps, at, keep=True)
+        ctx.engine, ctx.cell, ctx.steps, ctx.at = engine, cell, steps, at
+        ctx.windows, ctx.by_windows = windows, by_windows
+        ctx.save_for_backward(x, *tensors, y, *kept)
+        ctx.set_materialize_grads(False)
+        return (y if windows is None else y.index_select(0, windows.rows), *final)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        x, *rest = ctx.saved_tensors
+        given = ctx.cell.states + len(Weights._fields)
+        tensors, y, kept = rest[:given], rest[given], tuple(rest[given + 1 :])
+        needed = ctx.needs_input_grad[6:]
+        with without_autocast(x.device):
+            if torch.is_grad_enabled() or needs_the_cells(*grads):
+                found = _differentiable_backward(ctx, x, tensors, grads, needed)
+            else:
+                found = _backward(ctx, x, tensors, y, kept, grads, needed)
+        return (None,) * 6 + found
+
+
+def _backward(
+    ctx: Any,
+    x: Tensor,
+    tensors: list[Tensor | None],
+    y: Tensor,
+    kept: tuple[Tensor, ...],
+    grads: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """The hand-derived gradients of x, the initial state and the weights, in that order."""
+    cell, windows = ctx.cell, ctx.windows
+    initial, w = _unflatten(cell, tensors)
+    found = ctx.engine.backward(
+        cell,
+        x,
+        initial,
+        w,
+        ctx.steps,
+        ctx.at,
+        y,
+        kept,
+        grads[0],
+        _gradients_of_final(initial, grads[1:], windows),
+        (needed[0], *needed[1 + cell.states :]),
+        windows,
+        ctx.by_windows,
+    )
+    d_initial = found.state
+    if windows is not None:
+        d_initial = tuple(
+            s.new_zeros(s.shape).index_add_(0, windows.of_first, d[windows.first])
+            for s, d in zip(initial, d_initial, strict=True)
+        )
+    return (found.x, *d_initial, *found.w)
+
+
+def _gradients_of_final(
+    final: State, grads: tuple[Tensor | None, ...], windows: Windows | None
+) -> State:
+    """Those of the final state, to be worked on: of each sequence, or of each window."""
+    if windows is None:
+        return tuple(
+            torch.zeros_like(s, memory_format=torch.contiguous_format)
+            if d is None
+            else d.clone(memory_format=torch.contiguous_format)
+            for s, d in zip(final, grads, strict=True)
+        )
+    d_state = tuple(s.new_zeros(windows.steps.batch, s.shape[1]) for s in final)
+    for d, of_final in zip(d_state, grads, strict=True):
+        if of_final is not None:
+            d[windows.last] = of_final
+    return d_state
+
+
+def _differentiable_backward(
+    ctx: Any,
+    x: Tensor,
+    tensors: list[Tensor | None],
+    grads: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """The same gradients through the cells, so that they can be differentiated again."""
+    if ctx.windows is not None:
+        raise NotImplementedError(
+            "the gradient of windows that overlap (every < reach) cannot be differentiated "
+            "again: use a credit without such windows, as bptt.Full() or bptt.Truncated(k)"
+        )
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # As views, each is a node of its own: one that is given twice, or comes from another,
+        # gets only what reaches it through its own place.
+        x, tensors = x.view_as(x), [None if t is None else t.view_as(t) for t in tensors]
+        initial, w = _unflatten(ctx.cell, tensors)
+        inputs = [
+            t for t, need in zip((x, *tensors), needed, strict=True) if need and t is not None
+        ]
+        outputs, state = loop.sequence(ctx.cell, x, initial, w, ctx.steps, *ctx.at)
+        used = [(y, d) for y, d in zip((outputs, *state), grads, strict=True) if d is not None]
+        found = iter(
+            torch.autograd.grad(
+                [y for y, _ in used],
+                inputs,
+                [d for _, d in used],
+                create_graph=again,
+                allow_unused=True,
+            )
+        )
+    return tuple(next(found) if need else None for need in needed)
+
+
+def _unflatten(cell: Cell, tensors: Any) -> tuple[State, Weights]:
+    return tuple(tensors[: cell.states]), Weights(*tensors[cell.states :])
+
+
+def needs_the_cells(*tensors: Tensor | None) -> bool:
+    """Whether what is asked for is more than the hand-derived first derivative.
+
+    That is forward mode, a torch.func transform, a batch of gradients, complex numbers, or an
+    export, which wants operations that it knows.
+    """
+    if torch._C._are_functorch_transforms_active() or _is_exporting():
+        return True
+    forward_mode = forward_ad._current_level >= 0
+    for t in tensors:
+        if t is None:
+            continue
+        # The last: a batch of gradients, autograd.grad(is_grads_batched=True).
+        if t.is_complex() or torch._C._functorch.is_legacy_batchedtensor(t):
+            return True
+        if forward_mode and forward_ad.unpack_dual(t).tangent is not None:
+            return True
+    return False
+
+
+def _is_exporting() -> bool:
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace
+        return True
+    ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # not in torch 2.6
+    return bool(ask())
+
+
+_NOTHING = nullcontext()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch autocast off, where it is on."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return _NOTHING

@@ -1,0 +1,27 @@
+"""The kernels that tests go through: the twin, and the native ones with each kind of vectors."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+
+from bptt import kernels
+from bptt.errors import KernelError
+from bptt.kernels import native
+
+PATHS = ["twin", *native.PATHS]
+
+
+@contextmanager
+def using(name: str):
+    """Use them, or skip the test where they are not to be had."""
+    try:
+        chosen = kernels.use(name)
+        backend = chosen.__enter__()
+    except KernelError as e:
+        pytest.skip(str(e))
+    try:
+        yield backend
+    finally:
+        chosen.__exit__(None, None, None)
