@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from bptt.bench import Limits, Start
+from bptt.bench import run as everything
 from bptt.bench.shapes import ModelShape, Shape
+from bptt.cli import bench as command
+from bptt.cli import main
+from bptt.cli.bench import Show
 
 SMALL = ["--shape", "5/2/3/4", "--rounds", "1", "--quick"]
 ALL_SMALL = ["--rounds", "1", "--quick", "--sentences", "2"]
@@ -20,24 +24,21 @@ ALL_SMALL = ["--rounds", "1", "--quick", "--sentences", "2"]
 @pytest.fixture
 def run(monkeypatch):
     """The module that goes through it all, with tiny jobs and no limits to measure."""
-    import bptt.cli.bench  # noqa: F401
-
-    module = sys.modules["bptt.bench.bench"]
     tiny = ModelShape("rnn", 1, vocabulary=20, hidden=4, batch=1, steps=4)
-    monkeypatch.setattr(module, "MODELS", (tiny,))
-    monkeypatch.setattr(module, "SHAPES", (Shape(3, 2, 4, 5),))
+    monkeypatch.setattr(everything, "MODELS", (tiny,))
+    monkeypatch.setattr(everything, "SHAPES", (Shape(3, 2, 4, 5),))
     monkeypatch.setattr("bptt.bench.seed.SEED", tiny)
-    monkeypatch.setattr(module, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0}))
-    monkeypatch.setattr(module, "_measure_start", lambda: Start(None, 2.0, 1.0))
-    monkeypatch.setattr(module.jax_scan, "load", lambda threads: (None, "JAX is not installed"))
-    return module
+    monkeypatch.setattr(
+        everything, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0})
+    )
+    monkeypatch.setattr(everything, "_measure_start", lambda: Start(None, 2.0, 1.0))
+    monkeypatch.setattr(everything.jax_scan, "load", lambda threads: (None, "JAX is not installed"))
+    return everything
 
 
 @pytest.fixture
 def bptt(run, tmp_path, monkeypatch, capsys):
     """Run the command; give what it printed."""
-    from bptt.cli import main
-
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments, status=0):
@@ -127,7 +128,7 @@ def test_rounds_threads_and_sentences(bptt):
 
 def test_quick_is_less(bptt, run, monkeypatch):
     efforts = []
-    monkeypatch.setattr(sys.modules["bptt.cli.bench"], "bench", _note(efforts, run))
+    monkeypatch.setattr(command, "bench", _note(efforts, run))
     bptt("--only", "start")
     bptt("--only", "start", "--quick")
     usual, quick = efforts
@@ -228,8 +229,6 @@ def test_stopped_before_there_is_anything(bptt, run, monkeypatch, tmp_path):
 
 
 def test_a_bar_on_a_terminal(run, capsys, monkeypatch):
-    from bptt.cli.bench import Show
-
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     show = Show()
@@ -241,8 +240,6 @@ def test_a_bar_on_a_terminal(run, capsys, monkeypatch):
 
 
 def test_no_bar_elsewhere(run, capsys):
-    from bptt.cli.bench import Show
-
     show = Show()
     with show.progress():
         show.begun("RNN 5/2/3/4", 0, 2)

@@ -63,7 +63,7 @@ def measure_limits(seconds: float) -> Limits:
     threads = torch.get_num_threads()
     peak, reason = None, None
     try:
-        peak = max(native.fma_peak(threads, seconds / 3) for _ in range(3))
+        peak = max(native.fma_peak(threads, seconds / 10) for _ in range(10))
     except KernelError as e:
         reason = str(e)
     products = {f"torch.mm {size}": _torch_product(size, seconds) for size in PRODUCTS}

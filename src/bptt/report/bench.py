@@ -115,17 +115,19 @@ def _draw_limits(axes: Axes, found: Bench) -> None:
     if found.limits is None:
         return
     product = found.limits.products[found.limits.best]
-    for value, said in ((found.limits.peak, "peak"), (product, "large product")):
-        if value is None:
-            continue
+    limits = [(product, "large product")]
+    if found.limits.peak is not None:
+        limits.append((found.limits.peak, "peak"))
+    # The least one's name is on the left of its line, so that they do not lie upon each other.
+    for (value, said), side in zip(sorted(limits), ("right", "left"), strict=False):
         axes.axvline(value, color="0.5", linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
         axes.annotate(
             said,
             (value, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(-3, 0),
+            xytext=(3 if side == "left" else -3, 0),
             textcoords="offset points",
-            ha="right",
+            ha=side,
             va="bottom",
             fontsize="x-small",
             color="0.4",
