@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import bptt
+from bptt.cli.bench import bench_
 from bptt.cli.compare import SeveralCredits, compare_
 from bptt.cli.evaluate import evaluate
 from bptt.cli.sample import sample
@@ -27,6 +28,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(sample)
 app.command("compare", cls=SeveralCredits)(compare_)
+app.command("bench")(bench_)
 
 
 def _print_version(wanted: bool) -> bool:
