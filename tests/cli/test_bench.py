@@ -210,6 +210,7 @@ def test_stopped_it_prints_what_is_there(bptt, run, monkeypatch, tmp_path, sent,
     assert out.startswith("Interrupted; what was measured until then:")
     assert " RNN" in out
     assert " GRU" not in out
+    assert "medians over at most 1 rounds" in out
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["interrupted"]
     assert names(found) == ["kernels RNN 5/2/3/4"]

@@ -159,8 +159,9 @@ def _remarks(found: Bench) -> list[str]:
     c = found.conditions
     notes = [*found.notes, *(note for row in found.rows for note in row.notes)]
     if found.rows:
+        most = "at most " if found.interrupted else ""
         notes.append(
-            f"Times are medians over {c['rounds']} rounds in which the contenders take turns, "
+            f"Times are medians over {most}{c['rounds']} rounds in which the contenders take turns, "
             "ratios the medians of those within a round."
         )
     if c["load"] is not None and c["load"] >= BUSY:
