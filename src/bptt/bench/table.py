@@ -161,8 +161,8 @@ def _remarks(found: Bench) -> list[str]:
     if found.rows:
         most = "at most " if found.interrupted else ""
         notes.append(
-            f"Times are medians over {most}{c['rounds']} rounds in which the contenders take turns, "
-            "ratios the medians of those within a round."
+            f"Times are medians over {most}{c['rounds']} rounds in which the contenders take "
+            "turns, ratios the medians of those within a round."
         )
     if c["load"] is not None and c["load"] >= BUSY:
         notes.append(
