@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
+from bptt.kernels import choosing, native
 from bptt.kernels.sequence import needs_the_cells, without_autocast
 
 CHUNK = 2**22  # logits at a time: few enough for a processor's cache, enough for its products
@@ -123,8 +124,6 @@ def fused(
 ) -> Found:
     """Compute the losses and their gradients, some rows at a time.
 
-    This is the readable twin of a native kernel, and what runs where there is none.
-
     Args:
         hidden: what the readout reads, [N, H].
         weight: the readout's, [V, H].
@@ -133,6 +132,20 @@ def fused(
         factors: of each row's loss, [N], in the gradients only; None: all are 1.
         needed: whether the gradients of hidden, weight and bias are.
     """
+    if choosing.runs_native() and native.serves_readout(hidden, weight):
+        return Found(*native.cross_entropy(hidden, weight, bias, targets, factors, needed))
+    return twin(hidden, weight, bias, targets, factors, needed)
+
+
+def twin(
+    hidden: Float[Tensor, "rows hidden"],
+    weight: Float[Tensor, "vocabulary hidden"],
+    bias: Float[Tensor, " vocabulary"] | None,
+    targets: Int[Tensor, " rows"],
+    factors: Float[Tensor, " rows"] | None,
+    needed: tuple[bool, bool, bool],
+) -> Found:
+    """Do what :func:`fused` does in plain torch: the native kernel's readable twin."""
     losses = hidden.new_empty(len(hidden))
     d_hidden, d_weight, d_bias = (
         torch.zeros_like(t, memory_format=torch.contiguous_format)

@@ -21,7 +21,7 @@ from bptt.kernels.passes import Crossing, Gradients
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
 
-INTERFACE = 1
+INTERFACE = 2
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2, "GRU": 3, "LSTM": 4}
 PATHS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
@@ -68,7 +68,8 @@ class Call(NamedTuple):
     by_windows: int = 0
 
 
-_LAYOUT = struct.Struct(f"={len(Call._fields)}q")
+_SEQUENCE = struct.Struct(f"={len(Call._fields)}q")
+_READOUT = struct.Struct("=14q")
 
 
 @lru_cache(maxsize=1)
@@ -92,7 +93,8 @@ def library() -> ctypes.CDLL:
         )
     found.bptt_kept.restype = ctypes.c_int64
     found.bptt_kept.argtypes = [ctypes.c_int64] * 4
-    found.bptt_forward.argtypes = found.bptt_backward.argtypes = [ctypes.c_char_p]
+    for function in (found.bptt_forward, found.bptt_backward, found.bptt_cross_entropy):
+        function.argtypes = [ctypes.c_char_p]
     found.bptt_peak.restype = ctypes.c_double
     found.bptt_peak.argtypes = [ctypes.c_int, ctypes.c_double]
     found.bptt_function.argtypes = [
@@ -190,9 +192,8 @@ def backward(
 ) -> Gradients:
     """Go back through it, as :class:`bptt.kernels.passes.Engine` says.
 
-    Args:
-        norms: besides, is filled with ‖∂L/∂h_t‖ over the batch of each step in the order gone
-            through: the last one first, unless the sequence is reversed; [T] float64.
+    Besides, ``norms``, [T] float64, is filled with ‖∂L/∂h_t‖ over the batch, of each step in the
+    order gone through: the last one first, unless the sequence is reversed.
     """
     given = _Given(cell, x, state, w, steps, at)
     d_y = None if d_y is None else d_y.contiguous()
@@ -282,7 +283,52 @@ def _whole_numbers(sizes: tuple[int, ...]) -> Any:
 
 
 def _run(function: Any, call: Call) -> None:
-    if function(_LAYOUT.pack(*call)) != 0:
+    if function(_SEQUENCE.pack(*call)) != 0:
         raise MemoryError(
             f"bptt: no memory for the work space of {call.rows} rows of {call.hidden} hidden units"
         )
+
+
+# ----------------------------------------------------------------------------------- readout
+
+
+def serves_readout(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether there is a kernel for :func:`cross_entropy`."""
+    return (
+        hidden.device.type == "cpu"
+        and hidden.dtype in (torch.float32, torch.float64)
+        and hidden.numel() > 0
+        and weight.numel() > 0
+    )
+
+
+def cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    factors: Tensor | None,
+    needed: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Compute a readout's losses and their gradients: see its twin, ``bptt.losses.fused``."""
+    given = [
+        None if t is None else t.contiguous() for t in (hidden, weight, bias, targets, factors)
+    ]
+    losses = hidden.new_empty(len(hidden))
+    found = [
+        t.new_empty(t.shape) if t is not None and wanted else None
+        for t, wanted in zip((hidden, weight, bias), needed, strict=True)
+    ]
+    call = _READOUT.pack(
+        hidden.dtype == torch.float64,
+        torch.get_num_threads(),
+        len(hidden),
+        hidden.shape[1],
+        len(weight),
+        *map(_at, given),
+        losses.data_ptr(),
+        *map(_at, found),
+    )
+    if library().bptt_cross_entropy(call) != 0:
+        raise MemoryError(f"bptt: no memory for the work space of {len(weight)} labels")
+    return losses, found[0], found[1], found[2]

@@ -87,7 +87,12 @@ class Engine(Protocol):
         """Run the recursion of the deltas, and what follows from them.
 
         Args:
-            cell: as for :meth:`forward`, and so are x, state, w, steps and at.
+            cell: as for :meth:`forward`.
+            x: likewise.
+            state: likewise.
+            w: likewise.
+            steps: likewise.
+            at: likewise.
             y: the outputs that :meth:`forward` gave.
             kept: and what it kept.
             d_y: ∂L/∂y, [N, P], or [rows of the windows, P]; None where no output was used.

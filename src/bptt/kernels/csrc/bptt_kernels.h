@@ -20,7 +20,7 @@ enum bptt_cell { BPTT_TANH, BPTT_RELU, BPTT_SIGMOID, BPTT_GRU, BPTT_LSTM };
 enum bptt_path { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_PATHS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 1
+#define BPTT_INTERFACE 2
 
 typedef struct bptt_sequence {
     int64_t cell;      /* enum bptt_cell */
@@ -62,6 +62,20 @@ typedef struct bptt_sequence {
     int64_t by_windows;        /* 1: d_x has a row for each row of the windows */
 } bptt_sequence;
 
+/* A linear readout and its cross-entropy: losses -ln softmax(W h + b)[target], and the gradients of
+   their sum, each times its factor. */
+typedef struct bptt_readout {
+    int64_t is_double, threads;
+    int64_t rows, hidden_size, labels; /* N, H, V */
+    const void *hidden;     /* [N, H] */
+    const void *weight;     /* [V, H] */
+    const void *bias;       /* [V], or null */
+    const int64_t *targets; /* [N], each from 0 to V - 1 */
+    const void *factors;    /* [N], or null: all 1; they are not in the losses */
+    void *losses;           /* out: [N] */
+    void *d_hidden, *d_weight, *d_bias; /* out: as these, or null */
+} bptt_readout;
+
 /* As libgomp's own functions of these names. */
 typedef void (*bptt_parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 typedef int (*bptt_number)(void);
@@ -88,9 +102,10 @@ BPTT_API void bptt_use_threads(bptt_parallel, bptt_number number, bptt_number co
 /* How many elements `kept` has. */
 BPTT_API int64_t bptt_kept(int64_t cell, int64_t is_double, int64_t rows, int64_t hidden);
 
-/* Both return 0, or -1 where there is no memory for the work space. */
+/* These return 0, or -1 where there is no memory for the work space. */
 BPTT_API int bptt_forward(const bptt_sequence *);
 BPTT_API int bptt_backward(const bptt_sequence *);
+BPTT_API int bptt_cross_entropy(const bptt_readout *);
 
 /* Elementwise, for the tests: out[i] = f(in[i]); which: 0 exp, 1 tanh, 2 sigmoid. */
 BPTT_API void bptt_function(int which, int64_t is_double, int64_t n, const void *in, void *out);

@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "readout.h"
 #include "sequence.h"
 
 namespace {
@@ -38,6 +39,10 @@ int forward(const bptt_sequence &q, const bptt_threads &threads) {
 
 int backward(const bptt_sequence &q, const bptt_threads &threads) {
     return with_type<Backward>(q, threads);
+}
+
+int cross_entropy(const bptt_readout &q, const bptt_threads &threads) {
+    return q.is_double ? start(Readout<double>(q), threads) : start(Readout<float>(q), threads);
 }
 
 template <class T> void function(int which, int64_t n, const T *in, T *out) {
@@ -86,4 +91,5 @@ double multiply_adds(const bptt_threads &threads, int team, double seconds) {
 
 #define BPTT_JOIN(a, b) a##b
 #define BPTT_NAME(path) BPTT_JOIN(bptt_, path)
-extern const bptt_path_table BPTT_NAME(BPTT_PATH) = {forward, backward, function_of, multiply_adds};
+extern const bptt_path_table BPTT_NAME(BPTT_PATH) = {forward, backward, cross_entropy, function_of,
+                                                    multiply_adds};

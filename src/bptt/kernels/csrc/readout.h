@@ -1,0 +1,221 @@
+// The readout and its cross-entropy as one, some rows at a time. Compare with the twin,
+// bptt/losses.py: fused().
+//
+// The probabilities are not normalised: e = exp(logit - the row's largest) stays in the logits'
+// place, and what a row's sum and factor make of it, s = factor / Σ e, goes into the hidden states
+// and into the result, which are smaller. The target's part is one row of W and of d_W.
+#pragma once
+#include <cmath>
+#include <limits>
+
+#include "arena.h"
+#include "matrix.h"
+#include "team.h"
+
+namespace {
+
+constexpr int64_t LABELS = 256;         // whose sum is a part of the row's, whoever adds it up
+constexpr int64_t MOST_LOGITS = 1 << 21;  // at a time
+constexpr int64_t READOUT_ROWS = 256;     // at a time, at most
+constexpr int64_t SMALL_READOUT = 200000; // multiplications that are not worth a second thread
+
+template <class T> struct Readout {
+    const bptt_readout &q;
+    const int64_t N = q.rows, H = q.hidden_size, V = q.labels;
+    const T *const hidden = static_cast<const T *>(q.hidden);
+    const T *const weight = static_cast<const T *>(q.weight);
+    const T *const bias = static_cast<const T *>(q.bias);
+    const T *const factors = static_cast<const T *>(q.factors);
+    T *const losses = static_cast<T *>(q.losses);
+    T *const d_hidden = static_cast<T *>(q.d_hidden), *const d_weight = static_cast<T *>(q.d_weight);
+    T *const d_bias = static_cast<T *>(q.d_bias);
+    const bool gradients = d_hidden || d_weight || d_bias;
+    // Logits end with whole vectors, and rows do not lie on the same places of the cache.
+    const int64_t row = round_up<T>(V) + WIDTH<T>;
+    const int64_t at_a_time = chunk();
+    const int64_t parts = (V + LABELS - 1) / LABELS;
+    T *logits, *largest, *sums, *of_target, *scale, *scaled, *slivers, *panel, *packed;
+
+    explicit Readout(const bptt_readout &readout) : q(readout) {}
+
+    int64_t chunk() const {
+        const int64_t most =
+            std::max<int64_t>(1, std::min(READOUT_ROWS, MOST_LOGITS / std::max<int64_t>(V, 1)));
+        const int64_t chunks = std::max<int64_t>(1, (N + most - 1) / most);
+        return (N + chunks - 1) / chunks;
+    }
+    int team() const { return N * H * V < SMALL_READOUT ? 1 : int(q.threads); }
+
+    bool reserve(Arena &arena) {
+        const int64_t threads = team();
+        const int64_t sizes[] = {
+            at_a_time * row,                                   // logits
+            threads * at_a_time,                               // largest, of each thread's labels
+            parts * at_a_time,                                 // sums
+            at_a_time, at_a_time,                              // of_target, scale
+            at_a_time * round_up<T>(H),                        // scaled: panels of s h
+            d_weight || d_bias ? at_a_time * row : 0,          // slivers
+            threads * H * MOST_VECTORS * WIDTH<T>,             // panel, of each thread
+            d_hidden ? DEPTH<T> * round_up<T>(H) : 0,          // packed
+        };
+        T **places[] = {&logits, &largest, &sums, &of_target, &scale, &scaled, &slivers, &panel,
+                        &packed};
+        int64_t bytes = 0;
+        for (int64_t n : sizes) bytes += Arena::size_of<T>(n);
+        if (!arena.reserve(bytes)) return false;
+        for (int i = 0; i < 9; i++) *places[i] = arena.take<T>(sizes[i]);
+        return true;
+    }
+
+    void work(const Member &me) {
+        const Range labels = me.share(V, LABELS), units = me.share(H, WIDTH<T>);
+        if (d_weight && N == 0)
+            std::fill(d_weight + labels.begin * H, d_weight + labels.end * H, T(0));
+        if (d_bias) std::fill(d_bias + labels.begin, d_bias + labels.end, T(0));
+        for (int64_t first = 0; first < N; first += at_a_time) {
+            const int64_t n = std::min(at_a_time, N - first);
+            make_logits(me, first, n, labels);
+            me.wait();
+            exponentials(me, first, n, labels);
+            me.wait();
+            if (me.number == 0) finish_losses(first, n);
+            me.wait();
+            if (!gradients) continue;
+            if (d_weight || d_bias) of_weight(me, first, n, labels);
+            if (d_hidden) of_hidden(first, n, units);
+            me.wait();  // the logits' place is used again
+        }
+    }
+
+    // W h + b of the thread's labels, and the largest of each row.
+    void make_logits(const Member &me, int64_t first, int64_t n, const Range &labels) {
+        T *own = largest + me.number * at_a_time;
+        std::fill(own, own + n, -std::numeric_limits<T>::infinity());
+        T *const place = panel + me.number * H * MOST_VECTORS * WIDTH<T>;
+        const int widest = widest_panel(n);
+        for (int64_t v = labels.begin; v < labels.end;) {
+            const int64_t left = (labels.end - v + WIDTH<T> - 1) / WIDTH<T>;
+            const int64_t wide = part(left, widest) * WIDTH<T>;
+            const Panels<T> b{place, H, std::min(wide, labels.end - v), widest};
+            pack_transposed(b, weight + v * H, H);
+            const Panels<T> whole{place, H, wide, widest};
+            multiply<T>(n, H, {hidden + first * H, H}, whole, logits + v, row, false);
+            for (int64_t i = 0; i < n; i++) own[i] = finish_panel(logits + i * row, v, wide, own[i]);
+            v += wide;
+        }
+    }
+
+    // Add the bias, and put the labels that there are not out of the way; returns the largest.
+    T finish_panel(T *to, int64_t v, int64_t wide, T most) {
+        V_ best = all<T>(most);
+        for (int64_t j = v; j < v + wide; j += WIDTH<T>) {
+            V_ l = load(to + j);
+            if (bias) l += load(bias + j, V - j);
+            if (j + WIDTH<T> > V) {
+                store(to + j, l);
+                for (int64_t i = V; i < j + WIDTH<T>; i++)
+                    to[i] = -std::numeric_limits<T>::infinity();
+                l = load(to + j);
+            }
+            store(to + j, l);
+            best = l > best ? l : best;
+        }
+        T found = best[0];
+        for (int i = 1; i < WIDTH<T>; i++) found = best[i] > found ? best[i] : found;
+        return found;
+    }
+
+    // e = exp(logit - largest), in its place, and the sums of each part of the labels.
+    void exponentials(const Member &me, int64_t first, int64_t n, const Range &labels) {
+        for (int64_t i = 0; i < n; i++) {
+            T most = largest[i];
+            for (int t = 1; t < me.team; t++)
+                most = largest[t * at_a_time + i] > most ? largest[t * at_a_time + i] : most;
+            const int64_t target = q.targets[first + i];
+            if (labels.begin <= target && target < labels.end)
+                of_target[i] = logits[i * row + target] - most;
+            for (int64_t v = labels.begin; v < labels.end; v += LABELS) {
+                T *const l = logits + i * row + v;
+                const int64_t width = std::min(LABELS, V - v);
+                V_ sum{};
+                for (int64_t j = 0; j < width; j += WIDTH<T>) {
+                    const V_ d = load(l + j) - most;
+                    const V_ e = d < Vector<T>::least ? V_{} : exp_<T>(d);
+                    sum += e;
+                    if (gradients) store(l + j, e);
+                }
+                T total = 0;
+                for (int k = 0; k < WIDTH<T>; k++) total += sum[k];
+                sums[v / LABELS * at_a_time + i] = total;
+            }
+        }
+    }
+
+    void finish_losses(int64_t first, int64_t n) {
+        for (int64_t i = 0; i < n; i++) {
+            T sum = 0;
+            for (int64_t p = 0; p < parts; p++) sum += sums[p * at_a_time + i];
+            losses[first + i] = std::log(sum) - of_target[i];
+            scale[i] = (factors ? factors[first + i] : T(1)) / sum;
+        }
+    }
+
+    // d_W = eᵀ (s h), less the factor times h in the target's row; d_b likewise.
+    void of_weight(const Member &me, int64_t first, int64_t n, const Range &labels) {
+        const Panels<T> hs{scaled, n, H, widest_panel(MOST_ROWS)};
+        if (d_weight) {
+            int64_t number = 0;
+            hs.walk([&](int64_t column, int wide, T *to) {
+                if (number++ % me.team == me.number) pack_scaled(first, n, column, wide, to);
+            });
+            me.wait();
+            T *const own = slivers + labels.begin * n;
+            pack_slivers(labels.size(), n, logits + labels.begin, row, hs.widest, own);
+            multiply<T>(labels.size(), n, {own, 0}, hs, d_weight + labels.begin * H, H, first > 0);
+        }
+        for (int64_t i = 0; i < n; i++) {
+            const T s = scale[i];
+            const T *const e = logits + i * row;
+            if (d_bias)
+                for (int64_t v = labels.begin; v < labels.end; v++) d_bias[v] += s * e[v];
+            const int64_t target = q.targets[first + i];
+            if (target < labels.begin || target >= labels.end) continue;
+            const T factor = factors ? factors[first + i] : T(1);
+            if (d_bias) d_bias[target] -= factor;
+            if (d_weight)
+                for (int64_t u = 0; u < H; u++)
+                    d_weight[target * H + u] -= factor * hidden[(first + i) * H + u];
+        }
+    }
+
+    void pack_scaled(int64_t first, int64_t n, int64_t column, int wide, T *to) {
+        for (int64_t i = 0; i < n; i++)
+            for (int v = 0; v < wide; v++, to += WIDTH<T>) {
+                const int64_t u = column + v * WIDTH<T>;
+                store(to, load(hidden + (first + i) * H + u, std::max<int64_t>(H - u, 0)) * scale[i]);
+            }
+    }
+
+    // d_h = s (e W), less the factor times the target's row of W, for the thread's units.
+    void of_hidden(int64_t first, int64_t n, const Range &units) {
+        if (units.size() <= 0) return;
+        T *const place = packed + units.begin * DEPTH<T>;
+        for (int64_t v = 0; v < V; v += DEPTH<T>) {
+            const int64_t deep = std::min(DEPTH<T>, V - v);
+            const Panels<T> w{place, deep, units.size(), widest_panel(n)};
+            pack_rows(w, [&](int64_t k) { return weight + (v + k) * H + units.begin; });
+            multiply<T>(n, deep, {logits + v, row}, w, d_hidden + first * H + units.begin, H, v > 0);
+        }
+        for (int64_t i = 0; i < n; i++) {
+            const T s = scale[i], factor = factors ? factors[first + i] : T(1);
+            const T *const of_label = weight + q.targets[first + i] * H;
+            T *const to = d_hidden + (first + i) * H;
+            for (int64_t u = units.begin; u < units.end; u++) to[u] = s * to[u] - factor * of_label[u];
+        }
+    }
+
+private:
+    typedef typename Vector<T>::type V_;
+};
+
+}  // namespace
