@@ -46,6 +46,7 @@ def test_an_untrained_model_knows_nothing_and_a_trained_one_something(small, tmp
 VARIANTS = {
     "lstm, adam": {},
     "rnn, sgd with momentum": {"cell": "rnn", "optimizer": "sgd", "momentum": 0.9, "clip": 0.1},
+    "sgd, which touches only the embeddings that are used": {"optimizer": "sgd"},
     "gru, adamw, dropout, two layers": {
         "cell": "gru",
         "optimizer": "adamw",
