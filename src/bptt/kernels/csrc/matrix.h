@@ -12,7 +12,7 @@
 namespace {
 
 constexpr int ACCUMULATORS = BPTT_REGISTERS == 32 ? 24 : 12;
-constexpr int MOST_ROWS = BPTT_REGISTERS == 32 ? 8 : 4;
+constexpr int MOST_ROWS = BPTT_REGISTERS == 32 ? 8 : 6;
 constexpr int MOST_VECTORS = 8;
 constexpr int64_t DEPTH_BYTES = 2048;  // of k at a time: a panel of it stays in the first cache
 constexpr int64_t BLOCK_ROWS = 128;    // of A at a time: they stay in the second cache
@@ -246,6 +246,7 @@ void pack_slivers(int64_t rows, int64_t depth, const T *d, int64_t d_row, int wi
     for (int64_t m = 0; m < rows;) {
         const int high = int(part(rows - m, tall));
         if (high == 8) pack_sliver<T, 8>(depth, d + m, d_row, to);
+        else if (high == 6) pack_sliver<T, 6>(depth, d + m, d_row, to);
         else if (high == 4) pack_sliver<T, 4>(depth, d + m, d_row, to);
         else
             for (int64_t k = 0; k < depth; k++)

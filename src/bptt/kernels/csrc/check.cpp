@@ -1,0 +1,323 @@
+// A program of its own that runs the kernels, for the sanitizers: every cell, dtype and path that
+// this processor has, over shapes at the borders of vectors, panels and blocks. All arrays are
+// exactly as large as bptt_kernels.h says. The paths must agree with each other, and any number of
+// threads must give the same bits; whether they are right is for the tests in Python to say.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "bptt_kernels.h"
+
+namespace {
+
+const char *const CELLS[] = {"tanh", "relu", "sigmoid", "GRU", "LSTM"};
+const char *const PATHS[] = {"portable", "avx2", "avx512"};
+constexpr int MOST_THREADS = 3;
+
+// ------------------------------------------------------------------------------------ threads
+
+thread_local int own_number = 0, own_count = 1;
+
+int number() { return own_number; }
+int count() { return own_count; }
+
+void parallel(void (*work)(void *), void *data, unsigned threads, unsigned) {
+    auto as = [=](int n) {
+        own_number = n;
+        own_count = int(threads);
+        work(data);
+    };
+    std::vector<std::thread> others;
+    for (int n = 1; n < int(threads); n++) others.emplace_back(as, n);
+    as(0);
+    for (auto &other : others) other.join();
+    own_number = 0;
+    own_count = 1;
+}
+
+// ------------------------------------------------------------------------------------- shapes
+
+enum Has : unsigned {
+    BIAS = 1, D_Y = 2, D_X = 4, D_W_IH = 8, D_W_HH = 16, REVERSE = 32, CARRY = 64, RESETS = 128,
+    WINDOWS = 256, BY_WINDOWS = 512,
+    USUAL = BIAS | D_Y | D_X | D_W_IH | D_W_HH,
+};
+
+using Numbers = std::vector<int64_t>;
+
+struct Shape {
+    Numbers lengths;  // of the sequences, longest first
+    int64_t inputs, hidden;
+    unsigned has = USUAL;
+    int64_t every = 0, reach = 0;  // of the windows
+};
+
+Numbers times(int64_t batch, int64_t length) { return Numbers(size_t(batch), length); }
+
+std::vector<Shape> shapes() {
+    const Numbers ragged = {6, 6, 5, 5, 5, 3, 2, 2, 1};
+    return {
+        {{1}, 1, 1},
+        {times(3, 1), 2, 1},
+        {times(3, 5), 1, 7, D_Y | D_X | D_W_IH | D_W_HH},
+        {{5, 4, 2, 1}, 5, 9, USUAL | CARRY},
+        {{5, 4, 2, 1}, 16, 32, USUAL | REVERSE},
+        {{6, 6, 3, 1}, 17, 33, USUAL | RESETS},
+        {{300}, 3, 15, USUAL | RESETS | CARRY},
+        {ragged, 8, 16, USUAL | WINDOWS | RESETS | CARRY, 2, 5},
+        // From here on, steps are large enough for more than one thread...
+        {times(8, 3), 33, 65},
+        {times(1, 4), 31, 181, USUAL | CARRY | REVERSE},
+        {ragged, 7, 61, USUAL | REVERSE | RESETS | CARRY},
+        {ragged, 40, 64, USUAL | WINDOWS | BY_WINDOWS, 1, 3},
+        {ragged, 19, 61, USUAL | WINDOWS | RESETS | CARRY, 2, 5},
+        // ... which have no units, or no inputs, some of them, ...
+        {times(400, 2), 1, 9, USUAL | RESETS},
+        // ... and the rows, the inputs or the units too many for one block.
+        {times(4, 161), 5, 90, USUAL},
+        {times(4, 150), 3, 88, USUAL | WINDOWS, 50, 60},
+        {times(20, 2), 601, 40},
+        {times(2, 2), 2, 515},
+        // Not all gradients.
+        {ragged, 5, 61, BIAS | D_X},
+        {ragged, 5, 61, BIAS | D_Y | D_W_IH},
+        {ragged, 5, 61, BIAS | D_Y | D_W_HH},
+        {ragged, 5, 61, D_Y | WINDOWS, 2, 3},
+    };
+}
+
+// Where the windows' rows come from, step after step, the last step of each window first.
+struct Layout {
+    Numbers sizes, rows;
+
+    Layout(const Shape &shape, const Numbers &running) {
+        Numbers offsets = {0};
+        for (int64_t n : running) offsets.push_back(offsets.back() + n);
+        struct Window { int64_t sequence, since, last; };
+        std::vector<Window> windows;
+        for (size_t b = 0; b < shape.lengths.size(); b++)
+            for (int64_t t = 0; t < shape.lengths[b]; t += shape.every)
+                windows.push_back({int64_t(b), std::max<int64_t>(0, t + shape.every - shape.reach),
+                                   std::min(t + shape.every, shape.lengths[b]) - 1});
+        auto length = [](const Window &w) { return w.last - w.since + 1; };
+        std::stable_sort(windows.begin(), windows.end(), [&](const Window &a, const Window &b) {
+            return length(a) > length(b);
+        });
+        for (int64_t u = 0; u < length(windows[0]); u++) {
+            int64_t n = 0;
+            for (const Window &w : windows)
+                if (u < length(w)) {
+                    rows.push_back(offsets[size_t(w.last - u)] + w.sequence);
+                    n++;
+                }
+            sizes.push_back(n);
+        }
+    }
+};
+
+// ---------------------------------------------------------------------------------- one problem
+
+template <class T> struct Result {
+    const char *name;
+    std::vector<T> values;
+};
+
+template <class T> class Problem {
+public:
+    Problem(int cell, const Shape &given)
+        : shape(given), gates(cell == BPTT_GRU ? 3 : cell == BPTT_LSTM ? 4 : 1) {
+        for (int64_t t = 0; t < shape.lengths[0]; t++)
+            sizes.push_back(std::count_if(shape.lengths.begin(), shape.lengths.end(),
+                                          [t](int64_t n) { return n > t; }));
+        const int64_t B = sizes[0], I = shape.inputs, H = shape.hidden;
+        for (int64_t n : sizes) rows += n;
+        walk_rows = rows, walk_batch = B;
+        if (has(WINDOWS)) {
+            Layout layout(shape, sizes);
+            walk_sizes = layout.sizes;
+            window_rows = layout.rows;
+            walk_rows = int64_t(window_rows.size()), walk_batch = walk_sizes[0];
+        }
+        x = normal(rows * I), h_0 = normal(B * H), c_0 = normal(cell == BPTT_LSTM ? B * H : 0);
+        w_ih = normal(gates * H * I, 1 / std::sqrt(double(I)));
+        w_hh = normal(gates * H * H, 1 / std::sqrt(double(H)));
+        b_ih = normal(has(BIAS) ? gates * H : 0), b_hh = normal(has(BIAS) ? gates * H : 0);
+        d_y = normal(has(D_Y) ? walk_rows * H : 0), d_h = normal(walk_batch * H);
+        d_c = normal(cell == BPTT_LSTM ? walk_batch * H : 0);
+        for (int64_t n = 0; n < rows && has(RESETS); n++) resets.push_back(random() % 5 == 0);
+        for (int64_t n = 0; n < rows && has(CARRY); n++) carry.push_back(T(random() % 4) / 2);
+        q.cell = cell, q.is_double = sizeof(T) == 8, q.reverse = has(REVERSE);
+        q.steps = int64_t(sizes.size()), q.batch = B, q.inputs = I, q.hidden = H, q.rows = rows;
+        q.sizes = sizes.data(), q.resets = at(resets), q.carry = at(carry);
+        q.x = x.data(), q.w_ih = w_ih.data(), q.w_hh = w_hh.data();
+        q.b_ih = at(b_ih), q.b_hh = at(b_hh), q.h_0 = h_0.data(), q.c_0 = at(c_0);
+        q.d_y = at(d_y), q.walk_steps = int64_t(walk_sizes.size());
+        q.walk_sizes = at(walk_sizes), q.window_rows = at(window_rows);
+        q.by_windows = has(BY_WINDOWS);
+    }
+
+    // Both passes on so many threads; all that comes of them.
+    std::vector<Result<T>> run(int64_t threads) const {
+        const int64_t B = q.batch, H = q.hidden, I = q.inputs, of_bias = has(BIAS) ? gates * H : 0;
+        bptt_sequence call = q;
+        call.threads = threads;
+        std::vector<T> kept(size_t(bptt_kept(q.cell, q.is_double, rows, H)), T(NAN)), nothing;
+        auto y = empty(rows * H), h_n = empty(B * H), c_n = empty(int64_t(c_0.size()));
+        auto y_alone = y;
+        call.h_n = h_n.data(), call.c_n = at(c_n);
+        call.y = y_alone.data();
+        bool done = bptt_forward(&call) == 0;
+        call.y = y.data(), call.kept = at(kept);
+        done = bptt_forward(&call) == 0 && done;
+
+        auto dh = d_h, dc = d_c;
+        auto dx = empty(!has(D_X) ? 0 : (has(BY_WINDOWS) ? walk_rows : rows) * I);
+        auto dw_ih = empty(has(D_W_IH) ? gates * H * I : 0);
+        auto dw_hh = empty(has(D_W_HH) ? gates * H * H : 0);
+        auto db_ih = empty(of_bias), db_hh = empty(of_bias);
+        std::vector<double> norms(walk_sizes.empty() ? sizes.size() : walk_sizes.size(), NAN);
+        call.d_h = dh.data(), call.d_c = at(dc), call.d_x = at(dx);
+        call.d_w_ih = at(dw_ih), call.d_w_hh = at(dw_hh);
+        call.d_b_ih = at(db_ih), call.d_b_hh = at(db_hh), call.norms = norms.data();
+        done = bptt_backward(&call) == 0 && done;
+        if (!done) return {};
+        if (std::memcmp(y.data(), y_alone.data(), y.size() * sizeof(T)) != 0) return {};
+        return {{"y", y}, {"h_n", h_n}, {"c_n", c_n}, {"d_h", dh}, {"d_c", dc}, {"d_x", dx},
+                {"d_w_ih", dw_ih}, {"d_w_hh", dw_hh}, {"d_b_ih", db_ih}, {"d_b_hh", db_hh},
+                {"norms", {norms.begin(), norms.end()}}};
+    }
+
+private:
+    Shape shape;
+    int64_t gates, rows = 0, walk_rows, walk_batch;
+    std::mt19937 random;
+    Numbers sizes, walk_sizes, window_rows;
+    std::vector<T> x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, carry, d_y, d_h, d_c;
+    std::vector<uint8_t> resets;
+    bptt_sequence q = {};
+
+    bool has(Has what) const { return shape.has & what; }
+    template <class E> static E *at(std::vector<E> &v) { return v.empty() ? nullptr : v.data(); }
+    static std::vector<T> empty(int64_t n) { return std::vector<T>(size_t(n), T(NAN)); }
+    std::vector<T> normal(int64_t n, double scale = 1) {
+        std::normal_distribution<double> draw(0, scale);
+        std::vector<T> v(static_cast<size_t>(n));
+        for (T &e : v) e = T(draw(random));
+        return v;
+    }
+};
+
+// ---------------------------------------------------------------------------------- comparing
+
+// The largest difference, as a part of the largest number; infinite where one is no number.
+template <class T> double difference(const std::vector<T> &a, const std::vector<T> &b) {
+    double most = 0, scale = 1;
+    for (size_t i = 0; i < a.size(); i++) {
+        const double d = std::abs(double(a[i]) - double(b[i]));
+        most = std::max(most, d <= HUGE_VAL ? d : HUGE_VAL);
+        scale = std::max(scale, std::abs(double(b[i])));
+    }
+    return most / scale;
+}
+
+template <class T>
+bool agree(const std::vector<Result<T>> &ours, const std::vector<Result<T>> &theirs,
+           double tolerance, const char *what, size_t shape) {
+    bool same = !ours.empty() && ours.size() == theirs.size();
+    if (!same) std::printf("  shape %zu, %s: not done, or not the same y with kept\n", shape, what);
+    for (size_t i = 0; same && i < ours.size(); i++) {
+        const auto &a = ours[i].values, &b = theirs[i].values;
+        const double off = difference(a, b);
+        const bool equal = std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+        if (tolerance == 0 ? equal : off <= tolerance) continue;
+        std::printf("  shape %zu, %s: %s differs by %g\n", shape, what, ours[i].name, off);
+        same = false;
+    }
+    return same;
+}
+
+// One cell and dtype, on every path there is: with the first one, and one thread with several.
+template <class T> bool check(int cell) {
+    const double tolerance = sizeof(T) == 8 ? 1e-11 : 1e-4;
+    const auto all = shapes();
+    bool same = true;
+    for (size_t n = 0; n < all.size(); n++) {
+        const Problem<T> problem(cell, all[n]);
+        std::vector<Result<T>> first;
+        for (int path = 0; path < BPTT_PATHS; path++) {
+            if (bptt_use_path(path) != 0) continue;
+            char what[64];
+            const auto alone = problem.run(1);
+            if (path == 0) first = alone;
+            // A rectifier that is on or off by a rounding error makes another gradient.
+            std::snprintf(what, sizeof what, "%s and %s", PATHS[path], PATHS[0]);
+            if (cell != BPTT_RELU || sizeof(T) == 8)
+                same = agree(alone, first, tolerance, what, n) && same;
+            for (int threads = 2; threads <= MOST_THREADS; threads++) {
+                std::snprintf(what, sizeof what, "%s, %d threads and 1", PATHS[path], threads);
+                same = agree(problem.run(threads), alone, 0, what, n) && same;
+            }
+        }
+    }
+    std::printf("%s %s: %zu shapes %s\n", CELLS[cell], sizeof(T) == 8 ? "double" : "float",
+                all.size(), same ? "agree" : "DIFFER");
+    return same;
+}
+
+// Calls at the same time, each with threads of its own.
+bool check_callers() {
+    const Problem<float> problem(BPTT_GRU, {times(8, 5), 9, 65});
+    const auto expected = problem.run(1);
+    bool same[2] = {true, true};
+    auto call = [&](int n) {
+        for (int i = 0; i < 5; i++)
+            same[n] = agree(problem.run(2), expected, 0, "callers at the same time", 0) && same[n];
+    };
+    std::thread other(call, 1);
+    call(0);
+    other.join();
+    std::printf("callers at the same time %s\n", same[0] && same[1] ? "agree" : "DIFFER");
+    return same[0] && same[1];
+}
+
+// The functions on as many elements as do and do not fill vectors, and the peak's threads.
+template <class T> bool check_functions() {
+    bool right = true;
+    for (int path = 0; path < BPTT_PATHS; path++) {
+        if (bptt_use_path(path) != 0) continue;
+        for (size_t n = 1; n < 40; n++) {
+            std::vector<T> in(n, T(0.75)), out(n);
+            for (int which = 0; which < 3; which++) {
+                bptt_function(which, sizeof(T) == 8, int64_t(n), in.data(), out.data());
+                const double expected = which == 0   ? std::exp(0.75)
+                                        : which == 1 ? std::tanh(0.75)
+                                                     : 1 / (1 + std::exp(-0.75));
+                for (T e : out) right = right && std::abs(e - expected) < 1e-6;
+            }
+        }
+        right = right && bptt_peak(2, 1e-3) > 0;
+    }
+    std::printf("functions of %s %s\n", sizeof(T) == 8 ? "double" : "float",
+                right ? "agree" : "DIFFER");
+    return right;
+}
+
+}  // namespace
+
+int main() {
+    bptt_use_threads(parallel, number, count);
+    std::printf("paths:");
+    for (int path = 0; path < BPTT_PATHS; path++)
+        if (bptt_has_path(path)) std::printf(" %s", PATHS[path]);
+    std::printf("\n");
+    bool same = true;
+    for (int cell = BPTT_TANH; cell <= BPTT_LSTM; cell++)
+        for (bool ok : {check<float>(cell), check<double>(cell)}) same = same && ok;
+    for (bool ok : {check_callers(), check_functions<float>(), check_functions<double>()})
+        same = same && ok;
+    return same ? 0 : 1;
+}
