@@ -86,6 +86,7 @@ def use(name: str) -> Iterator[Backend]:
     Raises:
         bptt.errors.KernelError: they are not to be had here.
 
+    >>> import bptt
     >>> with bptt.kernels.use("twin") as backend:
     ...     backend.name
     'twin'

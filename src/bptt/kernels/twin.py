@@ -378,7 +378,7 @@ def _states_before(cell: Cell, initial: State, kept: Kept, steps: Steps, at: Cro
 
 def _of_weights(
     cell: Cell, x: Tensor, h_before: Tensor, kept: Kept, deltas: Deltas, needed: tuple[bool, ...]
-) -> Weights:
+) -> tuple[Tensor | None, ...]:
     """The weights' gradients, over all steps at once; only those that are needed."""
     wanted = Weights(*needed)  # type: ignore[arg-type]
     hr = None
@@ -387,12 +387,12 @@ def _of_weights(
         _, gates, C = kept
         m = gates.chunk(4, dim=1)[3] * torch.tanh(C)
         hr = deltas.of_output.t().mm(m)
-    return Weights(
-        ih=deltas.of_input.t().mm(x) if wanted.ih else None,  # type: ignore[arg-type]
-        hh=deltas.of_hidden.t().mm(h_before) if wanted.hh else None,  # type: ignore[arg-type]
-        b_ih=deltas.of_input.sum(0) if wanted.b_ih else None,
-        b_hh=deltas.of_hidden.sum(0) if wanted.b_hh else None,
-        hr=hr,
+    return (
+        deltas.of_input.t().mm(x) if wanted.ih else None,
+        deltas.of_hidden.t().mm(h_before) if wanted.hh else None,
+        deltas.of_input.sum(0) if wanted.b_ih else None,
+        deltas.of_hidden.sum(0) if wanted.b_hh else None,
+        hr,
     )
 
 
