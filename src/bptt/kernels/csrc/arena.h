@@ -3,6 +3,9 @@
 #pragma once
 #include <cstdint>
 #include <cstdlib>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace {
 
@@ -18,7 +21,7 @@ public:
         if (bytes <= size_) return true;
         std::free(memory_);
         size_ = 0;
-        memory_ = static_cast<char *>(std::malloc(size_t(bytes) + ALIGNMENT));
+        memory_ = static_cast<char *>(allocate(size_t(bytes) + ALIGNMENT));
         if (!memory_) return false;
         size_ = bytes;
         return true;
@@ -36,6 +39,20 @@ public:
     }
 
 private:
+    // Large pages, where the system has them for the asking: panels are read all over.
+    static void *allocate(size_t bytes) {
+#if defined(__linux__)
+        constexpr size_t LARGE = size_t(1) << 21;
+        if (bytes >= LARGE) {
+            bytes = (bytes + LARGE - 1) / LARGE * LARGE;
+            void *const p = std::aligned_alloc(LARGE, bytes);
+            if (p) madvise(p, bytes, MADV_HUGEPAGE);
+            return p;
+        }
+#endif
+        return std::malloc(bytes);
+    }
+
     static constexpr int64_t ALIGNMENT = 64;
     char *memory_ = nullptr;
     int64_t size_ = 0, used_ = 0;
