@@ -22,21 +22,22 @@ EACH_DTYPE = pytest.mark.parametrize(
 
 # Steps that are large enough for several threads (csrc/sequence.h, SMALL_STEP).
 LARGE = {
-    "batch": {"lengths": (4,) * 36, "inputs": 33, "hidden": 65},
-    "one sequence": {"lengths": (5,), "inputs": 9, "hidden": 389, "reverse": True, "resets": True},
-    "packed": {"lengths": (5, 5, 5, 5, 4, 4, 2, 2, 1), "inputs": 20, "hidden": 181, "carry": True},
-    "few units": {"lengths": (3,) * 1900, "inputs": 1, "hidden": 9},  # not one for each thread
-    "many rows": {"lengths": (150,) * 4, "inputs": 3, "hidden": 194},
-    "windows": {"lengths": (9, 9, 9, 4), "inputs": 9, "hidden": 194, "every_reach": (2, 5)},
+    "batch": {"lengths": (4,) * 9, "inputs": 33, "hidden": 151},
+    "one sequence": {"lengths": (5,), "inputs": 9, "hidden": 451, "reverse": True, "resets": True},
+    "packed": {"lengths": (5, 5, 5, 5, 4, 4, 2, 2, 1), "inputs": 20, "hidden": 152, "carry": True},
+    "few units": {"lengths": (2,) * 2500, "inputs": 1, "hidden": 9},  # not one for each thread
+    "many rows": {"lengths": (14,) * 40, "inputs": 3, "hidden": 72},
+    "windows": {"lengths": (9,) * 8 + (4,), "inputs": 9, "hidden": 150, "every_reach": (2, 5)},
     "by windows": {
-        "lengths": (40, 39, 2),
+        "lengths": (14, 13, 2),
         "inputs": 33,
-        "hidden": 224,
+        "hidden": 260,
         "every_reach": (3, 9),
         "by_windows": True,
         "carry": True,
     },
 }
+LARGE_STEP = 200_000
 
 
 @pytest.fixture(params=native.PATHS)
@@ -67,6 +68,7 @@ def assert_same_bits(ours, theirs):
 @pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
 def test_the_same_bits_on_any_number_of_threads_and_from_run_to_run(mode, dtype, shape, path):
     call = Call(mode, dtype, **shape)
+    assert call.steps.batch * call.hidden**2 >= LARGE_STEP
     given = call.given()
     with threads(1):
         alone = call.run(native, given)
@@ -116,7 +118,7 @@ import os, threading, torch, bptt
 torch.manual_seed(0)
 torch.set_num_threads(2)
 assert bptt.kernels.backend().name == "native"
-lstm = bptt.LSTM(7, 90)
+lstm = bptt.LSTM(7, 110)
 x = torch.randn(3, 9, 7)
 
 def run():
