@@ -125,7 +125,7 @@ struct Layout {
 // ---------------------------------------------------------------------------------- one problem
 
 template <class T> bool same_bits(const std::vector<T> &a, const std::vector<T> &b) {
-    return a.empty() || (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+    return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
 template <class T> struct Result {
@@ -301,7 +301,8 @@ template <class T> bool check_readout() {
                                     targets.data(),  factors.data(), out.data(), d_h.data(),
                                     d_w.data(),      d_b.data()};
             if (bptt_cross_entropy(&q) != 0) return std::vector<T>();
-            for (const auto *more : {&d_h, &d_w, &d_b}) out.insert(out.end(), more->begin(), more->end());
+            for (const auto *more : {&d_h, &d_w, &d_b})
+                out.insert(out.end(), more->begin(), more->end());
             return out;
         };
         std::vector<T> first;
@@ -315,7 +316,8 @@ template <class T> bool check_readout() {
                 same = same && same_bits(run(threads), alone);
         }
     }
-    std::printf("readout, %s: %s\n", sizeof(T) == 8 ? "double" : "float", same ? "agree" : "DIFFER");
+    std::printf("readout, %s: %s\n", sizeof(T) == 8 ? "double" : "float",
+                same ? "agree" : "DIFFER");
     return same;
 }
 
