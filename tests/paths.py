@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -15,11 +16,17 @@ PATHS = ["twin", *native.PATHS]
 
 @contextmanager
 def using(name: str):
-    """Use them, or skip the test where they are not to be had."""
+    """Use them, or skip the test where they are not to be had.
+
+    With ``BPTT_KERNELS=native`` it is an error that there is no library, and nothing is skipped but
+    vectors that the processor does not have.
+    """
     try:
         chosen = kernels.use(name)
         backend = chosen.__enter__()
     except KernelError as e:
+        if os.environ.get("BPTT_KERNELS") == "native":
+            native.library()
         pytest.skip(str(e))
     try:
         yield backend
