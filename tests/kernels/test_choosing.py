@@ -205,7 +205,7 @@ def test_native_kernels_leave_to_the_twin_what_they_do_not_have(monkeypatch):
 @pytest.mark.parametrize("inner", ["twin", "portable", "auto"])
 def test_after_the_block_it_is_as_before_an_error_or_not(outer, inner):
     with using(outer) as before:
-        with bptt.kernels.use(inner):
+        with using(inner):
             pass
         assert bptt.kernels.backend() == before
         with pytest.raises(ZeroDivisionError), bptt.kernels.use(inner):
