@@ -44,14 +44,19 @@ def assert_as_the_twin(given, needed=(True, True, True)):
     """Not farther from the twin in float64 than the twin in the same dtype may be."""
     ours = native.cross_entropy(*given, needed)
     exact = [t.double() if t is not None and t.is_floating_point() else t for t in given]
+    hidden, weight = exact[:2]
     epsilon = torch.finfo(given[0].dtype).eps
-    # Of a sum of H products, and of the exponential of a logit so large.
-    largest = (given[0].double() @ given[1].double().t()).abs().max() + 1
-    for a, b in zip(ours, losses.twin(*exact, needed), strict=True):
+    # A logit is a sum of H products, and an error in it is one of the probability, relatively.
+    largest = (hidden @ weight.t()).abs().max() + 1
+    # What the probabilities of all rows are multiplied by and summed, by result: the loss, and the
+    # gradients of hidden, weight and bias. Where they cancel, the errors do not.
+    rows = hidden.shape[0]
+    summed = (rows, weight.abs().max(), hidden.abs().sum(0).max(), rows)
+    for a, b, terms in zip(ours, losses.twin(*exact, needed), summed, strict=True):
         if b is None:
             assert a is None
         else:
-            scale = float(b.abs().max() + 1) * float(largest)
+            scale = float(terms + 1) * float(largest)
             torch.testing.assert_close(a.double(), b, rtol=0, atol=4 * epsilon * scale)
 
 
