@@ -1,0 +1,142 @@
+"""What norms by pairs of steps say by lag: mean and spread, the fitted decay, the horizon."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALLEST = 1e-30
+"""Means below this are not looked at: float32 has few digits left there, or none."""
+
+
+class ByLag(NamedTuple):
+    """‖∂L_t/∂state_{t-k}‖ by lag k, over all losses followed and all sequences; NaN: none defined.
+
+    The larger a lag, the fewer losses have a step so far before them.
+    """
+
+    lag: NDArray[np.int64]
+    """k = 0, 1, ..., [K]."""
+    mean: NDArray[np.float64]
+    """[K]."""
+    low: NDArray[np.float64]
+    """The quantile of 10 %, [K]."""
+    high: NDArray[np.float64]
+    """The quantile of 90 %, [K]."""
+    count: NDArray[np.int64]
+    """How many values there are at each lag, [K]."""
+
+
+class DecayFit(NamedTuple):
+    """A line through log mean norm: the norm is multiplied by β for each step further back."""
+
+    beta: float
+    error: float
+    """The standard error of β, by the scatter around the line. Neighbouring lags are not
+    independent, so the true one is rather larger."""
+    first: int
+    """The first lag that it was fitted on,"""
+    last: int
+    """and the last."""
+
+
+class Horizon(NamedTuple):
+    """The lag that nearly all of the gradient is within."""
+
+    threshold: float
+    """What is left out, as a share of the sum over all lags."""
+    lag: int | None
+    """None where no norm is defined, or one is not finite."""
+    reached: bool
+    """Whether the lags followed settle it: if not, the gradient goes on beyond them."""
+
+
+def by_lag(norms: NDArray[np.float64], times: NDArray[np.int64], lags: int) -> ByLag:
+    """Sort norms by lag.
+
+    Args:
+        norms: ‖∂L_t/∂state_s‖, [B, N, T]; NaN where not defined.
+        times: the steps t of the N losses, [N].
+        lags: how many lags were followed.
+    """
+    mean, low, high = np.full((3, lags), np.nan)
+    count = np.zeros(lags, np.int64)
+    for k in range(lags):
+        (row,) = np.nonzero(times >= k)
+        values = norms[:, row, times[row] - k].ravel()
+        values = values[~np.isnan(values)]
+        count[k] = len(values)
+        if len(values):
+            mean[k] = values.mean()
+            # "lower" and "higher" are values that occur: nothing is made of two infinities.
+            low[k] = np.quantile(values, 0.1, method="lower")
+            high[k] = np.quantile(values, 0.9, method="higher")
+    return ByLag(np.arange(lags), mean, low, high, count)
+
+
+def fit_decay(found: ByLag, smallest: float = SMALLEST) -> DecayFit | None:
+    """Fit the decay β by weighted least squares to log mean norm.
+
+    A lag weighs as much as it has values. Lags count from 1 on (what comes at lag 0 comes through
+    the output) to the last before the mean is below ``smallest`` or not finite. The line goes
+    through the latter half of them, where a product of Jacobians is ruled by its largest
+    exponent and no longer by where it started: as in :class:`bptt.Adaptive`, β is the decay of
+    the tail.
+
+    Returns:
+        The fit; None where fewer than three lags are left.
+    """
+    good = np.isfinite(found.mean) & (found.mean > smallest)
+    good[0] = True
+    last = int(np.argmin(good)) - 1 if not good.all() else len(good) - 1
+    if last < 3:
+        return None
+    first = min(last - 2, (last + 1) // 2)
+    k = found.lag[first : last + 1].astype(float)
+    y, w = np.log(found.mean[first : last + 1]), found.count[first : last + 1].astype(float)
+    w /= w.sum()
+    k_off, y_off = k - w @ k, y - w @ y
+    spread = w @ k_off**2
+    slope = (w @ (k_off * y_off)) / spread
+    scatter = (w @ (y_off - slope * k_off) ** 2) / (len(k) - 2)
+    with np.errstate(over="ignore"):
+        beta = float(np.exp(slope))
+    return DecayFit(beta, beta * math.sqrt(scatter / spread), first, last)
+
+
+def find_horizon(found: ByLag, decay: DecayFit | None, threshold: float = 0.01) -> Horizon:
+    """Find the least lag K so that Σ_{k≤K} of the mean norms is all of it but a threshold.
+
+    What lies beyond the lags followed is m β / (1 - β), for the last mean m and the fitted decay
+    β. The lags settle the horizon if it lies within them with that added to the sum.
+
+    Args:
+        found: the norms by lag; where lag 0 is not defined, lag 1 is the first.
+        decay: as :func:`fit_decay` fits it.
+        threshold: the share that is left out, between 0 and 1.
+
+    Raises:
+        ValueError: the threshold is not between 0 and 1.
+    """
+    if not 0 < threshold < 1:
+        raise ValueError(f"horizon: threshold must be between 0 and 1, got {threshold!r}")
+    mean = np.where(np.isnan(found.mean) & (found.lag == 0), 0.0, found.mean)
+    total = mean.sum()
+    if not np.isfinite(total) or total <= 0:
+        return Horizon(threshold, None, False)
+    so_far = np.cumsum(mean)
+    (enough,) = np.nonzero(so_far >= (1 - threshold) * total)
+    return Horizon(threshold, int(enough[0]), _is_settled(mean, decay, threshold))
+
+
+def _is_settled(mean: NDArray[Any], decay: DecayFit | None, threshold: float) -> bool:
+    m = float(mean[-1])
+    if m <= SMALLEST * float(mean.max()):
+        return True
+    if decay is None or decay.beta >= 1:
+        return False
+    beyond = m * decay.beta / (1 - decay.beta)
+    return bool(mean.sum() >= (1 - threshold) * (mean.sum() + beyond))
