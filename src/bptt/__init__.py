@@ -3,7 +3,7 @@
 The public names of the package are the ones imported here; everything else is private.
 """
 
-from bptt import losses, memory
+from bptt import init, losses, memory
 from bptt.bias import estimator_error
 from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
 from bptt.language_model import LanguageModel
@@ -34,6 +34,8 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "Recompute",
     "Store",
     "memory",
+    # Initial weights
+    "init",
     # The loss of a readout
     "losses",
     # Language models

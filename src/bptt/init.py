@@ -1,0 +1,291 @@
+"""Initial weights with which a recurrent network's gradient reaches further back.
+
+Each function changes the recurrent layers of a module in place and returns the module: those of
+bptt and of torch.nn, their single-step cells (``torch.nn.LSTMCell``...), and any module that has
+such layers inside. All layers are changed, and both directions. What is not named stays as it is.
+
+>>> import torch, bptt
+>>> lstm = bptt.init.chrono_(bptt.LSTM(8, 32), longest=100)
+>>> rnn = bptt.init.identity_(torch.nn.RNN(8, 32, nonlinearity="relu"))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bptt.errors import ConfigError
+
+M = TypeVar("M", bound=nn.Module)
+
+CELLS = {nn.RNNCell: "RNN", nn.GRUCell: "GRU", nn.LSTMCell: "LSTM"}
+
+
+class _Layer(NamedTuple):
+    """One layer in one direction."""
+
+    kind: str
+    """``"RNN"``, ``"GRU"`` or ``"LSTM"``."""
+    hh: Tensor
+    """``weight_hh``, [G·H, P]."""
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The rows of ``weight_hh`` that belong to each gate, [H, P]."""
+        return self.hh.detach().chunk({"RNN": 1, "GRU": 3, "LSTM": 4}[self.kind])
+
+    def set_bias(self, block: int, value: Tensor | float) -> None:
+        """Let the two biases of a gate add up to a value: all of it is in ``bias_ih``."""
+        if self.b_ih is None or self.b_hh is None:
+            raise ConfigError(
+                "bptt.init: the module has no biases to set: it was made with bias=False"
+            )
+        H = len(self.b_ih) // {"RNN": 1, "GRU": 3, "LSTM": 4}[self.kind]
+        rows = slice(block * H, (block + 1) * H)
+        self.b_ih.detach()[rows] = value
+        self.b_hh.detach()[rows] = 0.0
+
+
+def orthogonal_(module: M, gain: float = 1.0, *, generator: torch.Generator | None = None) -> M:
+    """Make the recurrent weights orthogonal, each gate's block by itself.
+
+    An orthogonal matrix keeps the length of what it multiplies, so a gradient that crosses W_hh
+    any number of times neither grows nor shrinks by it; what φ' takes away remains. A. Saxe,
+    J. McClelland and S. Ganguli, arXiv:1312.6120 (2014); for recurrent networks: M. Henaff,
+    A. Szlam and Y. LeCun, arXiv:1602.06662 (2016). A block that is not square, as with
+    ``proj_size``, gets orthonormal rows or columns.
+
+    Args:
+        module: a recurrent module, or one that has such inside.
+        gain: what the orthogonal matrix is multiplied by: the singular values of each block.
+        generator: draws it; torch's own by default.
+
+    Raises:
+        TypeError: there is no recurrent layer in the module, or its weights are parametrized.
+        ConfigError: the gain is not a finite number.
+
+    >>> import torch, bptt
+    >>> rnn = bptt.init.orthogonal_(bptt.RNN(3, 8))
+    >>> W = rnn.weight_hh_l0
+    >>> torch.allclose(W @ W.T, torch.eye(8), atol=1e-5)
+    True
+    """
+    if not math.isfinite(gain):
+        raise ConfigError(f"bptt.init.orthogonal_: gain must be a finite number, got {gain}")
+    with torch.no_grad():
+        for layer in _layers(module, "orthogonal_"):
+            for block in layer.blocks:
+                nn.init.orthogonal_(block, gain, generator=generator)
+    return module
+
+
+def identity_(module: M, scale: float = 1.0) -> M:
+    """Set the recurrent weights to the identity and the biases to zero, for a network of ReLUs.
+
+    Q. V. Le, N. Jaitly and G. E. Hinton, arXiv:1504.00941 (2015): with ReLU and W_hh = I a unit
+    that is active hands its state, and its gradient, on unchanged. They draw the input weights
+    from a normal distribution of standard deviation 0.001, and take a scale of 0.01 where no long
+    memory is wanted; the input weights stay as they are here. With tanh the gradient is only
+    kept while the state is small; with sigmoid a quarter of it passes at most.
+
+    Args:
+        module: a :class:`bptt.RNN` or :class:`torch.nn.RNN`, or a module that has such inside.
+        scale: of the identity matrix.
+
+    Raises:
+        TypeError: there is no recurrent layer in the module, or one with gates.
+        ConfigError: the scale is not a finite number.
+
+    >>> import bptt
+    >>> rnn = bptt.init.identity_(bptt.RNN(3, 2, nonlinearity="relu"))
+    >>> rnn.weight_hh_l0.tolist(), rnn.bias_hh_l0.tolist()
+    ([[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0])
+    """
+    if not math.isfinite(scale):
+        raise ConfigError(f"bptt.init.identity_: scale must be a finite number, got {scale}")
+    layers = _layers(module, "identity_", kinds=("RNN",), instead="orthogonal_")
+    with torch.no_grad():
+        for layer in layers:
+            nn.init.eye_(layer.hh.detach()).mul_(scale)
+            if layer.b_ih is not None:
+                layer.set_bias(0, 0.0)
+    return module
+
+
+def chrono_(module: M, longest: float, *, generator: torch.Generator | None = None) -> M:
+    """Spread the units' memory over time scales up to the longest dependency: chrono.
+
+    C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", ICLR 2018,
+    arXiv:1804.11188. A gate that lets a share f of the state pass at each step forgets in about
+    1 / (1 - f) steps. With b = log u and u uniform from 1 to longest - 1, σ(b) = u / (1 + u), so
+    that time is 1 + u: uniform from 2 to ``longest``.
+
+    - LSTM: b_f = log u, b_i = -b_f: what comes in is as little as what is forgotten.
+    - GRU, h_t = (1 - z_t) n_t + z_t h_{t-1}: z keeps, so b_z = log u; 1 - z = σ(-b_z) is already
+      the input's share. (Where a text writes h_t = z_t n_t + (1 - z_t) h_{t-1}, the sign is the
+      other one.)
+
+    The sum of the two biases of torch.nn's layout is set. The other biases stay as they are.
+
+    Args:
+        module: an LSTM or a GRU, or a module that has such inside.
+        longest: the longest dependency that is expected, in steps, T_max; 2 at least.
+        generator: draws u; torch's own by default.
+
+    Raises:
+        TypeError: there is no recurrent layer in the module, or one without gates.
+        ConfigError: ``longest`` is below 2, or the module has no biases.
+
+    >>> import torch, bptt
+    >>> lstm = bptt.init.chrono_(bptt.LSTM(3, 1000), longest=50)
+    >>> f = (lstm.bias_ih_l0 + lstm.bias_hh_l0)[1000:2000].sigmoid()
+    >>> steps = 1 / (1 - f)
+    >>> bool((steps > 1.99).all()), bool((steps < 50.01).all()), 24 < steps.mean() < 28
+    (True, True, tensor(True))
+    """
+    if not (math.isfinite(longest) and longest >= 2):
+        raise ConfigError(
+            "bptt.init.chrono_: longest must be 2 steps or more (the longest dependency that is "
+            f"expected), got {longest}"
+        )
+    layers = _layers(module, "chrono_", kinds=("GRU", "LSTM"), instead="orthogonal_ or identity_")
+    with torch.no_grad():
+        for layer in layers:
+            like = layer.blocks[0]
+            u = torch.rand(len(like), generator=generator, dtype=torch.float64, device="cpu")
+            b = (1 + u * (longest - 2)).log().to(like)
+            layer.set_bias(1, b)
+            if layer.kind == "LSTM":
+                layer.set_bias(0, -b)
+    return module
+
+
+def forget_bias_(module: M, value: float = 1.0) -> M:
+    """Open the forget gates: let the two biases of each add up to a value.
+
+    R. Jozefowicz, W. Zaremba and I. Sutskever, "An empirical exploration of recurrent network
+    architectures", ICML 2015, after F. Gers, J. Schmidhuber and F. Cummins, Neural Computation
+    12 (2000). torch.nn's own is about 0: half of the cell's state is forgotten in a step. With
+    1, σ(1) = 0.73 of it stays; σ(log(n - 1)) = 1 - 1/n keeps it for about n steps.
+
+    For a GRU it is the bias of the update gate z, which keeps the state where it is 1. The
+    paper speaks of LSTMs only.
+
+    Args:
+        module: an LSTM or a GRU, or a module that has such inside.
+        value: the sum of ``bias_ih`` and ``bias_hh`` of that gate.
+
+    Raises:
+        TypeError: there is no recurrent layer in the module, or one without gates.
+        ConfigError: the value is not a finite number, or the module has no biases.
+
+    >>> import bptt
+    >>> lstm = bptt.init.forget_bias_(bptt.LSTM(3, 2))
+    >>> (lstm.bias_ih_l0 + lstm.bias_hh_l0)[2:4].tolist()  # rows i, f, g, o
+    [1.0, 1.0]
+    """
+    if not math.isfinite(value):
+        raise ConfigError(f"bptt.init.forget_bias_: value must be a finite number, got {value}")
+    layers = _layers(
+        module, "forget_bias_", kinds=("GRU", "LSTM"), instead="orthogonal_ or identity_"
+    )
+    with torch.no_grad():
+        for layer in layers:
+            layer.set_bias(1, value)
+    return module
+
+
+def spectral_radius_(module: M, radius: float = 1.0) -> M:
+    """Scale the recurrent weights so that their largest eigenvalue has this absolute value.
+
+    The radius is what W_hh to the k-th power grows or shrinks by in a step, in the long run; it
+    is what reservoir computing sets: H. Jaeger, GMD report 148 (2001). The layers of an RNN only:
+    the eigenvalues of one gate's block say nothing about the state's.
+
+    Args:
+        module: a :class:`bptt.RNN` or :class:`torch.nn.RNN`, or a module that has such inside.
+        radius: the spectral radius wanted, 0 or more.
+
+    Raises:
+        TypeError: there is no recurrent layer in the module, or one with gates.
+        ConfigError: the radius is negative or not finite; or the weights have the radius 0, so
+            that no scaling helps.
+
+    >>> import torch, bptt
+    >>> rnn = bptt.init.spectral_radius_(bptt.RNN(3, 50), 0.9)
+    >>> round(torch.linalg.eigvals(rnn.weight_hh_l0).abs().max().item(), 4)
+    0.9
+    """
+    if not (math.isfinite(radius) and radius >= 0):
+        raise ConfigError(
+            f"bptt.init.spectral_radius_: radius must be a number from 0 on, got {radius}"
+        )
+    layers = _layers(module, "spectral_radius_", kinds=("RNN",), instead="orthogonal_ with a gain")
+    found = [
+        float(torch.linalg.eigvals(layer.hh.detach().double()).abs().max()) for layer in layers
+    ]
+    if not all(math.isfinite(now) and now > 0 for now in found):
+        raise ConfigError(
+            "bptt.init.spectral_radius_: the recurrent weights have the spectral radius "
+            f"{min(found):g}, which cannot be scaled to {radius:g}; draw them anew, with "
+            "bptt.init.orthogonal_"
+        )
+    with torch.no_grad():
+        for layer, now in zip(layers, found, strict=True):
+            layer.hh.detach().mul_(radius / now)
+    return module
+
+
+def _layers(
+    module: nn.Module,
+    function: str,
+    kinds: tuple[str, ...] = ("RNN", "GRU", "LSTM"),
+    instead: str = "",
+) -> list[_Layer]:
+    """Give all recurrent layers of a module, each direction by itself.
+
+    Raises:
+        TypeError: there is none, or one of another kind, or one whose weights are computed.
+    """
+    found = [m for m in module.modules() if _kind(m)] if isinstance(module, nn.Module) else []
+    if not found:
+        raise TypeError(
+            f"bptt.init.{function}: expected a recurrent module of bptt or torch.nn, or one that "
+            f"has such inside, got {type(module).__name__}"
+        )
+    for m in found:
+        if _kind(m) not in kinds:
+            raise TypeError(
+                f"bptt.init.{function} is for {' and '.join(kinds)}, got {type(m).__name__}; use "
+                f"{instead}"
+            )
+        if parametrize.is_parametrized(m):
+            raise TypeError(
+                f"bptt.init.{function}: the weights of {type(m).__name__} are parametrized "
+                "(torch.nn.utils.parametrize), so they cannot be set in place; initialise before "
+                "the parametrization is registered"
+            )
+    return [layer for m in found for layer in _layers_of(m)]
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.RNNBase):
+        return module.mode.partition("_")[0]
+    return next((kind for cell, kind in CELLS.items() if isinstance(module, cell)), "")
+
+
+def _layers_of(module: nn.Module) -> Iterator[_Layer]:
+    suffixes = [""]
+    if isinstance(module, nn.RNNBase):
+        directions = ("", "_reverse")[: 1 + bool(module.bidirectional)]
+        suffixes = [f"_l{n}{d}" for n in range(module.num_layers) for d in directions]
+    for suffix in suffixes:
+        b_ih, b_hh = (getattr(module, name + suffix, None) for name in ("bias_ih", "bias_hh"))
+        yield _Layer(_kind(module), getattr(module, f"weight_hh{suffix}"), b_ih, b_hh)

@@ -1,0 +1,228 @@
+"""bptt.init: what each function sets, on every module it is for, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import bptt
+from bptt import init
+from bptt.errors import ConfigError
+
+GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+
+
+def modules(kind, hidden=6):
+    """Every module of a kind: ours, torch's, two layers and directions, cells, one that has one."""
+    cell = getattr(nn, f"{kind}Cell")
+    return [
+        getattr(bptt, kind)(3, hidden),
+        getattr(nn, kind)(3, hidden, num_layers=2, bidirectional=True),
+        cell(3, hidden),
+        bptt.Stepwise(cell(3, hidden)),
+        nn.ModuleDict({"a": getattr(bptt, kind)(3, hidden), "b": nn.Linear(hidden, 2)}),
+    ]
+
+
+def of(module, what):
+    """The parameters of a module whose last name begins so."""
+    return [p for name, p in module.named_parameters() if name.split(".")[-1].startswith(what)]
+
+
+def total_biases(module, gate):
+    """bias_ih + bias_hh of a gate, for each layer."""
+    pairs = zip(of(module, "bias_ih"), of(module, "bias_hh"), strict=True)
+    gates = GATES[next(k for k in ("RNN", "GRU", "LSTM") if k in str(module))]
+    return [(a + b).detach().chunk(gates)[gate] for a, b in pairs]
+
+
+def changed(module, apply):
+    """The names of the parameters that a function changes; it has to return the module."""
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    requires = [p.requires_grad for p in module.parameters()]
+    assert apply(module) is module
+    assert [p.requires_grad for p in module.parameters()] == requires
+    assert all(p.grad_fn is None and p.is_leaf for p in module.parameters())
+    return {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+
+
+CASES = [(kind, n) for kind in GATES for n in range(5)]
+
+
+@pytest.mark.parametrize(("kind", "n"), CASES)
+def test_orthogonal(kind, n):
+    module = modules(kind)[n]
+    names = changed(module, lambda m: init.orthogonal_(m, gain=0.7))
+    assert len(of(module, "weight_hh")) == (4 if n == 1 else 1)
+    assert names == {k for k, _ in module.named_parameters() if "weight_hh" in k}
+    for hh in of(module, "weight_hh"):
+        for block in hh.detach().chunk(GATES[kind]):
+            torch.testing.assert_close(block @ block.T, 0.49 * torch.eye(6), atol=1e-5, rtol=0)
+
+
+def test_blocks_of_a_gate_differ_and_projections_are_semi_orthogonal():
+    lstm = init.orthogonal_(bptt.LSTM(3, 6, proj_size=2, dtype=torch.float64))
+    blocks = lstm.weight_hh_l0.detach().chunk(4)
+    for block in blocks:
+        torch.testing.assert_close(block.T @ block, torch.eye(2, dtype=torch.float64))
+    assert not torch.allclose(blocks[0], blocks[1])
+
+
+def test_the_generator_decides():
+    def draw(seed):
+        rnn = bptt.RNN(2, 4)
+        init.orthogonal_(rnn, generator=torch.Generator().manual_seed(seed))
+        lstm = init.chrono_(bptt.LSTM(2, 4), 9, generator=torch.Generator().manual_seed(seed))
+        return torch.cat([rnn.weight_hh_l0.flatten(), lstm.bias_ih_l0[4:8]])
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    assert not torch.equal(draw(1)[16:], draw(2)[16:])
+
+
+@pytest.mark.parametrize("n", range(5))
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_identity(n, scale):
+    module = modules("RNN")[n]
+    names = changed(module, lambda m: init.identity_(m, scale))
+    assert not any("weight_ih" in k for k in names)
+    for hh in of(module, "weight_hh"):
+        assert torch.equal(hh.detach(), scale * torch.eye(6))
+    for b in of(module, "bias_"):
+        assert not b.detach().any()
+
+
+def test_identity_of_a_network_without_biases():
+    rnn = init.identity_(bptt.RNN(2, 3, nonlinearity="relu", bias=False))
+    assert torch.equal(rnn.weight_hh_l0.detach(), torch.eye(3))
+
+
+def test_an_active_network_of_identity_and_relu_keeps_state_and_gradient():
+    rnn = init.identity_(bptt.RNN(2, 3, nonlinearity="relu"))
+    h0 = torch.rand(1, 1, 3).requires_grad_()
+    y, _ = rnn(torch.zeros(50, 1, 2), h0)
+    y[-1].sum().backward()
+    assert torch.equal(y[-1], h0.detach()[0])
+    assert torch.equal(h0.grad, torch.ones(1, 1, 3))
+
+
+@pytest.mark.parametrize(("kind", "n"), [c for c in CASES if c[0] != "RNN"])
+def test_chrono_spreads_times_from_two_to_the_longest(kind, n):
+    module = modules(kind, hidden=400)[n]
+    names = changed(module, lambda m: init.chrono_(m, 20))
+    assert all("bias" in k for k in names)
+    keeps = total_biases(module, 1)  # LSTM: f of i, f, g, o; GRU: z of r, z, n
+    assert len(keeps) == (4 if n == 1 else 1)
+    for b in keeps:
+        times = 1 / (1 - b.double().sigmoid())
+        assert times.min() >= 2 - 1e-4
+        assert times.max() <= 20 + 1e-3
+        # Uniform from 2 to 20: mean 11, standard deviation 18/√12 = 5.2; 400 of them.
+        assert abs(times.mean() - 11) < 5 * 5.2 / math.sqrt(400)
+        assert abs(times.std() - 18 / math.sqrt(12)) < 0.8
+    if kind == "LSTM":
+        for b_i, b_f in zip(total_biases(module, 0), keeps, strict=True):
+            assert torch.equal(b_i, -b_f)
+
+
+def test_chrono_leaves_the_other_gates():
+    lstm, gru = bptt.LSTM(2, 3), bptt.GRU(2, 3)
+    before = lstm.bias_ih_l0.detach().clone(), gru.bias_ih_l0.detach().clone()
+    init.chrono_(lstm, 5), init.chrono_(gru, 5)
+    assert torch.equal(lstm.bias_ih_l0[6:], before[0][6:])
+    assert torch.equal(gru.bias_ih_l0[:3], before[1][:3])
+    assert torch.equal(gru.bias_ih_l0[6:], before[1][6:])
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM"])
+def test_the_state_is_kept_where_the_chrono_bias_is_large(kind):
+    """The sign, seen in what the network does: weights of zero, a state, many steps."""
+    module = getattr(bptt, kind)(1, 40)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.zero_()
+    init.chrono_(module, 1000)
+    one = torch.ones(1, 1, 40)
+    with torch.no_grad():
+        _, state = module(torch.zeros(10, 1, 1), one if kind == "GRU" else (one, one))
+    kept = state[0] if kind == "GRU" else state[1][0]
+    b = total_biases(module, 1)[0]
+    torch.testing.assert_close(kept[0], b.sigmoid() ** 10)
+    assert kept.mean() > 0.9  # with the other sign it were 0
+
+
+@pytest.mark.parametrize(("kind", "n"), [c for c in CASES if c[0] != "RNN"])
+def test_forget_bias(kind, n):
+    module = modules(kind)[n]
+    names = changed(module, lambda m: init.forget_bias_(m, 1.5))
+    assert all("bias" in k for k in names)
+    for b in total_biases(module, 1):
+        assert b.tolist() == [1.5] * 6
+
+
+def test_the_forget_bias_is_one_by_default():
+    assert total_biases(init.forget_bias_(bptt.LSTM(2, 4)), 1)[0].tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("n", range(5))
+@pytest.mark.parametrize("radius", [0.5, 1.0, 1.5])
+def test_spectral_radius(n, radius):
+    module = modules("RNN")[n]
+    names = changed(module, lambda m: init.spectral_radius_(m, radius))
+    assert names == {k for k, _ in module.named_parameters() if "weight_hh" in k}
+    for hh in of(module, "weight_hh"):
+        found = torch.linalg.eigvals(hh.detach()).abs().max()
+        assert abs(float(found) - radius) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("apply", "module", "message"),
+    [
+        (init.orthogonal_, nn.Linear(2, 2), "expected a recurrent module.*got Linear"),
+        (init.identity_, bptt.GRU(2, 2), "for RNN, got GRU; use orthogonal_"),
+        (init.spectral_radius_, nn.LSTM(2, 2), "for RNN, got LSTM; use orthogonal_ with a gain"),
+        (lambda m: init.chrono_(m, 10), bptt.RNN(2, 2), "for GRU and LSTM, got RNN"),
+        (init.forget_bias_, nn.RNNCell(2, 2), "for GRU and LSTM, got RNNCell"),
+        (
+            init.orthogonal_,
+            parametrizations.orthogonal(bptt.RNN(2, 2), "weight_hh_l0"),
+            "are parametrized",
+        ),
+    ],
+)
+def test_modules_that_are_refused(apply, module, message):
+    before = [p.detach().clone() for p in module.parameters()]
+    with pytest.raises(TypeError, match=message):
+        apply(module)
+    for p, was in zip(module.parameters(), before, strict=True):
+        assert torch.equal(p, was)
+
+
+@pytest.mark.parametrize(
+    ("apply", "message"),
+    [
+        (lambda: init.orthogonal_(bptt.RNN(2, 2), math.nan), "gain .*nan"),
+        (lambda: init.identity_(bptt.RNN(2, 2), math.inf), "scale .*inf"),
+        (lambda: init.chrono_(bptt.GRU(2, 2), 1), "2 steps or more.*got 1"),
+        (lambda: init.chrono_(bptt.GRU(2, 2), math.nan), "got nan"),
+        (lambda: init.chrono_(bptt.LSTM(2, 2, bias=False), 9), "bias=False"),
+        (lambda: init.forget_bias_(bptt.LSTM(2, 2), math.nan), "value .*nan"),
+        (lambda: init.forget_bias_(bptt.GRU(2, 2, bias=False)), "bias=False"),
+        (lambda: init.spectral_radius_(bptt.RNN(2, 2), -1), "got -1"),
+        (lambda: init.spectral_radius_(init.identity_(bptt.RNN(2, 2), 0)), "radius 0, which"),
+    ],
+)
+def test_options_that_are_refused(apply, message):
+    with pytest.raises(ConfigError, match=message):
+        apply()
+
+
+def test_all_recurrent_layers_inside_are_changed():
+    both = nn.Sequential(bptt.LSTM(2, 4), nn.GRUCell(4, 4))
+    init.forget_bias_(both, 2.0)
+    assert total_biases(both[0], 1)[0].tolist() == [2.0] * 4
+    assert total_biases(both[1], 1)[0].tolist() == [2.0] * 4
