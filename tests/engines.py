@@ -112,9 +112,10 @@ class Call:
         x, state, w, at, d_y, d_state = given
         of_sequence = (self.cell, x, state, w, self.steps, at)
         out, final, kept = engine.forward(*of_sequence, keep=True)
-        options = {}
+        walked = self.steps if self.windows is None else self.windows.steps
+        shape = sum(walked.sizes), self.cell.states
+        options = {"row_norms": torch.full(shape, -1.0, dtype=torch.float64)}
         if engine is native:
-            walked = self.steps if self.windows is None else self.windows.steps
             options["norms"] = torch.full((len(walked.sizes),), -1.0, dtype=torch.float64)
         found = engine.backward(
             *of_sequence,

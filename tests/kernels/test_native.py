@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from engines import ALL, Call, calls, converted
@@ -21,6 +22,7 @@ from bptt.kernels.loop import ScaleGradient
 MODES = sorted(BY_MODE)
 DOUBLE, FLOAT = torch.float64, torch.float32
 EACH_MODE = pytest.mark.parametrize("mode", MODES)
+EACH_ENGINE = pytest.mark.parametrize("engine", [native, twin], ids=["native", "twin"])
 EACH_DTYPE = pytest.mark.parametrize("dtype", [DOUBLE, FLOAT], ids=["double", "float"])
 
 
@@ -169,6 +171,64 @@ def test_norms_of_windows_are_those_of_each_window_together(mode):
         )
         together += call.run(native, alone)["norms"] ** 2
     torch.testing.assert_close(call.run(native)["norms"] ** 2, together, rtol=1e-10, atol=1e-12)
+
+
+def handed_down(call):
+    """‖∂L/∂h‖ and ‖∂L/∂c‖ of the state that each step leaves, but for what the output adds, [N, 2].
+
+    Each sequence is run alone, so that its last step is the last of all.
+    """
+    x, state, w, at, d_y, d_state = call.given()
+    offsets = np.concatenate([[0], np.cumsum(call.steps.sizes)])
+    found = torch.full((len(x), call.cell.states), -1.0, dtype=DOUBLE)
+    for b, length in enumerate(call.lengths):
+        rows = [int(offsets[t]) + b for t in range(length)]
+        h, after = [s[b : b + 1] for s in state], []
+        loss = 0
+        for row in rows[::-1] if call.reverse else rows:
+            if at.carry is not None:
+                h = [ScaleGradient.apply(s, at.carry[row : row + 1]) for s in h]
+            if at.resets is not None:
+                h = [s.masked_fill(at.resets[row], 0) for s in h]
+            h = list(call.cell.step(x[row : row + 1], tuple(h), w))
+            loss = loss + (h[0] * d_y[row]).sum()
+            h = [s + torch.zeros_like(s, requires_grad=True) for s in h]
+            after.append((row, h))
+        loss = loss + sum((s * d[b]).sum() for s, d in zip(h, d_state, strict=True))
+        asked = [s for _, states in after for s in states]
+        gradients = iter(torch.autograd.grad(loss, asked))
+        for row, states in after:
+            found[row] = torch.stack([next(gradients).norm() for _ in states])
+    return found
+
+
+@EACH_MODE
+@EACH_ENGINE
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", [(9, 9), (7, 4, 4, 1)])
+def test_row_norms_are_those_of_what_the_step_after_hands_down(mode, engine, reverse, lengths):
+    call = Call(mode, DOUBLE, lengths, 3, 9, reverse, carry=True, resets=True)
+    expected = handed_down(call)
+    assert (expected > 0).any(0).all()
+    torch.testing.assert_close(call.run(engine)["row_norms"], expected, rtol=1e-10, atol=1e-12)
+
+
+@EACH_MODE
+@EACH_ENGINE
+def test_row_norms_of_windows_are_those_of_each_window_alone(mode, engine):
+    call = Call(mode, DOUBLE, (11, 11, 8), 3, 9, resets=True, every_reach=(2, 5))
+    given, windows = call.given(), call.windows
+    found = call.run(engine)["row_norms"]
+    for window in range(windows.steps.batch):
+        mine = torch.cat([torch.arange(n) == window for n in windows.steps.sizes])
+        last = torch.arange(windows.steps.batch) == window
+        alone = given._replace(
+            d_y=given.d_y * mine.unsqueeze(1),
+            d_state=tuple(d * last.unsqueeze(1) for d in given.d_state),
+        )
+        norms = call.run(engine, alone)["row_norms"]
+        torch.testing.assert_close(norms[mine], found[mine], rtol=1e-12, atol=0)
+        assert (norms[~mine] == 0).all()
 
 
 # --------------------------------------------------------------------- numbers that are not tame

@@ -21,7 +21,7 @@ from bptt.kernels.passes import Crossing, Gradients
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
 
-INTERFACE = 2
+INTERFACE = 3
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2, "GRU": 3, "LSTM": 4}
 PATHS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
@@ -62,6 +62,7 @@ class Call(NamedTuple):
     d_b_ih: int = 0
     d_b_hh: int = 0
     norms: int = 0
+    row_norms: int = 0
     walk_steps: int = 0
     walk_sizes: int = 0
     window_rows: int = 0
@@ -188,6 +189,7 @@ def backward(
     needed: tuple[bool, ...],
     windows: Windows | None = None,
     by_windows: bool = False,
+    row_norms: Tensor | None = None,
     norms: Tensor | None = None,
 ) -> Gradients:
     """Go back through it, as :class:`bptt.kernels.passes.Engine` says.
@@ -225,6 +227,7 @@ def backward(
         d_b_ih=_at(b_ih),
         d_b_hh=_at(b_hh),
         norms=_at(norms),
+        row_norms=_at(row_norms),
         **walk,
     )
     _run(library().bptt_backward, call)

@@ -83,6 +83,7 @@ class Engine(Protocol):
         needed: tuple[bool, ...],
         windows: Windows | None = None,
         by_windows: bool = False,
+        row_norms: Tensor | None = None,
     ) -> Gradients:
         """Run the recursion of the deltas, and what follows from them.
 
@@ -101,4 +102,7 @@ class Engine(Protocol):
             needed: whether the gradient of x is, and that of each of the weights.
             windows: that overlap, if any.
             by_windows: whether ∂L/∂x has a row for each row of the windows.
+            row_norms: to be filled with ‖∂L/∂h_t‖, and for an LSTM ‖∂L/∂c_t‖ beside it, of each
+                row, as the step after hands them down, ``d_y`` not added yet; [N, tensors of the
+                state] float64, or [rows of the windows, tensors of the state].
         """

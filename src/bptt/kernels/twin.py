@@ -55,6 +55,13 @@ def _cross(carry: Tensor | None, cuts: Tensor | None, *gradients: Tensor) -> Non
             d.masked_fill_(cuts, 0)
 
 
+def _report(norms: Tensor | None, *gradients: Tensor) -> None:
+    """Note the norms of each row of the state's gradients, [n, tensors of the state]."""
+    if norms is not None:
+        for norm, d in zip(norms.unbind(1), gradients, strict=True):
+            torch.linalg.vector_norm(d, dim=1, dtype=norms.dtype, out=norm)
+
+
 Kept = tuple[Tensor, ...]
 """What the forward pass keeps for the backward pass: the outputs [N, P], then the cell's own."""
 
@@ -91,6 +98,7 @@ class Twin(Protocol):
         w: Weights,
         steps: Steps,
         at: Crossing,
+        norms: Tensor | None = None,
     ) -> Deltas:
         """Run the recursion of the deltas, in place on d_state.
 
@@ -102,6 +110,7 @@ class Twin(Protocol):
             w: the layer's weights.
             steps: which rows belong to which step.
             at: what crosses between them.
+            norms: to be filled with those of the state's gradient, [N, tensors of the state].
         """
 
 
@@ -135,12 +144,14 @@ class Elman:
         w: Weights,
         steps: Steps,
         at: Crossing,
+        norms: Tensor | None = None,
     ) -> Deltas:
         """δ_t = φ'(a_t) ⊙ dh_t; dh_{t-1} = ∂L/∂output_{t-1} + W_hhᵀ δ_t."""
         (Y,) = kept
         Delta = self.derivative(Y)
-        for delta, d, carry, cut in steps.back(Delta, D, at.carry, at.cuts):
+        for delta, d, carry, cut, norm in steps.back(Delta, D, at.carry, at.cuts, norms):
             dh = d_state[0][: len(delta)]
+            _report(norm, dh)
             if d is not None:
                 dh += d
             delta *= dh
@@ -191,6 +202,7 @@ class GRU:
         w: Weights,
         steps: Steps,
         at: Crossing,
+        norms: Tensor | None = None,
     ) -> Deltas:
         """Each delta is a local derivative times dh_t; dh_{t-1} = z dh_t + W_hhᵀ δ_t."""
         Y, gates, Q = kept
@@ -202,8 +214,11 @@ class GRU:
         local_r = local_n * Q * R * (1 - R)  # ∂h/∂a_r, through n
         local_z = (H_prev - N) * Z * (1 - Z)  # ∂h/∂a_z
         Delta = torch.stack([local_r, local_z, local_n * R], dim=1)  # [N, 3, H]; last ∂h/∂q
-        for delta, delta_n, z, d, carry, cut in steps.back(Delta, local_n, Z, D, at.carry, at.cuts):
+        for delta, delta_n, z, d, carry, cut, norm in steps.back(
+            Delta, local_n, Z, D, at.carry, at.cuts, norms
+        ):
             dh = d_state[0][: len(delta)]
+            _report(norm, dh)
             if d is not None:
                 dh += d
             delta *= dh.unsqueeze(1)
@@ -253,6 +268,7 @@ class LSTM:
         w: Weights,
         steps: Steps,
         at: Crossing,
+        norms: Tensor | None = None,
     ) -> Deltas:
         """dc_t += dm_t ∂m/∂c; δ_i, δ_f, δ_g follow dc_t, δ_o follows dm_t; dc_{t-1} = f dc_t."""
         Y, gates, C = kept
@@ -265,10 +281,11 @@ class LSTM:
         )
         local_c = O * (1 - tanh_C * tanh_C)  # ∂m/∂c
         D_out = None if w.hr is None else torch.empty_like(Y)
-        for delta, dm_dc, f, d, d_out, carry, cut in steps.back(
-            Delta, local_c, F, D, D_out, at.carry, at.cuts
+        for delta, dm_dc, f, d, d_out, carry, cut, norm in steps.back(
+            Delta, local_c, F, D, D_out, at.carry, at.cuts, norms
         ):
             dh, dc = d_state[0][: len(delta)], d_state[1][: len(delta)]
+            _report(norm, dh, dc)
             if d is not None:
                 dh += d
             dm = dh
@@ -334,13 +351,14 @@ def backward(
     needed: tuple[bool, ...],
     windows: Windows | None = None,
     by_windows: bool = False,
+    row_norms: Tensor | None = None,
 ) -> Gradients:
     """Go back through it, as :class:`bptt.kernels.passes.Engine` says."""
     all_kept = (y, *kept)
     before = _states_before(cell, state, all_kept, steps, at)
     run = TWINS[cell.mode].backward
     if windows is None:
-        deltas = total = run(all_kept, before, d_y, d_state, w, steps, at)
+        deltas = total = run(all_kept, before, d_y, d_state, w, steps, at, row_norms)
     else:
         # One recursion over all windows; their deltas of the same step are then summed.
         def windowed(rows: Tensor | None) -> Any:
@@ -354,6 +372,7 @@ def backward(
             w,
             windows.steps,
             Crossing(windowed(at.carry), windowed(at.resets)),
+            row_norms,
         )
         total = Deltas(*(_summed(d, windows, len(x)) for d in deltas))  # type: ignore[arg-type]
     d_w = _of_weights(cell, x, before[0], all_kept, total, needed[1:])

@@ -20,7 +20,7 @@ enum bptt_cell { BPTT_TANH, BPTT_RELU, BPTT_SIGMOID, BPTT_GRU, BPTT_LSTM };
 enum bptt_path { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_PATHS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 2
+#define BPTT_INTERFACE 3
 
 typedef struct bptt_sequence {
     int64_t cell;      /* enum bptt_cell */
@@ -53,6 +53,9 @@ typedef struct bptt_sequence {
     void *d_w_ih, *d_w_hh; /* out: as the weights, or null */
     void *d_b_ih, *d_b_hh; /* out: [G*H], or null */
     double *norms;     /* out: ‖∂L/∂h_t‖ over all rows of each step of the walk; or null */
+    double *row_norms; /* out: for each row of the walk ‖∂L/∂h_t‖, for the LSTM ‖∂L/∂c_t‖ beside it,
+                          as the step after hands them down (or d_h, d_c), d_y not added yet;
+                          [rows of the walk, 1 or 2]; or null */
 
     /* Windows that overlap, side by side as one batch; walk_steps is 0 where there are none. Their
        rows lie step after step too, the last step first. */

@@ -187,15 +187,18 @@ public:
         auto dw_hh = empty(has(D_W_HH) ? gates * H * H : 0);
         auto db_ih = empty(of_bias), db_hh = empty(of_bias);
         std::vector<double> norms(walk_sizes.empty() ? sizes.size() : walk_sizes.size(), NAN);
+        std::vector<double> row_norms(size_t(walk_rows * (c_0.empty() ? 1 : 2)), NAN);
         call.d_h = dh.data(), call.d_c = at(dc), call.d_x = at(dx);
         call.d_w_ih = at(dw_ih), call.d_w_hh = at(dw_hh);
         call.d_b_ih = at(db_ih), call.d_b_hh = at(db_hh), call.norms = norms.data();
+        call.row_norms = row_norms.data();
         done = bptt_backward(&call) == 0 && done;
         if (!done) return {};
         if (!same_bits(y, y_alone)) return {};
         return {{"y", y}, {"h_n", h_n}, {"c_n", c_n}, {"d_h", dh}, {"d_c", dc}, {"d_x", dx},
                 {"d_w_ih", dw_ih}, {"d_w_hh", dw_hh}, {"d_b_ih", db_ih}, {"d_b_hh", db_hh},
-                {"norms", {norms.begin(), norms.end()}}};
+                {"norms", {norms.begin(), norms.end()}},
+                {"row_norms", {row_norms.begin(), row_norms.end()}}};
     }
 
 private:

@@ -259,18 +259,23 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     const int64_t walk_rows = rows_of(walk);
     const int64_t chunk_rows = walk.most_rows(BACKWARD_ROWS);
     const int64_t most_rows = std::max(chunk_rows, windowed ? std::min(N, BACKWARD_ROWS) : 0);
+    const int64_t blocks = round_up<T>(H) / WIDTH<T>;
+    static constexpr int64_t STATES = Cell::HAS_C ? 2 : 1;
     const T *const y = S::template at<T>(q.y), *const x = S::template at<T>(q.x);
     const T *const gates = S::template at<T>(q.kept), *const extra = gates + N * G * Hp;
     const T *const d_y = S::template at<T>(q.d_y), *const carry = S::template at<T>(q.carry);
     T *const d_x = S::template at<T>(q.d_x), *const d_h = S::template at<T>(q.d_h);
     T *const d_c = S::template at<T>(q.d_c);
     T *const d_w_ih = S::template at<T>(q.d_w_ih), *const d_w_hh = S::template at<T>(q.d_w_hh);
+    // Whether the windows' deltas of the same row are wanted together.
+    const bool summed = windowed && (d_w_ih || d_w_hh || (d_x && !q.by_windows));
 
     // Of a chunk: deltas of h [rows, G*H], the GRU's of n [rows, H]; of all rows, where windows
     // are summed; what is packed.
     T *delta, *delta_n, *total, *total_n, *dh, *dc, *sums, *of_h, *of_x, *x_panels, *h_panels,
         *slivers;
-    double *squares;
+    double *squares;      // of a chunk: sums over the rows of each step and unit, [steps, Hp],
+    double *row_squares;  // and over a vector's units of each row, [rows, STATES, blocks]
     int64_t *previous;  // [N]: the row of the step before, or START - b, or NONE
 
     static constexpr int64_t NONE = -1, START = -2;
@@ -290,8 +295,8 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         const int64_t sizes[] = {
             chunk_rows * G * H,                        // delta
             Cell::HAS_Q ? chunk_rows * H : 0,          // delta_n
-            windowed ? N * G * H : 0,                  // total
-            windowed && Cell::HAS_Q ? N * H : 0,       // total_n
+            summed ? N * G * H : 0,                    // total
+            summed && Cell::HAS_Q ? N * H : 0,         // total_n
             W * Hp, Cell::HAS_C ? W * Hp : 0,          // dh, dc
             4 * Hp,                                    // sums
             G * H * round_up<T>(H),                    // of_h
@@ -303,11 +308,14 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         T **places[] = {&delta, &delta_n, &total, &total_n, &dh, &dc, &sums, &of_h, &of_x,
                         &x_panels, &h_panels, &slivers};
         const int64_t step_units = q.norms ? (walk.steps < chunk_rows ? walk.steps : chunk_rows) * Hp : 0;
-        int64_t bytes = Arena::size_of<double>(step_units) + Arena::size_of<int64_t>(N);
+        const int64_t row_blocks = q.row_norms ? chunk_rows * STATES * blocks : 0;
+        int64_t bytes = Arena::size_of<double>(step_units) + Arena::size_of<double>(row_blocks) +
+                        Arena::size_of<int64_t>(N);
         for (int64_t n : sizes) bytes += Arena::size_of<T>(n);
         if (!arena.reserve(bytes)) return false;
         for (int i = 0; i < 12; i++) *places[i] = arena.take<T>(sizes[i]);
         squares = arena.take<double>(step_units);
+        row_squares = arena.take<double>(row_blocks);
         previous = arena.take<int64_t>(N);
         find_previous();
         return true;
@@ -353,6 +361,7 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         walk.chunks(BACKWARD_ROWS, walk_rows, [&](const Chunk &chunk) {
             recur(me, chunk, units, to_h);
             if (q.norms) report(me, chunk);
+            if (q.row_norms) report_rows(me, chunk);
             const int64_t n = chunk.high - chunk.low;
             if (d_x && (!windowed || q.by_windows))
                 of_inputs(delta, delta_n, chunk.low, n, inputs, to_x);
@@ -360,7 +369,7 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
             first = false;
             me.wait();  // the deltas' place is used again
         });
-        if (windowed)
+        if (summed)
             for (int64_t low = 0; low < N; low += BACKWARD_ROWS) {
                 const int64_t n = std::min(BACKWARD_ROWS, N - low);
                 T *const of_h = total + low * G * H, *const of_n = total_n + low * H;
@@ -379,7 +388,7 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
                 if (Cell::HAS_C) dc[w * Hp + u] = u < H ? d_c[w * H + u] : T(0);
             }
         for (int g = 0; g < 4; g++) std::fill(sums + g * Hp + units.begin, sums + g * Hp + end, T(0));
-        for (int64_t row = 0; windowed && row < N; row++) {
+        for (int64_t row = 0; summed && row < N; row++) {
             for (int g = 0; g < G; g++) {
                 T *to = total + (row * G + g) * H;
                 std::fill(to + units.begin, to + units.end, T(0));
@@ -417,6 +426,7 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         for (int g = 0; g < G; g++) r.delta[g] = delta + ((row - chunk.low) * G + g) * H;
         if (Cell::HAS_Q) r.delta[3] = delta_n + (row - chunk.low) * H;
         for (int g = 0; g < 4; g++) r.sum[g] = sums + g * Hp;
+        if (q.row_norms) square(r, row - chunk.low, units);
         if (d_y)
             for (int64_t u = units.begin; u < units.end; u += WIDTH<T>)
                 store(r.dh + u, load(r.dh + u) + load(d_y + row * H + u, H - u));
@@ -428,7 +438,21 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
             }
         }
         for (int64_t u = units.begin; u < units.end; u += WIDTH<T>) Cell::backward(r, u, H);
-        if (windowed) add_to_total(r, from, units);
+        if (summed) add_to_total(r, from, units);
+    }
+
+    // Of the state's gradient, vector by vector: whole vectors belong to one thread.
+    void square(const BackwardRow<T> &r, int64_t row, const Range &units) {
+        for (int64_t state = 0; state < STATES; state++) {
+            const T *const d = state ? r.dc : r.dh;
+            double *const sum = row_squares + (row * STATES + state) * blocks;
+            for (int64_t u = units.begin; u < units.end; u += WIDTH<T>) {
+                double block = 0;
+                for (int64_t v = u; v < std::min<int64_t>(u + WIDTH<T>, units.end); v++)
+                    block += double(d[v]) * double(d[v]);
+                sum[u / WIDTH<T>] = block;
+            }
+        }
     }
 
     void add_to_total(const BackwardRow<T> &r, int64_t from, const Range &units) {
@@ -455,6 +479,16 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
             double sum = 0;
             for (int64_t u = 0; u < H; u++) sum += squares[s * Hp + u];
             q.norms[chunk.begin + s] = __builtin_sqrt(sum);
+        }
+    }
+
+    void report_rows(const Member &me, const Chunk &chunk) {
+        const int64_t first = chunk.low * STATES;
+        const Range rows = me.share(chunk.high * STATES - first);
+        for (int64_t n = rows.begin; n < rows.end; n++) {
+            double sum = 0;
+            for (int64_t block = 0; block < blocks; block++) sum += row_squares[n * blocks + block];
+            q.row_norms[first + n] = __builtin_sqrt(sum);
         }
     }
 
