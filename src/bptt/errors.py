@@ -26,7 +26,16 @@ class KernelError(BpttError, RuntimeError):
 
 
 class DivergedError(BpttError, ArithmeticError):
-    """Training met a loss or a gradient that is not a finite number."""
+    """Training met a loss, a gradient or a weight that is not a finite number.
+
+    Args:
+        what: what happened, and where.
+        remedy: what is kept, and what to do.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what}; {remedy}" if remedy else what)
+        self.what = what
 
 
 class BpttWarning(UserWarning):

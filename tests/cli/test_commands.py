@@ -373,6 +373,28 @@ def test_divergence_is_one_line_and_the_run_stays_usable(here):
     bptt("sample", "run", "--length", 3)
 
 
+def test_divergence_can_go_back_and_says_so(here):
+    wild = [
+        "train", "book.txt", *SMALL, "--optimizer", "sgd", "--lr", 16, "--clip", 0,
+        "--cell", "rnn", "--nonlinearity", "relu", "--epochs", 1,
+    ]  # fmt: skip
+    line = fails(*wild, "--out", "run", "--quiet")
+    assert "bptt train --resume run --clip 1" in line
+    last = json.loads((here / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert f"error: {last['diverged']}; " in line
+    line = fails(*wild, "--out", "few", "--on-divergence", "rewind", "--most-rewinds", 1, "-q")
+    assert "having gone back 1 time:" in line
+
+    out, err = bptt("train", "--resume", "run", "--on-divergence", "rewind")
+    assert not err
+    said = re.findall(r"update 0 +back here with half the learning rate \((\d) of at most 5", out)
+    assert said == [str(n + 1) for n in range(len(said))]
+    assert said
+    assert "because training diverged at update" in out
+    assert f"Training diverged and went back {len(said)} time" in out
+    assert f"the learning rate is {0.5 ** len(said):g} of --lr since." in out
+
+
 def test_a_full_disk_is_one_line(here):
     """A file system that is full, by a limit on what the process may write to one file."""
     code = (

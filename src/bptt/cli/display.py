@@ -190,6 +190,15 @@ class Display(Watch):
                 if name not in ("update", "tokens") and isinstance(value, int | float):
                     self.tensorboard.add_scalar(name, value, line["update"])
 
+    def rewound(self, training: Training, reason: str) -> None:
+        """Say that training diverged and goes on from the last checkpoint."""
+        p = training.progress
+        self.average = math.nan
+        self.say(
+            f"{'update ' + format(p.updates, ','):<13} back here with half the learning rate "
+            f"({p.rewinds} of at most {training.config.most_rewinds} times), because {reason}"
+        )
+
     def open_tensorboard(self, path: Path) -> None:
         """Write TensorBoard files as well.
 
@@ -215,6 +224,12 @@ class Display(Watch):
             f"Validation perplexity {score.perplexity:,.2f}, {score.bits_per_character:.3f} bits "
             f"per character; a unigram model's is {unigram:,.2f}."
         )
+        if training.progress.rewinds:
+            times = f"{training.progress.rewinds} time{'s' * (training.progress.rewinds > 1)}"
+            self.say(
+                f"Training diverged and went back {times}; the learning rate is "
+                f"{0.5**training.progress.rewinds:g} of --lr since."
+            )
         length = 80 if training.config.level in ("word", "bpe") else 300
         self.say("A sample:")
         self.say(

@@ -114,6 +114,7 @@ class Config:
         "the optimizer's step size (default: 1 for sgd, 0.003 for adam and adamw)",
         flag="--lr",
         least=0,
+        most=1e38,  # a number of float32
     )
     momentum: float = _option(0.0, TRAINING, "of sgd", least=0)
     weight_decay: float = _option(0.0, TRAINING, "L2 penalty; decoupled for adamw", least=0)
@@ -129,6 +130,15 @@ class Config:
     )
     eval_every: int | None = _option(
         None, TRAINING, "updates between evaluations (default: an epoch)", least=1
+    )
+    on_divergence: Literal["stop", "rewind"] = _option(
+        "stop",
+        TRAINING,
+        "what to do when the loss or the gradient is not a number: stop, or go back to the last "
+        "checkpoint with half the learning rate",
+    )
+    most_rewinds: int = _option(
+        5, TRAINING, "how often to go back with --on-divergence rewind, then stop", least=1
     )
     seed: int = _option(
         0,

@@ -24,8 +24,10 @@ from bptt.language_model.lock import Lock
 from bptt.language_model.run import Run
 from bptt.language_model.training import Training, Watch
 
-MAY_CHANGE = {"epochs", "patience", "eval_every", "learning_rate", "clip"} | {
-    name for name, f in fields_by_name().items() if f.metadata["group"] == RUNNING
+MAY_CHANGE = {
+    *("epochs", "patience", "eval_every", "learning_rate", "clip"),
+    *("on_divergence", "most_rewinds"),
+    *(name for name, f in fields_by_name().items() if f.metadata["group"] == RUNNING),
 }
 """What a resumed run may do otherwise than before."""
 

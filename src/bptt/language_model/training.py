@@ -15,6 +15,12 @@ from bptt.credit import Credit
 from bptt.data import Batch, PreparedText, Sentences, Streams
 from bptt.errors import CheckpointError, ConfigError, DivergedError
 from bptt.language_model.config import Config
+from bptt.language_model.divergence import (
+    NORMS_KEPT,
+    first_bad_tensor,
+    first_not_finite,
+    norms_in_words,
+)
 from bptt.language_model.evaluation import evaluate
 from bptt.language_model.lock import Lock
 from bptt.language_model.model import LanguageModel, check_device
@@ -42,6 +48,9 @@ class Watch:
     def measured(self, line: dict[str, Any]) -> None:
         """Be told of a line of metrics.jsonl."""
 
+    def rewound(self, training: Training, reason: str) -> None:
+        """Be told that training diverged, why, and that it is back at the last checkpoint."""
+
 
 @dataclass
 class Progress:
@@ -56,6 +65,10 @@ class Progress:
     """The learning rate of the last update."""
     gradient_norm: float = 0.0
     """Before clipping, at the last update."""
+    norms: list[float] = field(default_factory=list)
+    """The gradient's norms of the last updates, the newest last."""
+    rewinds: int = 0
+    """How often training diverged and went back; each time halved the rate."""
     last_valid: float | None = None
     best_valid: float | None = None
     worse: int = 0
@@ -95,7 +108,7 @@ class Training:
         self.reader = self._make_reader()
         self.progress = Progress()
         self.stream = Stream()
-        self.saved_at = time.monotonic()
+        self.saved_at, self.updates_saved = time.monotonic(), 0
 
     def close(self) -> None:
         """Let go of the run, so that it can be trained by another one."""
@@ -107,6 +120,8 @@ class Training:
     def fit(self, stop: Callable[[], str | None] = lambda: None) -> str:
         """Train to the end.
 
+        Where it diverges, ``on_divergence`` says whether to go back to the last checkpoint.
+
         Args:
             stop: asked after every update; a reason given is the end of it.
 
@@ -115,8 +130,20 @@ class Training:
             saved then; only at the first two has the last state been evaluated.
 
         Raises:
-            DivergedError: a loss or gradient is not a finite number; the last checkpoint is kept.
+            DivergedError: a loss, gradient or weight is not a finite number; the last checkpoint
+                is kept.
         """
+        while True:
+            try:
+                return self._fit(stop)
+            except DivergedError as e:
+                may_rewind = self.progress.rewinds < self.config.most_rewinds
+                if self.config.on_divergence == "stop" or not may_rewind:
+                    self._measure(diverged=e.what)
+                    raise
+                self._rewind(e.what)
+
+    def _fit(self, stop: Callable[[], str | None]) -> str:
         config, progress = self.config, self.progress
         while self.reader.epoch < config.epochs and not self.out_of_patience():
             for batch in self.reader:
@@ -141,19 +168,26 @@ class Training:
         """Take one step of gradient descent; return the batch's loss in nats a token."""
         started = time.monotonic()
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+        before = Stream() if batch.fresh else self.stream
         self.progress.rate = self.rate()
         taken = self.step(
             inputs,
             targets,
-            Stream() if batch.fresh else self.stream,
+            before,
             self.progress.rate,
             credit=self.credit,
             memory=self.memory,
             reach_back=self.reach_back,
         )
-        self._check_finite(taken.loss, taken.norm)
+        if not (math.isfinite(taken.loss) and math.isfinite(taken.norm)):
+            raise self._diverged(
+                f"at update {self.progress.updates + 1}: the loss is {taken.loss:g}, the "
+                f"gradient's norm {taken.norm:g}; "
+                + first_not_finite(self.model, inputs, targets, before, taken.loss)
+            )
         self.stream = taken.stream
         self.progress.gradient_norm = taken.norm
+        self.progress.norms = [*self.progress.norms, taken.norm][-NORMS_KEPT:]
         self._count(taken.loss * batch.tokens, batch.tokens, time.monotonic() - started)
         return taken.loss
 
@@ -179,14 +213,32 @@ class Training:
     def _make_reader(self) -> Streams | Sentences:
         return make_reader(self.config, self.text, self.credit)
 
-    def _check_finite(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        raise DivergedError(
-            f"training diverged at update {self.progress.updates + 1}: the loss is {loss:g}, the "
-            f"gradient's norm {norm:g}, the learning rate {self.progress.rate:g}; the last "
-            f"checkpoint is kept in {self.run.path}; train again with a smaller --lr or --clip"
+    def _diverged(self, what: str) -> DivergedError:
+        """Say what happened, what led there, what is kept and what to do; on one line."""
+        p, config = self.progress, self.config
+        back = f", having gone back {p.rewinds} time{'s' * (p.rewinds > 1)}" if p.rewinds else ""
+        remedy = f"--lr {config.base_rate / 2:g}" if config.clip else "--clip 1"
+        return DivergedError(
+            f"training diverged {what}; {norms_in_words(p.norms)}, the learning rate was "
+            f"{p.rate:g}",
+            f"the last good state, after update {self.updates_saved}, is kept{back}: go on from "
+            f"it with bptt train --resume {self.run.path} {remedy}",
         )
+
+    def _check_weights(self) -> None:
+        """Refuse to go on with weights that the last update made infinite."""
+        bad = first_bad_tensor(dict(self.model.named_parameters()))
+        if bad is not None:
+            raise self._diverged(f"by update {self.progress.updates}: {bad} is not finite")
+
+    def _rewind(self, reason: str) -> None:
+        """Go back to the last checkpoint, with half the learning rate, and say so."""
+        rewinds = self.progress.rewinds + 1
+        self.resume(self.run.load_checkpoint())
+        self.progress.rewinds = rewinds
+        self._measure(rewind=rewinds, diverged=reason)
+        self.save()  # so that a resumed run has gone back as well
+        self.watch.rewound(self, reason)
 
     def _count(self, nats: float, tokens: int, seconds: float) -> None:
         p = self.progress
@@ -202,7 +254,7 @@ class Training:
     def rate(self) -> float:
         """The learning rate of the update that is being made."""
         config, p = self.config, self.progress
-        rate = config.base_rate * 0.5**p.halvings
+        rate = config.base_rate * 0.5 ** (p.halvings + p.rewinds)
         if p.updates < config.warmup:
             rate *= (p.updates + 1) / config.warmup
         # The reader's position is already behind this update's batch.
@@ -237,7 +289,10 @@ class Training:
     def evaluate(self) -> Score:
         """Measure the loss on the validation text; keep the best model; halve the rate if due."""
         p = self.progress
+        self._check_weights()
         score = evaluate(self.model, self.text.valid, batch_size=self.config.batch_size)
+        if not math.isfinite(score.loss):
+            raise self._diverged(f"by update {p.updates}: the validation loss is {score.loss:g}")
         is_best = self._keep_if_best(score)
         if is_best:
             p.best_valid, p.worse = score.loss, 0
@@ -267,7 +322,7 @@ class Training:
 
     def _keep_if_best(self, score: Score) -> bool:
         best = self.progress.best_valid
-        is_best = best is None or score.loss < best
+        is_best = math.isfinite(score.loss) and (best is None or score.loss < best)
         if is_best:
             about = {"updates": self.progress.updates, "valid": score.to_dict()}
             self.run.save_model(self.model, about)
@@ -294,10 +349,15 @@ class Training:
         """Write the checkpoint.
 
         Raises:
-            OSError: it cannot be written; the one before it is still there.
+            DivergedError: something in it is not finite; the one before it is still there.
+            OSError: it cannot be written; likewise.
         """
-        self.run.save_checkpoint(*self.checkpoint())
-        self.saved_at = time.monotonic()
+        tensors, about = self.checkpoint()
+        bad = first_bad_tensor(tensors)
+        if bad is not None:
+            raise self._diverged(f"by update {self.progress.updates}: {bad} is not finite")
+        self.run.save_checkpoint(tensors, about)
+        self.saved_at, self.updates_saved = time.monotonic(), self.progress.updates
 
     def checkpoint(self) -> Checkpoint:
         """All that it takes to go on from here: what :meth:`resume` takes."""
@@ -358,6 +418,7 @@ class Training:
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise CheckpointError(f"{path} does not fit this run: {e}") from None
+        self.updates_saved = self.progress.updates
         # What was measured after it was written is measured again.
         self.progress.measurements = self.run.keep_metrics(lines)
 
