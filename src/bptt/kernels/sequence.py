@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bptt.cells import Cell, State, Weights
-from bptt.kernels import choosing, loop, native, twin
+from bptt.kernels import choosing, loop, native, reports, twin
 from bptt.kernels.passes import Crossing, Engine
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
@@ -38,7 +38,7 @@ def sequence(
     if needs_the_cells(x, *state, *w):
         return loop.sequence(cell, x, state, w, steps, carry, resets)
     at = Crossing(carry, resets)
-    engine = _engine_for(cell, x, w)
+    engine = engine_for(cell, x, w)
     if not _is_recorded(x, *state, *w):
         y, final, _ = engine.forward(cell, x, state, w, steps, at, keep=False)
         return y, final
@@ -83,12 +83,13 @@ def windowed_sequence(
             "windows that overlap (every < reach) know the first derivative only, without "
             "transforms of torch.func: use a credit without them, as bptt.Truncated(k)"
         )
-    at, engine = Crossing(carry, resets), _engine_for(cell, x, w)
+    at, engine = Crossing(carry, resets), engine_for(cell, x, w)
     y, *rest = _Sequence.apply(engine, cell, steps, at, windows, by_windows, x, *state, *w)
     return y, tuple(rest)
 
 
-def _engine_for(cell: Cell, x: Tensor, w: Weights) -> Engine:
+def engine_for(cell: Cell, x: Tensor, w: Weights) -> Engine:
+    """Give the native kernels where they can serve, the twin otherwise."""
     if choosing.runs_native() and native.serves(cell, x, w):
         return cast(Engine, native)
     return cast(Engine, twin)
@@ -154,6 +155,8 @@ def _backward(
     """The hand-derived gradients of x, the initial state and the weights, in that order."""
     cell, windows = ctx.cell, ctx.windows
     initial, w = _unflatten(cell, tensors)
+    walk = ctx.steps if windows is None else windows.steps
+    row_norms = reports.room(sum(walk.sizes), cell.states, x.device)
     found = ctx.engine.backward(
         cell,
         x,
@@ -168,7 +171,9 @@ def _backward(
         (needed[0], *needed[1 + cell.states :]),
         windows,
         ctx.by_windows,
+        row_norms,
     )
+    reports.tell(w.hh, walk, row_norms)
     d_initial = found.state
     if windows is not None:
         d_initial = tuple(
