@@ -1,0 +1,143 @@
+"""What the page of a gradient flow holds: the flows, checked, and their matrices in few bytes."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt.errors import ConfigError
+
+FORMAT, VERSION = "bptt.flow", 1
+MOST = 300
+"""Rows and columns of a matrix in the page; longer sequences are shown in blocks of steps."""
+
+
+@runtime_checkable
+class Written(Protocol):
+    """What can write itself as a flow's dict, as :class:`bptt.GradientFlow` does."""
+
+    def to_dict(self) -> Any:
+        """Give the flow as plain data."""
+        ...
+
+
+Flow: TypeAlias = Mapping[str, Any] | Written
+"""A gradient flow, or the dict that its ``to_dict()`` gave, perhaps by way of a JSON file."""
+
+
+def as_dict(flow: Flow) -> dict[str, Any]:
+    """Take a flow or its dict, and see to it that what is drawn is there and fits together.
+
+    Args:
+        flow: what :func:`bptt.gradient_flow` gives, or the dict of its ``to_dict()``.
+
+    Returns:
+        The dict; numbers that are not finite are None.
+
+    Raises:
+        ConfigError: it is none, or of another version, or its sizes do not fit.
+    """
+    found = flow if isinstance(flow, Mapping) else flow.to_dict()
+    if not isinstance(found, Mapping) or found.get("format") != FORMAT:
+        said = found.get("format") if isinstance(found, Mapping) else type(found).__name__
+        raise ConfigError(
+            f"this is not a gradient flow: its format is {said!r}, not {FORMAT!r}; give what "
+            "bptt.gradient_flow returned, or the dict that its to_dict() gave"
+        )
+    if found.get("version") != VERSION:
+        raise ConfigError(
+            f"this gradient flow is of version {found.get('version')!r}, and this bptt reads "
+            f"version {VERSION}; measure it again, or use the bptt that wrote it"
+        )
+    clean: dict[str, Any] = _finite(found)
+    _check(clean)
+    return clean
+
+
+def packed(flow: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what the page holds of a flow: the dict, its matrices as bytes in base64.
+
+    A matrix of norms becomes log10 of them, float32, NaN where there is none; one of credit stays
+    as it is. Only what is written down for s ≤ t is kept, row by row. Where there are more than
+    MOST steps, a value is the mean of a block of steps, ``block`` wide and ``rows`` high.
+
+    Args:
+        flow: as :func:`as_dict` gives it.
+    """
+    times, T = flow["times"], flow["steps"]
+    block, rows = -(-T // MOST), -(-len(times) // MOST)
+    ends = [times[min(n + rows, len(times)) - 1] for n in range(0, len(times), rows)]
+
+    def pack(matrix: Sequence[Sequence[float | None]], logs: bool) -> str:
+        mean = _blocks(np.array(matrix, np.float64), np.array(times), rows, block)
+        with np.errstate(divide="ignore"):
+            kept = np.log10(mean) if logs else np.clip(mean, -3e38, 3e38)
+        below = [row[: end // block + 1] for row, end in zip(kept, ends, strict=True)]
+        return base64.b64encode(np.concatenate(below).astype("<f4").tobytes()).decode()
+
+    states = [
+        {"layer": s["layer"], "name": s["name"], "norms": pack(s["norms"], True)}
+        for s in flow["states"]
+    ]
+    credit = None if flow.get("credit") is None else pack(flow["credit"], False)
+    return {**flow, "states": states, "credit": credit, "block": block, "rows": rows}
+
+
+def _blocks(
+    matrix: NDArray[np.float64], times: NDArray[np.int64], rows: int, block: int
+) -> NDArray[np.float64]:
+    """Means over blocks of what is defined, of s ≤ t only."""
+    N, T = matrix.shape
+    given = np.isfinite(matrix) & (np.arange(T) <= times[:, None])
+    down, across = -(-N // rows), -(-T // block)
+    room = ((0, down * rows - N), (0, across * block - T))
+    shape = (down, rows, across, block)
+    sums = np.pad(np.where(given, matrix, 0), room).reshape(shape).sum((1, 3))
+    counts = np.pad(given, room).reshape(shape).sum((1, 3))
+    means = np.full(sums.shape, np.nan)
+    np.divide(sums, counts, out=means, where=counts > 0)
+    return means
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(v) for key, v in value.items()}
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        return [_finite(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _check(flow: Mapping[str, Any]) -> None:
+    needed = ("name", "module", "steps", "times", "states", "losses", "by_lag", "verdict")
+    missing = [key for key in needed if flow.get(key) is None]
+    if missing:
+        raise ConfigError(f"this gradient flow lacks {', '.join(missing)}")
+    T, times = flow["steps"], flow["times"]
+    if not times or sorted(set(times)) != list(times) or times[0] < 0 or times[-1] >= T:
+        raise ConfigError(
+            f"a gradient flow's times must rise within 0 to steps - 1 = {T - 1}, got {times}"
+        )
+    N = len(times)
+    tables = {f"norms of layer {s['layer']} {s['name']}": s["norms"] for s in flow["states"]}
+    if not tables:
+        raise ConfigError("this gradient flow has no states, so there is nothing to show")
+    if flow.get("credit") is not None:
+        tables["credit"] = flow["credit"]
+    for name, table in tables.items():
+        if len(table) != N or any(len(row) != T for row in table):
+            sizes = sorted({len(row) for row in table})
+            raise ConfigError(f"{name}: expected {N} rows of {T}, got {len(table)} of {sizes}")
+    for name, length in (("tokens", T), ("targets", T), ("losses", N)):
+        if flow.get(name) is not None and len(flow[name]) != length:
+            raise ConfigError(f"{name}: expected {length} of them, got {len(flow[name])}")
+    if len({len(flow["by_lag"][key]) for key in ("lag", "mean", "low", "high")}) != 1:
+        raise ConfigError("by_lag: lag, mean, low and high must be equally long")
