@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,9 +24,10 @@ from bptt.kernels.windows import Windows, windows_of
 
 
 class _Rows(NamedTuple):
-    """An input laid out as rows, and how to lay out the output like it."""
+    """An input laid out step after step, and how to lay out the output like it."""
 
-    x: Inexact[Tensor, "rows input"]
+    x: Inexact[Tensor, "*rows input"]
+    """[T, B, I], or, packed, [N, I]."""
     sizes: tuple[int, ...]
     like: Tensor | PackedSequence
 
@@ -138,17 +140,19 @@ class _Recurrent(nn.RNNBase):
         carry: Float[Tensor, "time batch"] | None,
         resets: Bool[Tensor, "time batch"] | None,
         windows: Windows | None,
-    ) -> tuple[Inexact[Tensor, "rows output"], list[State]]:
-        x = rows.x.to(self._dtype)
+    ) -> tuple[Inexact[Tensor, "*rows output"], list[State]]:
+        x = rows.x if rows.x.dtype == self._dtype else rows.x.to(self._dtype)
+        if windows is not None:
+            x = x.flatten(0, -2)
         finals: list[State] = []
-        directions = (False, True)[: self._directions]
+        cell, directions = BY_MODE[self.mode], (False, True)[: self._directions]
         crossings = [_rows_of_crossing(rows.sizes, carry, resets, d) for d in directions]
+        of_each = list(zip(*(s.split(1) if len(s) > 1 else (s,) for s in state), strict=True))
         for layer in range(self.num_layers):
             outputs = []
             for reverse in directions:
-                initial = tuple(s[len(finals)] for s in state)
-                steps = Steps(rows.sizes, reverse)
-                cell, w = BY_MODE[self.mode], self._weights(layer, reverse)
+                initial = of_each[len(finals)]
+                steps, w = Steps(rows.sizes, reverse), self._weights(layer, reverse)
                 crossing = crossings[reverse]
                 if windows is None:
                     y, final = sequence(cell, x, initial, w, steps, *crossing)
@@ -184,18 +188,14 @@ class _Recurrent(nn.RNNBase):
         return 2 if self.bidirectional else 1
 
     def _weights(self, layer: int, reverse: bool) -> Weights:
-        suffix = f"l{layer}" + ("_reverse" if reverse else "")
-
         # By name each time, so that functional_call and parametrizations are seen.
-        def get(name: str, there: bool) -> Any:
-            return self._parameter(f"{name}_{suffix}") if there else None
-
+        get, names = self._parameter, _names(layer, reverse)
         return Weights(
-            ih=get("weight_ih", True),
-            hh=get("weight_hh", True),
-            b_ih=get("bias_ih", self.bias),
-            b_hh=get("bias_hh", self.bias),
-            hr=get("weight_hr", self.proj_size > 0),
+            get(names.ih),
+            get(names.hh),
+            get(names.b_ih) if self.bias else None,
+            get(names.b_hh) if self.bias else None,
+            get(names.hr) if self.proj_size else None,
         )
 
     # ------------------------------------------------------------ from arguments to rows
@@ -224,7 +224,6 @@ class _Recurrent(nn.RNNBase):
                     f"bptt.{name}: expected at least one step, got input {tuple(input.shape)}"
                 )
             sizes = (int(x.shape[1]),) * int(x.shape[0])  # in torch.jit.trace they are tensors
-            x = x.reshape(-1, x.shape[2])
         if x.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"bptt.{name}: expected {self.input_size} inputs a step (input_size), got "
@@ -235,7 +234,10 @@ class _Recurrent(nn.RNNBase):
 
     def _check_dtype(self, what: str, x: Tensor) -> None:
         """Refuse another dtype than the weights'; under autocast its own is taken, too."""
-        device, dtype = x.device.type, self._dtype
+        dtype = self._dtype
+        if x.dtype == dtype:
+            return
+        device = x.device.type
         allowed = [dtype]
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             allowed += [torch.get_autocast_dtype(device), torch.float32]
@@ -251,13 +253,14 @@ class _Recurrent(nn.RNNBase):
         return (outputs, self.hidden_size)[: BY_MODE[self.mode].states]
 
     def _initial_state(self, rows: _Rows, hx: Any) -> State:
-        cells = self.num_layers * self._directions
-        shapes: list[tuple[int, ...]] = [(cells, rows.batch, size) for size in self._state_sizes()]
+        cells, sizes = self.num_layers * self._directions, self._state_sizes()
         if hx is None:
-            return tuple(torch.zeros(s, dtype=self._dtype, device=rows.x.device) for s in shapes)
+            dtype, new = self._dtype, rows.x.new_zeros
+            return tuple([new((cells, rows.batch, size), dtype=dtype) for size in sizes])
+        shapes: list[tuple[int, ...]] = [(cells, rows.batch, size) for size in sizes]
         given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if rows.is_unbatched:
-            shapes = [(cells, size) for size in self._state_sizes()]
+            shapes = [(cells, size) for size in sizes]
         for s in given:
             self._check_dtype("the initial state", s)
         if [tuple(s.shape) for s in given] != shapes:
@@ -276,6 +279,8 @@ class _Recurrent(nn.RNNBase):
         self, rows: _Rows, carry: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Check ``carry`` and ``resets`` and bring them to [T, B], in the rows' order."""
+        if carry is None and resets is None:
+            return None, None
         T, B = len(rows.sizes), rows.batch
         order = _order(rows.like, "sorted_indices")
         found: list[Tensor | None] = []
@@ -306,21 +311,28 @@ class _Recurrent(nn.RNNBase):
     def _output(self, rows: _Rows, y: Tensor) -> Tensor | PackedSequence:
         if isinstance(rows.like, PackedSequence):
             return rows.like._replace(data=y)
-        y = y.view(len(rows.sizes), rows.batch, y.shape[1])
+        if y.dim() == 2:
+            y = y.view(len(rows.sizes), rows.batch, y.shape[1])
         if rows.is_unbatched:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
 
     def _final_state(self, rows: _Rows, finals: list[State]) -> Any:
         order = _order(rows.like, "unsorted_indices")
-        stacked = [
-            torch.stack(s) if len(s) > 1 else s[0].unsqueeze(0) for s in zip(*finals, strict=True)
-        ]
+        stacked = [s[0] if len(s) == 1 else torch.cat(s) for s in zip(*finals, strict=True)]
         if order is not None:
             stacked = [s.index_select(1, order) for s in stacked]
         if rows.is_unbatched:
             stacked = [s.squeeze(1) for s in stacked]
         return stacked[0] if len(stacked) == 1 else tuple(stacked)
+
+
+@lru_cache(maxsize=256)
+def _names(layer: int, reverse: bool) -> Any:
+    """The names of a layer's weights, in the places of the weights."""
+    suffix = f"_l{layer}" + ("_reverse" if reverse else "")
+    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    return Weights(*(kind + suffix for kind in kinds))  # type: ignore[arg-type]
 
 
 def _order(like: Tensor | PackedSequence, name: str) -> Tensor | None:

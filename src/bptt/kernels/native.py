@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,55 +21,14 @@ from bptt.kernels.passes import Crossing, Gradients
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
 
-INTERFACE = 3
+INTERFACE = 4
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2, "GRU": 3, "LSTM": 4}
 PATHS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 
 
-class Call(NamedTuple):
-    """A ``bptt_sequence``, field by field; addresses are whole numbers, 0 for none."""
-
-    cell: int
-    is_double: int
-    threads: int
-    reverse: int
-    steps: int
-    batch: int
-    inputs: int
-    hidden: int
-    rows: int
-    sizes: int
-    x: int
-    w_ih: int
-    w_hh: int
-    b_ih: int
-    b_hh: int
-    h_0: int
-    c_0: int
-    resets: int
-    y: int
-    kept: int
-    h_n: int = 0
-    c_n: int = 0
-    carry: int = 0
-    d_y: int = 0
-    d_h: int = 0
-    d_c: int = 0
-    d_x: int = 0
-    d_w_ih: int = 0
-    d_w_hh: int = 0
-    d_b_ih: int = 0
-    d_b_hh: int = 0
-    norms: int = 0
-    row_norms: int = 0
-    walk_steps: int = 0
-    walk_sizes: int = 0
-    window_rows: int = 0
-    by_windows: int = 0
-
-
-_SEQUENCE = struct.Struct(f"={len(Call._fields)}q")
+# The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
+_SEQUENCE = struct.Struct("=37q")
 _READOUT = struct.Struct("=14q")
 
 
@@ -147,13 +106,17 @@ def elementwise(name: str, x: Tensor) -> Tensor:
 
 def serves(cell: Cell, x: Tensor, w: Weights) -> bool:
     """Whether there is a kernel for this: on the processor, float32 or float64, no projection."""
+    dtype = x.dtype
     return (
-        x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
+        x.is_cpu
+        and (dtype is torch.float32 or dtype is torch.float64)
         and w.hr is None
         and x.numel() > 0
         and cell.mode in CELLS
-        and all(t is None or t.dtype == x.dtype for t in w)
+        and w.ih.dtype is dtype
+        and w.hh.dtype is dtype
+        and (w.b_ih is None or w.b_ih.dtype is dtype)
+        and (w.b_hh is None or w.b_hh.dtype is dtype)
     )
 
 
@@ -164,14 +127,14 @@ def forward(
     cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing, keep: bool
 ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a sequence, as :class:`bptt.kernels.passes.Engine` says."""
-    N, H = len(x), w.hh.shape[1]
-    y = x.new_empty(N, H)
-    final = tuple(s.new_empty(s.shape) for s in state)
-    size = library().bptt_kept(CELLS[cell.mode], x.dtype == torch.float64, N, H) if keep else 0
-    kept = x.new_empty(size) if size else None
     given = _Given(cell, x, state, w, steps, at)
-    call = given.call(y, kept, h_n=_at(final[0]), c_n=_at(final[1]) if cell.states == 2 else 0)
-    _run(library().bptt_forward, call)
+    H = w.hh.shape[1]
+    y = x.new_empty((*x.shape[:-1], H))
+    final = tuple(map(torch.empty_like, given.state))
+    size = _size_of_kept(cell.mode, x.dtype, y.numel() // H, H) if keep else 0
+    kept = x.new_empty(size) if size else None
+    h_n, c_n = _both(final)
+    given.run(library().bptt_forward, y, kept, h_n, c_n, *(0,) * 15)
     return y, final, () if kept is None else (kept,)
 
 
@@ -185,7 +148,7 @@ def backward(
     y: Tensor,
     kept: tuple[Tensor, ...],
     d_y: Tensor | None,
-    d_state: State,
+    d_state: State | None,
     needed: tuple[bool, ...],
     windows: Windows | None = None,
     by_windows: bool = False,
@@ -199,38 +162,36 @@ def backward(
     """
     given = _Given(cell, x, state, w, steps, at)
     d_y = None if d_y is None else d_y.contiguous()
-    rows = len(windows.rows) if windows and by_windows else len(x)
-    d_x = x.new_empty(rows, x.shape[1]) if needed[0] else None
+    d_x: Tensor | None = None
+    if needed[0] and windows and by_windows:
+        d_x = x.new_empty(len(windows.rows), x.shape[-1])
+    elif needed[0]:
+        d_x = torch.empty_like(given.x)
     ih, hh, b_ih, b_hh = (
-        p.new_empty(p.shape) if p is not None and wanted else None
-        for p, wanted in zip(w[:4], needed[1:], strict=False)
+        torch.empty_like(p) if p is not None and wanted else None
+        for p, wanted in zip(given.w, needed[1:], strict=False)
     )
-    walk: dict[str, int] = {}
+    walk = (0, 0, 0, 0)
     if windows is not None:
-        walk_sizes = _whole_numbers(windows.steps.sizes)
-        walk = {
-            "walk_steps": len(walk_sizes),
-            "walk_sizes": ctypes.addressof(walk_sizes),
-            "window_rows": _at(windows.rows),
-            "by_windows": by_windows,
-        }
-    call = given.call(
+        sizes = _whole_numbers(windows.steps.sizes)
+        walk = len(sizes), ctypes.addressof(sizes), windows.rows.data_ptr(), int(by_windows)
+    given.run(
+        library().bptt_backward,
         y,
         kept[0] if kept else None,
-        carry=_at(given.carry),
-        d_y=_at(d_y),
-        d_h=_at(d_state[0]),
-        d_c=_at(d_state[1]) if cell.states == 2 else 0,
-        d_x=_at(d_x),
-        d_w_ih=_at(ih),
-        d_w_hh=_at(hh),
-        d_b_ih=_at(b_ih),
-        d_b_hh=_at(b_hh),
-        norms=_at(norms),
-        row_norms=_at(row_norms),
-        **walk,
+        *(0, 0),  # h_n, c_n
+        _at(given.carry),
+        _at(d_y),
+        *_both(d_state),
+        _at(d_x),
+        _at(ih),
+        _at(hh),
+        _at(b_ih),
+        _at(b_hh),
+        _at(norms),
+        _at(row_norms),
+        *walk,
     )
-    _run(library().bptt_backward, call)
     return Gradients(d_x, d_state, Weights(ih, hh, b_ih, b_hh))  # type: ignore[arg-type]
 
 
@@ -248,48 +209,57 @@ class _Given:
         self.carry = None if at.carry is None else at.carry.contiguous()
         self.sizes = _whole_numbers(steps.sizes)
 
-    def call(self, y: Tensor, kept: Tensor | None, **more: int) -> Call:
-        ih, hh, b_ih, b_hh = map(_at, self.w)
-        N, inputs = self.x.shape
-        return Call(
+    def run(self, function: Any, y: Tensor, kept: Tensor | None, *results: int) -> None:
+        """Call the library; the results are the fields of bptt_sequence from h_n on."""
+        inputs, H = self.x.shape[-1], y.shape[-1]
+        ih, hh, b_ih, b_hh = self.w
+        call = _SEQUENCE.pack(
             CELLS[self.cell.mode],
-            self.x.dtype == torch.float64,
+            self.x.dtype is torch.float64,
             torch.get_num_threads(),
             self.steps.reverse,
             len(self.steps.sizes),
             self.steps.batch,
             inputs,
-            y.shape[1],
-            N,
+            H,
+            y.numel() // H,
             ctypes.addressof(self.sizes),
             self.x.data_ptr(),
-            ih,
-            hh,
-            b_ih,
-            b_hh,
-            self.state[0].data_ptr(),
-            self.state[1].data_ptr() if len(self.state) == 2 else 0,
+            _at(ih),
+            _at(hh),
+            _at(b_ih),
+            _at(b_hh),
+            *_both(self.state),
             _at(self.resets),
             y.data_ptr(),
             _at(kept),
-            **more,
+            *results,
         )
+        if function(call) != 0:
+            raise MemoryError(
+                f"bptt: no memory for the work space of {y.numel() // H} rows of {H} hidden units"
+            )
 
 
 def _at(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
+def _both(state: State | None) -> tuple[int, int]:
+    """Where h and c are."""
+    if not state:
+        return 0, 0
+    return state[0].data_ptr(), state[1].data_ptr() if len(state) == 2 else 0
+
+
+@lru_cache(maxsize=64)
+def _size_of_kept(mode: str, dtype: torch.dtype, rows: int, hidden: int) -> int:
+    return int(library().bptt_kept(CELLS[mode], dtype == torch.float64, rows, hidden))
+
+
 @lru_cache(maxsize=64)
 def _whole_numbers(sizes: tuple[int, ...]) -> Any:
     return (ctypes.c_int64 * len(sizes))(*sizes)
-
-
-def _run(function: Any, call: Call) -> None:
-    if function(_SEQUENCE.pack(*call)) != 0:
-        raise MemoryError(
-            f"bptt: no memory for the work space of {call.rows} rows of {call.hidden} hidden units"
-        )
 
 
 # ----------------------------------------------------------------------------------- readout

@@ -32,8 +32,8 @@ class Gradients(NamedTuple):
     """What a backward pass gives; None where it was not wanted."""
 
     x: Tensor | None
-    """∂L/∂x, [N, I], or a row for each row of the windows."""
-    state: State
+    """∂L/∂x, laid out like x, or a row for each row of the windows."""
+    state: State | None
     """∂L/∂(initial state), each of its tensors [B, ...], or a row for each window."""
     w: Weights | tuple[Tensor | None, ...]
     """Those of the weights."""
@@ -41,7 +41,11 @@ class Gradients(NamedTuple):
 
 @runtime_checkable
 class Engine(Protocol):
-    """The two passes over a sequence: a module that has them."""
+    """The two passes over a sequence: a module that has them.
+
+    Where there are no windows, what has N or B rows may be laid out in more dimensions, as
+    [T, B, I] or [1, B, H]; what is computed from it is laid out likewise.
+    """
 
     def forward(
         self,
@@ -79,7 +83,7 @@ class Engine(Protocol):
         y: Tensor,
         kept: tuple[Tensor, ...],
         d_y: Tensor | None,
-        d_state: State,
+        d_state: State | None,
         needed: tuple[bool, ...],
         windows: Windows | None = None,
         by_windows: bool = False,
@@ -98,7 +102,7 @@ class Engine(Protocol):
             kept: and what it kept.
             d_y: ∂L/∂y, [N, P], or [rows of the windows, P]; None where no output was used.
             d_state: ∂L/∂(final state), each of its tensors [B, ...], or a row for each window;
-                may be overwritten.
+                may be overwritten. None: it is zero, and that of the initial one is not needed.
             needed: whether the gradient of x is, and that of each of the weights.
             windows: that overlap, if any.
             by_windows: whether ∂L/∂x has a row for each row of the windows.

@@ -61,11 +61,11 @@ def listen() -> Iterator[list[Report]]:
         _listeners[:] = [others for others in _listeners if others is not heard]
 
 
-def room(rows: int, states: int, device: torch.device) -> Float64[Tensor, "rows states"] | None:
+def room(steps: Steps, states: int, device: torch.device) -> Float64[Tensor, "rows states"] | None:
     """Make room for the norms of a backward pass; None where nobody listens."""
     if not _listeners or device.type != "cpu":
         return None
-    return torch.zeros(rows, states, dtype=torch.float64)
+    return torch.zeros(sum(steps.sizes), states, dtype=torch.float64)
 
 
 def tell(weight: Tensor, steps: Steps, norms: Float64[Tensor, "rows states"] | None) -> None:

@@ -7,7 +7,7 @@ is asked for, the cells themselves, under autograd.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Inexact
@@ -23,26 +23,27 @@ from bptt.kernels.windows import Windows
 
 def sequence(
     cell: Cell,
-    x: Inexact[Tensor, "rows input"],
+    x: Inexact[Tensor, "*rows input"],
     state: State,
     w: Weights,
     steps: Steps,
     carry: Float[Tensor, "rows 1"] | None = None,
     resets: Bool[Tensor, "rows 1"] | None = None,
-) -> tuple[Inexact[Tensor, "rows output"], State]:
+) -> tuple[Inexact[Tensor, "*rows output"], State]:
     """Run a cell over the rows of a sequence, in one direction, as one node of the graph.
 
     Arguments and results are those of :func:`bptt.kernels.loop.sequence`, which serves in its
-    place where a derivative of the derivative, forward mode or a transform is asked for.
+    place where a derivative of the derivative, forward mode or a transform is asked for. Besides,
+    rows may be laid out in several dimensions, [T, B, I] for [T·B, I] or [1, B, H] for [B, H], and
+    the results are then laid out likewise: that way no other node of the graph has to do it.
     """
     if needs_the_cells(x, *state, *w):
-        return loop.sequence(cell, x, state, w, steps, carry, resets)
-    at = Crossing(carry, resets)
-    engine = engine_for(cell, x, w)
+        return _through_the_cells(cell, x, state, w, steps, Crossing(carry, resets))
+    how = _How(engine_for(cell, x, w), cell, steps, Crossing(carry, resets))
     if not _is_recorded(x, *state, *w):
-        y, final, _ = engine.forward(cell, x, state, w, steps, at, keep=False)
+        y, final, _ = how.engine.forward(cell, x, state, w, steps, how.at, keep=False)
         return y, final
-    y, *rest = _Sequence.apply(engine, cell, steps, at, None, False, x, *state, *w)
+    y, *rest = _Sequence.apply(how, x, *state, *w)
     return y, tuple(rest)
 
 
@@ -84,8 +85,20 @@ def windowed_sequence(
             "transforms of torch.func: use a credit without them, as bptt.Truncated(k)"
         )
     at, engine = Crossing(carry, resets), engine_for(cell, x, w)
-    y, *rest = _Sequence.apply(engine, cell, steps, at, windows, by_windows, x, *state, *w)
-    return y, tuple(rest)
+    how = _How(engine, cell, steps, at, windows, by_windows)
+    y, *rest = _Sequence.apply(how, x, *(s.flatten(0, -2) for s in state), *w)
+    return y, tuple(a.view(b.shape) for a, b in zip(rest, state, strict=True))
+
+
+class _How(NamedTuple):
+    """What a node knows besides its tensors."""
+
+    engine: Engine
+    cell: Cell
+    steps: Steps
+    at: Crossing
+    windows: Windows | None = None
+    by_windows: bool = False
 
 
 def engine_for(cell: Cell, x: Tensor, w: Weights) -> Engine:
@@ -99,6 +112,18 @@ def _is_recorded(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def _through_the_cells(
+    cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+) -> tuple[Tensor, State]:
+    """The same step by step, under autograd, whatever the layout."""
+    rows = tuple(s.flatten(0, -2) for s in state)
+    y, final = loop.sequence(cell, x.flatten(0, -2), rows, w, steps, *at)
+    return (
+        y.view(*x.shape[:-1], y.shape[-1]),
+        tuple(a.view(b.shape) for a, b in zip(final, state, strict=True)),
+    )
+
+
 class _Sequence(torch.autograd.Function):
     """The whole sequence as one node of the graph.
 
@@ -108,43 +133,33 @@ class _Sequence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        engine: Engine,
-        cell: Cell,
-        steps: Steps,
-        at: Crossing,
-        windows: Windows | None,
-        by_windows: bool,
-        x: Tensor,
-        *tensors: Tensor | None,
-    ) -> tuple[Tensor, ...]:
-        initial, w = _unflatten(cell, tensors)
-        if windows is not None and by_windows:
-            x = x.index_select(0, windows.own)
-        y, final, kept = engine.forward(cell, x, initial, w, steps, at, keep=True)
-        ctx.engine, ctx.cell, ctx.steps, ctx.at = engine, cell, steps, at
-        ctx.windows, ctx.by_windows = windows, by_windows
+    def forward(ctx: Any, how: _How, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        initial, w = _unflatten(how.cell, tensors)
+        if how.windows is not None and how.by_windows:
+            x = x.index_select(0, how.windows.own)
+        y, final, kept = how.engine.forward(how.cell, x, initial, w, how.steps, how.at, keep=True)
+        ctx.how = how
         ctx.save_for_backward(x, *tensors, y, *kept)
         ctx.set_materialize_grads(False)
-        return (y if windows is None else y.index_select(0, windows.rows), *final)
+        return (y if how.windows is None else y.index_select(0, how.windows.rows), *final)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        how: _How = ctx.how
         x, *rest = ctx.saved_tensors
-        given = ctx.cell.states + len(Weights._fields)
+        given = how.cell.states + len(Weights._fields)
         tensors, y, kept = rest[:given], rest[given], tuple(rest[given + 1 :])
-        needed = ctx.needs_input_grad[6:]
+        needed = ctx.needs_input_grad[1:]
         with without_autocast(x.device):
             if torch.is_grad_enabled() or needs_the_cells(*grads):
-                found = _differentiable_backward(ctx, x, tensors, grads, needed)
+                found = _differentiable_backward(how, x, tensors, grads, needed)
             else:
-                found = _backward(ctx, x, tensors, y, kept, grads, needed)
-        return (None,) * 6 + found
+                found = _backward(how, x, tensors, y, kept, grads, needed)
+        return None, *found
 
 
 def _backward(
-    ctx: Any,
+    how: _How,
     x: Tensor,
     tensors: list[Tensor | None],
     y: Tensor,
@@ -153,40 +168,46 @@ def _backward(
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """The hand-derived gradients of x, the initial state and the weights, in that order."""
-    cell, windows = ctx.cell, ctx.windows
+    cell, windows = how.cell, how.windows
     initial, w = _unflatten(cell, tensors)
-    walk = ctx.steps if windows is None else windows.steps
-    row_norms = reports.room(sum(walk.sizes), cell.states, x.device)
-    found = ctx.engine.backward(
+    of_state = needed[1 : 1 + cell.states]
+    walk = how.steps if windows is None else windows.steps
+    row_norms = reports.room(walk, cell.states, x.device)
+    found = how.engine.backward(
         cell,
         x,
         initial,
         w,
-        ctx.steps,
-        ctx.at,
+        how.steps,
+        how.at,
         y,
         kept,
         grads[0],
-        _gradients_of_final(initial, grads[1:], windows),
+        _gradients_of_final(initial, grads[1:], windows, any(of_state)),
         (needed[0], *needed[1 + cell.states :]),
         windows,
-        ctx.by_windows,
+        how.by_windows,
         row_norms,
     )
     reports.tell(w.hh, walk, row_norms)
-    d_initial = found.state
-    if windows is not None:
+    d_initial: tuple[Tensor | None, ...] = found.state or (None,) * cell.states
+    if found.state and windows is not None:
         d_initial = tuple(
             s.new_zeros(s.shape).index_add_(0, windows.of_first, d[windows.first])
-            for s, d in zip(initial, d_initial, strict=True)
+            for s, d in zip(initial, found.state, strict=True)
         )
     return (found.x, *d_initial, *found.w)
 
 
 def _gradients_of_final(
-    final: State, grads: tuple[Tensor | None, ...], windows: Windows | None
-) -> State:
-    """Those of the final state, to be worked on: of each sequence, or of each window."""
+    final: State, grads: tuple[Tensor | None, ...], windows: Windows | None, needed: bool
+) -> State | None:
+    """Those of the final state, to be worked on: of each sequence, or of each window.
+
+    None where they are zero and what becomes of them is not needed.
+    """
+    if not needed and all(d is None for d in grads):
+        return None
     if windows is None:
         return tuple(
             torch.zeros_like(s, memory_format=torch.contiguous_format)
@@ -202,14 +223,14 @@ def _gradients_of_final(
 
 
 def _differentiable_backward(
-    ctx: Any,
+    how: _How,
     x: Tensor,
     tensors: list[Tensor | None],
     grads: tuple[Tensor | None, ...],
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """The same gradients through the cells, so that they can be differentiated again."""
-    if ctx.windows is not None:
+    if how.windows is not None:
         raise NotImplementedError(
             "the gradient of windows that overlap (every < reach) cannot be differentiated "
             "again: use a credit without such windows, as bptt.Full() or bptt.Truncated(k)"
@@ -219,11 +240,11 @@ def _differentiable_backward(
         # As views, each is a node of its own: one that is given twice, or comes from another,
         # gets only what reaches it through its own place.
         x, tensors = x.view_as(x), [None if t is None else t.view_as(t) for t in tensors]
-        initial, w = _unflatten(ctx.cell, tensors)
+        initial, w = _unflatten(how.cell, tensors)
         inputs = [
             t for t, need in zip((x, *tensors), needed, strict=True) if need and t is not None
         ]
-        outputs, state = loop.sequence(ctx.cell, x, initial, w, ctx.steps, *ctx.at)
+        outputs, state = _through_the_cells(how.cell, x, initial, w, how.steps, how.at)
         used = [(y, d) for y, d in zip((outputs, *state), grads, strict=True) if d is not None]
         found = iter(
             torch.autograd.grad(
@@ -250,11 +271,11 @@ def needs_the_cells(*tensors: Tensor | None) -> bool:
     if torch._C._are_functorch_transforms_active() or _is_exporting():
         return True
     forward_mode = forward_ad._current_level >= 0
+    is_batched = torch._C._functorch.is_legacy_batchedtensor  # autograd.grad(is_grads_batched=True)
     for t in tensors:
         if t is None:
             continue
-        # The last: a batch of gradients, autograd.grad(is_grads_batched=True).
-        if t.is_complex() or torch._C._functorch.is_legacy_batchedtensor(t):
+        if t.is_complex() or is_batched(t):
             return True
         if forward_mode and forward_ad.unpack_dual(t).tangent is not None:
             return True

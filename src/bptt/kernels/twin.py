@@ -333,8 +333,10 @@ def forward(
     cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing, keep: bool
 ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a sequence, as :class:`bptt.kernels.passes.Engine` says."""
-    (y, *kept), final = TWINS[cell.mode].forward(_project(cell, x, w), state, w, steps, at)
-    return y, tuple(s.clone() for s in final), tuple(kept)
+    rows, initial = x.flatten(0, -2), _rows_of(state)
+    (y, *kept), final = TWINS[cell.mode].forward(_project(cell, rows, w), initial, w, steps, at)
+    after = (s.clone().view(like.shape) for s, like in zip(final, state, strict=True))
+    return y.view(*x.shape[:-1], y.shape[1]), tuple(after), tuple(kept)
 
 
 def backward(
@@ -347,18 +349,23 @@ def backward(
     y: Tensor,
     kept: tuple[Tensor, ...],
     d_y: Tensor | None,
-    d_state: State,
+    d_state: State | None,
     needed: tuple[bool, ...],
     windows: Windows | None = None,
     by_windows: bool = False,
     row_norms: Tensor | None = None,
 ) -> Gradients:
     """Go back through it, as :class:`bptt.kernels.passes.Engine` says."""
+    layout, x, y = x.shape[:-1], x.flatten(0, -2), y.flatten(0, -2)
+    d_y = None if d_y is None else d_y.flatten(0, -2)
+    if d_state is None:
+        sequences = steps.batch if windows is None else windows.steps.batch
+        d_state = tuple(s.new_zeros(sequences, s.shape[-1]) for s in state)
     all_kept = (y, *kept)
-    before = _states_before(cell, state, all_kept, steps, at)
+    before = _states_before(cell, _rows_of(state), all_kept, steps, at)
     run = TWINS[cell.mode].backward
     if windows is None:
-        deltas = total = run(all_kept, before, d_y, d_state, w, steps, at, row_norms)
+        deltas = total = run(all_kept, before, d_y, _rows_of(d_state), w, steps, at, row_norms)
     else:
         # One recursion over all windows; their deltas of the same step are then summed.
         def windowed(rows: Tensor | None) -> Any:
@@ -377,7 +384,14 @@ def backward(
         total = Deltas(*(_summed(d, windows, len(x)) for d in deltas))  # type: ignore[arg-type]
     d_w = _of_weights(cell, x, before[0], all_kept, total, needed[1:])
     d_x = (deltas if by_windows else total).of_input.mm(w.ih) if needed[0] else None
+    if d_x is not None and windows is None:
+        d_x = d_x.view(*layout, d_x.shape[1])
     return Gradients(d_x, d_state, d_w)
+
+
+def _rows_of(state: State) -> State:
+    """Views of it, each of its tensors [B, ...], whatever the layout."""
+    return tuple(s.flatten(0, -2) for s in state)
 
 
 def _summed(rows: Tensor | None, windows: Windows, n: int) -> Tensor | None:

@@ -20,7 +20,7 @@ enum bptt_cell { BPTT_TANH, BPTT_RELU, BPTT_SIGMOID, BPTT_GRU, BPTT_LSTM };
 enum bptt_path { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_PATHS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 3
+#define BPTT_INTERFACE 4
 
 typedef struct bptt_sequence {
     int64_t cell;      /* enum bptt_cell */
@@ -48,7 +48,7 @@ typedef struct bptt_sequence {
                           at 0, as at a reset, nothing passes, not even what is not finite */
     const void *d_y;   /* ∂L/∂y, [N, H], by windows [rows of windows, H]; or null */
     void *d_h, *d_c;   /* in: ∂L/∂h_n, ∂L/∂c_n, out: ∂L/∂h_0, ∂L/∂c_0; [B, H], or one row for each
-                          window; d_c: LSTM */
+                          window; d_c: LSTM. Both null: zero, and what comes out is not wanted */
     void *d_x;         /* out: [N, I], or null; by windows where by_windows says so */
     void *d_w_ih, *d_w_hh; /* out: as the weights, or null */
     void *d_b_ih, *d_b_hh; /* out: [G*H], or null */

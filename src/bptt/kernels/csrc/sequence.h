@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t FORWARD_ROWS = 128;   // whose inputs are projected at a time
 constexpr int64_t BACKWARD_ROWS = 512;  // whose deltas go into the weights' gradients at a time
-constexpr int64_t SMALL_STEP = 150000;  // multiplications of a step that are not worth a barrier
+constexpr int64_t SMALL_STEP = 12000; // multiplications of a step that are not worth a barrier
 
 template <class T> int64_t padded(int64_t n) {  // the same on every path
     const int64_t whole = 64 / int64_t(sizeof(T));
@@ -384,8 +384,8 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         const int64_t end = units.begin + round_up<T>(units.size());
         for (int64_t w = 0; w < W; w++)
             for (int64_t u = units.begin; u < end; u++) {
-                dh[w * Hp + u] = u < H ? d_h[w * H + u] : T(0);
-                if (Cell::HAS_C) dc[w * Hp + u] = u < H ? d_c[w * H + u] : T(0);
+                dh[w * Hp + u] = d_h && u < H ? d_h[w * H + u] : T(0);
+                if (Cell::HAS_C) dc[w * Hp + u] = d_c && u < H ? d_c[w * H + u] : T(0);
             }
         for (int g = 0; g < 4; g++) std::fill(sums + g * Hp + units.begin, sums + g * Hp + end, T(0));
         for (int64_t row = 0; summed && row < N; row++) {
@@ -542,7 +542,7 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     }
 
     void finish(const Range &units) {
-        for (int64_t w = 0; w < W; w++) {
+        for (int64_t w = 0; d_h && w < W; w++) {
             std::copy(dh + w * Hp + units.begin, dh + w * Hp + units.end, d_h + w * H + units.begin);
             if (Cell::HAS_C)
                 std::copy(dc + w * Hp + units.begin, dc + w * Hp + units.end,
