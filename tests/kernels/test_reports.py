@@ -7,6 +7,7 @@ import torch
 
 import bptt
 from bptt.kernels import reports
+from bptt.kernels.steps import Steps
 
 T, B, I, H = 7, 3, 4, 5
 
@@ -127,7 +128,7 @@ def test_nobody_listens_by_default_and_each_hears_what_happens_within(engine):
     loss_of(module(x)[0]).backward()
     assert [len(heard) for heard in (outer, inner, broken)] == [3, 1, 0]
     assert not reports._listeners
-    assert reports.room(1, 1, torch.device("cpu")) is None
+    assert reports.room(Steps((1,)), 1, torch.device("cpu")) is None
 
 
 def test_listening_changes_no_gradient(engine):
