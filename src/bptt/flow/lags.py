@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,8 @@ SMALLEST = 1e-30
 """Means below this are not looked at: float32 has few digits left there, or none."""
 
 
-class ByLag(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class ByLag:
     """‖∂L_t/∂state_{t-k}‖ by lag k, over all losses followed and all sequences; NaN: none defined.
 
     The larger a lag, the fewer losses have a step so far before them.

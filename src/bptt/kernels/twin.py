@@ -381,7 +381,9 @@ def backward(
             Crossing(windowed(at.carry), windowed(at.resets)),
             row_norms,
         )
-        total = Deltas(*(_summed(d, windows, len(x)) for d in deltas))  # type: ignore[arg-type]
+        total = deltas
+        if any(needed[1:]) or not by_windows:
+            total = Deltas(*(_summed(d, windows, len(x)) for d in deltas))  # type: ignore[arg-type]
     d_w = _of_weights(cell, x, before[0], all_kept, total, needed[1:])
     d_x = (deltas if by_windows else total).of_input.mm(w.ih) if needed[0] else None
     if d_x is not None and windows is None:

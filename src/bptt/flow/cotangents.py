@@ -1,0 +1,123 @@
+"""Where the gradients begin: the derivative of each step's loss with respect to its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bptt.nests import flatten, is_float
+
+
+class Cotangents(NamedTuple):
+    """The losses, and ∂L_t/∂y_t of all steps."""
+
+    losses: Float[Tensor, "time batch"]
+    """L_t of each sequence, [T, B] float64."""
+    outputs: list[Tensor]
+    """∂L_t/∂y_t in place of each of the outputs' tensors that are floating-point numbers."""
+
+
+def cotangents(
+    outputs: Any, loss_fn: Callable[[Any], Tensor] | None, steps: int, batch: int, time: int
+) -> Cotangents:
+    """Compute the losses of all steps, and where their gradients begin.
+
+    Args:
+        outputs: of the module, a tensor [T, B, ...] or a nest of such.
+        loss_fn: ``outputs -> losses``, [T] or [T, B]; None: :func:`random_directions`.
+        steps: T.
+        batch: B.
+        time: the dimension of time in the outputs.
+
+    Raises:
+        ValueError: the losses are of another shape, or L_t depends on another step's output, or
+            on no output.
+    """
+    leaves, put = flatten(outputs)
+    copies = [y.detach().requires_grad_() if is_float(y) else y for y in leaves]
+    tensors = [y for y in copies if is_float(y)]
+    if loss_fn is None:
+        if len(leaves) != 1 or not tensors:
+            raise ValueError(
+                "gradient_flow: the outputs are not one tensor of floating-point numbers, so it "
+                "takes a loss_fn, outputs -> losses [T] or [T, B]"
+            )
+        return random_directions(tensors[0], steps, batch, time)
+    with torch.enable_grad():
+        losses = loss_fn(put(copies))
+    _check_losses(losses, steps, batch)
+    # If each loss depends on its own step alone, weights of the losses are weights of the rows.
+    generator = torch.Generator().manual_seed(0)
+    weights = (torch.rand(losses.shape, generator=generator) + 0.5).to(losses)
+
+    def gradients(of: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            losses, tensors, of, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+
+    found, weighted = gradients(torch.ones_like(losses)), gradients(weights)
+    for g, w in zip(found, weighted, strict=True):
+        _check_own_step(g, w, weights, time)
+    of_each = losses.detach().double()
+    if losses.dim() == 1:
+        of_each = of_each.unsqueeze(1).expand(-1, batch)
+    return Cotangents(of_each, [*found])
+
+
+def random_directions(y: Tensor, steps: int, batch: int, time: int) -> Cotangents:
+    """Take ⟨v_t, y_t⟩ for losses, with random directions v_t of length 1.
+
+    A direction is the same for all sequences, and for every module with so many outputs: they
+    are drawn from a seed of their own.
+
+    Args:
+        y: the outputs, [T, B, ...].
+        steps: T.
+        batch: B.
+        time: the dimension of time.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = [1 if d == 1 - time and y.dim() > 2 else n for d, n in enumerate(y.shape)]
+    v = torch.randn(shape, generator=generator, dtype=torch.float64)
+    others = [d for d in range(y.dim()) if d != time]
+    v = (v / v.square().sum(others, keepdim=True).sqrt()).to(y).expand_as(y)
+    losses = (v * y.detach()).double().movedim(time, 0).reshape(steps, batch, -1).sum(2)
+    return Cotangents(losses, [v])
+
+
+def _check_losses(losses: Any, steps: int, batch: int) -> None:
+    shapes = ((steps,), (steps, batch))
+    if not isinstance(losses, Tensor) or tuple(losses.shape) not in shapes:
+        found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        raise ValueError(
+            f"gradient_flow: loss_fn has to give a loss for each step, [T] or [T, B], "
+            f"{shapes[0]} or {shapes[1]} (time first, whatever batch_first says), got {found}; "
+            "do not sum or average over time"
+        )
+    if not losses.requires_grad:
+        raise ValueError(
+            "gradient_flow: the losses depend on no output, or loss_fn cut the graph "
+            "(detach, item, no_grad)"
+        )
+
+
+def _check_own_step(g: Tensor, weighted: Tensor, weights: Tensor, time: int) -> None:
+    if g.dim() < 1 + time or g.shape[time] != len(weights):
+        raise ValueError(
+            f"gradient_flow: expected outputs with time as dimension {time}, {len(weights)} steps, "
+            f"got {tuple(g.shape)}"
+        )
+    rows = g.movedim(time, 0)
+    own = rows * weights.view(*weights.shape, *(1,) * (rows.dim() - weights.dim()))
+    scale = float(g.abs().nan_to_num().max()) if g.numel() else 0.0
+    found = weighted.movedim(time, 0)
+    if not torch.allclose(own, found, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
+        raise ValueError(
+            "gradient_flow: a step's loss depends on the outputs of other steps, or, where losses "
+            "are [T, B], of other sequences; expected L_t of y_t alone (are the losses [T, B], "
+            "time first?)"
+        )

@@ -1,0 +1,152 @@
+"""``bptt.gradient_flow``: how strongly the loss of each step reaches each step before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from bptt.flow.cotangents import cotangents
+from bptt.flow.flow import GradientFlow
+from bptt.flow.layers import as_ours, through_layers
+from bptt.flow.pairs import Pairs
+from bptt.flow.stepwise import Layout, through_steps
+from bptt.nests import is_float, leaves_of
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def gradient_flow(
+    module: Any,
+    inputs: Any,
+    loss_fn: Callable[[Any], Tensor] | None = None,
+    state: Any = None,
+    *,
+    times: Sequence[int] | None = None,
+    lags: int | None = None,
+    credit: bool = True,
+    dynamics: bool = True,
+    resets: Tensor | None = None,
+    tokens: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    name: str | None = None,
+    state_batch_dim: int | None = None,
+    batch_first: bool | None = None,
+    budget: int = 2**28,
+) -> GradientFlow:
+    """Measure how strongly the loss of each step reaches the states of all steps before it.
+
+    It is ‖∂L_t/∂h_s‖ for all pairs of t and s, layer by layer, sequence by sequence, an LSTM's
+    cell told apart (:class:`GradientFlow` says what is meant exactly). The gradients of all the
+    losses travel back together. In the networks of bptt and torch.nn they do so as windows that
+    overlap, in the kernels; any other module is run step by step, and each of its steps gives
+    its vector-Jacobian product of all of them at once, where torch knows how to batch it, and one
+    by one where it does not.
+
+    Gradients are those of the network as it is: in training mode units are dropped, the same ones
+    for all losses. No ``grad`` of a parameter is touched.
+
+    Args:
+        module: what :func:`bptt.unroll` takes: ``(inputs, state) -> (outputs, state)``, in one
+            direction. The sequences of a batch must not depend on each other.
+        inputs: [T, B, ...], or a nest of such.
+        loss_fn: ``outputs -> losses``, a loss for each step, [T, B], or [T] where it is one for
+            all sequences together, time first in either. L_t may depend on the outputs of step
+            t only. With [T] a sequence's norms are those of the derivative of L_t with respect
+            to its states: for a mean over B sequences, the B-th part of those of its own loss.
+            By default L_t = ⟨v_t, y_t⟩, with directions v_t of length 1 that are drawn from a
+            fixed seed.
+        state: the initial state; None where the module knows how to begin.
+        times: the steps whose losses are followed; all by default.
+        lags: how many lags are followed, lag 0 included; all by default.
+        credit: whether to find what each input contributes to each loss, where inputs are
+            floating-point numbers; it takes a product more at each step.
+        dynamics: whether to measure the layers' Jacobians, weights and activity as well.
+        resets: [T] or [T, B] bool: the state is set to zero before step t where it is true.
+        tokens: what is fed in at each step, in words, for reports, [T].
+        targets: what is to be predicted, [T].
+        name: what to call it in a report; by default the module's class and size.
+        state_batch_dim: where the batch lies in each of the state's tensors, as for
+            :func:`bptt.unroll`.
+        batch_first: whether inputs are [B, T, ...], likewise.
+        budget: bytes that gradients on their way may take; the losses of as many steps as fit
+            into it travel together. Results do not depend on it.
+
+    Raises:
+        ValueError: sizes do not fit; the module has two directions; losses are not one for each
+            step, or depend on other steps.
+
+    >>> import torch, bptt
+    >>> flow = bptt.gradient_flow(torch.nn.LSTM(3, 8), torch.randn(50, 4, 3), dynamics=False)
+    >>> flow.norms.shape, [s.name for s in flow.states], flow.of(name="cell")[20, 10] > 0
+    (torch.Size([50, 50]), ['hidden', 'cell'], tensor(True))
+    """
+    _refuse(module, inputs)
+    layout = Layout.of(module, inputs, batch_first, state_batch_dim)
+    pairs = Pairs.of(layout.steps, layout.batch or 1, times, lags)
+    ours = as_ours(module)
+    if ours is not None and batch_first not in (None, ours.batch_first):
+        raise ValueError(
+            f"gradient_flow: batch_first={batch_first} was given, and the module has "
+            f"batch_first={ours.batch_first}; leave it out"
+        )
+    _check_words(layout.steps, tokens=tokens, targets=targets)
+    begin = partial(
+        cotangents, loss_fn=loss_fn, steps=pairs.steps, batch=pairs.batch, time=layout.time
+    )
+    credit = credit and any(is_float(x) for x in leaves_of(inputs))
+    if ours is not None:
+        found = through_layers(ours, inputs, state, begin, pairs, resets, budget, credit)
+    else:
+        found = through_steps(module, inputs, state, begin, pairs, resets, budget, layout, credit)
+    return GradientFlow(
+        name=_name(module) if name is None else name,
+        module=_in_words(module),
+        times=pairs.times,
+        steps=pairs.steps,
+        batch=pairs.batch,
+        lags=pairs.lags,
+        states=found.states,
+        losses=found.losses[list(pairs.times)],
+        credit=found.credit,
+        tokens=None if tokens is None else tuple(tokens),
+        targets=None if targets is None else tuple(targets),
+        dynamics=None,
+    )
+
+
+def _refuse(module: Any, inputs: Any) -> None:
+    if getattr(module, "bidirectional", False):
+        raise ValueError(
+            "gradient_flow: the module is bidirectional: its outputs depend on later steps too, "
+            "so that a loss has no lag; use bidirectional=False"
+        )
+    if isinstance(inputs, PackedSequence):
+        raise ValueError(
+            "gradient_flow: expected inputs [T, B, ...], got a PackedSequence; look at sequences "
+            "of the same length together, or at one at a time"
+        )
+
+
+def _check_words(steps: int, **given: Sequence[str] | None) -> None:
+    for name, words in given.items():
+        if words is not None and len(words) != steps:
+            raise ValueError(
+                f"gradient_flow: expected {name} for {steps} steps, got {len(words)} of them"
+            )
+
+
+def _name(module: Any) -> str:
+    kind = type(module).__name__
+    if isinstance(module, torch.nn.RNNBase):
+        phi = getattr(module, "nonlinearity", None)
+        layers = "" if module.num_layers == 1 else f"{module.num_layers} × "
+        return f"{layers}{kind} {module.hidden_size}{f' {phi}' if phi else ''}"
+    return str(getattr(module, "__name__", kind))
+
+
+def _in_words(module: Any) -> str:
+    return " ".join(str(module).split()) if isinstance(module, torch.nn.Module) else _name(module)

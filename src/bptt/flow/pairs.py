@@ -1,0 +1,67 @@
+"""Which pairs of a loss and an earlier step are followed, and where their values are put."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bptt.flow.flow import StateFlow
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The losses of some steps, each back to as many lags as there are, or as were asked for."""
+
+    steps: int
+    """T."""
+    batch: int
+    """B."""
+    times: tuple[int, ...]
+    """The N steps whose losses are followed, in order."""
+    lags: int
+    """How many lags, from 0 on."""
+
+    @classmethod
+    def of(cls, steps: int, batch: int, times: Sequence[int] | None, lags: int | None) -> Pairs:
+        """Check what was asked for.
+
+        Raises:
+            ValueError: there is no such step, or no lag.
+        """
+        chosen = range(steps) if times is None else times
+        chosen = sorted({int(t) for t in chosen})
+        if not chosen or chosen[0] < 0 or chosen[-1] >= steps:
+            raise ValueError(
+                f"gradient_flow: expected times from 0 to {steps - 1}, one at least, got {times!r}"
+            )
+        if lags is not None and lags < 1:
+            raise ValueError(f"gradient_flow: expected lags from 1 on, got {lags}")
+        most = min(chosen[-1] + 1, steps)
+        return cls(steps, batch, tuple(chosen), most if lags is None else min(lags, most))
+
+    def empty(self, device: torch.device) -> Float[Tensor, "batch losses time"]:
+        """Make room for values, [B, N, T] float64: NaN."""
+        shape = self.batch, len(self.times), self.steps
+        return torch.full(shape, torch.nan, dtype=torch.float64, device=device)
+
+    def completed(
+        self, values: Float[Tensor, "batch losses time"]
+    ) -> Float[Tensor, "batch losses time"]:
+        """Put zeros where a step comes after the loss."""
+        after = torch.arange(self.steps) > torch.tensor(self.times).unsqueeze(1)
+        return values.masked_fill_(after.to(values.device), 0)
+
+
+class Found(NamedTuple):
+    """What following the losses gave."""
+
+    losses: Float[Tensor, "time batch"]
+    """Of all steps, [T, B] float64."""
+    states: tuple[StateFlow, ...]
+    credit: Float[Tensor, "batch losses time"] | None

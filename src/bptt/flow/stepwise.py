@@ -1,0 +1,297 @@
+"""All pairs in any other module: the gradients of many losses through each step together.
+
+The module is run step by step, each step a graph of its own. Then its steps are gone back through
+once, the last one first, and each step's vector-Jacobian product is taken of the gradients of all
+the losses after it at once: T products, not T backward passes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from bptt.credit.full import Full
+from bptt.flow.cotangents import Cotangents
+from bptt.flow.flow import StateFlow
+from bptt.flow.pairs import Found, Pairs
+from bptt.nests import is_float, leaves_of, map_tensors
+from bptt.unrolling import Crossing, check_output, join
+
+
+class Layout(NamedTuple):
+    """Where time and batch lie in the inputs, and the batch in the state."""
+
+    steps: int
+    batch: int | None
+    """None where there is no dimension of it."""
+    time: int
+    state_dim: int
+
+    @classmethod
+    def of(
+        cls, module: Any, inputs: Any, batch_first: bool | None, state_batch_dim: int | None
+    ) -> Layout:
+        """Find it out, as :func:`bptt.unroll` does.
+
+        Raises:
+            ValueError: the inputs are not all of the same number of steps.
+        """
+        first = bool(getattr(module, "batch_first", False) if batch_first is None else batch_first)
+        tensors = [x for x in leaves_of(inputs) if isinstance(x, Tensor)]
+        batched = 3 if isinstance(module, nn.RNNBase) else 2
+        is_batch = bool(tensors) and tensors[0].dim() >= batched
+        time = int(first and is_batch)
+        lengths = {x.shape[time] if x.dim() > time else 0 for x in tensors}
+        if len(lengths) != 1 or 0 in lengths:
+            layout = "[B, T, ...]" if first else "[T, B, ...]"
+            raise ValueError(
+                f"gradient_flow: expected inputs {layout}, all of the same number of steps, at "
+                f"least one; got {', '.join(str(tuple(x.shape)) for x in tensors) or 'no tensor'}"
+            )
+        dim = getattr(module, "state_batch_dim", 1) if state_batch_dim is None else state_batch_dim
+        batch = tensors[0].shape[1 - time] if is_batch else None
+        return cls(lengths.pop(), batch, time, int(dim))
+
+    def piece(self, inputs: Any, t: int) -> Any:
+        """Give the inputs of one step."""
+        return map_tensors(lambda x: x.narrow(self.time, t, 1), inputs)
+
+    def by_sequence(self, g: Tensor, dim: int) -> Tensor:
+        """Lay out [n, ...] as [n, B, rest], the batch being dimension ``dim`` of what n counts."""
+        if self.batch is None:
+            return g.reshape(len(g), 1, -1)
+        return g.movedim(1 + dim, 1).flatten(2) if g.dim() > 2 else g.unsqueeze(2)
+
+
+@dataclass
+class _Step:
+    """The graph of a step: its inputs and the state before it as leaves, and what came of them."""
+
+    x: list[Tensor]
+    before: list[Tensor]
+    y: list[Tensor]
+    after: list[Tensor]
+
+
+def through_steps(
+    module: Any,
+    inputs: Any,
+    state: Any,
+    begin: Callable[[Any], Cotangents],
+    pairs: Pairs,
+    resets: Tensor | None,
+    budget: int,
+    layout: Layout,
+    credited: bool,
+) -> Found:
+    """Follow the losses of any module.
+
+    Args:
+        module: ``(inputs, state) -> (outputs, state)``.
+        inputs: as it takes them.
+        state: likewise; None where it knows how to begin.
+        begin: gives ∂L_t/∂y_t for the outputs of all steps.
+        pairs: which to follow.
+        resets: as for :func:`bptt.unroll`.
+        budget: bytes that the gradients of a step may take.
+        layout: of the inputs and the state.
+        credited: whether to find the inputs' credit.
+
+    Raises:
+        ValueError: a tensor of the state has no batch where it should be.
+    """
+    crossing = Crossing(Full().plan(pairs.steps), resets, layout.state_dim, layout.batch)
+    steps, outputs, state = [], [], map_tensors(Tensor.detach, state)
+    for t in range(pairs.steps):
+        with torch.enable_grad():
+            state = map_tensors(_leaf, state)
+            x = map_tensors(_leaf, layout.piece(inputs, t))
+            y, after = module(x, crossing.reset(t, state))
+        check_output(y, 1, layout.time)
+        steps.append(_Step(*map(_floats, (x, state, y, after))))
+        outputs.append(map_tensors(Tensor.detach, y))
+        before, state = state, map_tensors(Tensor.detach, after)
+    del before
+    start = begin(join(outputs, layout.time))
+    names = _names(module, state)
+    walk = _Walk(pairs, layout, budget, start.outputs, credited)
+    walk.norms = [pairs.empty(s.device) for s in _parts(_floats(state), layout)]
+    has_credit = credited and bool(steps[0].x)
+    walk.credit = pairs.empty(steps[0].x[0].device) if has_credit else None
+    for s in reversed(range(pairs.steps)):
+        walk.back(s, steps[s])
+        steps[s] = None  # type: ignore[call-overload]  # its graph is not needed any more
+    found = [
+        StateFlow(layer, name, pairs.completed(norms))
+        for (layer, name), norms in zip(_named_parts(names, state, layout), walk.norms, strict=True)
+    ]
+    credit = None if walk.credit is None else pairs.completed(walk.credit)
+    return Found(start.losses, tuple(found), credit)
+
+
+def _leaf(v: Tensor) -> Tensor:
+    return v.detach().requires_grad_(is_float(v))
+
+
+def _floats(nest: Any) -> list[Tensor]:
+    return [v for v in leaves_of(nest) if is_float(v)]
+
+
+# ------------------------------------------------------------------------- the state's tensors
+
+
+def _names(module: Any, state: Any) -> list[str]:
+    """Call the tensors by their place in the nest; those of torch.nn's cells as they are called."""
+    places = [
+        ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)
+        for path, leaf in pytree.tree_flatten_with_path(state)[0]
+        if is_float(leaf)
+    ]
+    if isinstance(getattr(module, "cell", None), nn.RNNCellBase) or isinstance(module, nn.RNNBase):
+        return ["hidden", "cell"][: len(places)]
+    return [place or "state" for place in places]
+
+
+def _is_layered(s: Tensor, layout: Layout) -> bool:
+    """Whether it is [layers, B, H], as in torch.nn."""
+    return layout.batch is not None and layout.state_dim == 1 and s.dim() == 3
+
+
+def _parts(tensors: list[Tensor], layout: Layout) -> list[Tensor]:
+    parts: list[Tensor] = []
+    for s in tensors:
+        parts += s.unbind(0) if _is_layered(s, layout) else [s]
+    return parts
+
+
+def _named_parts(names: list[str], state: Any, layout: Layout) -> list[tuple[int, str]]:
+    return [
+        (layer, name)
+        for name, s in zip(names, _floats(state), strict=True)
+        for layer in range(len(s) if _is_layered(s, layout) else 1)
+    ]
+
+
+# ------------------------------------------------------------------------------ the way back
+
+
+@dataclass
+class _Walk:
+    """The gradients of all losses that are on their way back, and what was found of them."""
+
+    pairs: Pairs
+    layout: Layout
+    budget: int
+    d_y: list[Tensor]
+    """∂L_t/∂y_t of all steps, of each of the outputs' tensors."""
+    credited: bool
+    norms: list[Float[Tensor, "batch losses time"]] = field(default_factory=list)
+    credit: Float[Tensor, "batch losses time"] | None = None
+    running: list[int] = field(default_factory=list)
+    """The numbers of the losses on their way, the latest first."""
+    given: list[Tensor] = field(default_factory=list)
+    """∂L/∂(state after the step), of each of its tensors, [running, ...]."""
+
+    def back(self, s: int, step: _Step) -> None:
+        """Go back through step s: note what enters the step after, and hand on."""
+        times, lags = self.pairs.times, self.pairs.lags
+        kept = [k for k, n in enumerate(self.running) if times[n] - s < lags]
+        self.running = [self.running[k] for k in kept]
+        self.given = [g[kept] for g in self.given]
+        if self.running:
+            self._note_norms(s)
+        asked = [v for v in (*step.before, *step.x) if v.requires_grad]
+        found = self._through(step, asked) if self.running else []
+        if s in times:
+            own = self._of_loss(s, step, asked)
+            found = [torch.cat(pair) for pair in zip(found, own, strict=True)] if found else own
+            self.running.append(times.index(s))
+        if not found:
+            return
+        self.given = found[: len(step.before)]
+        if self.credit is not None:
+            self._note_credit(s, step, found[len(step.before) :])
+
+    def _through(self, step: _Step, asked: list[Tensor]) -> list[Tensor]:
+        """The step's vector-Jacobian products of all gradients on their way, in pieces."""
+        used = [(y, g) for y, g in zip(step.after, self.given, strict=True) if y.requires_grad]
+        n = len(self.running)
+        if not used or not asked:
+            return [v.new_zeros(n, *v.shape) for v in asked]
+        bytes_of_one = 8 * sum(v.numel() * v.element_size() for v in (*step.after, *asked))
+        size = max(1, self.budget // max(1, bytes_of_one))
+        pieces = []
+        for first in range(0, n, size):
+            piece = [g[first : first + size] for _, g in used]
+            pieces.append(_products([y for y, _ in used], asked, piece))
+        return [torch.cat(parts) for parts in zip(*pieces, strict=True)]
+
+    def _of_loss(self, s: int, step: _Step, asked: list[Tensor]) -> list[Tensor]:
+        """What the loss of step s hands down to the state before it and its inputs, [1, ...]."""
+        time = self.layout.time
+        own = [(y, d.narrow(time, s, 1)) for y, d in zip(step.y, self.d_y, strict=True)]
+        used = [(y, d.to(y)) for y, d in own if y.requires_grad]
+        if not used or not asked:
+            return [v.new_zeros(1, *v.shape) for v in asked]
+        found = torch.autograd.grad(
+            [y for y, _ in used], asked, [d for _, d in used], allow_unused=True
+        )
+        return [
+            (torch.zeros_like(v) if g is None else g).unsqueeze(0)
+            for g, v in zip(found, asked, strict=True)
+        ]
+
+    def _note_norms(self, s: int) -> None:
+        dim, n, place = self.layout.state_dim, 0, self.running
+        for g in self.given:
+            self._check_batch(g[0])
+            layered = _is_layered(g[0], self.layout)
+            for part in g.unbind(1) if layered else [g]:
+                rows = self.layout.by_sequence(part, 0 if layered else dim)
+                self.norms[n][:, place, s] = rows.double().norm(dim=2).t()
+                n += 1
+
+    def _note_credit(self, s: int, step: _Step, found: list[Tensor]) -> None:
+        total: Any = 0
+        for x, g in zip(step.x, found, strict=True):
+            flows = self.layout.by_sequence(g.double() * x.detach(), 1 - self.layout.time)
+            total = total + flows.sum(2).t()
+        assert self.credit is not None
+        self.credit[:, self.running, s] = total
+
+    def _check_batch(self, s: Tensor) -> None:
+        batch, dim = self.layout.batch, self.layout.state_dim
+        if batch is not None and (s.dim() <= dim or s.shape[dim] != batch):
+            raise ValueError(
+                f"gradient_flow: one of the state's tensors is {tuple(s.shape)}, where dimension "
+                f"{dim} should be the batch of {batch}; say where it is with state_batch_dim"
+            )
+
+
+def _products(outputs: list[Tensor], inputs: list[Tensor], given: list[Tensor]) -> list[Tensor]:
+    """Vector-Jacobian products of many vectors: batched, or one by one where that is not known."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            found = torch.autograd.grad(
+                outputs, inputs, given, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+    except (RuntimeError, NotImplementedError):
+        each = [
+            torch.autograd.grad(
+                outputs, inputs, one, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for one in zip(*given, strict=True)
+        ]
+        return [torch.stack(column) for column in zip(*each, strict=True)]
+    n = len(given[0])
+    return [
+        v.new_zeros(n, *v.shape) if g is None else g for g, v in zip(found, inputs, strict=True)
+    ]
