@@ -6,6 +6,9 @@ The public names of the package are the ones imported here; everything else is p
 from bptt import init, losses, memory
 from bptt.bias import estimator_error
 from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
+from bptt.flow.flow import GradientFlow
+from bptt.flow.following import gradient_flow
+from bptt.flow.lyapunov import lyapunov_exponents
 from bptt.language_model import LanguageModel
 from bptt.memory import Recompute, Store
 from bptt.recurrent import GRU, LSTM, RNN
@@ -30,6 +33,10 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "Truncated",
     "estimator_error",
     "unroll",
+    # How far the gradient reaches
+    "GradientFlow",
+    "gradient_flow",
+    "lyapunov_exponents",
     # What a backward pass keeps
     "Recompute",
     "Store",

@@ -1,0 +1,286 @@
+"""A layer's way through a sequence: its states, and each step as a function of the state alone.
+
+The derivatives of a step are taken here, for everything that asks how the state of one step moves
+that of the next: Jacobian norms, Lyapunov exponents, the penalty on vanishing gradients. A state of
+several tensors (an LSTM's h and c) is one vector, of n numbers; each sequence is a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+from bptt.cells import BY_MODE, Cell, Weights
+from bptt.nests import flatten, is_float, leaves_of, map_tensors
+
+Step = Callable[[Any, Tensor], Tensor]
+"""``(inputs of N rows, states before [N, n]) -> states after [N, n]``."""
+
+MOST_NUMBERS = 2**23
+"""What a batch of rows may hold, about: so memory stays bounded (32 MB in float32)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Some steps of a layer at once, of all sequences: N rows, step after step."""
+
+    function: Step
+    inputs: Any
+    before: Float[Tensor, "rows state"]
+    """The states from which the steps start, [N, n]."""
+    repeat: Callable[[Any, int], Any]
+    """Makes copies of each row of the inputs, next to each other."""
+
+    def step(self, rows: Float[Tensor, "copies state"]) -> Float[Tensor, "copies state"]:
+        """Take the step from other states: k for each row, next to each other, [N·k, n]."""
+        copies = len(rows) // len(self.before)
+        return self.function(self.repeat(self.inputs, copies), rows)
+
+    def pull(self, u: Float[Tensor, "rows state"]) -> Float[Tensor, "rows state"]:
+        """Give u·J, one product for each row: what autograd sends back over the step."""
+        with torch.enable_grad():
+            rows = self.before.detach().requires_grad_()
+            after = self.step(rows)
+            (found,) = torch.autograd.grad(after, rows, u, materialize_grads=True)
+        return found
+
+    def push(self, v: Float[Tensor, "rows state k"]) -> Float[Tensor, "rows state k"]:
+        """Give J·v, k products for each row: where the step takes small changes of the state.
+
+        They are taken by forward mode; where a module knows none, from the whole Jacobian.
+        """
+        N, n, k = v.shape
+        rows = self.before.repeat_interleave(k, 0)
+        try:
+            with torch.no_grad(), forward_ad.dual_level():
+                dual = forward_ad.make_dual(rows, v.mT.reshape(N * k, n))
+                found = forward_ad.unpack_dual(self.step(dual)).tangent
+        except (NotImplementedError, RuntimeError):  # an error of the module's own comes again
+            return self.jacobian() @ v
+        return torch.zeros_like(v) if found is None else found.reshape(N, k, n).mT
+
+    def jacobian(self) -> Float[Tensor, "rows state state"]:
+        """Give ∂(state after)/∂(state before) for each row, [N, n, n]."""
+        N, n = self.before.shape
+        with torch.enable_grad():
+            rows = self.before.detach().repeat_interleave(n, 0).requires_grad_()
+            each = torch.eye(n, dtype=rows.dtype, device=rows.device).repeat(N, 1)
+            after = self.step(rows)
+            (found,) = torch.autograd.grad(after, rows, each, materialize_grads=True)
+        return found.view(N, n, n)
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The states of one layer over a sequence, and its step.
+
+    A module of bptt or torch.nn has one for each layer; any other one is a single layer.
+    """
+
+    layer: int
+    function: Callable[[int], Step]
+    """The step t."""
+    inputs: list[Any]
+    """x_t of each step, [T], with a row for each sequence."""
+    states: Float[Tensor, "states batch size"]
+    """``states[t]`` is the one from which step t starts."""
+    first: int
+    """The first step whose state before it is known: 0, or 1 where a module began by itself."""
+    repeat: Callable[[Any, int], Any]
+    cell: Cell | None = None
+    weights: Weights | None = None
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return len(self.inputs)
+
+    @property
+    def size(self) -> int:
+        """The number of the state's numbers, n."""
+        return self.states.shape[2]
+
+    @property
+    def outputs(self) -> Float[Tensor, "time batch output"]:
+        """h_t after each step; of a module of which nothing is known, all of its state."""
+        after = self.states[1:]
+        return after if self.weights is None else after[..., : self.weights.hh.shape[1]]
+
+    def at(self, t: int) -> Piece:
+        """Give a single step."""
+        return Piece(self.function(t), self.inputs[t], self.states[t], self.repeat)
+
+    def pieces(self, numbers: int | None = None) -> Iterator[Piece]:
+        """Give all steps from the first one on, many at a time where the layer allows it.
+
+        Args:
+            numbers: how many numbers each row takes; n by default.
+        """
+        B = self.states.shape[1]
+        many = max(1, MOST_NUMBERS // (B * (numbers or self.size)))
+        if self.cell is None:
+            many = 1
+        for t in range(self.first, self.steps, many):
+            end = min(t + many, self.steps)
+            x = self.inputs[t] if many == 1 else torch.cat(self.inputs[t:end])
+            before = self.states[t:end].flatten(0, 1)
+            yield Piece(self.function(t), x, before, self.repeat)
+
+
+def follow(
+    module: Any, inputs: Any, state: Any = None, *, state_batch_dim: int | None = None
+) -> tuple[Trajectory, ...]:
+    """Run a recurrent module over a sequence and keep the states, layer by layer.
+
+    Nothing is recorded for autograd; layers get no dropout.
+
+    Args:
+        module: what :func:`bptt.unroll` takes.
+        inputs: [T, B, ...], or a nest of such; [B, T, ...] where the module says ``batch_first``.
+        state: the initial state; None where the module knows how to begin.
+        state_batch_dim: where the batch lies in the state's tensors; by default the module's
+            own attribute of that name, or 1 as in torch.nn.
+
+    Raises:
+        ValueError: the inputs are packed, or the module is bidirectional.
+    """
+    if isinstance(inputs, PackedSequence):
+        raise ValueError("expected inputs [T, B, ...], got a PackedSequence; pad it")
+    if getattr(module, "bidirectional", False):
+        raise ValueError(
+            "the module is bidirectional: its state at a step depends on the steps after it, so no "
+            "step leads from one state to the next; look at a module of one direction"
+        )
+    with torch.no_grad():
+        if isinstance(module, nn.RNNBase):
+            return tuple(_follow_layers(module, inputs, state))
+        dim = getattr(module, "state_batch_dim", 1) if state_batch_dim is None else state_batch_dim
+        return (_follow_steps(module, inputs, state, int(dim)),)
+
+
+# ------------------------------------------------------------- modules of bptt and torch.nn
+
+
+def _follow_layers(module: nn.RNNBase, inputs: Tensor, state: Any) -> Iterator[Trajectory]:
+    cell = BY_MODE[module.mode]
+    x = inputs.unsqueeze(1) if inputs.dim() == 2 else inputs
+    if module.batch_first and inputs.dim() == 3:
+        x = x.transpose(0, 1)
+    given = None if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
+    if given is not None and inputs.dim() == 2:
+        given = tuple(s.unsqueeze(1) for s in given)
+    for layer in range(module.num_layers):
+        w = _weights(module, layer)
+        if given is None:
+            sizes = (w.hh.shape[1], module.hidden_size)[: cell.states]
+            running = tuple(x.new_zeros(x.shape[1], size) for size in sizes)
+        else:
+            running = tuple(s[layer] for s in given)
+        states = [torch.cat(running, dim=1)]
+        for x_t in x:
+            running = cell.step(x_t, running, w)
+            states.append(torch.cat(running, dim=1))
+        step = _cell_step(cell, w)
+        yield Trajectory(
+            layer=layer,
+            function=lambda t, step=step: step,  # type: ignore[misc]
+            inputs=list(x),
+            states=torch.stack(states),
+            first=0,
+            repeat=lambda x, k: x if k == 1 else x.repeat_interleave(k, 0),
+            cell=cell,
+            weights=w,
+        )
+        x = torch.stack(states[1:])[..., : w.hh.shape[1]]
+
+
+def _weights(module: nn.RNNBase, layer: int) -> Weights:
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+    found: list[Any] = [getattr(module, f"{name}_l{layer}", None) for name in names]
+    return Weights(*found)
+
+
+def _cell_step(cell: Cell, w: Weights) -> Step:
+    sizes = [w.hh.shape[1], len(w.hh) // cell.gates][: cell.states]
+
+    def step(x: Tensor, rows: Tensor) -> Tensor:
+        return torch.cat(cell.step(x, tuple(rows.split(sizes, dim=1)), w), dim=1)
+
+    return step
+
+
+# --------------------------------------------------------------------------- other modules
+
+
+def _follow_steps(module: Any, inputs: Any, state: Any, dim: int) -> Trajectory:
+    time = int(bool(getattr(module, "batch_first", False)))
+    first = next(x for x in leaves_of(inputs) if isinstance(x, Tensor))
+    T, B = first.shape[time], first.shape[1 - time]
+    xs = [map_tensors(partial(torch.narrow, dim=time, start=t, length=1), inputs) for t in range(T)]
+    before = [state]
+    for x in xs:
+        before.append(module(x, before[-1])[1])
+    begins = int(state is None)
+    layouts = [_Layout(s, dim, B) for s in before[begins:]]
+    rows = [layout.rows() for layout in layouts]
+    if begins:  # of the state before the first step nothing is known
+        rows.insert(0, torch.full_like(rows[0], float("nan")))
+        layouts.insert(0, layouts[0])
+
+    def function(t: int) -> Step:
+        def step(x: Any, rows: Tensor) -> Tensor:
+            _, after = module(x, layouts[t].nest(rows))
+            return _Layout(after, dim, len(rows)).rows()
+
+        return step
+
+    def repeat(x: Any, k: int) -> Any:
+        return x if k == 1 else map_tensors(lambda v: v.repeat_interleave(k, 1 - time), x)
+
+    return Trajectory(0, function, xs, torch.stack(rows), begins, repeat)
+
+
+class _Layout:
+    """How a state of any form is laid out as rows, one for each sequence, and back."""
+
+    def __init__(self, state: Any, dim: int, batch: int) -> None:
+        self.leaves, self.put = flatten(state)
+        self.dim, self.batch = dim, batch
+        floats = [s for s in self.leaves if is_float(s)]
+        wrong = [s for s in floats if s.dim() <= dim or s.shape[dim] != batch]
+        if wrong or not floats:
+            shapes = ", ".join(str(tuple(s.shape)) for s in wrong) or "no float tensor"
+            raise ValueError(
+                f"expected the state's tensors to have the batch of {batch} in dimension {dim}, "
+                f"got {shapes}; say where it is with state_batch_dim"
+            )
+
+    def rows(self) -> Tensor:
+        """[B, n]."""
+        floats = [s.movedim(self.dim, 0).flatten(1) for s in self.leaves if is_float(s)]
+        return torch.cat(floats, dim=1)
+
+    def nest(self, rows: Tensor) -> Any:
+        """Put rows in place of the state's numbers; k copies of each, if there are so many."""
+        k, start = len(rows) // self.batch, 0
+        leaves: list[Any] = []
+        for s in self.leaves:
+            if is_float(s):
+                shape = s.movedim(self.dim, 0).shape
+                end = start + shape[1:].numel()
+                part = rows[:, start:end].reshape(-1, *shape[1:])
+                leaves.append(part.movedim(0, self.dim))
+                start = end
+            elif isinstance(s, Tensor) and s.dim() > self.dim and s.shape[self.dim] == self.batch:
+                leaves.append(s.repeat_interleave(k, self.dim))
+            else:
+                leaves.append(s)
+        return self.put(leaves)
