@@ -9,6 +9,7 @@ from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
 from bptt.flow.flow import GradientFlow
 from bptt.flow.following import gradient_flow
 from bptt.flow.lyapunov import lyapunov_exponents
+from bptt.flow.meter import FlowMeter
 from bptt.language_model import LanguageModel
 from bptt.memory import Recompute, Store
 from bptt.recurrent import GRU, LSTM, RNN
@@ -34,6 +35,7 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "estimator_error",
     "unroll",
     # How far the gradient reaches
+    "FlowMeter",
     "GradientFlow",
     "gradient_flow",
     "lyapunov_exponents",

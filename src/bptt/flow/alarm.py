@@ -1,0 +1,126 @@
+"""When a gradient that explodes or dies is a reason for an alarm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+from bptt.flow.lags import DecayFit, Horizon
+from bptt.kernels import reports
+
+REMEMBERED = 100
+"""Updates whose gradient norm an alarm compares with,"""
+ENOUGH = 10
+"""and how many there have to be."""
+JUMPS = 100.0
+"""An alarm: the gradient's norm is so many times the median, or falls to the inverse of it."""
+GROWS = 10.0
+"""An alarm: the state's gradient grows to so many times itself on its way back."""
+DIES_WITHIN = 2
+"""An alarm: all but the threshold of the gradient is within so many lags."""
+
+
+class Probe(NamedTuple):
+    """How far the gradient reached when it was last looked at."""
+
+    update: int
+    """After how many updates that was."""
+    horizon: Horizon
+    """The lag that nearly all of the gradient is within: :meth:`bptt.flow.GradientFlow.horizon`."""
+    decay: DecayFit | None
+    """What the norm is multiplied by for each step further back; None where too few are left."""
+    growth: float
+    """‖∂L_t/∂h_{t-k}‖ at the last lag that was followed, over that at lag 1."""
+    lags: int
+    """How many lags were followed, from 0 on."""
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        horizon = self.horizon_in_words()
+        return horizon if self.decay is None else f"{horizon}, decay {self.decay.beta:.3g} a step"
+
+    def horizon_in_words(self) -> str:
+        """``horizon 12``, or ``horizon > 12`` where the lags followed do not settle it."""
+        if self.horizon.lag is None:
+            return "no horizon"
+        return f"horizon {'' if self.horizon.reached else '> '}{self.horizon.lag}"
+
+
+def growth_of(heard: list[reports.Report]) -> float | None:
+    """By what the norm of the state's gradient grew over the earlier half of the steps.
+
+    A loss at each step makes it larger on its way back anyway, up to the horizon; in the half
+    that is further back only what explodes goes on growing.
+
+    Args:
+        heard: the reports of a backward pass over all layers; of a layer there may be several,
+            those of its pieces, the last one first.
+
+    Returns:
+        The most that it grew in a layer; infinite where it is not finite; None where nothing was
+        heard, or there are fewer than 6 steps.
+    """
+    by_layer: dict[int, list[float]] = {}
+    for report in reversed(heard):
+        by_layer.setdefault(report.weight.data_ptr(), []).extend(report.by_step())
+    found = []
+    for norms in by_layer.values():
+        half = len(norms) // 2
+        if not all(map(math.isfinite, norms)):
+            return math.inf
+        if half >= 3 and norms[half] > 0:
+            found.append(norms[0] / norms[half])
+    return max(found, default=None)
+
+
+def alarm_of(
+    norm: float, before: Sequence[float], growth: float | None, probe: Probe | None
+) -> str | None:
+    """Say what is wrong, if anything is.
+
+    Args:
+        norm: the gradient's, before clipping.
+        before: those of the updates before.
+        growth: what :func:`growth_of` gave.
+        probe: the last look.
+    """
+    if not math.isfinite(norm):
+        return f"the gradient is not finite: its norm is {norm:g}"
+    usual = median(before) if len(before) >= ENOUGH else None
+    if usual is not None and norm > JUMPS * usual:
+        return (
+            f"the gradient jumps: its norm is {norm:.3g}, {norm / usual:.3g} times the median "
+            f"of the last {len(before)} updates"
+        )
+    if growth is not None and growth >= GROWS:
+        return (
+            f"the gradient explodes: over the earlier half of the window the state's grew to "
+            f"{growth:.3g} times itself on its way back"
+        )
+    if probe is not None and probe.growth >= GROWS:
+        return (
+            f"the gradient explodes: over {probe.lags - 1} steps the state's grows to "
+            f"{probe.growth:.3g} times itself on its way back"
+        )
+    if usual is not None and norm < usual / JUMPS:
+        return (
+            f"the gradient dies away: its norm is {norm:.3g}, {norm / usual:.3g} of the median of "
+            f"the last {len(before)} updates"
+        )
+    return _dying(probe)
+
+
+def _dying(probe: Probe | None) -> str | None:
+    if probe is None or probe.lags <= DIES_WITHIN + 1:
+        return None
+    if probe.horizon.lag is None:
+        return "the gradient dies: none of it goes back a single step" if not probe.growth else None
+    if probe.horizon.lag > DIES_WITHIN:
+        return None
+    share, lag = 100 * (1 - probe.horizon.threshold), probe.horizon.lag
+    return (
+        f"the gradient dies: {share:g} % of it is within {lag} step{'s' * (lag != 1)}, so nothing "
+        "from further back is learnt"
+    )

@@ -1,0 +1,251 @@
+"""How far the gradient reaches while a network trains, and an alarm when it explodes or dies."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bptt.errors import CheckpointError
+from bptt.flow.alarm import REMEMBERED, Probe, alarm_of, growth_of
+from bptt.flow.lags import DecayFit, Horizon, find_horizon
+from bptt.kernels import reports
+from bptt.nests import leaves_of
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the meter shows after an update."""
+
+    update: int
+    """How many updates there have been."""
+    norm: float
+    """The gradient's, over all parameters, before clipping."""
+    growth: float | None
+    """By what the norm of the state's gradient grew over the earlier half of the window, on its
+    way back, in the layer where it grew most; None where nothing was heard of it."""
+    probe: Probe | None
+    """The last look at how far the gradient reaches; None before the first."""
+    alarm: str | None
+    """What is wrong, in words; None where nothing is."""
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        parts = [f"update {self.update:,}", f"gradient norm {self.norm:.3g}"]
+        parts += [str(self.probe)] if self.probe is not None else []
+        parts += [f"alarm: {self.alarm}"] if self.alarm is not None else []
+        return "  ".join(parts)
+
+
+class FlowMeter:
+    """Watches how far the gradient reaches, in a training loop of one's own.
+
+    It is told of each update, after the backward pass: the gradient's norm, which
+    ``clip_grad_norm_`` returns anyway. Every so many updates it looks at the batch itself, at the
+    loss of its last step (:func:`bptt.gradient_flow`), for the horizon, the lag that 99 % of the
+    gradient is within, and the decay β, by which the gradient's norm is multiplied for each step
+    further back. It changes no state of torch's generators and no ``grad``, so training goes the
+    same way with it and without.
+
+    It raises an alarm where
+
+    - the gradient's norm is not finite, or 100 times the median of the last 100, or 1/100 of it;
+    - the state's gradient grows tenfold on its way back: it explodes;
+    - 99 % of it is within 2 steps: it dies.
+
+    Args:
+        module: the recurrent module, as for :func:`bptt.gradient_flow`.
+        every: updates between two looks; 0: never.
+        lags: how many lags to look at, from 0 on, where the batch has so many steps.
+        threshold: what is left out of the horizon, as a share of the gradient.
+
+    Attributes:
+        reading: The last :class:`Reading`; None before the first update.
+
+    Raises:
+        ValueError: a number is out of its range.
+
+    >>> import torch, bptt
+    >>> rnn, readout = bptt.LSTM(3, 16), torch.nn.Linear(16, 3)
+    >>> parameters = [*rnn.parameters(), *readout.parameters()]
+    >>> optimizer = torch.optim.SGD(parameters, lr=0.1)
+    >>> meter = bptt.FlowMeter(rnn, every=10)
+    >>> for batch in torch.randn(20, 31, 8, 3):
+    ...     x, target = batch[:-1], batch[1:]
+    ...     def losses(y):
+    ...         return (readout(y) - target).square().mean(dim=2)  # of each step, [T, B]
+    ...     optimizer.zero_grad()
+    ...     with meter.listening():  # may be left out
+    ...         losses(rnn(x)[0]).mean().backward()
+    ...     norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    ...     reading = meter.update(norm, x, losses)
+    ...     if reading.alarm:
+    ...         print(reading)
+    ...     optimizer.step()
+    >>> reading.update, reading.probe.update, 2 < reading.probe.horizon.lag < 30
+    (20, 20, True)
+    """
+
+    def __init__(
+        self, module: Any, every: int = 100, *, lags: int = 100, threshold: float = 0.01
+    ) -> None:
+        for name, value, least in (("every", every, 0), ("lags", lags, 2)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"FlowMeter: {name} must be an integer from {least} on, got {value!r}"
+                )
+        if not 0 < threshold < 1:
+            raise ValueError(f"FlowMeter: threshold must be between 0 and 1, got {threshold!r}")
+        self.module, self.every, self.lags, self.threshold = module, every, lags, threshold
+        self.reading: Reading | None = None
+        self._updates = 0
+        self._norms: deque[float] = deque(maxlen=REMEMBERED)
+        self._growth: float | None = None
+        self._probe: Probe | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the next update is one at which it looks at the batch."""
+        return self.every > 0 and (self._updates + 1) % self.every == 0
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear, within a ``with`` block, what the kernels report of the state's gradient.
+
+        That is so for :class:`bptt.RNN`, :class:`bptt.GRU` and :class:`bptt.LSTM` on the processor;
+        of other modules nothing is heard. An explosion is then seen at each update, not only when
+        it looks at the batch.
+        """
+        with reports.listen() as heard:
+            yield
+        self._growth = growth_of(heard)
+
+    def update(
+        self,
+        norm: float | Tensor | None = None,
+        inputs: Any = None,
+        loss_fn: Callable[[Any], Tensor] | None = None,
+        state: Any = None,
+    ) -> Reading:
+        """Be told of an update, after the backward pass.
+
+        Args:
+            norm: the gradient's norm before clipping, what ``clip_grad_norm_`` returns; None: it
+                is that of the module's parameters, as they are now.
+            inputs: of the batch, to look at if it is time to; None: it is not looked at.
+            loss_fn: ``outputs -> losses`` of each step, [T, B] or [T], as for
+                :func:`bptt.gradient_flow`; None: in a fixed direction for each step.
+            state: the state before the batch.
+
+        Returns:
+            What there is to see. An alarm is in it as long as its reason lasts.
+        """
+        value = _norm_of(self.module) if norm is None else float(norm)
+        is_due = self.is_due
+        self._updates += 1
+        if is_due and inputs is not None:
+            self.look(inputs, loss_fn, state)
+        alarm = alarm_of(value, self._norms, self._growth, self._probe)
+        if math.isfinite(value):
+            self._norms.append(value)
+        self.reading = Reading(self._updates, value, self._growth, self._probe, alarm)
+        return self.reading
+
+    def look(
+        self, inputs: Any, loss_fn: Callable[[Any], Tensor] | None = None, state: Any = None
+    ) -> Probe:
+        """Look now, how far the gradient of the last step's loss reaches; see :meth:`update`.
+
+        The module is looked at in evaluation mode, so without dropout.
+        """
+        from bptt.flow.following import gradient_flow
+
+        devices = {x.device for x in leaves_of(inputs) if isinstance(x, Tensor)}
+        with (
+            _evaluating(self.module),
+            torch.random.fork_rng([d for d in devices if d.type == "cuda"]),
+        ):
+            flow = gradient_flow(
+                self.module,
+                inputs,
+                loss_fn,
+                state,
+                times=[_steps(self.module, inputs) - 1],
+                lags=self.lags,
+                credit=False,
+                dynamics=False,
+            )
+        mean = flow.by_lag.mean
+        growth = float(mean[-1] / mean[1]) if len(mean) > 2 and mean[1] > 0 else 0.0
+        growth = growth if np.isfinite(mean[1:]).all() else math.inf
+        horizon = find_horizon(flow.by_lag, flow.decay, self.threshold)
+        self._probe = Probe(self._updates, horizon, flow.decay, growth, flow.lags)
+        return self._probe
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all that it remembers, as JSON can hold it."""
+        probe = self._probe
+        return {
+            "updates": self._updates,
+            "norms": list(self._norms),
+            "growth": self._growth,
+            "probe": None
+            if probe is None
+            else {
+                **probe._asdict(),
+                "horizon": list(probe.horizon),
+                "decay": None if probe.decay is None else list(probe.decay),
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        try:
+            updates, norms = int(state["updates"]), [float(n) for n in state["norms"]]
+            growth = None if state["growth"] is None else float(state["growth"])
+            probe = None
+            if (found := state["probe"]) is not None:
+                decay = None if found["decay"] is None else DecayFit(*found["decay"])
+                probe = Probe(**{**found, "horizon": Horizon(*found["horizon"]), "decay": decay})
+        except (KeyError, TypeError, ValueError) as e:
+            raise CheckpointError(f"the saved state of a FlowMeter is damaged: {e!r}") from None
+        self._updates, self._growth, self._probe = updates, growth, probe
+        self._norms = deque(norms, maxlen=REMEMBERED)
+
+
+def _norm_of(module: Any) -> float:
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return float(
+        nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
+    )
+
+
+@contextmanager
+def _evaluating(module: Any) -> Iterator[None]:
+    """Put a module into evaluation mode, and each part of it back as it was."""
+    parts = list(module.modules()) if isinstance(module, nn.Module) else []
+    before = [part.training for part in parts]
+    try:
+        for part in parts:
+            part.training = False
+        yield
+    finally:
+        for part, training in zip(parts, before, strict=True):
+            part.training = training
+
+
+def _steps(module: Any, inputs: Any) -> int:
+    from bptt.flow.stepwise import Layout
+
+    return Layout.of(module, inputs, None, None).steps
