@@ -92,12 +92,12 @@ def through_layers(
         _, at_resets = module._crossing(rows, None, resets)
         at = Crossing(None, None if at_resets is None else at_resets.reshape(-1, 1))
         steps = Steps(rows.sizes)
-        layers = _forward(module, rows.x, states, steps, at, pairs)
+        layers = _forward(module, rows.x.flatten(0, -2), states, steps, at, pairs)
         start = begin(module._output(rows, layers[-1].y))
         (d_y,) = start.outputs
         if module.batch_first and inputs.dim() == 3:
             d_y = d_y.transpose(0, 1)
-        d_y = d_y.reshape(len(rows.x), -1)
+        d_y = d_y.reshape(-1, d_y.shape[-1])
         credit = pairs.empty(inputs.device) if credited else None
         for chunk in _chunks(layers, pairs, budget):
             _follow(layers, steps, at, d_y, _Windows.of(chunk, pairs, inputs.device), credit)
