@@ -89,7 +89,7 @@ def test_modules_of_torch_are_followed_like_ours(kind, layout):
     found = layers[-1].outputs
     found = {"unbatched": found[:, 0], "batch first": found.transpose(0, 1)}.get(layout, found)
     torch.testing.assert_close(found, y.detach())
-    assert not layers[0].states.requires_grad
+    assert not layers[0].before.requires_grad
 
 
 def test_a_foreign_step():
@@ -186,6 +186,46 @@ def test_the_largest_singular_value_of_a_large_jacobian():
         assert (found <= exact * (1 + 1e-10)).all()
         assert (found >= exact * (1 - 2e-3)).all()
         assert (largest_singular_values(piece, 3) < exact * (1 - 2e-3)).all()
+
+
+@pytest.mark.parametrize("kind", ["ours", "foreign"])
+@pytest.mark.parametrize("each", [False, True])
+def test_a_sequence_that_starts_anew(kind, each):
+    """The states are those of the pieces run by themselves."""
+    module = bptt.LSTM(2, 3, dtype=torch.float64) if kind == "ours" else Named()
+    x = torch.randn(7, 2, 2, dtype=torch.float64)
+    resets = torch.zeros(7, 2, dtype=torch.bool)
+    resets[4] = True
+    _, state = module(x[:1])
+    start = None if kind == "ours" else state
+    if kind == "foreign":  # from zero, but for the whole numbers, which go on
+        start = {k: torch.zeros_like(v) if v.is_floating_point() else v for k, v in state.items()}
+    (whole,) = follow(module, x, start, resets=resets if each else resets[:, 0])
+    (first,) = follow(module, x[:4], start)
+    (second,) = follow(module, x[4:], start)
+    assert not whole.before[4].any()
+    torch.testing.assert_close(whole.after[:4], first.after)
+    if kind == "ours":
+        torch.testing.assert_close(whole.after[4:], second.after)
+        resets[4, 0] = False
+        (other,) = follow(module, x, start, resets=resets)
+        assert other.before[4, 0].any()
+        assert not other.before[4, 1].any()
+
+
+def test_the_batch_may_come_first_in_a_foreign_module_too():
+    cell = bptt.Stepwise(nn.GRUCell(2, 3, dtype=torch.float64))
+    x, h = torch.randn(4, 2, 2, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)
+
+    def turned(x, state):
+        y, state = cell(x.transpose(0, 1), state)
+        return y.transpose(0, 1), state
+
+    (a,) = follow(cell, x, h)
+    (b,) = follow(turned, x.transpose(0, 1), h, state_batch_dim=0, batch_first=True)
+    assert torch.equal(a.after, b.after)
+    v = torch.randn(2, 3, 2, dtype=torch.float64)
+    torch.testing.assert_close(b.at(1).push(v), a.at(1).push(v))
 
 
 def test_a_step_that_forgets_everything_has_norm_zero():

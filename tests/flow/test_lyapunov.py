@@ -26,10 +26,10 @@ def test_a_linear_map_gives_the_logarithms_of_its_eigenvalues():
     sizes = torch.tensor([1.3, -0.9, 0.5, 0.2, 0.05], dtype=torch.float64)
     shear = torch.eye(5, dtype=torch.float64) + torch.randn(5, 5, generator=generator).triu(1)
     matrix = turn @ (shear.inverse() @ torch.diag(sizes) @ shear) @ turn.T
-    found = lyapunov_exponents(Linear(matrix), steps(400, 2), 5, torch.ones(2, 5).double(), 100)
+    found = lyapunov_exponents(Linear(matrix), steps(250, 2), 5, torch.ones(2, 5).double(), 100)
     torch.testing.assert_close(found.exponents, sizes.abs().log(), atol=1e-3, rtol=0)
-    assert (found.steps, found.warmup) == (300, 100)
-    leading = lyapunov_exponents(Linear(matrix), steps(400, 2), 2, torch.ones(2, 5).double(), 100)
+    assert (found.steps, found.warmup) == (150, 100)
+    leading = lyapunov_exponents(Linear(matrix), steps(250, 2), 2, torch.ones(2, 5).double(), 100)
     torch.testing.assert_close(leading.exponents, sizes[:2].abs().log(), atol=1e-3, rtol=0)
 
 

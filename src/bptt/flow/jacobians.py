@@ -47,7 +47,7 @@ def jacobian_norms(trajectory: Trajectory) -> Float[Tensor, "batch time"]:
     >>> norms.shape, bool((norms <= bound(trajectory)).all())
     (torch.Size([2, 10]), True)
     """
-    B = trajectory.states.shape[1]
+    B = trajectory.batch
     pieces = trajectory.pieces(LANCZOS * trajectory.size)
     found = torch.cat([largest_singular_values(piece) for piece in pieces])
     norms = found.new_full((trajectory.steps, B), float("nan"))

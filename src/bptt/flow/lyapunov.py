@@ -103,10 +103,9 @@ def exponents_of(
 
 def _logs(trajectory: Trajectory, k: int) -> Float[Tensor, "time batch k"]:
     """Give log |R_ii| of each step, float64."""
-    states = trajectory.states
-    B, n = states.shape[1:]
+    B, n = trajectory.batch, trajectory.size
     generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(n, k, generator=generator, dtype=torch.float64).to(states)
+    directions = torch.randn(n, k, generator=generator, dtype=torch.float64).to(trajectory.after)
     q = torch.linalg.qr(directions).Q.expand(B, n, k)
     logs = []
     for t in range(trajectory.first, trajectory.steps):

@@ -8,7 +8,7 @@ several tensors (an LSTM's h and c) is one vector, of n numbers; each sequence i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -90,8 +90,10 @@ class Trajectory:
     """The step t."""
     inputs: list[Any]
     """x_t of each step, [T], with a row for each sequence."""
-    states: Float[Tensor, "states batch size"]
-    """``states[t]`` is the one from which step t starts."""
+    before: Float[Tensor, "time batch size"]
+    """The state from which each step starts, [T, B, n]; zero where a sequence starts anew."""
+    after: Float[Tensor, "time batch size"]
+    """The state that each step leaves."""
     first: int
     """The first step whose state before it is known: 0, or 1 where a module began by itself."""
     repeat: Callable[[Any, int], Any]
@@ -106,17 +108,32 @@ class Trajectory:
     @property
     def size(self) -> int:
         """The number of the state's numbers, n."""
-        return self.states.shape[2]
+        return self.before.shape[2]
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.before.shape[1]
 
     @property
     def outputs(self) -> Float[Tensor, "time batch output"]:
         """h_t after each step; of a module of which nothing is known, all of its state."""
-        after = self.states[1:]
-        return after if self.weights is None else after[..., : self.weights.hh.shape[1]]
+        return self.after if self.weights is None else self.after[..., : self.weights.hh.shape[1]]
+
+    def take(self, sequences: int) -> Trajectory:
+        """Give that of the first sequences only; of all, where the module is not bptt's."""
+        if self.cell is None or sequences >= self.batch:
+            return self
+        return replace(
+            self,
+            inputs=[x[:sequences] for x in self.inputs],
+            before=self.before[:, :sequences],
+            after=self.after[:, :sequences],
+        )
 
     def at(self, t: int) -> Piece:
         """Give a single step."""
-        return Piece(self.function(t), self.inputs[t], self.states[t], self.repeat)
+        return Piece(self.function(t), self.inputs[t], self.before[t], self.repeat)
 
     def pieces(self, numbers: int | None = None) -> Iterator[Piece]:
         """Give all steps from the first one on, many at a time where the layer allows it.
@@ -124,30 +141,37 @@ class Trajectory:
         Args:
             numbers: how many numbers each row takes; n by default.
         """
-        B = self.states.shape[1]
-        many = max(1, MOST_NUMBERS // (B * (numbers or self.size)))
+        many = max(1, MOST_NUMBERS // (self.batch * (numbers or self.size)))
         if self.cell is None:
             many = 1
         for t in range(self.first, self.steps, many):
             end = min(t + many, self.steps)
             x = self.inputs[t] if many == 1 else torch.cat(self.inputs[t:end])
-            before = self.states[t:end].flatten(0, 1)
+            before = self.before[t:end].flatten(0, 1)
             yield Piece(self.function(t), x, before, self.repeat)
 
 
 def follow(
-    module: Any, inputs: Any, state: Any = None, *, state_batch_dim: int | None = None
+    module: Any,
+    inputs: Any,
+    state: Any = None,
+    *,
+    resets: Tensor | None = None,
+    state_batch_dim: int | None = None,
+    batch_first: bool | None = None,
 ) -> tuple[Trajectory, ...]:
     """Run a recurrent module over a sequence and keep the states, layer by layer.
 
-    Nothing is recorded for autograd; layers get no dropout.
+    Nothing is recorded for autograd. There is no dropout between the layers.
 
     Args:
         module: what :func:`bptt.unroll` takes.
-        inputs: [T, B, ...], or a nest of such; [B, T, ...] where the module says ``batch_first``.
+        inputs: [T, B, ...], or a nest of such; [B, T, ...] with ``batch_first``.
         state: the initial state; None where the module knows how to begin.
+        resets: [T] or [T, B] bool: the state is set to zero before step t where it is true.
         state_batch_dim: where the batch lies in the state's tensors; by default the module's
             own attribute of that name, or 1 as in torch.nn.
+        batch_first: by default what the module's attribute of that name says, or False.
 
     Raises:
         ValueError: the inputs are packed, or the module is bidirectional.
@@ -159,17 +183,27 @@ def follow(
             "the module is bidirectional: its state at a step depends on the steps after it, so no "
             "step leads from one state to the next; look at a module of one direction"
         )
+    first = bool(getattr(module, "batch_first", False)) if batch_first is None else batch_first
+    dim = getattr(module, "state_batch_dim", 1) if state_batch_dim is None else state_batch_dim
     with torch.no_grad():
         if isinstance(module, nn.RNNBase):
-            return tuple(_follow_layers(module, inputs, state))
-        dim = getattr(module, "state_batch_dim", 1) if state_batch_dim is None else state_batch_dim
-        return (_follow_steps(module, inputs, state, int(dim)),)
+            return tuple(_follow_layers(module, inputs, state, resets))
+        return (_follow_steps(module, inputs, state, resets, int(dim), int(first)),)
+
+
+def _reset(resets: Tensor | None, t: int, rows: Tensor) -> Tensor:
+    if resets is None:
+        return rows
+    at = resets[t].to(rows.device)
+    return rows.masked_fill(at if at.dim() == 0 else at.unsqueeze(1), 0.0)
 
 
 # ------------------------------------------------------------- modules of bptt and torch.nn
 
 
-def _follow_layers(module: nn.RNNBase, inputs: Tensor, state: Any) -> Iterator[Trajectory]:
+def _follow_layers(
+    module: nn.RNNBase, inputs: Tensor, state: Any, resets: Tensor | None
+) -> Iterator[Trajectory]:
     cell = BY_MODE[module.mode]
     x = inputs.unsqueeze(1) if inputs.dim() == 2 else inputs
     if module.batch_first and inputs.dim() == 3:
@@ -179,27 +213,27 @@ def _follow_layers(module: nn.RNNBase, inputs: Tensor, state: Any) -> Iterator[T
         given = tuple(s.unsqueeze(1) for s in given)
     for layer in range(module.num_layers):
         w = _weights(module, layer)
-        if given is None:
-            sizes = (w.hh.shape[1], module.hidden_size)[: cell.states]
-            running = tuple(x.new_zeros(x.shape[1], size) for size in sizes)
-        else:
-            running = tuple(s[layer] for s in given)
-        states = [torch.cat(running, dim=1)]
-        for x_t in x:
-            running = cell.step(x_t, running, w)
-            states.append(torch.cat(running, dim=1))
-        step = _cell_step(cell, w)
+        step, size = _cell_step(cell, w), sum(_sizes(cell, w))
+        rows = x.new_zeros(x.shape[1], size)
+        if given is not None:
+            rows = torch.cat([s[layer] for s in given], dim=1)
+        before, after = [], []
+        for t, x_t in enumerate(x):
+            before.append(_reset(resets, t, rows))
+            rows = step(x_t, before[-1])
+            after.append(rows)
         yield Trajectory(
             layer=layer,
             function=lambda t, step=step: step,  # type: ignore[misc]
             inputs=list(x),
-            states=torch.stack(states),
+            before=torch.stack(before),
+            after=torch.stack(after),
             first=0,
             repeat=lambda x, k: x if k == 1 else x.repeat_interleave(k, 0),
             cell=cell,
             weights=w,
         )
-        x = torch.stack(states[1:])[..., : w.hh.shape[1]]
+        x = torch.stack(after)[..., : w.hh.shape[1]]
 
 
 def _weights(module: nn.RNNBase, layer: int) -> Weights:
@@ -208,8 +242,12 @@ def _weights(module: nn.RNNBase, layer: int) -> Weights:
     return Weights(*found)
 
 
+def _sizes(cell: Cell, w: Weights) -> list[int]:
+    return [w.hh.shape[1], len(w.hh) // cell.gates][: cell.states]
+
+
 def _cell_step(cell: Cell, w: Weights) -> Step:
-    sizes = [w.hh.shape[1], len(w.hh) // cell.gates][: cell.states]
+    sizes = _sizes(cell, w)
 
     def step(x: Tensor, rows: Tensor) -> Tensor:
         return torch.cat(cell.step(x, tuple(rows.split(sizes, dim=1)), w), dim=1)
@@ -220,20 +258,25 @@ def _cell_step(cell: Cell, w: Weights) -> Step:
 # --------------------------------------------------------------------------- other modules
 
 
-def _follow_steps(module: Any, inputs: Any, state: Any, dim: int) -> Trajectory:
-    time = int(bool(getattr(module, "batch_first", False)))
+def _follow_steps(
+    module: Any, inputs: Any, state: Any, resets: Tensor | None, dim: int, time: int
+) -> Trajectory:
     first = next(x for x in leaves_of(inputs) if isinstance(x, Tensor))
     T, B = first.shape[time], first.shape[1 - time]
-    xs = [map_tensors(partial(torch.narrow, dim=time, start=t, length=1), inputs) for t in range(T)]
-    before = [state]
-    for x in xs:
-        before.append(module(x, before[-1])[1])
-    begins = int(state is None)
-    layouts = [_Layout(s, dim, B) for s in before[begins:]]
-    rows = [layout.rows() for layout in layouts]
+    cut = partial(torch.narrow, dim=time, length=1)
+    xs = [map_tensors(partial(cut, start=t), inputs) for t in range(T)]
+    layouts: dict[int, _Layout] = {}
+    before, after = [], []
+    for t, x in enumerate(xs):
+        if state is not None:
+            layouts[t] = _Layout(state, dim, B)
+            before.append(_reset(resets, t, layouts[t].rows()))
+            state = layouts[t].nest(before[-1])
+        state = module(x, state)[1]
+        after.append(_Layout(state, dim, B).rows())
+    begins = T - len(before)
     if begins:  # of the state before the first step nothing is known
-        rows.insert(0, torch.full_like(rows[0], float("nan")))
-        layouts.insert(0, layouts[0])
+        before.insert(0, torch.full_like(after[0], float("nan")))
 
     def function(t: int) -> Step:
         def step(x: Any, rows: Tensor) -> Tensor:
@@ -245,7 +288,7 @@ def _follow_steps(module: Any, inputs: Any, state: Any, dim: int) -> Trajectory:
     def repeat(x: Any, k: int) -> Any:
         return x if k == 1 else map_tensors(lambda v: v.repeat_interleave(k, 1 - time), x)
 
-    return Trajectory(0, function, xs, torch.stack(rows), begins, repeat)
+    return Trajectory(0, function, xs, torch.stack(before), torch.stack(after), begins, repeat)
 
 
 class _Layout:
