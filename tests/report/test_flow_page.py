@@ -161,20 +161,20 @@ def test_two_hundred_tokens_in_two_layers_of_lstm_take_less_than_two_megabytes(t
 
 
 def test_what_is_long_is_shown_in_blocks():
-    T = 700
+    T = 305
     flow = made_flow(words=["w"] * (T + 1), beta=0.99, seed=1)
     kept = flow_data.packed(flow_data.as_dict(flow))
-    assert (kept["block"], kept["rows"]) == (3, 3)
+    assert (kept["block"], kept["rows"]) == (2, 2)
     norms = np.array(flow["states"][0]["norms"], np.float64)
     means = 10 ** matrix(kept, "norms")
-    assert means.shape == (234, 234)
-    assert means[100, 20] == pytest.approx(norms[300:303, 60:63].mean(), rel=1e-5)
-    assert means[50, 50] == pytest.approx(np.nanmean(norms[150:153, 150:153]), rel=1e-5)
-    assert means[233, 0] == pytest.approx(norms[699, :3].mean(), rel=1e-5)  # the last has one row
+    assert means.shape == (153, 153)
+    assert means[100, 20] == pytest.approx(norms[200:202, 40:42].mean(), rel=1e-5)
+    assert means[50, 50] == pytest.approx(np.nanmean(norms[100:102, 100:102]), rel=1e-5)
+    assert means[152, 0] == pytest.approx(norms[304, :2].mean(), rel=1e-5)  # the last has one row
     assert len(flow_page.page(flow)) < 2_000_000
-    few = flow_data.packed(flow_data.as_dict(made_flow(words=["w"] * (T + 1), times=[5, 699])))
-    assert (few["block"], few["rows"]) == (3, 1)
-    assert np.isfinite(matrix(few, "norms")).sum(1).tolist() == [2, 234]
+    few = flow_data.packed(flow_data.as_dict(made_flow(words=["w"] * (T + 1), times=[5, 304])))
+    assert (few["block"], few["rows"]) == (2, 1)
+    assert np.isfinite(matrix(few, "norms")).sum(1).tolist() == [3, 153]
 
 
 def test_numbers_that_are_not_finite_are_null():

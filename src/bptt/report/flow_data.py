@@ -37,7 +37,7 @@ def as_dict(flow: Flow) -> dict[str, Any]:
         flow: what :func:`bptt.gradient_flow` gives, or the dict of its ``to_dict()``.
 
     Returns:
-        The dict; numbers that are not finite are None.
+        The dict; numbers that are not finite are None, but for those of the matrices, which stay.
 
     Raises:
         ConfigError: it is none, or of another version, or its sizes do not fit.
@@ -54,7 +54,8 @@ def as_dict(flow: Flow) -> dict[str, Any]:
             f"this gradient flow is of version {found.get('version')!r}, and this bptt reads "
             f"version {VERSION}; measure it again, or use the bptt that wrote it"
         )
-    clean: dict[str, Any] = _finite(found)
+    large = {"states", "credit"}
+    clean = {key: v if key in large else _finite(v) for key, v in found.items()}
     _check(clean)
     return clean
 

@@ -24,10 +24,14 @@ function creditControls() {
     "div",
     { class: "credit" },
     el("fieldset", { class: "kinds" }, el("legend", {}, "Credit laid over it"), ...kinds),
-    el("label", { class: "reach", for: "reach" }, "Reach", el("output", { id: "reach-now", for: "reach" })),
-    slider,
-    el("p", { id: "lost", role: "status" }),
-    el("div", { id: "lost-curve" }),
+    el(
+      "div",
+      {},
+      el("label", { class: "reach", for: "reach" }, "Reach", el("output", { id: "reach-now", for: "reach" })),
+      slider,
+      el("div", { id: "lost", role: "status" }),
+    ),
+    el("div", { class: "losing" }, el("p", { class: "caption" }, "Share lost, by the reach"), el("div", { id: "lost-curve" })),
   );
 }
 
@@ -67,8 +71,10 @@ function drawLost(host) {
   const runs = shownRuns();
   if (view.credit === "full") {
     host.replaceChildren();
+    host.parentNode.hidden = true;
     return;
   }
+  host.parentNode.hidden = false;
   const most = Math.max(...runs.map((r) => r.steps), 2);
   const chart = new Chart(host, {
     height: 150,
@@ -78,7 +84,7 @@ function drawLost(host) {
     label: "Share of the credit that is lost, by the reach",
   });
   chart.yAxis([0, 0.5, 1], (y) => `${100 * y} %`);
-  chart.xAxis([1, 3, 10, 30, 100, 300, 1000].filter((x) => x <= most), "reach; lost upwards");
+  chart.xAxis([1, 3, 10, 30, 100, 300, 1000].filter((x) => x <= most), "reach, in steps");
   for (const r of runs) {
     const points = lostCurve(r, r.measure(view.measure), view.credit).map((y, n) => [n + 1, y]);
     chart.line(points, { class: "curve chosen", stroke: runColour(r.index), "stroke-dasharray": view.all ? DASHES[r.index % 6] : "" });

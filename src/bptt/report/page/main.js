@@ -1,7 +1,7 @@
 // The page put together.
 
 function part(id, title, notes, ...content) {
-  const aside = el("div", { class: "aside" }, el("h2", { id: `${id}-title` }, title), ...notes.map((n) => el("p", {}, n)));
+  const aside = el("div", { class: "aside" }, el("h2", { id: `${id}-title` }, title), el("div", { class: "how" }, ...notes.map((n) => el("p", {}, ...rich(n)))));
   return el("section", { class: "part", id: `part-${id}`, "aria-labelledby": `${id}-title` }, aside, el("div", { class: "main" }, ...content));
 }
 
@@ -40,7 +40,7 @@ function relativeChoice() {
 }
 
 function key() {
-  const sample = (kind, text) => el("li", {}, svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: kind })), ` ${text}`);
+  const sample = (kind, text) => el("li", {}, svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: kind })), " ", ...rich(text));
   const band = svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("rect", { width: 26, height: 10, class: "band key" }));
   return el("ul", { class: "legend" }, sample("curve key", "mean"), el("li", {}, band, " 10 % to 90 %"), sample("fit", "fit, β a step"), sample("bound", "bound (β_W·β_h)ᵏ"), sample("mark faint key", "suggested reach"));
 }
@@ -90,6 +90,7 @@ function themeButton() {
 
 function drawEach(changed) {
   const has = (...keys) => changed.has("everything") || keys.some((key) => changed.has(key));
+  document.getElementById("page").classList.toggle("all", view.all);
   if (has("run", "all")) drawControls();
   if (has("run", "all")) drawTexts();
   else if (has("t", "s", "held", "measure", "scale", "decades")) shownRuns().forEach(drawText);

@@ -76,12 +76,12 @@ class HeatMap {
     const r = this.run;
     const width = this.node.clientWidth;
     const narrow = width < 420;
-    const left = r.isText ? (narrow ? 62 : 92) : 40;
+    const left = r.isText ? (narrow ? 84 : 96) : 48;
     const wide = Math.max(160, Math.min(width - left - 8, 640));
     const square = wide * (r.rows / r.columns);
     const high = r.rows === r.columns ? wide : clamp(r.rows * 22, 66, Math.max(square, Math.min(wide, r.rows * 22)));
     const bottom = r.isText ? (narrow ? 66 : 88) : 40;
-    this.size = { left, top: 6, wide, high, bottom, width: left + wide + 8, height: 6 + high + bottom };
+    this.size = { left, top: 22, wide, high, bottom, width: left + wide + 8, height: 22 + high + bottom };
   }
 
   draw() {
@@ -184,7 +184,14 @@ class HeatMap {
       edge += `${row ? "H" : "M"}${x}${row ? "" : ` ${top}`}V${this.Y(row + 1).toFixed(1)}`;
     }
     hatch += `H${left}V${top + high}H${left}Z`;
-    return [svg("path", { d: hatch, class: "hatch" }), svg("path", { d: edge, class: "edge" })];
+    const id = `hatch${r.index}`;
+    const stripes = { id, width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" };
+    return [
+      svg("pattern", stripes, svg("line", { x1: 0, x2: 0, y1: 0, y2: 6, class: "stripe" })),
+      svg("path", { d: hatch, class: "veil" }),
+      svg("path", { d: hatch, fill: `url(#${id})` }),
+      svg("path", { d: edge, class: "edge" }),
+    ];
   }
 
   cross(row) {
@@ -220,8 +227,14 @@ class HeatMap {
       if (!r.isText && n !== column && n % this.every()) continue;
       found.push(svg("text", { transform: turned, class: kind }, this.columnLabel(n)));
     }
+    found.push(svg("text", { x: 1, y: top - 9, class: "title" }, this.rowTitle()));
     found.push(svg("text", { x: left + this.size.wide, y: top + high + bottom - 6, class: "title end" }, r.isText ? "read at step s" : "step s"));
     return found;
+  }
+
+  rowTitle() {
+    if (!this.run.isText) return "step t";
+    return this.run.raw.targets ? "predicted at t" : "read at t";
   }
 
   every() {

@@ -73,13 +73,18 @@ function figures(r) {
   const given = losses.filter((v) => v !== null);
   const part = horizon ? `lag that holds ${percent(1 - horizon.threshold)}` : "";
   const fit = decay ? `a step, lags ${decay.first} to ${decay.last}` : "no fit";
-  const beta = decay ? [number(decay.beta), el("small", {}, ` ± ${number(decay.error)}`)] : ["–"];
+  const beta = decay ? [number(decay.beta), el("small", {}, ` ± ${error(decay.error)}`)] : ["–"];
   return [
     figure("Horizon", [horizonOf(r)], part),
     figure("Decay β", beta, fit),
     figure("Suggested reach", [suggested && suggested.reach ? String(suggested.reach) : "–"], suggested ? `for a bias of ${percent(suggested.bias)}` : ""),
     figure("Loss", [given.length ? number(mean(given)) : "–"], "nats a step, the mean"),
   ];
+}
+
+// An error needs two digits at most.
+function error(x) {
+  return x > 1e-3 ? String(Number(x.toPrecision(2))) : number(x);
 }
 
 function figure(name, value, what) {
@@ -117,11 +122,11 @@ function known(values, of) {
 function dynamics(r) {
   const layers = r.raw.dynamics;
   if (!layers || !layers.length) return [el("p", { class: "empty" }, "Not measured for this module.")];
-  const head = el("tr", {}, ...COLUMNS.map(([name]) => el("th", { scope: "col" }, name)));
+  const head = el("tr", {}, ...COLUMNS.map(([name]) => el("th", { scope: "col" }, ...rich(name))));
   const rows = layers.map((d) => el("tr", {}, ...COLUMNS.map(([, of], n) => (n ? el("td", {}, of(d)) : el("th", { scope: "row" }, of(d))))));
   const table = el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows));
   const found = [el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Dynamics, layer by layer" }, table)];
-  if (layers.some((d) => known(d.jacobian_norms, (v) => v.length) > 1)) found.push(el("div", { id: "jacobians" }));
+  if (layers.some((d) => known(d.jacobian_norms, (v) => v.length) > 1)) found.push(el("p", { class: "caption" }, ...rich("‖J‖ = ‖∂h_t/∂h_{t−1}‖, step by step")), el("div", { id: "jacobians" }));
   return found;
 }
 
@@ -138,7 +143,7 @@ function drawJacobians() {
   const to = Math.max(...ends) + 0.1;
   const chart = new Chart(host, { height: 150, x: { from: 0, to: Math.max(1, run().steps - 1) }, y: { from, to }, left: 52, label: "Norm of the Jacobian, step by step" });
   chart.yAxis(levels(from, to), (y) => number(10 ** y));
-  chart.xAxis(wholeTicks(0, run().steps - 1, chart.width > 560 ? 12 : 6), "step t; upwards ‖J‖ = ‖∂h_t/∂h_t−1‖");
+  chart.xAxis(wholeTicks(0, run().steps - 1, chart.width > 560 ? 12 : 6), "step t");
   layers.forEach((d, n) => {
     const stroke = runColour(n);
     chart.line((d.jacobian_norms || []).map((v, t) => [t, logOf(v)]), { class: "curve chosen", stroke, "stroke-dasharray": DASHES[n % 6] });

@@ -55,12 +55,10 @@ function number(x) {
   if (x === 0) return "0";
   const size = Math.abs(x);
   const sign = x < 0 ? "−" : "";
-  if (size >= 1e-3 && size < 1e5) {
-    const digits = clamp(2 - Math.floor(Math.log10(size)), 0, 5);
-    return sign + (digits > 2 ? String(Number(size.toFixed(digits))) : size.toFixed(digits));
-  }
-  const exponent = Math.floor(Math.log10(size) + 1e-12);
-  return `${sign}${(size / 10 ** exponent).toFixed(1)} · ${power(exponent)}`;
+  if (Number.isInteger(x) && size < 1e5) return sign + size;
+  if (size >= 1e-3 && size < 1e5) return sign + size.toFixed(clamp(2 - Math.floor(Math.log10(size)), 0, 5));
+  const [digits, exponent] = size.toExponential(1).split("e");
+  return `${sign}${digits} · ${power(Number(exponent))}`;
 }
 
 function percent(share) {
@@ -68,6 +66,12 @@ function percent(share) {
   if (x === 0) return "0 %";
   if (x < 0.1) return "< 0.1 %";
   return `${x < 10 ? x.toFixed(1) : x.toFixed(0)} %`;
+}
+
+// The page's own words, in which _x and _{x} are set below the line.
+function rich(text) {
+  const parts = text.split(/_(\w|\{[^}]*\})/u);
+  return parts.map((p, n) => (n % 2 ? el("sub", {}, p.replace(/[{}]/g, "")) : p));
 }
 
 // An element; null children are left out.
