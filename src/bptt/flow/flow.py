@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -202,10 +203,9 @@ class GradientFlow:
     def _summary(self) -> dict[str, Any]:
         found, decay, horizon = self.by_lag, self.decay, self._horizon(0.01)
         bias, reach, verdict, advice = 0.1, None, None, ()
-        try:  # not all of the parts are there yet
-            reach, verdict, advice = self.suggest_truncation(bias), self.verdict, self.advice
-        except ModuleNotFoundError:
-            pass
+        with suppress(ModuleNotFoundError):  # not all of the parts are there yet
+            reach = self.suggest_truncation(bias)
+            verdict, advice = self.verdict, self.advice
         return {
             "by_lag": {
                 "lag": found.lag.tolist(),

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt.flow.cotangents import cotangents
+from bptt.flow.dynamics import measure
 from bptt.flow.flow import GradientFlow
 from bptt.flow.layers import as_ours, through_layers
 from bptt.flow.pairs import Pairs
@@ -102,6 +103,16 @@ def gradient_flow(
         found = through_layers(ours, inputs, state, begin, pairs, resets, budget, credit)
     else:
         found = through_steps(module, inputs, state, begin, pairs, resets, budget, layout, credit)
+    measured = None
+    if dynamics:
+        measured = measure(
+            module,
+            inputs,
+            state,
+            resets=resets,
+            state_batch_dim=state_batch_dim,
+            batch_first=batch_first,
+        )
     return GradientFlow(
         name=_name(module) if name is None else name,
         module=_in_words(module),
@@ -114,7 +125,7 @@ def gradient_flow(
         credit=found.credit,
         tokens=None if tokens is None else tuple(tokens),
         targets=None if targets is None else tuple(targets),
-        dynamics=None,
+        dynamics=measured,
     )
 
 
