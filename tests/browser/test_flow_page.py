@@ -114,7 +114,7 @@ def test_a_corpus_that_holds_markup_is_shown_and_runs_nothing(opened):
 def test_pointing_at_a_word_shows_how_far_its_loss_reaches(opened):
     flow = made_flow(beta=0.6)
     page = opened(flow)
-    assert page.chosen() == len(SENTENCES) - 1
+    assert SENTENCES[page.chosen()] == "Anna"  # the last one that is no full stop
     before = colours(page)
     page.point(page.word(31))  # the loss of predicting it is that of step 30
     assert page.chosen() == 31
@@ -442,6 +442,16 @@ def test_where_next_to_nothing_is_known(opened):
     assert page.complaints() == []
 
 
+def is_seen(page, word):
+    """Whether a word is within what is seen of its list."""
+    return page.run(
+        "const e = arguments[0];"
+        "const [w, l] = [e, e.parentNode].map((x) => x.getBoundingClientRect());"
+        "return w.top >= l.top - 1 && w.bottom <= l.bottom + 1",
+        word,
+    )
+
+
 def test_a_thousand_steps_open_in_blocks(opened):
     T = 1000
     flow = made_flow(words=[f"w{n}" for n in range(T + 1)], lags=60, beta=0.9, credit=False)
@@ -449,8 +459,12 @@ def test_a_thousand_steps_open_in_blocks(opened):
     assert page.complaints() == []
     assert "means of 4 steps" in page.text("#verdict")
     assert len(page.all("#text0 .word")) == T + 1
+    page.press(page.find("#text0"), "\ue011")  # home
+    assert is_seen(page, page.word(1))
     page.point(page.word(500))
     assert page.chosen() == 500
+    page.press(page.find("#text0"), "\ue010")  # end
+    assert is_seen(page, page.word(T))
     sizes = np.nan_to_num(norms(flow))
     W = Truncated(every=1, reach=8).plan(T).matrix()
     lost = float(page.find("#lost strong").get_attribute("data-lost"))

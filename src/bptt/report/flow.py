@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import Colormap, LogNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from bptt.report.flow_data import Flow, as_dict
 WIDTH, CURVES = 11.0, 3.9  # inches
 ACROSS = 5  # heat maps in a row, at most
 DECADES = 4  # from a matrix's largest entry to what looks like nothing
+NOTHING = "0.93"
 BELOW = 8  # decades under the largest mean that the curves are drawn to
 
 
@@ -88,11 +89,11 @@ def _draw_panels(part: SubFigure, panels: list[Panel], down: int) -> None:
     across = -(-len(panels) // down)
     places = part.subplots(down, across, squeeze=False).ravel()
     norm = LogNorm(10.0**-DECADES, 1)
-    colours = colormaps["viridis_r"].with_extremes(bad="white")
+    colours = colormaps["viridis_r"].with_extremes(bad="white", under=NOTHING)
     for count, axes in enumerate(places):
         axes.set_visible(count < len(panels))
         if count < len(panels):
-            _draw_norms(axes, panels[count], norm)
+            _draw_norms(axes, panels[count], colours, norm)
         if count % across == 0:
             axes.set_ylabel("loss at step t")
     shown = list(places[: len(panels)])
@@ -101,15 +102,15 @@ def _draw_panels(part: SubFigure, panels: list[Panel], down: int) -> None:
     bar.outline.set_visible(False)
 
 
-def _draw_norms(axes: Axes, panel: Panel, norm: LogNorm) -> None:
+def _draw_norms(axes: Axes, panel: Panel, colours: Colormap, norm: LogNorm) -> None:
     flow, norms = panel.flow, panel.norms
     N, T = norms.shape
     known = np.isfinite(norms) & (np.arange(T) <= np.array(flow["times"])[:, None])
     largest = norms[known].max() if known.any() else 0
     share = np.where(known, norms, 0) / (largest or 1)
     axes.imshow(
-        np.ma.array(np.clip(share, norm.vmin, None), mask=~known),
-        cmap="viridis_r",
+        np.ma.array(np.fmax(share, 1e-300), mask=~known),
+        cmap=colours,
         norm=norm,
         interpolation="nearest",
         aspect="auto" if N < T else "equal",

@@ -58,7 +58,7 @@ function build() {
     ], el("div", { id: "texts" })),
     part("map", "The matrix", [
       "A row is the loss of a step t, a column a step s that it reaches: ‖∂L_t/∂state_s‖, the mean over the sequences. Dotted: not followed, or not defined.",
-      "A credit is laid over it. Hatched is what it leaves out. The share lost is the sum of what is hatched over the sum of the whole matrix, of the state chosen above; it is counted with sizes, which can only cancel in a gradient.",
+      "A credit is laid over it. Hatched is what it leaves out. The share lost is the sum of what is hatched over the sum of the whole matrix, of the state chosen above. Sizes are summed; in a gradient terms may cancel, and then less or more of it is lost.",
     ], el("div", { id: "mapping" }, el("div", { id: "maps" }), creditControls())),
     part("lag", "By lag", [
       "The same by the distance k = t − s, all layers' hidden states taken together: the mean over the losses and sequences, and where the middle four fifths lie.",

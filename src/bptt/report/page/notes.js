@@ -109,8 +109,24 @@ const COLUMNS = [
   ["ρ(W)", (d) => number(d.spectral_radius)],
   ["saturated", (d) => share(d.saturated)],
   ["dead", (d) => share(d.dead)],
-  ["Lyapunov exponents", (d) => (d.lyapunov || []).slice(0, 4).map(number).join(", ") || "–"],
+  ["Lyapunov exponents", exponents],
 ];
+
+function exponents(d) {
+  const errors = d.lyapunov_errors || [];
+  const each = (d.lyapunov || []).slice(0, 3).map((x, n) => (errors[n] ? `${number(x)} ± ${error(errors[n])}` : number(x)));
+  return each.join(", ") || "–";
+}
+
+// Of each gate: how often it is as good as shut, and as good as open.
+function gates(layers) {
+  const known = layers.filter((d) => d.gates);
+  if (!known.length) return null;
+  const rows = known.flatMap((d) => Object.entries(d.gates).map(([name, ends]) => [d.layer, name, ...ends.map(share)]));
+  const head = el("tr", {}, ...["Layer", "Gate", "shut, below 0.05", "open, above 0.95"].map((name) => el("th", { scope: "col" }, name)));
+  const body = rows.map((cells) => el("tr", {}, ...cells.map((cell, n) => el(n < 2 ? "th" : "td", n < 2 ? { scope: "row" } : {}, String(cell)))));
+  return el("table", { id: "gates" }, el("thead", {}, head), el("tbody", {}, ...body));
+}
 
 const share = (x) => (x === null || x === undefined ? "–" : percent(x));
 
@@ -125,7 +141,7 @@ function dynamics(r) {
   const head = el("tr", {}, ...COLUMNS.map(([name]) => el("th", { scope: "col" }, ...rich(name))));
   const rows = layers.map((d) => el("tr", {}, ...COLUMNS.map(([, of], n) => (n ? el("td", {}, of(d)) : el("th", { scope: "row" }, of(d))))));
   const table = el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows));
-  const found = [el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Dynamics, layer by layer" }, table)];
+  const found = [el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Dynamics, layer by layer" }, table, gates(layers))];
   if (layers.some((d) => known(d.jacobian_norms, (v) => v.length) > 1)) found.push(el("p", { class: "caption" }, ...rich("‖J‖ = ‖∂h_t/∂h_{t−1}‖, step by step")), el("div", { id: "jacobians" }));
   return found;
 }

@@ -127,8 +127,16 @@ function drawText(r) {
     w.setAttribute("aria-selected", String(n === chosen));
   });
   list.setAttribute("aria-activedescendant", words[chosen].id);
+  bringIntoView(list, words[chosen]);
   drawReadout(r, measure, row);
   drawProfile(r, row);
+}
+
+// Scroll a long text, and only it, to a word that is outside what is seen of it.
+function bringIntoView(list, w) {
+  const above = w.offsetTop + w.offsetHeight - list.offsetTop < list.scrollTop;
+  const below = w.offsetTop - list.offsetTop > list.scrollTop + list.clientHeight;
+  if (above || below) list.scrollTop = w.offsetTop - list.offsetTop - list.clientHeight / 2;
 }
 
 // In words: whose loss, how large, and what there is of it at the step that is pointed at.
@@ -136,7 +144,7 @@ function drawReadout(r, measure, row) {
   const { readout } = READ.get(r);
   const t = r.timeAt(view.t);
   const about = r.target(t) ?? r.token(t);
-  const said = [el("span", { class: "loss" }, "the loss"), ` at step ${t}`];
+  const said = [el("span", { class: "loss" }, "The loss"), ` at step ${t}`];
   if (about !== null) said.push(r.target(t) !== null ? ", of predicting " : ", after ", quoted(about));
   said.push(`: ${number(r.loss(row))} nats. `);
   const far = farthest(r, measure, row);

@@ -69,12 +69,18 @@ function runColour(n) {
   return colours[n % colours.length];
 }
 
+// The last loss that is about a word, not a full stop; the last of all where there is none.
+function lastWord(r) {
+  const isWord = (t) => /[\p{L}\p{N}]/u.test(r.target(t) ?? r.token(t) ?? "");
+  return r.times.findLast(isWord) ?? r.times.at(-1);
+}
+
 // What the address says after #, as in flow.html#t=12&reach=8&theme=dark, is where the view begins.
 function fromAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   const whole = (name, low, high) => clamp(Math.round(Number(given.get(name)) || low), low, high);
   if (given.has("run")) view.run = whole("run", 0, RUNS.length - 1);
-  view.t = run().times.at(-1);
+  view.t = lastWord(run());
   view.reach = clamp(run().raw.suggested_reach?.reach || Math.ceil(run().steps / 4), 1, run().steps);
   if (given.has("t")) view.t = run().timeAt(whole("t", 0, run().steps - 1));
   if (given.has("s")) view.s = whole("s", 0, view.t);
