@@ -38,9 +38,10 @@ template <class T> constexpr int64_t round_up(int64_t n) {
 // ---------------------------------------------------------------------------------- one tile
 
 // c[R][C vectors] (+)= a[R][K] b[K][C vectors]. A's rows lie a_row apart; where it is packed, its
-// columns lie one after the other, R long.
+// columns lie one after the other, R long. B's rows lie b_row apart.
 template <class T, int R, int C, bool PACKED>
-void tile(int64_t K, const T *a, int64_t a_row, const T *b, T *c, int64_t c_row, bool add) {
+void tile(int64_t K, const T *a, int64_t a_row, const T *b, int64_t b_row, T *c, int64_t c_row,
+          bool add) {
     V<T> sum[R][C];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -58,7 +59,7 @@ void tile(int64_t K, const T *a, int64_t a_row, const T *b, T *c, int64_t c_row,
             for (int v = 0; v < C; v++) sum[r][v] += left * row[v];
         }
         a += PACKED ? R : 1;
-        b += C * WIDTH<T>;
+        b += b_row;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -67,7 +68,7 @@ void tile(int64_t K, const T *a, int64_t a_row, const T *b, T *c, int64_t c_row,
 }
 
 template <class T>
-using Tile = void (*)(int64_t, const T *, int64_t, const T *, T *, int64_t, bool);
+using Tile = void (*)(int64_t, const T *, int64_t, const T *, int64_t, T *, int64_t, bool);
 
 template <class T, bool PACKED, int R, int C> constexpr Tile<T> tile_if_it_fits() {
     if constexpr (R * C <= ACCUMULATORS) return tile<T, R, C, PACKED>;
@@ -85,12 +86,14 @@ constexpr Tiles<T, PACKED> TILES{std::make_integer_sequence<int, MOST_ROWS * MOS
 
 // -------------------------------------------------------------------------------- the product
 
-// The right side of a product.
+// The right side of a product: packed, or, with `row`, where it is, its rows so far apart. Where the
+// columns do not end with a whole vector, what comes after them is read then, but not used.
 template <class T> struct Panels {
     T *data;
     int64_t depth;    // rows of all of it
     int64_t columns;
     int widest;       // in vectors
+    int64_t row = 0;
 
     // Call each(first column, its vectors, where it begins) for one panel after the other.
     template <class Each> void walk(Each each) const {
@@ -99,7 +102,7 @@ template <class T> struct Panels {
         for (int64_t v = 0; v < vectors;) {
             const int wide = int(part(vectors - v, widest));
             each(v * WIDTH<T>, wide, panel);
-            panel += depth * wide * WIDTH<T>;
+            panel += (row ? 1 : depth) * wide * WIDTH<T>;
             v += wide;
         }
     }
@@ -110,6 +113,17 @@ template <class T> struct Left {
     const T *data;
     int64_t row;
 };
+
+// Copy rows of so many vectors, of which `width` elements are there.
+template <class T>
+void copy_rows(int rows, int wide, int64_t width, const T *from, int64_t from_row, T *to,
+               int64_t to_row) {
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < wide; v++) {
+            const int64_t at = v * WIDTH<T>;
+            store(to + r * to_row + at, load(from + r * from_row + at, width - at), width - at);
+        }
+}
 
 // C[rows, columns] (+)= A[rows, K] B[first + K rows of the panels, columns].
 template <class T, bool PACKED>
@@ -122,7 +136,8 @@ void multiply_as(int64_t rows, int64_t K, Left<T> a, const Panels<T> &b, int64_t
         for (int64_t block = 0; block < rows;) {
             int64_t end = block;
             b.walk([&](int64_t column, int wide, const T *panel) {
-                const T *right = panel + (first + k) * wide * WIDTH<T>;
+                const int64_t right_row = b.row ? b.row : wide * WIDTH<T>;
+                const T *right = panel + (first + k) * right_row;
                 const int64_t width = std::min<int64_t>(wide * WIDTH<T>, b.columns - column);
                 int64_t r = block;
                 for (; r < rows && r < block + BLOCK_ROWS;) {
@@ -132,16 +147,13 @@ void multiply_as(int64_t rows, int64_t K, Left<T> a, const Panels<T> &b, int64_t
                         TILES<T, PACKED>.of[(high - 1) * MOST_VECTORS + wide - 1];
                     T *to = c + r * c_row + column;
                     if (width == wide * WIDTH<T>) {
-                        run(deep, left, a.row, right, to, c_row, more);
+                        run(deep, left, a.row, right, right_row, to, c_row, more);
                     } else {  // the last vector is not a whole one
                         T whole[ACCUMULATORS * WIDTH<T>];
                         const int64_t whole_row = wide * WIDTH<T>;
-                        for (int i = 0; i < high && more; i++)
-                            for (int64_t j = 0; j < whole_row; j++)
-                                whole[i * whole_row + j] = j < width ? to[i * c_row + j] : T(0);
-                        run(deep, left, a.row, right, whole, whole_row, more);
-                        for (int i = 0; i < high; i++)
-                            std::copy_n(whole + i * whole_row, width, to + i * c_row);
+                        if (more) copy_rows(high, wide, width, to, c_row, whole, whole_row);
+                        run(deep, left, a.row, right, right_row, whole, whole_row, more);
+                        copy_rows(high, wide, width, whole, whole_row, to, c_row);
                     }
                     r += high;
                 }

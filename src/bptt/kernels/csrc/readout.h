@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t LABELS = 256;         // whose sum is a part of the row's, whoever adds it up
 constexpr int64_t MOST_LOGITS = 1 << 21;  // at a time
 constexpr int64_t READOUT_ROWS = 256;     // at a time, at most
+constexpr int64_t FEW_ROWS = 48;          // for which W is read where it is
 constexpr int64_t SMALL_READOUT = 200000; // multiplications that are not worth a second thread
 
 template <class T> struct Readout {
@@ -52,8 +53,8 @@ template <class T> struct Readout {
             at_a_time * row,                                   // logits
             threads * at_a_time,                               // largest, of each thread's labels
             parts * at_a_time,                                 // sums
-            at_a_time, at_a_time,                              // of_target, scale
-            at_a_time * round_up<T>(H),                        // scaled: panels of s h
+            at_a_time, threads * at_a_time,                    // of_target; scale, of each thread
+            threads * at_a_time * round_up<T>(H),              // scaled: panels of s h, likewise
             d_weight || d_bias ? at_a_time * row : 0,          // slivers
             threads * H * MOST_VECTORS * WIDTH<T>,             // panel, of each thread
             d_hidden ? DEPTH<T> * round_up<T>(H) : 0,          // packed
@@ -78,12 +79,10 @@ template <class T> struct Readout {
             me.wait();
             exponentials(me, first, n, labels);
             me.wait();
-            if (me.number == 0) finish_losses(first, n);
-            me.wait();
-            if (!gradients) continue;
-            if (d_weight || d_bias) of_weight(me, first, n, labels);
-            if (d_hidden) of_hidden(first, n, units);
-            me.wait();  // the logits' place is used again
+            const T *const s = finish_rows(me, first, n);
+            if (d_weight || d_bias) of_weight(me, first, n, labels, s);
+            if (d_hidden) of_hidden(first, n, units, s);
+            if (first + n < N) me.wait();  // the logits' place is used again
         }
     }
 
@@ -151,24 +150,26 @@ template <class T> struct Readout {
         }
     }
 
-    void finish_losses(int64_t first, int64_t n) {
+    // The losses, by one thread, and the rows' scales, by each for itself.
+    const T *finish_rows(const Member &me, int64_t first, int64_t n) {
+        T *const own = scale + me.number * at_a_time;
         for (int64_t i = 0; i < n; i++) {
             T sum = 0;
             for (int64_t p = 0; p < parts; p++) sum += sums[p * at_a_time + i];
-            losses[first + i] = std::log(sum) - of_target[i];
-            scale[i] = (factors ? factors[first + i] : T(1)) / sum;
+            if (me.number == 0) losses[first + i] = std::log(sum) - of_target[i];
+            own[i] = (factors ? factors[first + i] : T(1)) / sum;
         }
+        return own;
     }
 
     // d_W = eᵀ (s h), less the factor times h in the target's row; d_b likewise.
-    void of_weight(const Member &me, int64_t first, int64_t n, const Range &labels) {
-        const Panels<T> hs{scaled, n, H, widest_panel(MOST_ROWS)};
+    void of_weight(const Member &me, int64_t first, int64_t n, const Range &labels, const T *scale) {
+        T *const place = scaled + me.number * at_a_time * round_up<T>(H);
+        const Panels<T> hs{place, n, H, widest_panel(MOST_ROWS)};
         if (d_weight) {
-            int64_t number = 0;
             hs.walk([&](int64_t column, int wide, T *to) {
-                if (number++ % me.team == me.number) pack_scaled(first, n, column, wide, to);
+                pack_scaled(first, n, column, wide, scale, to);
             });
-            me.wait();
             T *const own = slivers + labels.begin * n;
             pack_slivers(labels.size(), n, logits + labels.begin, row, hs.widest, own);
             multiply<T>(labels.size(), n, {own, 0}, hs, d_weight + labels.begin * H, H, first > 0);
@@ -188,7 +189,8 @@ template <class T> struct Readout {
         }
     }
 
-    void pack_scaled(int64_t first, int64_t n, int64_t column, int wide, T *to) {
+    void pack_scaled(int64_t first, int64_t n, int64_t column, int wide, const T *scale,
+                     T *to) {
         for (int64_t i = 0; i < n; i++)
             for (int v = 0; v < wide; v++, to += WIDTH<T>) {
                 const int64_t u = column + v * WIDTH<T>;
@@ -197,20 +199,27 @@ template <class T> struct Readout {
     }
 
     // d_h = s (e W), less the factor times the target's row of W, for the thread's units.
-    void of_hidden(int64_t first, int64_t n, const Range &units) {
+    void of_hidden(int64_t first, int64_t n, const Range &units, const T *scale) {
         if (units.size() <= 0) return;
-        T *const place = packed + units.begin * DEPTH<T>;
-        for (int64_t v = 0; v < V; v += DEPTH<T>) {
-            const int64_t deep = std::min(DEPTH<T>, V - v);
-            const Panels<T> w{place, deep, units.size(), widest_panel(n)};
-            pack_rows(w, [&](int64_t k) { return weight + (v + k) * H + units.begin; });
-            multiply<T>(n, deep, {logits + v, row}, w, d_hidden + first * H + units.begin, H, v > 0);
+        const int widest = widest_panel(n);
+        const int64_t tail = (WIDTH<T> + H - 1) / H;
+        T *const to = d_hidden + first * H + units.begin, *const place = packed + units.begin * DEPTH<T>;
+        for (int64_t v = 0; v < V;) {
+            // For a few rows W is not worth packing, but for its end: whole vectors are read.
+            const bool pack = n > FEW_ROWS || v >= V - tail;
+            const int64_t deep = std::min(DEPTH<T>, V - v - (pack ? 0 : tail));
+            const Panels<T> panels{place, deep, units.size(), widest};
+            T *const where = const_cast<T *>(weight) + v * H + units.begin;
+            if (pack) pack_rows(panels, [&](int64_t k) { return where + k * H; });
+            multiply<T>(n, deep, {logits + v, row},
+                        pack ? panels : Panels<T>{where, deep, units.size(), widest, H}, to, H, v > 0);
+            v += deep;
         }
         for (int64_t i = 0; i < n; i++) {
             const T s = scale[i], factor = factors ? factors[first + i] : T(1);
             const T *const of_label = weight + q.targets[first + i] * H;
-            T *const to = d_hidden + (first + i) * H;
-            for (int64_t u = units.begin; u < units.end; u++) to[u] = s * to[u] - factor * of_label[u];
+            T *const d = d_hidden + (first + i) * H;
+            for (int64_t u = units.begin; u < units.end; u++) d[u] = s * d[u] - factor * of_label[u];
         }
     }
 

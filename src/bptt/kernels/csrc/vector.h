@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 #define BPTT_BYTES 64
@@ -59,6 +62,28 @@ template <class T> inline V<T> load(const T *p) {
 template <class T> inline void store(T *p, V<T> v) { std::memcpy(p, &v, sizeof v); }
 
 // The first n elements, where fewer than a whole vector are left; the rest are zero.
+#if defined(__AVX512F__)
+inline __mmask16 first_of(int64_t n) { return __mmask16(n > 0 ? (1u << n) - 1 : 0); }
+inline V<float> some_of(const float *p, int64_t n) {
+    return V<float>(_mm512_maskz_loadu_ps(first_of(n), p));
+}
+inline V<double> some_of(const double *p, int64_t n) {
+    return V<double>(_mm512_maskz_loadu_pd(__mmask8(first_of(n)), p));
+}
+inline void put_some(float *p, V<float> v, int64_t n) {
+    _mm512_mask_storeu_ps(p, first_of(n), __m512(v));
+}
+inline void put_some(double *p, V<double> v, int64_t n) {
+    _mm512_mask_storeu_pd(p, __mmask8(first_of(n)), __m512d(v));
+}
+template <class T> inline V<T> load(const T *p, int64_t n) {
+    return n >= WIDTH<T> ? load(p) : some_of(p, n);
+}
+template <class T> inline void store(T *p, V<T> v, int64_t n) {
+    if (n >= WIDTH<T>) store(p, v);
+    else put_some(p, v, n);
+}
+#else
 template <class T> inline V<T> load(const T *p, int64_t n) {
     if (n >= WIDTH<T>) return load(p);
     T some[WIDTH<T>] = {};
@@ -71,6 +96,7 @@ template <class T> inline void store(T *p, V<T> v, int64_t n) {
     store(some, v);
     for (int64_t i = 0; i < n; i++) p[i] = some[i];
 }
+#endif
 
 template <class T> inline V<T> all(T x) { return x - V<T>{}; }
 
