@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -200,18 +200,17 @@ def _fused_loss(
     if counted is not None:
         hidden, targets = (t.index_select(0, counted) for t in (readout.hidden, readout.targets))
         readout = readout._replace(hidden=hidden, targets=targets)
-    weights = None if label_weights is None else label_weights[readout.targets]
-    if reduction == "none":
-        losses: Tensor = _Fused.apply(*readout, None, None, True)
-        losses = losses if weights is None else losses * weights
-        return losses if counted is None else losses.new_zeros(rows).index_add(0, counted, losses)
-    total = None
-    if reduction == "mean":
-        if weights is None:
-            weights = torch.ones_like(readout.targets, dtype=readout.hidden.dtype)
-        total = weights.sum()
-    loss: Tensor = _Fused.apply(*readout, weights, total, False)
-    return loss
+    if label_weights is None:
+        losses: Tensor = _Fused.apply(*readout, None, None, reduction)
+    else:
+        weights = label_weights[readout.targets]
+        if reduction != "none":
+            total = weights.sum() if reduction == "mean" else None
+            return cast(Tensor, _Fused.apply(*readout, weights, total, "sum"))
+        losses = _Fused.apply(*readout, None, None, reduction) * weights
+    if reduction == "none" and counted is not None:
+        return losses.new_zeros(rows).index_add(0, counted, losses)
+    return losses
 
 
 def _counted(readout: _Readout, ignore_index: int) -> Tensor | None:
@@ -238,7 +237,7 @@ def _counted(readout: _Readout, ignore_index: int) -> Tensor | None:
 
 
 class _Fused(torch.autograd.Function):
-    """The sum of the weighted losses over a total, or, if ``each``, all of them, as they are."""
+    """The losses, or their sum or mean; or, with weights, their weighted sum over a total."""
 
     @staticmethod
     def forward(
@@ -249,16 +248,20 @@ class _Fused(torch.autograd.Function):
         targets: Tensor,
         weights: Tensor | None,
         total: Tensor | None,
-        each: bool,
+        reduction: str,
     ) -> Tensor:
-        ctx.each = each
+        ctx.each = reduction == "none"
         factors = weights if total is None or weights is None else weights / total
-        needed = (False,) * 3 if each else ctx.needs_input_grad[:3]
+        if reduction == "mean" and len(targets):
+            factors = hidden.new_full((len(targets),), 1 / len(targets))
+        needed = (False,) * 3 if ctx.each else ctx.needs_input_grad[:3]
         losses, *ctx.found = fused(hidden, weight, bias, targets, factors, needed)
         ctx.save_for_backward(hidden, weight, bias, targets, factors)
-        if each:
+        if ctx.each:
             return losses
-        loss = losses.sum() if weights is None else losses.dot(weights)
+        if weights is None:
+            return losses.sum() if reduction == "sum" else losses.mean()
+        loss = losses.dot(weights)
         return loss if total is None else loss / total
 
     @staticmethod

@@ -32,9 +32,10 @@ class Taken(NamedTuple):
 class Step:
     """A step of gradient descent, in as few passes over the weights as it takes.
 
-    The logits are never stored (:func:`bptt.losses.linear_cross_entropy`); the gradient is clipped
-    while the optimizer reads it; and where only the rows of the embedding that a batch used change,
-    which is so for SGD without momentum and weight decay, only these are touched.
+    The logits are never stored (:func:`bptt.losses.linear_cross_entropy`), and the gradient is
+    clipped while it is read for the update. SGD without momentum and weight decay, which remembers
+    nothing and leaves a weight alone whose gradient is zero, is one operation a parameter, and of
+    the embedding only the rows that a batch used are touched. Any other optimizer is torch's own.
 
     Args:
         model: what is trained.
@@ -44,9 +45,11 @@ class Step:
 
     def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer, clip: float) -> None:
         self.model, self.optimizer, self.clip = model, optimizer, clip
+        self.parameters = list(model.parameters())
         table = model.embedding
+        self.is_plain = _is_plain(optimizer) and _is_on_cpu(table.weight)
         # A row-sparse gradient, with a row for each token of the batch.
-        table.sparse = _is_plain(optimizer) and not model.config.tied and _is_on_cpu(table.weight)
+        table.sparse = self.is_plain and not model.config.tied
 
     def __call__(
         self,
@@ -82,7 +85,8 @@ class Step:
         loss = linear_cross_entropy(
             hidden, readout.weight, readout.bias, targets, ignore_index=IGNORED
         )
-        self.optimizer.zero_grad()
+        for p in self.parameters:
+            p.grad = None
         loss.backward()
         taken = Taken(float(loss.detach()), self.norm(), after)
         if math.isfinite(taken.loss) and math.isfinite(taken.norm):
@@ -94,7 +98,7 @@ class Step:
         table = self.model.embedding.weight
         if table.grad is not None and table.grad.is_sparse:
             table.grad = table.grad.coalesce()  # a token that occurs twice has one row
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         return float(get_total_norm([g.values() if g.is_sparse else g for g in gradients]))
 
     @torch.no_grad()
@@ -103,16 +107,14 @@ class Step:
         shorten = max(1.0, (norm + 1e-6) / self.clip) if self.clip else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self.is_plain:
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.add_(p.grad, alpha=-rate / shorten)
+            return
         # What torch.amp divides by while the optimizer reads the gradient.
         self.optimizer.grad_scale = torch.tensor(shorten) if shorten > 1 else None  # type: ignore[attr-defined]
-        table = self.model.embedding.weight
-        rows = table.grad
-        if rows is not None and rows.is_sparse:
-            rows.values().div_(shorten)
-            table.add_(rows, alpha=-rate)
-            table.grad = None  # done; the optimizer passes over it
         self.optimizer.step()
-        table.grad = rows
 
 
 def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
