@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,14 +13,23 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import bptt
-from bptt.flow import gradient_flow, stepwise
-from bptt.flow import layers as layers_module
+from bptt.flow import dense, gradient_flow, layers, stepwise, windows
+from bptt.flow.network import as_ours
 
 EACH_MODE = pytest.mark.parametrize(
     "mode", ["RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "GRU", "LSTM", "LSTM_PROJECTED"]
 )
-EACH_ENGINE = pytest.mark.parametrize("engine", ["twin", "native"])
+EACH_WAY = pytest.mark.parametrize("way", ["dense", "twin", "native"])
 DOUBLE = torch.float64
+
+
+@contextmanager
+def going(way: str):
+    """Follow losses in one of the ways there are: a matrix a step, or windows in the kernels."""
+    with pytest.MonkeyPatch.context() as patch, using("twin" if way == "dense" else way):
+        patch.setattr(layers, "MANY", 0 if way == "dense" else math.inf)
+        patch.setattr(layers, "SideBySide" if way == "dense" else "Dense", None)
+        yield
 
 
 def problem_of(mode: str, layers: int = 1, *, resets: bool = False) -> Problem:
@@ -90,6 +100,19 @@ def by_definition(problem: Problem, masks: list[Tensor] | None = None):
     return found, credit, L.detach()
 
 
+def follow_all(problem: Problem, **options):
+    """All pairs of a problem."""
+    return gradient_flow(
+        problem.module(),
+        problem.x,
+        losses_of,
+        initial_of(problem),
+        resets=problem.resets,
+        dynamics=False,
+        **options,
+    )
+
+
 def initial_of(problem: Problem):
     stacked = [torch.stack(s).detach() for s in zip(*problem.states, strict=True)]
     return stacked[0] if len(stacked) == 1 else tuple(stacked)
@@ -111,17 +134,17 @@ def assert_is(flow, expected, credit=None, losses=None, rtol=1e-10):
 
 
 @EACH_MODE
-@EACH_ENGINE
+@EACH_WAY
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @pytest.mark.parametrize("resets", [False, True])
-def test_all_pairs_are_those_of_separate_backward_passes(mode, engine, layers, resets):
+def test_all_pairs_are_those_of_separate_backward_passes(mode, way, layers, resets):
     problem = problem_of(mode, layers, resets=resets)
     expected = by_definition(problem)
     # There is something to find: far back, in every layer, and not the same everywhere.
     for norms in expected[0].values():
         assert norms[:, -1, 0].max() > 1e-5 or resets
         assert norms[:, 1:, 0].unique().numel() > 6
-    with using(engine):
+    with going(way):
         flow = gradient_flow(
             problem.module(),
             problem.x,
@@ -136,8 +159,8 @@ def test_all_pairs_are_those_of_separate_backward_passes(mode, engine, layers, r
 
 
 @pytest.mark.parametrize("mode", ["RNN_TANH", "RNN_RELU", "GRU", "LSTM", "LSTM_PROJECTED"])
-@EACH_ENGINE
-def test_a_network_of_torch_nn_is_followed_with_its_own_weights(mode, engine):
+@EACH_WAY
+def test_a_network_of_torch_nn_is_followed_with_its_own_weights(mode, way):
     problem = problem_of(mode, 2)
     ours = problem.module()
     kind = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}[problem.mode.partition("_")[0]]
@@ -146,10 +169,10 @@ def test_a_network_of_torch_nn_is_followed_with_its_own_weights(mode, engine):
         options["proj_size"] = problem.projection
     theirs = kind(problem.inputs, problem.hidden, 2, dtype=DOUBLE, **options)
     theirs.load_state_dict(ours.state_dict())
-    with using(engine):
+    with going(way):
         flow = gradient_flow(theirs, problem.x, losses_of, initial_of(problem), dynamics=False)
     assert_is(flow, *by_definition(problem))
-    assert layers_module.as_ours(theirs).weight_hh_l1 is theirs.weight_hh_l1
+    assert as_ours(theirs).weight_hh_l1 is theirs.weight_hh_l1
     assert type(theirs) is kind
 
 
@@ -162,8 +185,8 @@ def test_a_subclass_that_computes_something_else_is_not_taken_for_what_it_is_not
     class Named(nn.GRU):
         pass
 
-    assert layers_module.as_ours(Negative(2, 3)) is None
-    assert layers_module.as_ours(Named(2, 3)) is not None
+    assert as_ours(Negative(2, 3)) is None
+    assert as_ours(Named(2, 3)) is not None
     module, x = Negative(2, 3).double(), torch.randn(5, 2, 2, dtype=DOUBLE)
     plain = Named(2, 3).double()
     plain.load_state_dict(module.state_dict())
@@ -175,13 +198,13 @@ def test_a_subclass_that_computes_something_else_is_not_taken_for_what_it_is_not
 
 
 @pytest.mark.parametrize("mode", ["RNN_TANH", "GRU", "LSTM"])
-@EACH_ENGINE
-def test_float32_is_as_exact_as_it_can_be(mode, engine):
+@EACH_WAY
+def test_float32_is_as_exact_as_it_can_be(mode, way):
     problem = problem_of(mode, 2)
     expected, _, losses = by_definition(problem)
     state = initial_of(problem)
     state = state.float() if isinstance(state, Tensor) else tuple(s.float() for s in state)
-    with using(engine):
+    with going(way):
         flow = gradient_flow(
             problem.module().float(), problem.x.float(), losses_of, state, dynamics=False
         )
@@ -192,29 +215,24 @@ def test_float32_is_as_exact_as_it_can_be(mode, engine):
     torch.testing.assert_close(flow.losses, losses, rtol=1e-5, atol=1e-5)
 
 
-@EACH_ENGINE
+@pytest.mark.parametrize("way", ["twin", "native"])
 @pytest.mark.parametrize("most_windows", [1, 6, 512])
-def test_chunks_change_nothing(engine, most_windows, monkeypatch):
+def test_chunks_of_losses_change_nothing(way, most_windows, monkeypatch):
     """However few losses travel together, and whichever of the two limits says so."""
     problem = problem_of("LSTM", 2)
     expected = by_definition(problem)
-    monkeypatch.setattr(layers_module, "MOST_WINDOWS", most_windows)
+    monkeypatch.setattr(windows, "MOST_WINDOWS", most_windows)
     seen = []
-    follow = layers_module._follow
+    follow = windows.SideBySide._follow_some
     monkeypatch.setattr(
-        layers_module, "_follow", lambda *a: (seen.append(a[4].many), follow(*a))[1]
+        windows.SideBySide,
+        "_follow_some",
+        lambda self, d_y, chunk: (seen.append(chunk.many), follow(self, d_y, chunk))[1],
     )
     for budget in (1, 4000, 2**28):
         seen.clear()
-        with using(engine):
-            flow = gradient_flow(
-                problem.module(),
-                problem.x,
-                losses_of,
-                initial_of(problem),
-                budget=budget,
-                dynamics=False,
-            )
+        with going(way):
+            flow = follow_all(problem, budget=budget)
         assert_is(flow, *expected)
         assert sum(seen) == 21
         if budget == 1:
@@ -223,23 +241,71 @@ def test_chunks_change_nothing(engine, most_windows, monkeypatch):
             assert seen == [21]
 
 
-@pytest.mark.parametrize("foreign", [False, True])
+@EACH_MODE
+def test_chunks_of_sequences_change_nothing(mode, monkeypatch):
+    problem = problem_of(mode, 2, resets=True)
+    expected = by_definition(problem)
+    seen = []
+    back = dense._Some.back
+    monkeypatch.setattr(
+        dense._Some, "back", lambda self, s: (seen.append(self.batch), back(self, s))[1]
+    )
+    for budget, sizes in ((1, [1, 1, 1]), (2**28, [3])):
+        seen.clear()
+        with going("dense"):
+            flow = follow_all(problem, budget=budget)
+        assert_is(flow, *expected)
+        assert [b.stop - b.start for b in seen[::7]] == sizes
+
+
+def test_many_losses_get_a_matrix_and_few_go_side_by_side(monkeypatch):
+    taken = []
+    for way in ("Dense", "SideBySide"):
+        real = getattr(layers, way)
+        monkeypatch.setattr(
+            layers, way, lambda *a, way=way, real=real: (taken.append(way), real(*a))[1]
+        )
+    gru, x = bptt.GRU(2, 3), torch.randn(30, 1, 2)
+    for options in ({}, {"times": [29, 15]}, {"lags": 5}, {"lags": 10}):
+        gradient_flow(gru, x, dynamics=False, **options)
+    assert taken == ["Dense", "SideBySide", "SideBySide", "Dense"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+def test_what_vanishes_is_followed_down_to_the_smallest_numbers(dtype):
+    """A product of 40 factors of 1e-2: in float32 nothing is left of it."""
+    rnn = bptt.RNN(1, 1, bias=False, dtype=dtype)
+    with torch.no_grad():
+        rnn.weight_hh_l0.fill_(1e-2)
+    x = torch.zeros(40, 1, 1, dtype=dtype)
+    for way in ("dense", "twin"):
+        with going(way):
+            norms = gradient_flow(rnn, x, lambda y: y[:, :, 0], dynamics=False).norms[-1].flip(0)
+        expected = 1e-2 ** torch.arange(40, dtype=DOUBLE)
+        sure = 40 if dtype == DOUBLE else 18
+        torch.testing.assert_close(norms[:sure], expected[:sure], rtol=1e-5, atol=0)
+        assert (norms[sure:] <= 1e-35).all()
+
+
+@pytest.mark.parametrize("way", ["dense", "native", "foreign"])
 @pytest.mark.parametrize("times", [None, (6,), (0, 3, 4), [5, 2, 2]])
 @pytest.mark.parametrize("lags", [1, 2, 4, 7, 100])
-def test_only_the_pairs_asked_for_are_followed(foreign, times, lags):
+def test_only_the_pairs_asked_for_are_followed(way, times, lags):
+    foreign = way == "foreign"
     problem = problem_of("LSTM", 2, resets=True)
     expected, credit, losses = by_definition(problem)
     module = AsForeign(problem.module()) if foreign else problem.module()
-    flow = gradient_flow(
-        module,
-        problem.x,
-        losses_of,
-        initial_of(problem),
-        times=times,
-        lags=lags,
-        resets=problem.resets,
-        dynamics=False,
-    )
+    with going(way.replace("foreign", "dense")):
+        flow = gradient_flow(
+            module,
+            problem.x,
+            losses_of,
+            initial_of(problem),
+            times=times,
+            lags=lags,
+            resets=problem.resets,
+            dynamics=False,
+        )
     chosen = sorted(set(range(7) if times is None else times))
     assert flow.times == tuple(chosen)
     assert flow.lags == min(lags, chosen[-1] + 1)
@@ -263,8 +329,8 @@ def name_of(place: str) -> str:
     return {"0": "hidden", "1": "cell"}.get(place, place)
 
 
-@EACH_ENGINE
-def test_dropout_drops_the_same_units_for_all_losses(engine):
+@EACH_WAY
+def test_dropout_drops_the_same_units_for_all_losses(way):
     problem = problem_of("GRU", 3)
     module = problem.module(dropout=0.5)
     masks = []
@@ -274,7 +340,7 @@ def test_dropout_drops_the_same_units_for_all_losses(engine):
         masks.append((torch.rand_like(x) < 0.5) * 2.0)
         return x * masks[-1]
 
-    with pytest.MonkeyPatch.context() as patch, using(engine):
+    with pytest.MonkeyPatch.context() as patch, going(way):
         patch.setattr(nn.functional, "dropout", dropout)
         flow = gradient_flow(module, problem.x, losses_of, initial_of(problem), dynamics=False)
     assert len(masks) == 2

@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt.flow.cotangents import cotangents
 from bptt.flow.dynamics import measure
 from bptt.flow.flow import GradientFlow
-from bptt.flow.layers import as_ours, through_layers
+from bptt.flow.layers import through_layers
+from bptt.flow.network import as_ours
 from bptt.flow.pairs import Pairs
 from bptt.flow.stepwise import Layout, through_steps
 from bptt.nests import is_float, leaves_of
@@ -42,10 +43,11 @@ def gradient_flow(
 
     It is ‖∂L_t/∂h_s‖ for all pairs of t and s, layer by layer, sequence by sequence, an LSTM's
     cell told apart (:class:`GradientFlow` says what is meant exactly). The gradients of all the
-    losses travel back together. In the networks of bptt and torch.nn they do so as windows that
-    overlap, in the kernels; any other module is run step by step, and each of its steps gives
-    its vector-Jacobian product of all of them at once, where torch knows how to batch it, and one
-    by one where it does not.
+    losses travel back together. In the networks of bptt and torch.nn each step of each sequence is
+    made one matrix, which takes all of them to the step before; where few losses are followed,
+    they go side by side through the kernels, as windows that overlap. Any other module is run
+    step by step, and each of its steps gives its vector-Jacobian product of all of them at once,
+    where torch knows how to batch it, and one by one where it does not.
 
     Gradients are those of the network as it is: in training mode units are dropped, the same ones
     for all losses. No ``grad`` of a parameter is touched.

@@ -45,6 +45,11 @@ class Pairs:
         most = min(chosen[-1] + 1, steps)
         return cls(steps, batch, tuple(chosen), most if lags is None else min(lags, most))
 
+    @property
+    def losses_at_a_step(self) -> float:
+        """How many losses are on their way through a step, on average."""
+        return sum(min(t + 1, self.lags) for t in self.times) / self.steps
+
     def empty(self, device: torch.device) -> Float[Tensor, "batch losses time"]:
         """Make room for values, [B, N, T] float64: NaN."""
         shape = self.batch, len(self.times), self.steps

@@ -1,0 +1,74 @@
+"""What a step does to a gradient, apart from the products with its weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Inexact
+from torch import Tensor
+
+from bptt.cells import Cell, State, Weights
+from bptt.kernels import twin
+from bptt.kernels.passes import Crossing
+from bptt.kernels.steps import Steps
+
+
+class Locals(NamedTuple):
+    """The local derivatives of all steps of a layer; compare :mod:`bptt.kernels.twin`.
+
+    A step takes ∂L/∂(state after it) to that before it. For every gate δ_g = d ⊙ ∂/∂a_g, where d
+    is ∂L/∂h for an Elman network and a GRU; for the LSTM ∂L/∂c (with what comes through h added)
+    for the gates i, f, g, and ∂L/∂m for o, with h = m, or W_hr m.
+    """
+
+    y: Inexact[Tensor, "rows output"]
+    """h_t, [N, P]."""
+    of_input: Inexact[Tensor, "rows gates hidden"]
+    """∂/∂(W_ih x_t), [N, G, H]."""
+    of_hidden: Inexact[Tensor, "rows gates hidden"]
+    """∂/∂(W_hh h_{t-1}), [N, G, H]: the same but for the GRU's reset gate."""
+    kept: Inexact[Tensor, "rows hidden"] | None
+    """What of the state stays as it is: the GRU's z, the LSTM's f; [N, H]."""
+    through: Inexact[Tensor, "rows hidden"] | None
+    """The LSTM's ∂m/∂c, [N, H]."""
+
+
+def local_derivatives(
+    cell: Cell, x: Tensor, initial: State, w: Weights, steps: Steps, resets: Tensor | None
+) -> Locals:
+    """Run a layer, and give the local derivatives of its steps.
+
+    Args:
+        cell: whose equations.
+        x: the inputs, [N, I].
+        initial: the state before the first step, each of its tensors [B, ...].
+        w: the layer's weights.
+        steps: which rows belong to which step.
+        resets: where the state is set to zero before the row's step, [N, 1].
+    """
+    y, _, kept = twin.forward(cell, x, initial, w, steps, Crossing(None, resets), keep=True)
+    gates = [g.unsqueeze(1) for g in kept[0].chunk(cell.gates, dim=1)] if kept else []
+
+    def before(first: Tensor, states: Tensor) -> Tensor:
+        found = steps.previous(first, states)
+        return (found if resets is None else found.masked_fill(resets, 0)).unsqueeze(1)
+
+    if cell.mode == "GRU":
+        r, z, n = gates
+        of_n = (1 - z) * (1 - n * n)
+        of_r = of_n * kept[1].unsqueeze(1) * r * (1 - r)
+        of_z = (before(initial[0], y) - n) * z * (1 - z)
+        of_input, of_hidden = torch.cat([of_r, of_z, of_n], 1), torch.cat([of_r, of_z, of_n * r], 1)
+        return Locals(y, of_input, of_hidden, z.squeeze(1), None)
+    if cell.mode == "LSTM":
+        i, f, g, o = gates
+        m = torch.tanh(kept[1])
+        c = before(initial[1], kept[1])
+        of_c = (g * i * (1 - i), c * f * (1 - f), i * (1 - g * g))
+        local = torch.cat([*of_c, m.unsqueeze(1) * o * (1 - o)], 1)
+        return Locals(y, local, local, f.squeeze(1), o.squeeze(1) * (1 - m * m))
+    phi = twin.TWINS[cell.mode]
+    assert isinstance(phi, twin.Elman)
+    local = phi.derivative(y).unsqueeze(1)
+    return Locals(y, local, local, None, None)
