@@ -410,6 +410,18 @@ def test_the_curve_by_lag_and_its_lines(opened):
     assert points(two.find("#by-lag .bound")).tolist() == [[0, 0]]  # none, of two layers
 
 
+def test_many_runs_or_long_names_are_told_in_a_legend(opened):
+    names = [f"network {n}" for n in range(10)]
+    page = opened(*[made_flow(name, seed=n) for n, name in enumerate(names)])
+    assert [item.text for item in page.all("#by-lag .names li")] == names
+    lines = page.all("#by-lag path[data-run]")
+    looks = {(p.get_attribute("stroke"), p.get_attribute("stroke-dasharray")) for p in lines}
+    assert len(looks) == 10
+    few = opened(*five_flows())
+    assert few.all("#by-lag .names li") == []
+    assert {t.text for t in few.all("#by-lag .name")} == {"tanh", "sigmoid", "relu", "gru", "lstm"}
+
+
 def test_relative_to_the_first_lag(opened):
     one, other = made_flow("one"), made_flow("other", seed=9)
     for key in ("mean", "low", "high"):

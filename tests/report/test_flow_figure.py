@@ -42,8 +42,21 @@ def test_one_flow_has_its_top_layers_states_several_have_one_each():
     several = draw_flow(*five_flows())
     titles = [axes.get_title() for axes in several.axes if axes.get_title()]
     assert titles == ["tanh", "sigmoid", "relu", "gru", "lstm"]
+    assert several.get_suptitle().split("\n") == [
+        "vanishing: tanh; sigmoid; gru",
+        "exploding: relu",
+        "healthy: lstm",
+    ]
     labels = [text.get_text() for text in several.axes[-1].get_legend().get_texts()]
     assert [label.split("\n")[0] for label in labels] == titles
+
+
+def test_many_flows_are_told_apart():
+    figure = draw_flow(*[made_flow(f"network {n}", layers=2) for n in range(10)])
+    curves = figure.axes[-1].lines
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in curves}) == 10
+    labels = [text.get_text() for text in figure.axes[-1].get_legend().get_texts()]
+    assert labels[9] == "network 9: horizon 19, β 0.8"
 
 
 def test_what_is_not_there_is_not_drawn():

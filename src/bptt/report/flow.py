@@ -23,6 +23,7 @@ WIDTH, CURVES = 11.0, 3.9  # inches
 ACROSS = 5  # heat maps in a row, at most
 DECADES = 4  # from a matrix's largest entry to what looks like nothing
 NOTHING = "0.93"
+FEW = 6  # flows with two lines each in the legend, at most
 BELOW = 8  # decades under the largest mean that the curves are drawn to
 
 
@@ -58,8 +59,9 @@ def draw_flow(*flows: Flow) -> Figure:
     panels = _panels(found)
     down = -(-len(panels) // ACROSS)
     maps = down * min(3.6, 0.6 + WIDTH / -(-len(panels) // down))
-    figure = Figure(figsize=(WIDTH, maps + CURVES), layout="constrained")
-    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=(maps, CURVES))
+    curves = max(CURVES, 0.8 + 0.2 * len(found))
+    figure = Figure(figsize=(WIDTH, maps + curves), layout="constrained")
+    parts = figure.subfigures(2, 1, squeeze=False, height_ratios=(maps, curves))
     above, below = parts.ravel()
     _draw_panels(above, panels, down)
     _draw_curves(below.subplots(), found)
@@ -70,8 +72,11 @@ def draw_flow(*flows: Flow) -> Figure:
 def _heading(flows: list[dict[str, Any]]) -> str:
     if len(flows) == 1:
         return textwrap.fill(f"{flows[0]['name']}: {flows[0]['verdict']['words']}", 120)
-    said = ", ".join(f"{flow['name']} {flow['verdict']['kind']}" for flow in flows)
-    return textwrap.fill(said, 120)
+    names: dict[str, list[str]] = {}
+    for flow in flows:
+        names.setdefault(flow["verdict"]["kind"], []).append(flow["name"])
+    said = [textwrap.fill(f"{kind}: {'; '.join(those)}", 120) for kind, those in names.items()]
+    return "\n".join(said)
 
 
 def _panels(flows: list[dict[str, Any]]) -> list[Panel]:
@@ -131,15 +136,18 @@ def _time(flow: Mapping[str, Any], row: float) -> str:
 
 
 def _draw_curves(axes: Axes, flows: list[dict[str, Any]]) -> None:
+    between = "\n" if len(flows) <= FEW else ": "
     for place, flow in enumerate(flows):
-        _draw_curve(axes, flow, COLOURS[place % len(COLOURS)], LINES[place % len(LINES)])
+        again = place // len(COLOURS)  # the colours' second time
+        line = (0, (3, again)) if again else LINES[place]
+        _draw_curve(axes, flow, COLOURS[place % len(COLOURS)], line, between)
         if len(flows) == 1:
             _draw_laws(axes, flow)
     means = np.array([m for flow in flows for m in flow["by_lag"]["mean"] if m], np.float64)
     means = means[means > 0]
     last = max([lag for flow in flows for lag in flow["by_lag"]["lag"]], default=0)
     axes.set(xlim=(0, max(1, last)), xlabel="lag t - s, in steps")
-    axes.set_ylabel("gradient of the state, mean and 10 % to 90 %")
+    axes.set_ylabel("norm, mean and 10 % to 90 %")
     if means.size:
         least = max(means.min(), means.max() * 10.0**-BELOW)
         axes.set_yscale("log")
@@ -151,12 +159,14 @@ def _draw_curves(axes: Axes, flows: list[dict[str, Any]]) -> None:
     axes.grid(axis="y", color="0.92", linewidth=0.8)
     axes.set_axisbelow(True)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, borderaxespad=0)
+        size = "medium" if len(flows) <= FEW else "small"
+        legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=size)
+        legend.set_frame_on(False)
 
 
-def _draw_curve(axes: Axes, flow: Mapping[str, Any], colour: str, line: Any) -> None:
+def _draw_curve(axes: Axes, flow: Mapping[str, Any], colour: str, line: Any, between: str) -> None:
     lag, mean, low, high = _by_lag(flow)
-    label = f"{flow['name']}\n{_measures(flow)}".replace("$", r"\$")
+    label = f"{flow['name']}{between}{_measures(flow)}".replace("$", r"\$")
     axes.plot(lag, mean, color=colour, linestyle=line, linewidth=1.8, label=label, zorder=3)
     axes.fill_between(lag, low, high, color=colour, alpha=0.13, linewidth=0, zorder=2)
 

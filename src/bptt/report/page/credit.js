@@ -3,7 +3,7 @@
 const KINDS = [
   ["full", "Everything", "no truncation"],
   ["blocks", "Blocks", "every = reach"],
-  ["half", "Half blocks", "every = reach / 2"],
+  ["half", "Overlapping blocks", "every = reach / 2"],
   ["window", "Windows", "every = 1"],
 ];
 
@@ -87,7 +87,7 @@ function drawLost(host) {
   chart.xAxis([1, 3, 10, 30, 100, 300, 1000].filter((x) => x <= most), "reach, in steps");
   for (const r of runs) {
     const points = lostCurve(r, r.measure(view.measure), view.credit).map((y, n) => [n + 1, y]);
-    chart.line(points, { class: "curve chosen", stroke: runColour(r.index), "stroke-dasharray": view.all ? DASHES[r.index % 6] : "" });
+    chart.line(points, { class: "curve chosen", stroke: runColour(r.index), "stroke-dasharray": view.all ? runDash(r.index) : "" });
   }
   chart.mark(view.reach, "", { class: "mark loss" });
   chart.node.addEventListener("click", (e) => set({ reach: clamp(Math.round(chart.atX(e.clientX)), 1, most) }));

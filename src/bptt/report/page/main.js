@@ -42,7 +42,7 @@ function relativeChoice() {
 function key() {
   const sample = (kind, text) => el("li", {}, svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: kind })), " ", ...rich(text));
   const band = svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("rect", { width: 26, height: 10, class: "band key" }));
-  return el("ul", { class: "legend" }, sample("curve key", "mean"), el("li", {}, band, " 10 % to 90 %"), sample("fit", "fit, β a step"), sample("bound", "bound (β_W·β_h)ᵏ"), sample("mark faint key", "suggested reach"));
+  return el("ul", { class: "legend" }, sample("curve key", "mean"), el("li", {}, band, " 10 % to 90 %"), sample("fit", "fit, β a step"), sample("bound", "bound (β_W·β_h)ᵏ"), sample("mark faint key", "suggested truncation"));
 }
 
 function build() {

@@ -77,7 +77,7 @@ function figures(r) {
   return [
     figure("Horizon", [horizonOf(r)], part),
     figure("Decay β", beta, fit),
-    figure("Suggested reach", [suggested && suggested.reach ? String(suggested.reach) : "–"], suggested ? `for a bias of ${percent(suggested.bias)}` : ""),
+    figure("Suggested truncation", [suggested && suggested.reach ? String(suggested.reach) : "–"], suggestion(suggested)),
     figure("Loss", [given.length ? number(mean(given)) : "–"], "nats a step, the mean"),
   ];
 }
@@ -85,6 +85,12 @@ function figures(r) {
 // An error needs two digits at most.
 function error(x) {
   return x > 1e-3 ? String(Number(x.toPrecision(2))) : number(x);
+}
+
+function suggestion(suggested) {
+  if (!suggested) return "";
+  if (!suggested.reach) return "the lags followed do not tell";
+  return `every=${suggested.reach}, reach=${2 * suggested.reach}, for a bias of ${percent(suggested.bias)}`;
 }
 
 function figure(name, value, what) {

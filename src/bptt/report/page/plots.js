@@ -138,13 +138,13 @@ function drawByLag(host) {
   // What lies more than eight decades below the greatest is off the plot.
   const bottom = Math.max(Math.min(...low), top - 8);
   const last = Math.max(...RUNS.map((r) => r.raw.by_lag.lag.at(-1)), 1);
-  const names = RUNS.length > 1 ? 74 : 14;
+  const named = nameInPlace(host);
   const chart = new Chart(host, {
     height: clamp(host.clientWidth * 0.5, 230, 380),
     x: { from: 0, to: last },
     y: { from: bottom - 0.15, to: top + 0.35 },
     left: 52,
-    right: host.clientWidth > 560 ? names : 14,
+    right: named ? 84 : 14,
     label: "Size of the gradient by lag, on a logarithmic scale",
   });
   chart.yAxis(decadeTicks(bottom - 0.15, top + 0.35), decade);
@@ -152,7 +152,21 @@ function drawByLag(host) {
   RUNS.forEach((r, n) => n !== view.run && drawCurve(chart, r, curves[n], false));
   drawCurve(chart, run(), curves[view.run], true);
   drawMarks(chart, run());
-  if (RUNS.length > 1 && host.clientWidth > 560) nameCurves(chart, curves);
+  if (named) nameCurves(chart, curves);
+  else if (RUNS.length > 1) host.append(runLegend());
+}
+
+// A few short names find room where their curves end.
+function nameInPlace(host) {
+  return RUNS.length > 1 && RUNS.length < 7 && host.clientWidth > 560 && RUNS.every((r) => r.name.length < 11);
+}
+
+function runLegend() {
+  const entries = RUNS.map((r) => {
+    const style = { x1: 0, x2: 26, y1: 5, y2: 5, stroke: runColour(r.index), "stroke-width": 2.2, "stroke-dasharray": runDash(r.index) };
+    return el("li", {}, svg("svg", { width: 26, height: 10, "aria-hidden": "true" }, svg("line", style)), " ", r.name);
+  });
+  return el("ul", { class: "legend names" }, ...entries);
 }
 
 function lagCurve(r) {
@@ -189,11 +203,10 @@ function drawCurve(chart, r, curve, chosen) {
     chart.line(curve.bound, { class: "bound" });
     chart.line(curve.fit, { class: "fit" });
   }
-  const dash = DASHES[r.index % DASHES.length];
   chart.line(curve.mean, {
     stroke,
     class: chosen ? "curve chosen" : "curve",
-    "stroke-dasharray": dash,
+    "stroke-dasharray": runDash(r.index),
     "data-run": r.index,
   });
 }
@@ -224,6 +237,6 @@ function nameCurves(chart, curves) {
     const beside = aside.includes(e);
     const place = { x: beside ? chart.width - chart.right + 8 : e.x + 4, y: beside ? e.y + 4 : e.y - 6 };
     const style = { ...place, class: e.n === view.run ? "name chosen" : "name", fill: runColour(e.n) };
-    chart.over.append(svg("text", style, cut(RUNS[e.n].name, 12)));
+    chart.over.append(svg("text", style, RUNS[e.n].name));
   }
 }

@@ -11,7 +11,7 @@ const view = {
   measure: RUNS[0].measures[0].key,
   scale: "loss",
   decades: 4,
-  credit: "blocks",
+  credit: "full",
   reach: 1,
   relative: RUNS.length > 1,
 };
@@ -69,6 +69,11 @@ function runColour(n) {
   return colours[n % colours.length];
 }
 
+// Another dash for each colour, and others again for the runs after the last colour.
+function runDash(n) {
+  return DASHES[(n + Math.floor(n / COLOURS.light.length)) % DASHES.length];
+}
+
 // The last loss that is about a word, not a full stop; the last of all where there is none.
 function lastWord(r) {
   const isWord = (t) => /[\p{L}\p{N}]/u.test(r.target(t) ?? r.token(t) ?? "");
@@ -81,7 +86,9 @@ function fromAddress() {
   const whole = (name, low, high) => clamp(Math.round(Number(given.get(name)) || low), low, high);
   if (given.has("run")) view.run = whole("run", 0, RUNS.length - 1);
   view.t = lastWord(run());
-  view.reach = clamp(run().raw.suggested_reach?.reach || Math.ceil(run().steps / 4), 1, run().steps);
+  const suggested = run().raw.suggested_reach?.reach; // K, for every=K, reach=2K
+  view.credit = suggested ? "half" : "blocks";
+  view.reach = clamp(suggested ? 2 * suggested : Math.ceil(run().steps / 4), 1, run().steps);
   if (given.has("t")) view.t = run().timeAt(whole("t", 0, run().steps - 1));
   if (given.has("s")) view.s = whole("s", 0, view.t);
   if (given.has("reach")) view.reach = whole("reach", 1, run().steps);
