@@ -84,6 +84,9 @@ def test_it_reads_what_gradient_flow_does_on_the_same_batch(make):
     assert probe.horizon.reached == flow.settles()
     assert probe.decay == flow.decay
     assert probe.growth == pytest.approx(flow.by_lag.mean[-1] / flow.by_lag.mean[1])
+    first, *others = flow.by_lag.mean
+    assert probe.by_lag == (0.0 if math.isnan(first) else first, *others)
+    assert math.isnan(first) == (not isinstance(module, torch.nn.RNNBase))
     assert (probe.update, probe.lags) == (1, 30)
 
 
@@ -233,7 +236,7 @@ def test_states_gradients_that_are_not_finite():
 
 
 def test_no_gradient_at_all_dies():
-    probe = Probe(1, Horizon(0.01, None, False), None, 0.0, 10)
+    probe = Probe(1, Horizon(0.01, None, False), None, 0.0, (0.0,) * 10)
     assert "none of it goes back a single step" in alarm_of(1.0, [], None, probe)
 
 
@@ -328,6 +331,7 @@ def test_options_change_what_is_read():
 def test_a_probe_in_words():
     decay = DecayFit(0.912345, 0.01, 1, 9)
     assert (
-        str(Probe(1, Horizon(0.01, 12, True), decay, 0.1, 20)) == "horizon 12, decay 0.912 a step"
+        str(Probe(1, Horizon(0.01, 12, True), decay, 0.1, (1.0,)))
+        == "horizon 12, decay 0.912 a step"
     )
-    assert str(Probe(1, Horizon(0.01, 12, False), None, 0.1, 20)) == "horizon > 12"
+    assert str(Probe(1, Horizon(0.01, 12, False), None, 0.1, (1.0,))) == "horizon > 12"

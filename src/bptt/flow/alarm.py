@@ -33,8 +33,14 @@ class Probe(NamedTuple):
     """What the norm is multiplied by for each step further back; None where too few are left."""
     growth: float
     """‖∂L_t/∂h_{t-k}‖ at the last lag that was followed, over that at lag 1."""
-    lags: int
-    """How many lags were followed, from 0 on."""
+    by_lag: tuple[float, ...]
+    """The mean norm ‖∂L_t/∂h_{t-k}‖ at each lag that was followed, from 0 on; 0 at lag 0 where that
+    is not defined."""
+
+    @property
+    def lags(self) -> int:
+        """How many lags were followed."""
+        return len(self.by_lag)
 
     def __str__(self) -> str:
         """Say it in a few words."""
@@ -55,18 +61,14 @@ def growth_of(heard: list[reports.Report]) -> float | None:
     that is further back only what explodes goes on growing.
 
     Args:
-        heard: the reports of a backward pass over all layers; of a layer there may be several,
-            those of its pieces, the last one first.
+        heard: the reports of a backward pass, as for :func:`bptt.kernels.reports.by_layer`.
 
     Returns:
         The most that it grew in a layer; infinite where it is not finite; None where nothing was
         heard, or there are fewer than 6 steps.
     """
-    by_layer: dict[int, list[float]] = {}
-    for report in reversed(heard):
-        by_layer.setdefault(report.weight.data_ptr(), []).extend(report.by_step())
     found = []
-    for norms in by_layer.values():
+    for norms in reports.by_layer(heard):
         half = len(norms) // 2
         if not all(map(math.isfinite, norms)):
             return math.inf

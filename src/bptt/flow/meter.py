@@ -186,7 +186,8 @@ class FlowMeter:
         growth = float(mean[-1] / mean[1]) if len(mean) > 2 and mean[1] > 0 else 0.0
         growth = growth if np.isfinite(mean[1:]).all() else math.inf
         horizon = find_horizon(flow.by_lag, flow.decay, self.threshold)
-        self._probe = Probe(self._updates, horizon, flow.decay, growth, flow.lags)
+        by_lag = np.where(np.isnan(mean) & (flow.by_lag.lag == 0), 0, mean)
+        self._probe = Probe(self._updates, horizon, flow.decay, growth, tuple(by_lag.tolist()))
         return self._probe
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,6 +203,7 @@ class FlowMeter:
                 **probe._asdict(),
                 "horizon": list(probe.horizon),
                 "decay": None if probe.decay is None else list(probe.decay),
+                "by_lag": list(probe.by_lag),
             },
         }
 
@@ -217,7 +219,8 @@ class FlowMeter:
             probe = None
             if (found := state["probe"]) is not None:
                 decay = None if found["decay"] is None else DecayFit(*found["decay"])
-                probe = Probe(**{**found, "horizon": Horizon(*found["horizon"]), "decay": decay})
+                horizon, by_lag = Horizon(*found["horizon"]), tuple(found["by_lag"])
+                probe = Probe(**{**found, "horizon": horizon, "decay": decay, "by_lag": by_lag})
         except (KeyError, TypeError, ValueError) as e:
             raise CheckpointError(f"the saved state of a FlowMeter is damaged: {e!r}") from None
         self._updates, self._growth, self._probe = updates, growth, probe

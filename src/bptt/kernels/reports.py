@@ -35,6 +35,19 @@ class Report(NamedTuple):
         return found[::-1] if self.steps.reverse else found
 
 
+def by_layer(heard: list[Report]) -> list[list[float]]:
+    """‖∂L/∂h_t‖ of each step, from the first on, layer by layer, the lowest first.
+
+    Args:
+        heard: the reports of a backward pass through all layers; of a layer there may be several,
+            those of its pieces, the last one first.
+    """
+    found: dict[int, list[float]] = {}
+    for report in reversed(heard):
+        found.setdefault(report.weight.data_ptr(), []).extend(report.by_step())
+    return list(found.values())
+
+
 _listeners: list[list[Report]] = []
 
 
