@@ -319,6 +319,14 @@ BAD = {
     "both readings": (["train", "book.txt", "--sentences", "--lines"], "exclude each other"),
     "no such credit": (["train", "book.txt", "--credit", "all"], "write full, truncated:35"),
     "no such class": (["train", "book.txt", "--credit", "no.Way"], "No module named 'no'"),
+    "looking less than never": (
+        ["train", "book.txt", "--flow-every", "-1"],
+        "--flow-every must be at least 0, got -1",
+    ),
+    "no such way out": (
+        ["train", "book.txt", "--on-divergence", "hope"],
+        "--on-divergence must be one of stop, rewind, got 'hope'",
+    ),
     "a window too short": (
         ["train", "book.txt", "--credit", "truncated:20", "--steps", "10"],
         "leave --steps out",
@@ -371,6 +379,34 @@ def test_divergence_is_one_line_and_the_run_stays_usable(here):
     )  # fmt: skip
     assert "diverged at update" in line
     bptt("sample", "run", "--length", 3)
+
+
+def test_the_horizon_is_shown_beside_the_loss_and_measured(here):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out, err = bptt(
+        "train", "book.txt", *SMALL[:2], *SMALL[4:], "--epochs", 2, "--out", "run", "--tensorboard",
+        "--flow-every", 20, "--credit", "truncated:2",
+    )  # fmt: skip
+    assert not err
+    lines = [json.loads(line) for line in (here / "run/metrics.jsonl").read_text().splitlines()]
+    seen = [m for m in lines if "horizon" in m]
+    assert len(seen) > 5
+    shown = re.findall(r"^epoch \d/2 .* bits per character.*  horizon (>? ?\d+)  ", out, re.M)
+    at = [i for i, m in enumerate(lines) if "valid_loss" in m]
+    for words, i in zip(shown, at, strict=True):
+        last = [m for m in lines[:i] if "horizon" in m][-1]
+        assert words == f"{'' if last['horizon_settled'] else '> '}{last['horizon']}"
+    (warned,) = [m for m in lines if "warning" in m]
+    assert f"update {warned['update']} ".ljust(14) + f"warning: {warned['warning']}\n" in out
+    assert "the credit is too short: a loss is credited 1 steps back at most" in out
+    events = EventAccumulator(str(here / "run/tensorboard")).Reload().Scalars("horizon")
+    assert [(e.step, e.value) for e in events] == [(m["update"], m["horizon"]) for m in seen]
+
+    out, _ = bptt("train", "book.txt", *SMALL, "--epochs", 1, "--out", "off", "--flow-every", 0)
+    assert "horizon" not in out
+    assert "horizon" not in (here / "off/metrics.jsonl").read_text()
 
 
 def test_divergence_can_go_back_and_says_so(here):

@@ -9,9 +9,16 @@ import pytest
 import safetensors.torch
 import torch
 
+import bptt
 from bptt.errors import DivergedError
+from bptt.kernels.reports import Report
+from bptt.kernels.steps import Steps
 from bptt.language_model import resume, start, train
-from bptt.language_model.divergence import first_not_finite, norms_in_words
+from bptt.language_model.divergence import (
+    _states_on_the_way_back,
+    first_not_finite,
+    norms_in_words,
+)
 from bptt.language_model.training import Training, Watch
 from bptt.streams import Stream
 
@@ -127,6 +134,55 @@ def test_backwards_the_part_nearest_to_the_loss_is_named(model):
         if grad.is_sparse:
             parameters[name].grad = grad.coalesce() * math.nan
         assert f"first not finite: the gradient of {part} ({name})" in look(model, 1.0)
+
+
+def report(weight, *norms):
+    rows = torch.tensor(norms, dtype=torch.float64).unsqueeze(1)
+    return Report(weight, Steps((1,) * len(norms)), rows)
+
+
+def test_the_states_gradient_is_told_of_the_layer_and_the_step_where_it_stops_being_finite(model):
+    low, high = model.recurrent.weight_hh_l0, model.recurrent.weight_hh_l1
+    nan, inf = math.nan, math.inf
+
+    def said(upper, lower):  # the upper layer's report comes first
+        return _states_on_the_way_back([report(high, *upper), report(low, *lower)])
+
+    assert said([4, 2, 1, 0], [9, 3, 1, 0]) == (
+        "; the state's gradient in layer 1 of 2 was 1 at step 3 and 9 at step 1, further back"
+    )
+    assert "layer 2 of 2 was 1 at step 3 and 10 at step 2," in said([4, 10, 1, 0], [9, 3, 1, 0])
+    # The first on the way back: of the layer nearer to the loss, and of the later step.
+    assert "layer 1 of 2 was 1 at step 3 and inf at step 2," in said([9, 9, 9, 0], [nan, inf, 1, 0])
+    assert "layer 2 of 2 was 1 at step 3 and inf at step 1," in said(
+        [inf, 9, 1, 0], [nan, nan, nan, 0]
+    )
+    assert said([0], [0]) == ""
+    assert _states_on_the_way_back([]) == ""
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"memory": bptt.Recompute(2)}, {"reach_back": 3}, {"credit": bptt.Truncated(2)}]
+)
+def test_the_batch_is_run_again_as_it_was_run(model, how):
+    """The states' gradient is that of the batch's own credit; here it grows to infinity."""
+    with torch.no_grad():
+        for p in model.recurrent.parameters():
+            p.mul_(3)
+        model.readout.weight.mul_(1e30)
+    inputs, targets = batch(model)
+    past = inputs[:2] if "reach_back" in how else None
+    h, _ = model.hidden(inputs)
+    h.square().mean().backward()
+    before = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    random = torch.get_rng_state()
+    found = first_not_finite(model, inputs, targets, Stream(None, past), 1.0, how)
+    steps = T + 2 if past is not None else T
+    assert "in layer 1 of 2 was " in found or "in layer 2 of 2 was " in found
+    assert f" at step {steps - 1} and " in found
+    assert torch.equal(random, torch.get_rng_state())
+    for p, g in zip(model.parameters(), before, strict=True):
+        assert (p.grad is None and g is None) or torch.equal(p.grad, g)
 
 
 def test_looking_changes_nothing(model):

@@ -65,7 +65,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_stopped_and_resumed_it_comes_to_the_same_bits(small, tmp_path, variant):
     """Stopped in the first epoch, again at its last update, and in the second one."""
-    config = small.changed(eval_every=17, **variant)
+    config = small.changed(eval_every=17, flow_every=7, **variant)
     whole = train(config, tmp_path / "whole")
     updates = whole.load_checkpoint()[1]["progress"]["updates"]
     assert updates > 20

@@ -49,6 +49,7 @@ class Display(Watch):
         self.tensorboard: Any = None
         self.average = math.nan
         self.epoch_loss: float | None = None
+        self.horizon = ""
         self.begun = (0.0, 0.0, 0)
 
     def say(self, text: str) -> None:
@@ -113,7 +114,7 @@ class Display(Watch):
             BarColumn(),
             TextColumn(
                 "{task.fields[rate]:,.0f} tokens/s  loss {task.fields[loss]:.3f}  "
-                "perplexity {task.fields[perplexity]:,.2f}"
+                "perplexity {task.fields[perplexity]:,.2f}{task.fields[horizon]}"
             ),
             TimeRemainingColumn(),
             console=self.console,
@@ -121,7 +122,7 @@ class Display(Watch):
             transient=True,
         ) as self.bar:
             self.task = self.bar.add_task(
-                "", total=1.0, visible=False, epoch="", rate=0, loss=0, perplexity=0
+                "", total=1.0, visible=False, epoch="", rate=0, loss=0, perplexity=0, horizon=""
             )
             try:
                 yield
@@ -149,6 +150,7 @@ class Display(Watch):
             rate=self._rate(training),
             loss=self.average,
             perplexity=math.exp(min(self.average, 700)),
+            horizon=self.horizon,
         )
 
     def _rate(self, training: Training) -> float:
@@ -162,15 +164,17 @@ class Display(Watch):
         learnt = ""
         if self.epoch_loss is not None:
             learnt = f"training perplexity {math.exp(min(self.epoch_loss, 700)):,.2f}  "
+        best = "" if is_best else " (not the best)"
         self.say(
             f"{_when(training):<13} {learnt}validation perplexity {score.perplexity:,.2f}, "
-            f"{score.bits_per_character:.3f} bits per character"
-            f"{'' if is_best else ' (not the best)'}  {self._rate(training):,.0f} tokens/s"
+            f"{score.bits_per_character:.3f} bits per character{best}{self.horizon}  "
+            f"{self._rate(training):,.0f} tokens/s"
         )
         self.epoch_loss = None
 
     def measured(self, line: dict[str, Any]) -> None:
         """Print a line now and then where no bar moves; write it for TensorBoard if wanted."""
+        self.horizon = _horizon(line) if "horizon" in line else self.horizon
         now = time.monotonic()
         if (
             "loss" in line
@@ -180,10 +184,14 @@ class Display(Watch):
             self.line_shown = now
             self.say(
                 f"{'update ' + format(line['update'], ','):<13} loss {line['loss']:.3f}  "
-                f"perplexity {line['perplexity']:,.2f}"
+                f"perplexity {line['perplexity']:,.2f}{self.horizon}"
             )
+        when = f"{'update ' + format(line['update'], ','):<13}"
         if "credit" in line:
-            self.say(f"{'update ' + format(line['update'], ','):<13} credit {line['credit']}")
+            self.say(f"{when} credit {line['credit']}")
+        for kind in ("alarm", "warning"):
+            if kind in line:
+                self.say(f"{when} {kind}: {line[kind]}")
         self.epoch_loss = line.get("epoch_loss", self.epoch_loss)
         if self.tensorboard is not None:
             for name, value in line.items():
@@ -236,6 +244,14 @@ class Display(Watch):
             "  " + best.sample(length=length, temperature=0.7, seed=0).strip().replace("\n", "\n  ")
         )
         self.say(f"The run is in {training.run.path}.")
+
+
+def _horizon(line: dict[str, Any]) -> str:
+    """How far the gradient reaches, to be put beside the loss."""
+    lag = line["horizon"]
+    if lag is None:
+        return "  no horizon"
+    return f"  horizon {'' if line['horizon_settled'] else '> '}{lag}"
 
 
 def _when(training: Training) -> str:

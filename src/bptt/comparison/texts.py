@@ -96,7 +96,7 @@ def train_text(
         What was found, or None if it was stopped; and the credit.
     """
     follow = _Follow(config, evaluations_apart(updates), told)
-    config = replace(config, credit=credit, seed=seed)
+    config = replace(config, credit=credit, seed=seed, flow_every=0)
     with (
         TemporaryDirectory(prefix="bptt-compare-") as directory,
         closing(start(config, Path(directory) / "run", watch=follow)) as training,

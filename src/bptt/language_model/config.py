@@ -158,6 +158,12 @@ class Config:
     threads: int | None = _option(
         None, RUNNING, "processor threads (default: torch's)", least=1, most=1024
     )
+    flow_every: int = _option(
+        100,
+        RUNNING,
+        "updates between two looks at how far the gradient reaches; 0: never",
+        least=0,
+    )
     save_every: float = _option(60.0, RUNNING, "seconds between checkpoints", least=0)
     max_minutes: float | None = _option(
         None, RUNNING, "stop, as if by Ctrl-C, after this time", least=0

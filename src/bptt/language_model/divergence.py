@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bptt.credit import Credit
 from bptt.data.readers import IGNORED
+from bptt.kernels.reports import Report, by_layer, listen
 from bptt.language_model.model import LanguageModel
+from bptt.losses import linear_cross_entropy
+from bptt.memory import Memory
 from bptt.streams import Stream
 
 NORMS_KEPT = 5  # of the updates before the one that diverged
 
 
 def first_not_finite(
-    model: LanguageModel, inputs: Tensor, targets: Tensor, stream: Stream, loss: float
+    model: LanguageModel,
+    inputs: Tensor,
+    targets: Tensor,
+    stream: Stream,
+    loss: float,
+    how: dict[str, Any] | None = None,
 ) -> str:
     """Look at a batch again that gave a loss or a gradient which is not finite.
 
     The weights come first, then the way forwards, step by step and layer by layer, then the
-    gradients that the backward pass has left in the parameters, from the readout down. Forwards
-    it is done without dropout. Where all is finite, the largest number on the way is named.
+    gradients that the backward pass has left in the parameters, from the readout down, and the
+    state's gradient. Forwards it is done without dropout. Where all is finite, the largest number
+    on the way is named.
 
     Args:
         model: whose update was not made; the parameters' gradients are those of the batch.
@@ -32,6 +44,8 @@ def first_not_finite(
         targets: the token after each of them, [T, B].
         stream: where the streams stood before the batch.
         loss: of the batch.
+        how: how its gradient went back: ``credit``, ``memory`` and ``reach_back``, as for
+            :class:`bptt.language_model.step.Step`.
 
     Returns:
         What it was, and where; for use within a sentence.
@@ -40,8 +54,9 @@ def first_not_finite(
     bad = _first_bad(weights.items())
     if bad is not None:
         return f"first not finite: the weights of {_part(model, bad)} ({bad}), by the update before"
-    if loss - loss == 0:  # finite
-        return _on_the_way_back(model)
+    if math.isfinite(loss):
+        heard = _heard(model, inputs, targets, stream, **(how or {}))
+        return _on_the_way_back(model) + _states_on_the_way_back(heard)
     return _on_the_way(model, inputs, targets, stream)
 
 
@@ -122,6 +137,58 @@ def _on_the_way_back(model: LanguageModel) -> str:
     return (
         f"each number of the gradient is finite; the largest was that of {_part(model, name)} "
         f"({name}), up to {size:.3g}"
+    )
+
+
+def _heard(
+    model: LanguageModel,
+    inputs: Tensor,
+    targets: Tensor,
+    stream: Stream,
+    *,
+    credit: Credit | None = None,
+    memory: Memory | None = None,
+    reach_back: int = 0,
+) -> list[Report]:
+    """Run the batch again, forwards and backwards, and listen; no ``grad`` is touched."""
+
+    def run(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        within = None if reach_back else credit
+        return model.hidden(tokens, state, credit=within, memory=memory)
+
+    readout = model.readout
+    with torch.random.fork_rng([]), listen() as heard:
+        hidden, _ = stream.through(run, inputs, reach_back)
+        loss = linear_cross_entropy(
+            hidden, readout.weight, readout.bias, targets, ignore_index=IGNORED
+        )
+        torch.autograd.grad(loss, list(model.recurrent.parameters()))
+    return heard
+
+
+def _states_on_the_way_back(heard: list[Report]) -> str:
+    """Say how the state's gradient grew, in the layer where it is the first not to be finite.
+
+    Where it is finite in all, that is the layer where it grew most.
+    """
+    grew: list[tuple[float, int, int, float, float]] = []
+    norms_of = by_layer(heard)
+    for layer in reversed(range(len(norms_of))):  # from the readout down
+        norms = norms_of[layer][:-1]  # nothing is handed down at the last step
+        if not norms:
+            continue
+        bad = [t for t, n in enumerate(norms) if not math.isfinite(n)]
+        worst = bad[-1] if bad else max(range(len(norms)), key=norms.__getitem__)
+        by = math.inf if bad else norms[worst] / (norms[-1] or 1)
+        grew.append((by, layer, worst, norms[worst], norms[-1]))
+        if bad:
+            break
+    if not grew:
+        return ""
+    _, layer, t, size, first = max(grew, key=itemgetter(0))
+    return (
+        f"; the state's gradient in layer {layer + 1} of {len(norms_of)} was {first:.3g} at step "
+        f"{len(norms_of[layer]) - 1} and {size:.3g} at step {t + 1}, further back"
     )
 
 

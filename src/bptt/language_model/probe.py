@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -29,12 +30,13 @@ class Probe:
     """
 
     def __init__(self, model: LanguageModel, tokens: Tokens, config: Config, updates: int) -> None:
-        self.model, self.tokens, self.config = model, tokens, config
-        self.random = np.random.default_rng([config.seed, updates])
+        self.model, self.tokens, self.config, self.updates = model, tokens, config, updates
 
     def __call__(self, lags: int) -> Decay:
         """Measure the decay over so many lags, or as many as the text has."""
-        ids = torch.from_numpy(self._places(lags)).to(next(self.model.parameters()).device)
+        count = max(LEAST, self.config.batch_size)
+        found = places(self.tokens, [self.config.seed, self.updates], lags, count)
+        ids = found.to(next(self.model.parameters()).device)
         inputs, targets = ids[:-1], ids[-1]
 
         def loss(logits: Tensor) -> Tensor:
@@ -44,16 +46,33 @@ class Probe:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             return measure_decay(self.model, inputs, loss, lags=lags)
 
-    def _places(self, lags: int) -> np.ndarray:
-        """Draw stretches of the text, [steps + 1, B]."""
-        ids, offsets = self.tokens.ids, self.tokens.offsets
-        count = max(LEAST, self.config.batch_size)
-        if offsets is None:
-            length = min(lags + WARM_UP + 1, len(ids))
-            starts = self.random.integers(0, len(ids) - length + 1, count)
-        else:  # of the longest sequences, so that there are lags to look at
-            sizes = np.diff(offsets)
-            length = int(min(lags + 1, np.sort(sizes)[-min(count, len(sizes))]))
-            fitting = offsets[:-1][sizes >= length]
-            starts = fitting[self.random.integers(0, len(fitting), count)]
-        return np.stack([ids[s : s + length] for s in starts], axis=1).astype(np.int64)
+
+def places(
+    tokens: Tokens, seed: list[int], lags: int, count: int
+) -> Int64[Tensor, "time sequences"]:
+    """Draw stretches of a text: the inputs of so many lags and of those that warm the state up.
+
+    Sentences and lines are given from their beginnings, of the longest ones, as much of them as
+    has so many lags; streams from anywhere.
+
+    Args:
+        tokens: the text.
+        seed: says which stretches.
+        lags: how many are to be looked at, from the last input on back.
+        count: how many stretches.
+
+    Returns:
+        The inputs, and below them the last target, [steps + 1, count].
+    """
+    ids, offsets = tokens.ids, tokens.offsets
+    random = np.random.default_rng(seed)
+    if offsets is None:
+        length = min(lags + WARM_UP + 1, len(ids))
+        starts = random.integers(0, len(ids) - length + 1, count)
+    else:  # of the longest sequences, so that there are lags to look at
+        sizes = np.diff(offsets)
+        length = int(min(lags + 1, np.sort(sizes)[-min(count, len(sizes))]))
+        fitting = offsets[:-1][sizes >= length]
+        starts = fitting[random.integers(0, len(fitting), count)]
+    stretches = np.stack([ids[s : s + length] for s in starts], axis=1)
+    return torch.from_numpy(stretches.astype(np.int64))

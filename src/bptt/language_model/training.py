@@ -27,6 +27,7 @@ from bptt.language_model.model import LanguageModel, check_device
 from bptt.language_model.probe import Probe
 from bptt.language_model.run import Checkpoint, Run, load_weights, weights_of, with_prefix
 from bptt.language_model.score import Score, perplexity
+from bptt.language_model.sight import LARGEST, Reach, Sight, reach_of
 from bptt.language_model.step import Step
 from bptt.memory import parse as parse_memory
 from bptt.nests import leaves_of
@@ -107,6 +108,7 @@ class Training:
         self.memory = parse_memory(config.memory) if config.memory else None
         self.reader = self._make_reader()
         self.progress = Progress()
+        self.sight = Sight(self.model, self.text.train, config)
         self.stream = Stream()
         self.saved_at, self.updates_saved = time.monotonic(), 0
 
@@ -170,31 +172,43 @@ class Training:
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
         before = Stream() if batch.fresh else self.stream
         self.progress.rate = self.rate()
-        taken = self.step(
-            inputs,
-            targets,
-            before,
-            self.progress.rate,
-            credit=self.credit,
-            memory=self.memory,
-            reach_back=self.reach_back,
-        )
+        with self.sight.listening():
+            taken = self.step(
+                inputs,
+                targets,
+                before,
+                self.progress.rate,
+                **self._how_credited(),
+            )
         if not (math.isfinite(taken.loss) and math.isfinite(taken.norm)):
             raise self._diverged(
                 f"at update {self.progress.updates + 1}: the loss is {taken.loss:g}, the "
                 f"gradient's norm {taken.norm:g}; "
-                + first_not_finite(self.model, inputs, targets, before, taken.loss)
+                + first_not_finite(
+                    self.model, inputs, targets, before, taken.loss, self._how_credited()
+                )
             )
         self.stream = taken.stream
         self.progress.gradient_norm = taken.norm
         self.progress.norms = [*self.progress.norms, taken.norm][-NORMS_KEPT:]
-        self._count(taken.loss * batch.tokens, batch.tokens, time.monotonic() - started)
+        seen = self.sight.updated(taken.norm, self.progress.updates + 1, self._reach)
+        self._count(taken.loss * batch.tokens, batch.tokens, time.monotonic() - started, **seen)
         return taken.loss
+
+    def _how_credited(self) -> dict[str, Any]:
+        """How the gradient of an update goes back."""
+        return {"credit": self.credit, "memory": self.memory, "reach_back": self.reach_back}
 
     @property
     def reach_back(self) -> int:
         """How many steps before a window an update runs again."""
         return self.credit.history if self.config.is_carried else 0
+
+    def _reach(self, steps: int) -> Reach:
+        """How far back losses are credited: of a window, or of a sequence of so many steps."""
+        is_stream = isinstance(self.reader, Streams)
+        steps = min(self.reader.steps if isinstance(self.reader, Streams) else steps, LARGEST)
+        return reach_of(self.credit, steps, self.reach_back, sequences=not is_stream)
 
     def _adapt(self, *, end_of_epoch: bool = False) -> None:
         """Let the credit measure, if that is due."""
@@ -240,7 +254,7 @@ class Training:
         self.save()  # so that a resumed run has gone back as well
         self.watch.rewound(self, reason)
 
-    def _count(self, nats: float, tokens: int, seconds: float) -> None:
+    def _count(self, nats: float, tokens: int, seconds: float, **seen: Any) -> None:
         p = self.progress
         p.updates += 1
         p.tokens += tokens
@@ -248,8 +262,10 @@ class Training:
         p.nats, p.counted = p.nats + nats, p.counted + tokens
         p.epoch_nats, p.epoch_tokens = p.epoch_nats + nats, p.epoch_tokens + tokens
         if p.updates == 1 or p.updates % LOG_EVERY == 0:
-            self._measure(loss=p.nats / p.counted)
+            self._measure(loss=p.nats / p.counted, **seen)
             p.nats, p.counted = 0.0, 0
+        elif seen:
+            self._measure(**seen)
 
     def rate(self) -> float:
         """The learning rate of the update that is being made."""
@@ -278,7 +294,10 @@ class Training:
         if p.epoch_tokens:
             loss = p.epoch_nats / p.epoch_tokens
             self._measure(
-                epoch=self.reader.epoch, epoch_loss=loss, epoch_perplexity=perplexity(loss)
+                epoch=self.reader.epoch,
+                epoch_loss=loss,
+                epoch_perplexity=perplexity(loss),
+                **self.sight.epoch_ended(p.updates, self._reach),
             )
         p.epoch_nats, p.epoch_tokens = 0.0, 0
         self._adapt(end_of_epoch=True)
@@ -378,6 +397,7 @@ class Training:
             "progress": asdict(self.progress),
             "reader": self.reader.state_dict(),
             "credit": self.credit.state_dict(),
+            "sight": self.sight.state_dict(),
             "groups": optimizer["param_groups"],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -402,6 +422,8 @@ class Training:
             self.credit.load_state_dict(about["credit"])
             self.reader = self._make_reader()
             self.reader.load_state_dict(about["reader"])
+            if "sight" in about:  # not in those of earlier versions
+                self.sight.load_state_dict(about["sight"])
             per_parameter: dict[int, dict[str, Tensor]] = {}
             for name, value in with_prefix(tensors, "optimizer.").items():
                 number, key = name.split(".", 1)

@@ -1,0 +1,250 @@
+"""How far the gradient reaches while a language model trains, beside how far its credit does."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from bptt.credit import Credit
+from bptt.data import Tokens
+from bptt.errors import CheckpointError
+from bptt.flow.alarm import Probe
+from bptt.flow.meter import FlowMeter
+from bptt.language_model.config import Config
+from bptt.language_model.model import LanguageModel
+from bptt.language_model.probe import places
+
+LAGS = 100  # that are looked at, from 0 on
+SEQUENCES = 16
+LOST = 0.1  # of the gradient: a credit that loses more is too short
+FAR = 10  # times the horizon: a reach beyond is far longer than needed
+LOOKS = 3  # in a row that find the credit too short,
+LOOKS_LONG = 10  # or far too long: short dependencies are learnt first
+LARGEST = 512  # steps of a plan that is looked at
+DRAWS = 16
+
+
+class Reach(NamedTuple):
+    """How far back the losses are credited."""
+
+    kept: NDArray[np.float64]
+    """The share of the losses that is credited to the step k before theirs, for k = 0, 1, ..."""
+    is_whole: bool
+    """Whether sequences are credited to their beginnings, so that nothing is cut."""
+
+    @property
+    def most(self) -> int:
+        """How many steps back a loss is credited at most."""
+        return int(np.flatnonzero(self.kept)[-1])
+
+    @property
+    def mean(self) -> float:
+        """How many on average."""
+        return float(self.kept[1:].sum())
+
+    def beyond(self, by_lag: NDArray[np.float64]) -> float:
+        """The share of the gradient that lies beyond, by the mean norms at each lag."""
+        kept = np.zeros(len(by_lag))
+        some = self.kept[: len(by_lag)]
+        kept[: len(some)] = some
+        return float((by_lag * (1 - kept)).sum() / by_lag.sum())
+
+
+def reach_of(credit: Credit, steps: int, history: int, *, sequences: bool) -> Reach:
+    """Say how far back the losses of an update are credited.
+
+    A weight counts as 1 at most. Of what is drawn at random, the most that 16 draws give counts:
+    in expectation it is all there.
+
+    Args:
+        credit: as it is now.
+        steps: of the window, or of the sequence.
+        history: how many steps before the window an update runs again.
+        sequences: whether nothing is before the first step: whole sequences, and no windows.
+    """
+    if history:  # all of it is credited, by the losses of the window
+        k = np.arange(history + steps)
+        return Reach(np.clip((history + steps - k) / steps, 0, 1), False)
+    W = _weights(credit, steps)
+    losses = np.array([steps - k if sequences else steps for k in range(steps)])
+    kept = np.array([np.trace(W, -k) for k in range(steps)]) / losses
+    return Reach(kept, sequences and bool((kept == 1).all()))
+
+
+def _weights(credit: Credit, steps: int) -> NDArray[np.float64]:
+    """The credit's weights, at most 1; the most that several draws give."""
+    credit = copy.deepcopy(credit)
+    drawn = torch.Generator().manual_seed(0)
+    W = np.zeros((steps, steps))
+    with torch.random.fork_rng([]):
+        for _ in range(DRAWS):
+            new = credit.plan(steps, 1, drawn).matrix().reshape(-1, steps, steps)[0]
+            more = np.maximum(W, np.clip(new, 0, 1))
+            if (more == W).all():
+                break
+            W = more
+    return W
+
+
+class Sight:
+    """Looks how far the gradient reaches, every so many updates, and says what is worth saying.
+
+    It looks at stretches of the training text, drawn by seed and update, longer than a window: at
+    the loss after 16 of them, over 100 lags. It changes nothing of the training.
+
+    Args:
+        model: in training.
+        tokens: the training text.
+        config: the options; ``flow_every`` says how often, 0 never.
+    """
+
+    def __init__(self, model: LanguageModel, tokens: Tokens, config: Config) -> None:
+        self.model, self.tokens, self.config = model, tokens, config
+        self.meter = FlowMeter(model.recurrent, config.flow_every, lags=LAGS)
+        self.has_looked = False  # in this epoch
+        self.told: list[str] = []  # the kinds of alarms in this epoch
+        self.in_a_row = {"short": 0, "long": 0}
+        self.warned: list[str] = []
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Listen to the backward pass of an update."""
+        return self.meter.listening() if self.config.flow_every else nullcontext()
+
+    def updated(self, norm: float, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
+        """Be told of an update.
+
+        Args:
+            norm: of the gradient, before clipping.
+            update: which one it was, from 1 on.
+            reach: gives that of the credit, for sequences of so many steps.
+
+        Returns:
+            What is to be measured of it: nothing, in most updates.
+        """
+        if not self.config.flow_every:
+            return {}
+        found = self._look(update, reach) if self.meter.is_due else {}
+        alarm = self.meter.update(norm).alarm
+        if alarm is not None:
+            kind = alarm.split(":")[0]
+            if kind not in self.told:
+                self.told.append(kind)
+                found["alarm"] = alarm
+        return found
+
+    def epoch_ended(self, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
+        """Look, unless that was done in this epoch."""
+        found = {}
+        if self.config.flow_every and not self.has_looked:
+            found = self._look(update, reach)
+        self.has_looked, self.told = False, []
+        return found
+
+    def _look(self, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
+        ids = places(self.tokens, [self.config.seed, update], LAGS, SEQUENCES)
+        ids = ids.to(self.model.embedding.weight.device)
+        inputs, targets = ids[:-1], ids[-1]
+        with torch.no_grad():
+            x = self.model.embedding(inputs)
+
+        def losses(h: Tensor) -> Tensor:
+            last = cross_entropy(self.model.readout(h[-1]), targets, reduction="none")
+            return torch.cat([last.new_zeros(len(h) - 1, len(last)), last.unsqueeze(0)])
+
+        probe = self.meter.look(x, losses)
+        self.has_looked = True
+        return {**_as_measured(probe), **self._compare(probe, reach(len(inputs)))}
+
+    def _compare(self, probe: Probe, reach: Reach) -> dict[str, Any]:
+        """Compare the horizon with the credit's reach; warn once of either."""
+        by_lag = np.array(probe.by_lag)
+        if probe.horizon.lag is None:
+            return {}
+        beyond = reach.beyond(by_lag)
+        found: dict[str, Any] = {"beyond_credit": round(beyond, 5)}
+        lag, is_settled = probe.horizon.lag, probe.horizon.reached
+        holds = {
+            "short": not reach.is_whole and (lag > reach.most or beyond > LOST),
+            "long": not reach.is_whole and is_settled and reach.most > FAR * max(1, lag),
+        }
+        for kind, needed in (("short", LOOKS), ("long", LOOKS_LONG)):
+            self.in_a_row[kind] = self.in_a_row[kind] + 1 if holds[kind] else 0
+            if self.in_a_row[kind] >= needed and kind not in self.warned:
+                self.warned.append(kind)
+                found["warning"] = (
+                    _too_short(probe, reach, beyond, self.config)
+                    if kind == "short"
+                    else _far_too_long(probe, reach)
+                )
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all that it remembers, as JSON can hold it."""
+        names = ("has_looked", "told", "in_a_row", "warned")
+        return {"meter": self.meter.state_dict(), **{n: getattr(self, n) for n in names}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        try:
+            self.meter.load_state_dict(state["meter"])
+            self.has_looked = bool(state["has_looked"])
+            self.told, self.warned = list(state["told"]), list(state["warned"])
+            self.in_a_row = {kind: int(state["in_a_row"][kind]) for kind in ("short", "long")}
+        except (KeyError, TypeError, ValueError) as e:
+            raise CheckpointError(f"what was seen of the gradient is damaged: {e!r}") from None
+
+
+def _as_measured(probe: Probe) -> dict[str, Any]:
+    """A look as it is written to metrics.jsonl."""
+    decay = probe.decay
+    return {
+        "horizon": probe.horizon.lag,
+        "horizon_settled": probe.horizon.reached,
+        "horizon_lags": probe.lags,
+        "decay": None if decay is None or not math.isfinite(decay.beta) else round(decay.beta, 5),
+        "decay_error": None
+        if decay is None or not math.isfinite(decay.error)
+        else round(decay.error, 5),
+    }
+
+
+def _too_short(probe: Probe, reach: Reach, beyond: float, config: Config) -> str:
+    lag = probe.horizon.lag or 1
+    within = f"within {lag} steps" if probe.horizon.reached else f"not even within {lag} steps"
+    if config.reading != "stream":
+        remedy = "--credit full would credit each loss to its sequence's beginning"
+    elif config.sampling == "random":
+        remedy = f"--steps {4 * lag} would credit three losses of four {lag} steps back or more"
+    else:
+        remedy = (
+            f"--credit truncated:every={lag},reach={2 * lag} would credit each loss {lag} steps "
+            "back or more"
+        )
+    return (
+        f"the credit is too short: a loss is credited {reach.most} steps back at most, "
+        f"{reach.mean:.0f} on average, and 99 % of its gradient is {within}; {100 * beyond:.2g} % "
+        f"of it is lost. {remedy}"
+    )
+
+
+def _far_too_long(probe: Probe, reach: Reach) -> str:
+    lag = max(2, probe.horizon.lag or 0)
+    return (
+        f"the credit is far longer than needed so far: a loss is credited {reach.most} steps "
+        f"back at most, more than {FAR} times as far as 99 % of its gradient goes, which is "
+        f"within {probe.horizon.lag}. --credit truncated:every={lag},reach={2 * lag} would give "
+        "nearly the same gradient; keep it if longer dependencies are still to be learnt"
+    )

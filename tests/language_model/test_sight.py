@@ -1,0 +1,335 @@
+"""Sight in training: the horizon is gradient_flow's, the warnings fit, and no bit changes."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch.nn.functional import cross_entropy
+
+import bptt
+from bptt.errors import CheckpointError, ConfigError
+from bptt.language_model import resume, start, train
+from bptt.language_model import sight as sight_module
+from bptt.language_model.probe import places
+from bptt.language_model.sight import LAGS, SEQUENCES, Reach, reach_of
+
+
+def weights(run, name="checkpoint.safetensors"):
+    return safetensors.torch.load_file(run.path / name)
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def stop_after(training, updates):
+    return lambda: "stop" if training.progress.updates == updates else None
+
+
+def having(run, name):
+    return [m for m in run.metrics() if name in m]
+
+
+# ---------------------------------------------------------------- the reach of a credit
+
+
+def test_the_reach_of_what_is_cut_where_a_window_begins():
+    reach = reach_of(bptt.Full(), 5, 0, sequences=False)
+    assert reach.kept.tolist() == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
+    assert (reach.most, reach.is_whole) == (4, False)
+    assert reach.mean == pytest.approx(2)
+
+
+def test_the_reach_of_losses_that_reach_before_their_window():
+    credit = bptt.Truncated(every=2, reach=5)
+    reach = reach_of(credit, 2, credit.history, sequences=False)
+    assert reach.kept.tolist() == [1, 1, 1, 1, 0.5]  # the first loss of a block 3 steps, then 4
+    assert (reach.most, reach.mean) == (4, 3.5)
+
+
+def test_the_reach_within_whole_sequences():
+    whole = reach_of(bptt.Full(), 6, 0, sequences=True)
+    assert whole.kept.tolist() == [1] * 6
+    assert whole.is_whole
+    cut = reach_of(bptt.Truncated(2), 4, 0, sequences=True)
+    assert cut.kept.tolist() == pytest.approx([1, 2 / 3, 0, 0])
+    assert not cut.is_whole
+
+
+def test_what_is_drawn_counts_as_what_it_is_in_expectation_and_draws_nothing_of_trainings():
+    before = torch.get_rng_state()
+    reach = reach_of(bptt.Randomized(10), 12, 0, sequences=False)
+    assert torch.equal(before, torch.get_rng_state())
+    assert reach.kept == pytest.approx(1 - np.arange(12) / 12)
+
+
+def test_a_credit_of_ones_own_is_asked_and_left_as_it_is():
+    class Fading(bptt.Credit):
+        asked = 0
+
+        def plan(self, steps, batch=1, generator=None):
+            self.asked += 1
+            torch.rand(1)
+            return bptt.Plan(steps, carry=np.full(steps, 0.5))
+
+    credit, before = Fading(), torch.get_rng_state()
+    reach = reach_of(credit, 4, 0, sequences=True)
+    assert reach.kept.tolist() == [1, 0.5, 0.25, 0.125]
+    assert not reach.is_whole
+    assert credit.asked == 0
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_lies_beyond_is_a_share_of_the_norms():
+    reach = Reach(np.array([1, 0.5]), False)
+    assert reach.beyond(np.array([2.0, 1.0, 1.0])) == pytest.approx(1.5 / 4)
+    assert reach.beyond(np.array([2.0])) == 0
+
+
+# ------------------------------------------------------------------------- what it reads
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": 2, "dropout": 0.3},
+        {"cell": "rnn", "credit": "truncated:every=4,reach=8", "steps": None},
+        {"reading": "sentences", "cell": "gru", "memory": "recompute:2"},
+    ],
+    ids=str,
+)
+def test_the_horizon_is_that_of_gradient_flow_on_the_same_text(small, tmp_path, options):
+    training = start(small.changed(flow_every=6, seed=3, **options), tmp_path / "run")
+    training.fit(stop_after(training, 6))
+    (line,) = having(training.run, "horizon")
+    assert line["update"] == 6
+
+    model, tokens = training.model.eval(), training.text.train
+    ids = places(tokens, [3, 6], LAGS, SEQUENCES)
+    assert ids.shape[1] == SEQUENCES
+    targets = ids[1:]
+
+    def losses(h):
+        logits = model.readout(h)
+        return cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(
+            targets.shape
+        )
+
+    x = model.embedding(ids[:-1]).detach()
+    last = len(x) - 1
+    flow = bptt.gradient_flow(
+        model.recurrent, x, losses, times=[last], lags=LAGS, dynamics=False, credit=False
+    )
+    assert line["horizon"] == flow.horizon()
+    assert line["horizon_settled"] == flow.settles()
+    assert line["horizon_lags"] == flow.lags
+    if flow.decay is not None:
+        assert line["decay"] == pytest.approx(flow.decay.beta, rel=1e-3)
+        assert line["decay_error"] == pytest.approx(flow.decay.error, abs=1e-4)
+    reach = training._reach(len(x))
+    assert line["beyond_credit"] == pytest.approx(reach.beyond(flow.by_lag.mean), abs=1e-4)
+
+
+def test_stretches_are_drawn_anew_each_time_and_the_same_each_time_that_they_are(small, tmp_path):
+    tokens = start(small, tmp_path / "run").text.train
+    one, again, other = (places(tokens, [0, n], 20, 5) for n in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert one.shape == (41, 5)
+
+
+def test_how_often_it_looks(small, tmp_path):
+    every = train(small.changed(flow_every=9), tmp_path / "every")
+    per_epoch = every.metrics()[-1]["update"] // 2
+    seen = [m["update"] for m in having(every, "horizon")]
+    assert seen == list(range(9, 2 * per_epoch + 1, 9))
+    # Where an epoch has fewer updates, at its end.
+    seldom = train(small.changed(flow_every=10**6), tmp_path / "seldom")
+    assert [m["update"] for m in having(seldom, "epoch_loss") if "horizon" in m] == [
+        per_epoch,
+        2 * per_epoch,
+    ]
+    never = train(small.changed(flow_every=0), tmp_path / "never")
+    assert not having(never, "horizon")
+    with pytest.raises(ConfigError, match="--flow-every must be at least 0, got -1"):
+        small.changed(flow_every=-1)
+
+
+# --------------------------------------------------------------------- it changes nothing
+
+VARIANTS = [
+    {"dropout": 0.3, "layers": 2},
+    {"credit": "randomized:5"},
+    {"credit": "adaptive:0.5,start=4,most=9", "steps": None, "cell": "gru"},
+    {"reading": "sentences", "credit": "truncated:3", "cell": "rnn"},
+    {"sampling": "random", "memory": "recompute:3", "dropout": 0.3},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_training_comes_to_the_same_bits_with_it_and_without(small, tmp_path, story, options):
+    (tmp_path / "book.txt").write_text(story(120))
+    config = small.changed(**options)
+    runs = [train(config.changed(flow_every=n), tmp_path / str(n)) for n in (0, 2)]
+    assert having(runs[1], "horizon")
+    assert same(*map(weights, runs))
+
+
+@pytest.mark.parametrize("options", VARIANTS[2:4], ids=str)
+def test_stopped_and_resumed_it_measures_the_same(small, tmp_path, options):
+    config = small.changed(flow_every=7, **options)
+    whole = train(config, tmp_path / "whole")
+    parts = start(config, tmp_path / "parts")
+    for stop_at in (3, 7, 16):
+        parts.fit(stop_after(parts, stop_at))
+        parts.close()
+        parts = resume(parts.run.path)
+    parts.fit()
+    assert same(weights(whole), weights(parts.run))
+    assert [{**m, "seconds": 0} for m in whole.metrics()] == [
+        {**m, "seconds": 0} for m in parts.run.metrics()
+    ]
+    assert len(having(whole, "horizon")) > 3
+
+
+def test_a_run_of_an_earlier_version_goes_on(small, tmp_path):
+    training = start(small, tmp_path / "run")
+    training.fit(stop_after(training, 5))
+    tensors, about = training.checkpoint()
+    del about["sight"], about["progress"]["norms"], about["progress"]["rewinds"]
+    training.run.save_checkpoint(tensors, about)
+    training.close()
+    assert resume(training.run.path).fit() == "epochs"
+
+
+@pytest.mark.parametrize(
+    "damage", [{"told": None}, {"in_a_row": {}}, {"meter": {}}, {"warned": 3}], ids=str
+)
+def test_a_damaged_state_is_named(small, tmp_path, damage):
+    training = start(small, tmp_path / "run")
+    state = training.sight.state_dict()
+    training.sight.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        training.sight.load_state_dict({**state, **damage})
+
+
+# -------------------------------------------------------------------- warnings and alarms
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "remedy"),
+    [
+        (
+            {"credit": "truncated:2", "steps": None},
+            "a loss is credited 1 steps back at most, 0 on average",
+            r"--credit truncated:every=(\d+),reach=(\d+) would credit each loss \1 steps back",
+        ),
+        (
+            {"credit": "truncated:2", "reading": "lines"},
+            "the credit is too short",
+            "--credit full would credit each loss to its sequence's beginning",
+        ),
+        (
+            {"steps": 2, "sampling": "random"},
+            "the credit is too short",
+            r"--steps \d+ would credit three losses of four \d+ steps back",
+        ),
+    ],
+    ids=["stream", "lines", "random windows"],
+)
+def test_a_credit_that_is_too_short_is_said_once(small, tmp_path, options, says, remedy):
+    run = train(small.changed(flow_every=2, **options), tmp_path / "run")
+    (line,) = having(run, "warning")
+    assert line["update"] == 6  # the third look
+    assert says in line["warning"]
+    assert re.search(remedy, line["warning"]), line["warning"]
+    assert line["horizon"] > 1
+    assert line["beyond_credit"] > 0.01
+    assert f"{100 * line['beyond_credit']:.2g} % of it is lost" in line["warning"]
+
+
+def test_a_credit_that_loses_a_tenth_is_too_short_even_if_it_reaches_the_horizon(small, tmp_path):
+    training = start(small.changed(flow_every=2), tmp_path / "run")
+    training.fit(stop_after(training, 2))
+    probe = training.sight.meter.update(1.0).probe
+    by_lag = np.array(probe.by_lag)
+    enough = Reach(np.ones(LAGS), False)
+    for share, expected in ((0.09, 0), (0.11, 1)):
+        short = Reach(np.full(LAGS, 1 - share), False)
+        assert short.beyond(by_lag) == pytest.approx(share)
+        training.sight._compare(probe, enough)
+        training.sight._compare(probe, short)
+        assert training.sight.in_a_row["short"] == expected
+
+
+def test_a_credit_that_suits_is_not_warned_of(small, tmp_path):
+    for number, options in enumerate(({}, {"reading": "lines"}, {"reading": "sentences"})):
+        config = small.changed(flow_every=1, steps=40, learning_rate=1e-5, **options)
+        assert not having(train(config, tmp_path / str(number)), "warning")
+
+
+def test_a_credit_that_is_far_too_long_is_said_once(small, tmp_path):
+    """A sigmoid's gradient is gone within three steps, and there are 99 to go back."""
+    config = small.changed(
+        flow_every=1, cell="rnn", nonlinearity="sigmoid", steps=100, learning_rate=1e-5, epochs=4
+    )
+    run = train(config, tmp_path / "run")
+    (line,) = having(run, "warning")
+    assert line["update"] == 10
+    lag = line["horizon"]
+    assert lag * 10 < 99
+    assert "a loss is credited 99 steps back at most, more than 10 times as far" in line["warning"]
+    assert f"which is within {lag}. --credit truncated:every={max(lag, 2)}" in line["warning"]
+
+
+def test_warnings_are_not_repeated_after_resuming(small, tmp_path):
+    config = small.changed(flow_every=2, credit="truncated:2", steps=None)
+    training = start(config, tmp_path / "run")
+    training.fit(stop_after(training, 7))
+    training.close()
+    assert len(having(training.run, "warning")) == 1
+    again = resume(training.run.path)
+    again.fit()
+    assert len(having(again.run, "warning")) == 1
+
+
+def scale(training, radius):
+    """Give the recurrent weights a spectral radius, and the units inputs that hardly move them."""
+    recurrent = training.model.recurrent
+    with torch.no_grad():
+        torch.nn.init.orthogonal_(recurrent.weight_hh_l0).mul_(radius)
+        recurrent.weight_ih_l0.mul_(0.01)
+        recurrent.bias_ih_l0.zero_()
+        recurrent.bias_hh_l0.zero_()
+
+
+@pytest.mark.parametrize(
+    ("radius", "says"), [(1.5, "the gradient explodes"), (0.1, "the gradient dies")]
+)
+def test_alarms_are_measured_once_an_epoch(small, tmp_path, radius, says):
+    config = small.changed(
+        cell="rnn", steps=20, flow_every=1, optimizer="sgd", learning_rate=1e-6, epochs=2
+    )
+    training = start(config, tmp_path / "run")
+    scale(training, radius)
+    training.fit()
+    alarms = having(training.run, "alarm")
+    assert [m["alarm"].split(":")[0] for m in alarms] == [says] * 2
+    assert [m["epoch"] for m in alarms] == [0, 1]
+
+
+def test_a_healthy_network_raises_no_alarm(small, tmp_path):
+    for cell in ("rnn", "gru", "lstm"):
+        run = train(small.changed(cell=cell, flow_every=1, epochs=1), tmp_path / cell)
+        assert not having(run, "alarm")
+
+
+def test_long_windows_are_looked_at_in_part(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(sight_module, "LARGEST", 30)
+    monkeypatch.setattr("bptt.language_model.training.LARGEST", 30)
+    training = start(small.changed(steps=50), tmp_path / "run")
+    assert len(training._reach(10).kept) == 30
