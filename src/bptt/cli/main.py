@@ -13,6 +13,7 @@ import bptt
 from bptt.cli.bench import bench_
 from bptt.cli.compare import SeveralCredits, compare_
 from bptt.cli.evaluate import evaluate
+from bptt.cli.flow import flow
 from bptt.cli.sample import sample
 from bptt.cli.train import train
 from bptt.errors import BpttError, BpttWarning
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(evaluate)
 app.command()(sample)
+app.command()(flow)
 app.command("compare", cls=SeveralCredits)(compare_)
 app.command("bench")(bench_)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bptt.flow.lags import ByLag, DecayFit, Horizon, by_lag, find_horizon, fit_decay
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bptt.flow.advice import Advice
+    from bptt.flow.dynamics import Dynamics
+    from bptt.flow.verdict import Verdict
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +73,7 @@ class GradientFlow:
     """What is fed in at each step, [T], of the first sequence."""
     targets: tuple[str, ...] | None = None
     """What is to be predicted at each step, [T], of the first sequence."""
-    dynamics: tuple[Any, ...] | None = None
+    dynamics: tuple[Dynamics, ...] | None = None
     """The layers' Jacobians, weights and activity; None where they were not measured."""
 
     def of(
@@ -148,21 +154,21 @@ class GradientFlow:
         return suggest(self, bias)
 
     @cached_property
-    def verdict(self) -> Any:
+    def verdict(self) -> Verdict:
         """Whether the gradient vanishes, explodes or is healthy: a kind, and why in words."""
         from bptt.flow.verdict import judge
 
         return judge(self)
 
     @cached_property
-    def advice(self) -> tuple[Any, ...]:
+    def advice(self) -> tuple[Advice, ...]:
         """What to do about it: sentences, the figures that led to them, and their sources."""
         from bptt.flow.advice import advise
 
-        return tuple(advise(self))
+        return advise(self)
 
-    def figure(self) -> Any:
-        """Draw it: a ``matplotlib.figure.Figure``."""
+    def figure(self) -> Figure:
+        """Draw it: a figure of matplotlib's, unknown to pyplot, so nothing has to be closed."""
         from bptt.report.flow import draw_flow
 
         return draw_flow(self)
@@ -202,10 +208,7 @@ class GradientFlow:
 
     def _summary(self) -> dict[str, Any]:
         found, decay, horizon = self.by_lag, self.decay, self._horizon(0.01)
-        bias, reach, verdict, advice = 0.1, None, None, ()
-        with suppress(ModuleNotFoundError):  # not all of the parts are there yet
-            reach = self.suggest_truncation(bias)
-            verdict, advice = self.verdict, self.advice
+        bias, verdict = 0.1, self.verdict
         return {
             "by_lag": {
                 "lag": found.lag.tolist(),
@@ -213,16 +216,16 @@ class GradientFlow:
             },
             "decay": None if decay is None else {k: _number(v) for k, v in decay._asdict().items()},
             "horizon": horizon._asdict(),
-            "suggested_reach": {"bias": bias, "reach": reach},
+            "suggested_reach": {"bias": bias, "reach": self.suggest_truncation(bias)},
             "dynamics": None if self.dynamics is None else [d.to_dict() for d in self.dynamics],
-            "verdict": verdict and {"kind": verdict.kind, "words": verdict.words},
+            "verdict": {"kind": verdict.kind, "words": verdict.words},
             "advice": [
                 {
                     "text": a.text,
                     "figures": {k: _number(v) for k, v in a.figures.items()},
                     "source": a.source,
                 }
-                for a in advice
+                for a in self.advice
             ],
         }
 

@@ -20,7 +20,6 @@ from bptt.flow.stepwise import Layout, through_steps
 from bptt.nests import is_float, leaves_of
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def gradient_flow(
     module: Any,
     inputs: Any,
