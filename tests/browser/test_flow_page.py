@@ -410,6 +410,15 @@ def test_the_curve_by_lag_and_its_lines(opened):
     assert points(two.find("#by-lag .bound")).tolist() == [[0, 0]]  # none, of two layers
 
 
+def test_the_plot_ends_where_the_curves_leave_it(opened):
+    page = opened(made_flow(beta=0.1))
+    ticks = [t.text for t in page.all("#by-lag .tick.middle")]
+    assert 8 <= float(ticks[-1]) <= 12
+    page = opened(made_flow(beta=0.1), made_flow(beta=0.9))
+    ticks = [t.text for t in page.all("#by-lag .tick.middle")]
+    assert float(ticks[-1]) == 45
+
+
 def test_many_runs_or_long_names_are_told_in_a_legend(opened):
     names = [f"network {n}" for n in range(10)]
     page = opened(*[made_flow(name, seed=n) for n, name in enumerate(names)])

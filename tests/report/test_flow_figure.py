@@ -59,6 +59,13 @@ def test_many_flows_are_told_apart():
     assert labels[9] == "network 9: horizon 19, β 0.8"
 
 
+def test_the_plot_ends_where_the_curves_leave_it():
+    assert draw_flow(made_flow(beta=0.9)).axes[-1].get_xlim() == (0, 47)
+    first, last = draw_flow(made_flow(beta=0.1)).axes[-1].get_xlim()
+    assert first == 0
+    assert 8 <= last <= 12
+
+
 def test_what_is_not_there_is_not_drawn():
     bare = made_flow("a$b$", credit=False, times=[5, 40], lags=10)
     bare.update(decay=None, dynamics=None, horizon=None, tokens=None, targets=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -145,8 +146,7 @@ def _draw_curves(axes: Axes, flows: list[dict[str, Any]]) -> None:
             _draw_laws(axes, flow)
     means = np.array([m for flow in flows for m in flow["by_lag"]["mean"] if m], np.float64)
     means = means[means > 0]
-    last = max([lag for flow in flows for lag in flow["by_lag"]["lag"]], default=0)
-    axes.set(xlim=(0, max(1, last)), xlabel="lag t - s, in steps")
+    axes.set(xlim=(0, _last(flows, means)), xlabel="lag t - s, in steps")
     axes.set_ylabel("norm, mean and 10 % to 90 %")
     if means.size:
         least = max(means.min(), means.max() * 10.0**-BELOW)
@@ -162,6 +162,15 @@ def _draw_curves(axes: Axes, flows: list[dict[str, Any]]) -> None:
         size = "medium" if len(flows) <= FEW else "small"
         legend = axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=size)
         legend.set_frame_on(False)
+
+
+def _last(flows: list[dict[str, Any]], means: NDArray[np.float64]) -> int:
+    """The lag at which the plot ends: a little beyond where any curve leaves it."""
+    least = means.max(initial=0) * 10.0**-BELOW
+    by_lag = [flow["by_lag"] for flow in flows]
+    pairs = [pair for b in by_lag for pair in zip(b["lag"], b["mean"], strict=True)]
+    seen = max([lag for lag, mean in pairs if mean and mean >= least], default=0)
+    return max(1, min(math.ceil(1.1 * seen) + 2, max([lag for lag, _ in pairs], default=0)))
 
 
 def _draw_curve(axes: Axes, flow: Mapping[str, Any], colour: str, line: Any, between: str) -> None:

@@ -135,9 +135,11 @@ function drawByLag(host) {
     host.replaceChildren(el("p", { class: "empty" }, "No lag has a mean above zero."));
     return;
   }
-  // What lies more than eight decades below the greatest is off the plot.
+  // What lies more than eight decades below the greatest is off the plot, and so are the lags
+  // where nothing else is left.
   const bottom = Math.max(Math.min(...low), top - 8);
-  const last = Math.max(...RUNS.map((r) => r.raw.by_lag.lag.at(-1)), 1);
+  const seen = curves.flatMap((c) => c.mean.filter(([, y]) => y >= bottom).map(([k]) => k));
+  const last = Math.min(Math.ceil(1.1 * Math.max(...seen)) + 2, Math.max(...RUNS.map((r) => r.raw.by_lag.lag.at(-1)), 1));
   const named = nameInPlace(host);
   const chart = new Chart(host, {
     height: clamp(host.clientWidth * 0.5, 230, 380),
@@ -215,7 +217,7 @@ function drawMarks(chart, r) {
   const { horizon, suggested_reach: suggested } = r.raw;
   if (horizon && horizon.lag !== null) {
     const reached = horizon.reached ? "" : " or more";
-    chart.mark(horizon.lag, `horizon ${horizon.lag}${reached}`, { "data-mark": "horizon" });
+    chart.mark(Math.min(horizon.lag, chart.x.to), `horizon ${horizon.lag}${reached}`, { "data-mark": "horizon" });
   }
   if (suggested && suggested.reach) {
     const at = Math.min(suggested.reach, chart.x.to);

@@ -12,7 +12,7 @@ function textPanel(r) {
   const short = mean(r.words.slice(0, 400).map((w) => [...w].length)) < 1.6;
   const list = el("div", {
     id,
-    class: `words${short ? " dense" : ""}${r.isText ? "" : " steps"}`,
+    class: `words${r.words.length > 150 ? " long" : ""}${short ? " dense" : ""}${r.isText ? "" : " steps"}`,
     role: "listbox",
     tabindex: 0,
     "aria-label": r.isText ? `The text, read by ${r.name}` : `The steps of ${r.name}`,
