@@ -128,7 +128,7 @@ class GradientFlow:
         """Give the least lag within which all but a threshold of the gradient is.
 
         It is the least K whose Σ_{k≤K} of the mean norms is 1 - threshold of the sum over all lags
-        that were followed. Whether these settle it, :attr:`settles` says. None where the norms
+        that were followed. Whether these settle it, :meth:`settles` says. None where the norms
         are not finite, or all zero.
 
         Raises:
