@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import safetensors.torch
@@ -60,6 +61,25 @@ def fails(*arguments, text=None, status=1):
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+@pytest.fixture
+def fails_here(monkeypatch, capsys):
+    """Do what :func:`fails` does in this process, which has imported everything already."""
+    from bptt.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bptt", *map(str, arguments)])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets its own
+        with pytest.raises(SystemExit) as left:
+            main()
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert left.value.code == 1
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return run
 
 
 def test_train_evaluate_sample(here):
@@ -347,7 +367,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "says"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_line_and_a_status(here, arguments, says):
+def test_bad_input_is_one_line_and_a_status(here, fails_here, arguments, says):
     (here / "empty.txt").touch()
     (here / "blank.txt").write_text(" \n\n \t\n")
     (here / "binary.bin").write_bytes(bytes(range(256)) * 100)
@@ -355,7 +375,7 @@ def test_bad_input_is_one_line_and_a_status(here, arguments, says):
     (here / "table.csv").write_text("id,body\n1,Something was said.\n")
     (here / "folder").mkdir()
     before = sorted(p.name for p in here.iterdir())
-    line = fails(*arguments)
+    line = fails_here(*arguments)
     assert re.search(says, line), line
     assert sorted(p.name for p in here.iterdir() if p.name != "cache") == before
 
