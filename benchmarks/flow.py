@@ -5,8 +5,8 @@
 
 What is measured is ‖∂L_t/∂h_s‖ and ‖∂L_t/∂c_s‖ for all t and s of one layer. Autograd's way:
 torch.nn.LSTMCell, step by step, in one graph, and one ``torch.autograd.grad`` of L_t for all the
-states before t, with nothing else asked for, or for the inputs too, whose credit is wanted. Ours: the
-same from the sequence of inputs, the forward pass included. All in turns, the quickest of each
+states before t, with nothing else asked for, or for the inputs too, whose credit is wanted. Ours:
+the same from the sequence of inputs, the forward pass included. All in turns, the quickest of each
 counts; then whether they found the same.
 """
 
