@@ -343,9 +343,9 @@ BAD = {
         ["train", "book.txt", "--flow-every", "-1"],
         "--flow-every must be at least 0, got -1",
     ),
-    "no such way out": (
-        ["train", "book.txt", "--on-divergence", "hope"],
-        "--on-divergence must be one of stop, rewind, got 'hope'",
+    "going back never": (
+        ["train", "book.txt", "--on-divergence", "rewind", "--most-rewinds", "0"],
+        "--most-rewinds must be at least 1, got 0",
     ),
     "a window too short": (
         ["train", "book.txt", "--credit", "truncated:20", "--steps", "10"],

@@ -32,7 +32,7 @@ class Probe(NamedTuple):
     decay: DecayFit | None
     """What the norm is multiplied by for each step further back; None where too few are left."""
     growth: float
-    """‖∂L_t/∂h_{t-k}‖ at the last lag that was followed, over that at lag 1."""
+    """The largest ‖∂L_t/∂h_{t-k}‖ from lag 1 on, over that at lag 1."""
     by_lag: tuple[float, ...]
     """The mean norm ‖∂L_t/∂h_{t-k}‖ at each lag that was followed, from 0 on; 0 at lag 0 where that
     is not defined."""

@@ -183,7 +183,7 @@ class FlowMeter:
                 dynamics=False,
             )
         mean = flow.by_lag.mean
-        growth = float(mean[-1] / mean[1]) if len(mean) > 2 and mean[1] > 0 else 0.0
+        growth = float(mean[1:].max() / mean[1]) if len(mean) > 2 and mean[1] > 0 else 0.0
         growth = growth if np.isfinite(mean[1:]).all() else math.inf
         horizon = find_horizon(flow.by_lag, flow.decay, self.threshold)
         by_lag = np.where(np.isnan(mean) & (flow.by_lag.lag == 0), 0, mean)
