@@ -199,11 +199,19 @@ def test_the_heat_map_shows_the_same_and_is_linked(opened):
     x, y = page.cell(30, 35)
     assert page.pixel("#maps canvas", x, y)[3] == 0  # nothing where s > t
     canvas = page.find("#maps .frame")
-    x, y = page.cell(44, 9)
     box = canvas.rect
-    page.point(canvas, round(x - box["width"] / 2), round(y - box["height"] / 2))
-    assert page.chosen() == 45
-    assert "pointed" in page.word(9).get_attribute("class")
+
+    def point(t, s):
+        x, y = page.cell(t, s)
+        page.point(canvas, round(x - box["width"] / 2), round(y - box["height"] / 2))
+
+    point(20, 25)  # where s > t
+    assert page.chosen() == 21
+    assert page.all("#text0 .pointed") == []
+    for aside in (-0.3, 0.3):
+        point(44, 9 + aside)
+        assert page.chosen() == 45
+        assert [w.get_attribute("data-word") for w in page.all("#text0 .pointed")] == ["9"]
     assert shown_value(page.text(".map .readout b")) == pytest.approx(norms(flow)[44, 9], rel=0.05)
     page.press(canvas, "\ue013", "\ue014")  # up, right
     assert page.chosen() == 44

@@ -152,7 +152,7 @@ function drawReadout(r, measure, row) {
     said.push(...valueAt(r, measure, row, view.s));
   } else if (far !== null) {
     const name = measure.signed ? "of its credit" : `of its gradient with respect to the ${measure.label}`;
-    said.push(`99 % ${name} lie within the last ${far} ${far === 1 ? "step" : "steps"}.`);
+    said.push(`99 % ${name} lies within the last ${far} ${far === 1 ? "step" : "steps"}.`);
   }
   readout.replaceChildren(...said);
 }
@@ -200,7 +200,7 @@ function drawProfile(r, row) {
     y: { from: Math.min(bottom, top - 1), to: top + 0.2 },
     label: `Size of the gradient of the loss at step ${view.t}, over the steps before it`,
   });
-  chart.yAxis(decadeTicks(chart.y.from, chart.y.to, 4), decade);
+  chart.yAxis(decadeTicks(chart.y.from, chart.y.to, 5), decade);
   chart.xAxis(wholeTicks(0, r.steps - 1, chart.width > 560 ? 12 : 6), "step s");
   const chosen = r.measure(view.measure);
   r.states.forEach((m, n) => {
