@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import bptt
-from bptt.errors import CheckpointError, ConfigError
+from bptt.errors import CheckpointError, ConfigError, DivergedError
 from bptt.language_model import resume, start, train
 from bptt.language_model import sight as sight_module
 from bptt.language_model.probe import places
@@ -333,3 +334,17 @@ def test_long_windows_are_looked_at_in_part(small, tmp_path, monkeypatch):
     monkeypatch.setattr("bptt.language_model.training.LARGEST", 30)
     training = start(small.changed(steps=50), tmp_path / "run")
     assert len(training._reach(10).kept) == 30
+
+
+@pytest.mark.parametrize("rate", [4.0, 8.0, 1e5])
+def test_looking_at_what_explodes_does_not_come_before_its_divergence(small, tmp_path, rate):
+    config = small.changed(
+        cell="rnn", nonlinearity="relu", optimizer="sgd", clip=0.0, learning_rate=rate, flow_every=1
+    )
+    training = start(config, tmp_path / "run")
+    with pytest.raises(DivergedError):
+        training.fit()
+    assert having(training.run, "horizon")
+    assert "the gradient" in having(training.run, "alarm")[0]["alarm"]
+    for line in (training.run.path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
