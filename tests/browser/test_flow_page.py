@@ -97,9 +97,11 @@ def test_a_corpus_that_holds_markup_is_shown_and_runs_nothing(opened):
     flow = made_flow("<i>name</i>", words=UNTAME)
     flow["verdict"]["words"] = "<b>words</b>"
     flow["advice"][0]["text"] = "<script>window.ran = 4</script>"
+    flow["advice"][0]["text"] += " Use bptt.init.chrono_(module, longest=35), before training."
     page = opened(flow)
     assert page.complaints() == []
     assert page.run("return window.ran === undefined")
+    assert page.text("#advice code") == "bptt.init.chrono_(module, longest=35)"
     assert page.run("return document.querySelectorAll('script').length") == 2
     for n, word in enumerate(UNTAME):
         assert page.run("return arguments[0].textContent", page.word(n)) == SEEN.get(n, word)
@@ -143,6 +145,8 @@ def test_a_word_that_is_held_stays_and_earlier_ones_tell_their_values(opened):
         norms(flow)[30, 12], rel=0.05
     )
     assert "At step 12, " in page.readout()
+    credit = shown_value(page.text("#texts .credited"))
+    assert credit == pytest.approx(flow["credit"][30][12], rel=0.05)
     page.point(page.word(40))
     assert page.chosen() == 31
     page.click(page.word(31))

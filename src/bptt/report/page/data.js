@@ -138,12 +138,13 @@ function lostCurve(run, measure, kind) {
   const key = `${measure.key} ${kind}`;
   if (!run.curves.has(key)) {
     const sums = running(run, measure);
-    const all = run.times.reduce((sum, t) => sum + upTo(run, sums, t, t + 1), 0);
+    const rowOf = (n) => sums[Math.floor(n / run.raw.rows)];
+    const all = run.times.reduce((sum, t, n) => sum + upTo(run, rowOf(n), t + 1), 0);
     const curve = Array.from({ length: run.steps }, (_, n) => {
       const reach = n + 1;
       const every = EVERY[kind](reach);
       let lost = 0;
-      for (const t of run.times) lost += upTo(run, sums, t, since(t, every, reach));
+      run.times.forEach((t, n) => (lost += upTo(run, rowOf(n), since(t, every, reach))));
       return all > 0 ? Math.max(0, lost / all) : 0;
     });
     run.curves.set(key, curve);
@@ -164,9 +165,8 @@ function running(run, measure) {
   });
 }
 
-// The sum over the steps before `end` of the loss at t; within a block every step has its mean.
-function upTo(run, sums, t, end) {
-  const row = sums[run.rowAt(t)];
+// The sum of a row over the steps before `end`; within a block every step has its mean.
+function upTo(run, row, end) {
   const column = run.columnAt(end);
   const rest = end - column * run.block;
   return rest ? row[column] + ((row[column + 1] - row[column]) * rest) / run.block : row[column];

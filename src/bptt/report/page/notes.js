@@ -1,6 +1,6 @@
 // What is said in words and tables: the runs, the verdict, figures, advice and dynamics.
 
-const ARROWS = { vanishing: "↘", exploding: "↗", healthy: "→" };
+const ARROWS = { vanishing: "↘", exploding: "↗", healthy: "→", dead: "×", undetermined: "?" };
 
 function runCards() {
   const lags = Math.max(...RUNS.map((r) => r.raw.by_lag.lag.length));
@@ -100,9 +100,15 @@ function figure(name, value, what) {
 function advice(r) {
   const items = (r.raw.advice || []).map((a) => {
     const given = Object.entries(a.figures || {}).map(([name, x]) => el("li", {}, `${name.replaceAll("_", " ")} `, el("b", {}, number(x))));
-    return el("li", {}, el("p", {}, a.text), given.length ? el("ul", { class: "given" }, ...given) : null, a.source ? el("p", { class: "source" }, a.source) : null);
+    return el("li", {}, el("p", {}, ...withCode(a.text)), given.length ? el("ul", { class: "given" }, ...given) : null, a.source ? el("p", { class: "source" }, a.source) : null);
   });
   return items.length ? [el("ol", {}, ...items)] : [el("p", { class: "empty" }, "Nothing to change.")];
+}
+
+// Names and calls of bptt as code.
+function withCode(text) {
+  const parts = text.split(/((?:credit=)?bptt\.[\w.]*\w(?:\([^()]*\))?)/);
+  return parts.map((p, n) => (n % 2 ? el("code", {}, p) : p));
 }
 
 const COLUMNS = [

@@ -149,7 +149,7 @@ function drawReadout(r, measure, row) {
   said.push(`: ${number(r.loss(row))} nats. `);
   const far = farthest(r, measure, row);
   if (view.s !== null && view.s <= t && view.s < r.steps) {
-    said.push(...valueAt(r, measure, row, view.s));
+    said.push(...valueAt(r, measure, row, view.s), ...creditAt(r, measure, row, view.s));
   } else if (far !== null) {
     const name = measure.signed ? "of its credit" : `of its gradient with respect to the ${measure.label}`;
     said.push(`99 % ${name} lies within the last ${far} ${far === 1 ? "step" : "steps"}.`);
@@ -166,6 +166,13 @@ function valueAt(r, measure, row, s) {
   const means = r.exact ? "" : `, the mean of ${r.block} steps`;
   const text = Number.isNaN(value) ? "not followed or not defined" : number(value);
   return [...where, `: ${measure.label} `, el("b", {}, text), `${share}${means}.`];
+}
+
+// What the input of that step contributes, beside a state's gradient.
+function creditAt(r, measure, row, s) {
+  const credit = r.measures.find((m) => m.signed);
+  const value = credit && credit !== measure ? credit.value(row, r.columnAt(s)) : NONE;
+  return Number.isNaN(value) ? [] : [" Credit of its input: ", el("b", { class: "credited" }, number(value)), "."];
 }
 
 const quoted = (token) => el("q", {}, word(token));
