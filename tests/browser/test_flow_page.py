@@ -58,7 +58,7 @@ def contrast(one, other):
 def shown_value(text):
     """The value in bold of a readout as a number."""
     digits = text.replace("−", "-").translate(str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-"))
-    return float(digits.replace(" · 10", "e"))
+    return float(digits.replace("\u00a0·\u00a010", "e"))
 
 
 @pytest.mark.parametrize("dark", [False, True])

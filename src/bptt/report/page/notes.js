@@ -126,7 +126,7 @@ const COLUMNS = [
 
 function exponents(d) {
   const errors = d.lyapunov_errors || [];
-  const each = (d.lyapunov || []).slice(0, 3).map((x, n) => (errors[n] ? `${number(x)} ± ${error(errors[n])}` : number(x)));
+  const each = (d.lyapunov || []).slice(0, errors.length ? 2 : 4).map((x, n) => (errors[n] ? `${number(x)} ± ${error(errors[n])}` : number(x)));
   return each.join(", ") || "–";
 }
 
@@ -185,5 +185,6 @@ function levels(from, to) {
   const all = [];
   for (let e = Math.floor(from); e <= to; e += 1) for (const m of [1, 2, 5]) all.push(e + Math.log10(m));
   const inside = all.filter((y) => y >= from && y <= to);
-  return inside.length ? inside : [from, to];
+  if (inside.length > 1) return inside;
+  return [0.1, 0.5, 0.9].map((share) => Math.log10(Number((10 ** (from + share * (to - from))).toPrecision(2))));
 }

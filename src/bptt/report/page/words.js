@@ -58,7 +58,7 @@ function number(x) {
   if (Number.isInteger(x) && size < 1e5) return sign + size;
   if (size >= 1e-3 && size < 1e5) return sign + size.toFixed(clamp(2 - Math.floor(Math.log10(size)), 0, 5));
   const [digits, exponent] = size.toExponential(1).split("e");
-  return `${sign}${digits} · ${power(Number(exponent))}`;
+  return `${sign}${digits}\u00a0·\u00a0${power(Number(exponent))}`; // stays together
 }
 
 function percent(share) {
