@@ -10,6 +10,7 @@ from bptt.flow.flow import GradientFlow
 from bptt.flow.following import gradient_flow
 from bptt.flow.lyapunov import lyapunov_exponents
 from bptt.flow.meter import FlowMeter
+from bptt.flow.penalty import vanishing_penalty
 from bptt.language_model import LanguageModel
 from bptt.memory import Recompute, Store
 from bptt.recurrent import GRU, LSTM, RNN
@@ -39,6 +40,7 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "GradientFlow",
     "gradient_flow",
     "lyapunov_exponents",
+    "vanishing_penalty",
     # What a backward pass keeps
     "Recompute",
     "Store",

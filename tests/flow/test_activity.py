@@ -95,6 +95,7 @@ def test_chrono_is_seen_in_the_gates():
 
 KEYS = {
     "layer",
+    "mode",
     "jacobian_norms",
     "bound",
     "weight_norm",
@@ -118,6 +119,7 @@ def test_the_record_of_an_rnn():
         w = getattr(rnn, f"weight_hh_l{n}").detach()
         assert d.weight_norm == pytest.approx(float(torch.linalg.svdvals(w)[0]))
         assert d.spectral_radius == pytest.approx(float(torch.linalg.eigvals(w).abs().max()))
+        assert d.mode == "RNN_SIGMOID"
         assert (d.slope, d.bound) == (0.25, pytest.approx(d.weight_norm / 4))
         assert d.jacobian_norms.shape == (4, 30)  # of the first four sequences
         assert (d.jacobian_norms <= d.bound).all()
@@ -140,7 +142,7 @@ def test_the_record_of_gated_and_foreign_modules():
     found = d.to_dict()
     assert found["jacobian_norms"][0] is None  # it began by itself
     assert all(isinstance(v, float) for v in found["jacobian_norms"][1:])
-    unknown = ("bound", "weight_norm", "slope", "spectral_radius", "saturated", "gates")
+    unknown = ("mode", "bound", "weight_norm", "slope", "spectral_radius", "saturated", "gates")
     assert all(found[name] is None for name in unknown)
     assert found["dead"] == 0.0
 

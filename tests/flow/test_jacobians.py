@@ -231,6 +231,30 @@ def test_the_batch_may_come_first_in_a_foreign_module_too():
     torch.testing.assert_close(b.at(1).push(v), a.at(1).push(v))
 
 
+def test_singular_values_that_are_all_the_same_or_zero():
+    """Where a few products already tell everything, what is left is rounding and must not count."""
+    rnn = bptt.init.identity_(bptt.RNN(4, 100, nonlinearity="relu"))
+    (layer,) = follow(rnn, torch.randn(20, 3, 4))
+    assert 0.1 < float((layer.after > 0).double().mean()) < 0.9
+    torch.testing.assert_close(jacobian_norms(layer), torch.ones(3, 20).double(), atol=1e-5, rtol=0)
+    (layer,) = follow(bptt.init.orthogonal_(bptt.RNN(4, 100)), torch.zeros(5, 1, 4))
+    assert (jacobian_norms(layer) <= 1 + 1e-5).all()
+
+
+def test_a_jacobian_that_is_not_finite_has_no_norm():
+    rnn = bptt.RNN(1, 30, nonlinearity="relu")
+    with torch.no_grad():
+        rnn.weight_hh_l0.fill_(1e12)
+    (layer,) = follow(rnn, torch.ones(6, 2, 1))
+    norms = jacobian_norms(layer)
+    assert norms[:, 0].isfinite().all()
+    assert norms[:, -1].isnan().all()
+    with torch.no_grad():
+        rnn.weight_hh_l0.fill_(torch.inf)
+    assert torch.tensor(jacobians.spectral_radius(layer.weights)).isnan()
+    assert torch.tensor(jacobians.weight_norm(layer.weights)).isnan()
+
+
 def test_a_step_that_forgets_everything_has_norm_zero():
     rnn = bptt.RNN(1, 3, nonlinearity="relu")
     with torch.no_grad():

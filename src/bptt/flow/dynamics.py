@@ -15,7 +15,10 @@ from bptt.flow.lyapunov import exponents_of
 from bptt.flow.trajectory import Trajectory, follow
 
 SEQUENCES = 4
-"""So many sequences, the first ones, are looked at where derivatives are taken."""
+"""So many sequences, the first ones, are looked at where derivatives are taken, ..."""
+
+NUMBERS = 2**18
+"""... and fewer where their states have more numbers than this, over all steps."""
 
 EXPONENTS = 4
 
@@ -24,12 +27,14 @@ EXPONENTS = 4
 class Dynamics:
     """What one layer does to a gradient, measured along a sequence.
 
-    The Jacobians and exponents are those of the first sequences of the batch, four at most; the
-    activity is that of all.
+    The Jacobians and exponents are those of the first sequences of the batch, four at most, one at
+    least; the activity is that of all.
     """
 
     layer: int
     """From 0 on, the lowest first."""
+    mode: str | None
+    """torch.nn's name of the cell: ``"RNN_TANH"``, ``"GRU"``, ``"LSTM"``...; None: unknown."""
     jacobian_norms: Float[Tensor, "batch time"] | None
     """‖∂state_t/∂state_{t-1}‖ of each step, float64; of an LSTM's h and c together."""
     bound: float | None
@@ -60,6 +65,7 @@ class Dynamics:
         numbers = ("bound", "weight_norm", "slope", "spectral_radius", "saturated", "dead")
         return {
             "layer": self.layer,
+            "mode": self.mode,
             "jacobian_norms": None if norms is None else [_number(v) for v in norms],
             **{name: _number(getattr(self, name)) for name in numbers},
             "largest_singular_value": _number(self.weight_norm),
@@ -111,12 +117,14 @@ def measure(
 
 def _of(trajectory: Trajectory) -> Dynamics:
     cell, w = trajectory.cell, trajectory.weights
-    units, few = activity(trajectory), trajectory.take(SEQUENCES)
+    many = NUMBERS // (trajectory.steps * trajectory.size)
+    units, few = activity(trajectory), trajectory.take(max(1, min(SEQUENCES, many)))
     there = trajectory.steps > trajectory.first  # any step whose state before it is known
     exponents = exponents_of(few, EXPONENTS) if trajectory.steps > trajectory.first + 1 else None
     is_elman = cell is not None and cell.gates == 1
     return Dynamics(
         layer=trajectory.layer,
+        mode=None if cell is None else cell.mode,
         jacobian_norms=jacobians.jacobian_norms(few) if there else None,
         bound=jacobians.bound(trajectory),
         weight_norm=None if w is None else jacobians.weight_norm(w),

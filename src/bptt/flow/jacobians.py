@@ -67,45 +67,56 @@ def largest_singular_values(piece: Piece, steps: int = LANCZOS) -> Float[Tensor,
         steps: m.
 
     Returns:
-        [N] float64.
+        [N] float64; NaN where the Jacobian is not finite.
     """
     N, n = piece.before.shape
     steps = min(steps, n)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(n, generator=generator, dtype=torch.float64).to(piece.before)
     v = (v / v.norm()).expand(N, n)
-    basis = v.unsqueeze(1)  # [N, j, n]
-    u, beta = torch.zeros_like(piece.before), piece.before.new_zeros(N, 1)
+    right, left = v.new_zeros(N, steps, n), v.new_zeros(N, steps, n)
     B = torch.zeros(N, steps, steps, dtype=torch.float64, device=v.device)
     for j in range(steps):
-        u, alpha = _unit(piece.push(v.unsqueeze(2)).squeeze(2) - beta * u)
-        B[:, j, j] = alpha.squeeze(1)
-        if j + 1 == steps:
-            break
-        w = piece.pull(u)
-        for _ in range(2):  # twice is enough: orthogonal to all before, up to rounding
-            w = w - torch.einsum("njk,nj->nk", basis, torch.einsum("njk,nk->nj", basis, w))
-        v, beta = _unit(w)
-        B[:, j, j + 1] = beta.squeeze(1)
-        basis = torch.cat([basis, v.unsqueeze(1)], dim=1)
-    largest: Tensor = torch.linalg.svdvals(B)[:, 0]
-    return largest
+        right[:, j] = v
+        u = _off(left[:, :j], piece.push(v.unsqueeze(2)).squeeze(2))
+        u, B[:, j, j] = _unit(u, B)
+        left[:, j] = u
+        if j + 1 < steps:
+            v, B[:, j, j + 1] = _unit(_off(right[:, : j + 1], piece.pull(u)), B)
+    finite = B.isfinite().all(dim=2).all(dim=1)
+    largest: Tensor = torch.linalg.svdvals(B.masked_fill(~finite[:, None, None], 0.0))[:, 0]
+    return largest.masked_fill(~finite, float("nan"))
 
 
-def _unit(v: Float[Tensor, "rows state"]) -> tuple[Tensor, Tensor]:
-    """Give the direction, and the length [N, 1]; zeros where there is none."""
-    length = v.norm(dim=1, keepdim=True)
-    tiny = torch.finfo(v.dtype).tiny
-    return v / length.clamp(min=tiny), length
+def _off(basis: Float[Tensor, "rows k state"], v: Float[Tensor, "rows state"]) -> Tensor:
+    """Take away what lies along a basis; twice, which is enough up to rounding."""
+    for _ in range(2):
+        v = v - ((basis @ v.unsqueeze(2)).mT @ basis).squeeze(1)
+    return v
+
+
+def _unit(v: Float[Tensor, "rows state"], B: Float[Tensor, "rows k k"]) -> tuple[Tensor, Tensor]:
+    """Give the direction and the length, [N]; both 0 where nothing but rounding is left."""
+    length = v.norm(dim=1)
+    rounding = 100 * torch.finfo(v.dtype).eps * B.flatten(1).amax(1)
+    length = length.masked_fill(length <= rounding, 0.0)
+    return v / torch.where(length == 0, torch.inf, length).unsqueeze(1), length.double()
 
 
 def weight_norm(w: Weights) -> float:
-    """β_W: the largest singular value of ``weight_hh``, of all gates' rows together."""
+    """β_W: the largest singular value of ``weight_hh``, of all gates' rows together.
+
+    NaN where the weights are not finite.
+    """
+    if not bool(w.hh.isfinite().all()):
+        return float("nan")
     return float(torch.linalg.matrix_norm(w.hh.detach().double(), 2))
 
 
 def spectral_radius(w: Weights) -> float:
-    """Give the largest absolute value of the eigenvalues of a square ``weight_hh``."""
+    """Give the largest absolute value of the eigenvalues of a square ``weight_hh``, or NaN."""
+    if not bool(w.hh.isfinite().all()):
+        return float("nan")
     return float(torch.linalg.eigvals(w.hh.detach().double()).abs().max())
 
 

@@ -99,6 +99,8 @@ class Trajectory:
     repeat: Callable[[Any, int], Any]
     cell: Cell | None = None
     weights: Weights | None = None
+    run: Callable[[int, Any, Tensor], tuple[Any, Tensor]] | None = None
+    """Of a foreign module: ``(t, x_t, states before) -> (its output, states after)``."""
 
     @property
     def steps(self) -> int:
@@ -135,16 +137,17 @@ class Trajectory:
         """Give a single step."""
         return Piece(self.function(t), self.inputs[t], self.before[t], self.repeat)
 
-    def pieces(self, numbers: int | None = None) -> Iterator[Piece]:
+    def pieces(self, numbers: int | None = None, first: int | None = None) -> Iterator[Piece]:
         """Give all steps from the first one on, many at a time where the layer allows it.
 
         Args:
             numbers: how many numbers each row takes; n by default.
+            first: the first step; by default the first whose state before it is known.
         """
         many = max(1, MOST_NUMBERS // (self.batch * (numbers or self.size)))
         if self.cell is None:
             many = 1
-        for t in range(self.first, self.steps, many):
+        for t in range(self.first if first is None else first, self.steps, many):
             end = min(t + many, self.steps)
             x = self.inputs[t] if many == 1 else torch.cat(self.inputs[t:end])
             before = self.before[t:end].flatten(0, 1)
@@ -238,7 +241,8 @@ def _follow_layers(
 
 def _weights(module: nn.RNNBase, layer: int) -> Weights:
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    found: list[Any] = [getattr(module, f"{name}_l{layer}", None) for name in names]
+    with torch.enable_grad():  # those that are computed, by parametrizations, too
+        found: list[Any] = [getattr(module, f"{name}_l{layer}", None) for name in names]
     return Weights(*found)
 
 
@@ -278,17 +282,23 @@ def _follow_steps(
     if begins:  # of the state before the first step nothing is known
         before.insert(0, torch.full_like(after[0], float("nan")))
 
-    def function(t: int) -> Step:
-        def step(x: Any, rows: Tensor) -> Tensor:
-            _, after = module(x, layouts[t].nest(rows))
-            return _Layout(after, dim, len(rows)).rows()
-
-        return step
+    def run(t: int, x: Any, rows: Tensor) -> tuple[Any, Tensor]:
+        y, after = module(x, layouts[t].nest(rows) if t in layouts else None)
+        return y, _Layout(after, dim, len(rows)).rows()
 
     def repeat(x: Any, k: int) -> Any:
         return x if k == 1 else map_tensors(lambda v: v.repeat_interleave(k, 1 - time), x)
 
-    return Trajectory(0, function, xs, torch.stack(before), torch.stack(after), begins, repeat)
+    return Trajectory(
+        layer=0,
+        function=lambda t: lambda x, rows: run(t, x, rows)[1],
+        inputs=xs,
+        before=torch.stack(before),
+        after=torch.stack(after),
+        first=begins,
+        repeat=repeat,
+        run=run,
+    )
 
 
 class _Layout:

@@ -1,0 +1,217 @@
+"""What to do about a gradient that does not come far, or too far: sentences with their reasons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from bptt.flow.verdict import DEAD, Profile, is_saturated, profile
+
+if TYPE_CHECKING:
+    from bptt.flow.dynamics import Dynamics
+    from bptt.flow.flow import GradientFlow
+
+BIAS = 0.1
+"""The relative bias for which a reach is suggested."""
+
+PASCANU = "R. Pascanu, T. Mikolov and Y. Bengio, ICML 2013, arXiv:1211.5063"
+SAXE = "A. Saxe et al., arXiv:1312.6120; M. Henaff et al., arXiv:1602.06662"
+LE = "Q. V. Le, N. Jaitly and G. E. Hinton, arXiv:1504.00941"
+CHRONO = "C. Tallec and Y. Ollivier, ICLR 2018, arXiv:1804.11188"
+JOZEFOWICZ = "R. Jozefowicz, W. Zaremba and I. Sutskever, ICML 2015"
+LSTM = "S. Hochreiter and J. Schmidhuber, Neural Computation 9 (1997)"
+BENGIO = "Y. Bengio, arXiv:1206.5533, section 3.1.1"
+JAEGER = "H. Jaeger, GMD report 148 (2001)"
+MAAS = "A. Maas, A. Hannun and A. Ng, ICML 2013 workshop"
+GLOROT = "X. Glorot and Y. Bengio, AISTATS 2010"
+AICHER = "C. Aicher, N. J. Foti and E. B. Fox, UAI 2019, arXiv:1905.07473"
+
+
+class Advice(NamedTuple):
+    """One thing to do."""
+
+    text: str
+    """What, by which function, and why, in a sentence or two."""
+    figures: dict[str, float]
+    """The measured numbers that led to it, by name."""
+    source: str
+    """Where it comes from."""
+
+
+def advise(flow: GradientFlow) -> tuple[Advice, ...]:
+    """Say what to do about what was found, the most urgent first.
+
+    Args:
+        flow: what :func:`bptt.gradient_flow` found, best with its dynamics.
+
+    >>> import torch, bptt
+    >>> flow = bptt.gradient_flow(bptt.LSTM(4, 32), torch.randn(60, 8, 4))
+    >>> "bptt.init.chrono_(module, longest=59)" in flow.advice[0].text
+    True
+    >>> flow.advice[0].source
+    'C. Tallec and Y. Ollivier, ICLR 2018, arXiv:1804.11188'
+    """
+    found, layers = profile(flow), flow.dynamics or ()
+    advice: list[Advice] = []
+    if flow.verdict.kind == "exploding":
+        advice += _against_explosion(found, layers)
+    elif flow.verdict.kind == "vanishing":
+        advice += _against_vanishing(found, flow.lags - 1, layers)
+    advice += _about_units(layers)
+    if flow.verdict.kind in ("healthy", "vanishing"):
+        advice += _about_reach(flow)
+    return tuple(advice)
+
+
+def _against_explosion(found: Profile, layers: tuple[Dynamics, ...]) -> Iterator[Advice]:
+    yield Advice(
+        "Clip the gradient's norm: torch.nn.utils.clip_grad_norm_, or --clip of bptt train. Values "
+        "from half to ten times the norm that is usual over many updates are known to work; "
+        "bptt.FlowMeter reports it.",
+        {"growth": found.largest, "lag": found.largest_at},
+        PASCANU,
+    )
+    wide = [d for d in layers if d.spectral_radius is not None and d.spectral_radius > 1]
+    if wide:
+        d = max(wide, key=lambda d: d.spectral_radius or 0.0)
+        yield Advice(
+            "Scale the recurrent weights down: bptt.init.spectral_radius_(module, 1), or "
+            "bptt.init.orthogonal_(module). Their spectral radius is "
+            f"{d.spectral_radius:.3g}, and above 1 small changes of the state may grow from step "
+            "to step.",
+            _figures(d, "spectral_radius", "weight_norm", "bound"),
+            f"{JAEGER}; {SAXE}",
+        )
+    yield Advice(
+        "Take a smaller learning rate, a third of it, if the loss diverges; and begin again from "
+        "weights of before.",
+        {"growth": found.largest},
+        BENGIO,
+    )
+
+
+def _against_vanishing(found: Profile, lags: int, layers: tuple[Dynamics, ...]) -> Iterator[Advice]:
+    gone = found.faded or lags
+    for mode in dict.fromkeys(d.mode for d in layers):
+        d = next(d for d in layers if d.mode == mode)
+        if mode == "LSTM":
+            yield from _open_gates(gone, lags, "forget gates")
+        elif mode == "GRU":
+            yield from _open_gates(gone, lags, "update gates")
+        elif mode is not None:
+            yield from _better_weights(d, gone, lags)
+    if not any(d.mode for d in layers):
+        yield Advice(
+            "Use cells with gates, bptt.LSTM or bptt.GRU, with bptt.init.chrono_(module, "
+            f"longest={lags}); now the gradient is gone within {gone} steps.",
+            {"gone_within": gone, "lags": lags},
+            f"{LSTM}; {CHRONO}",
+        )
+
+
+def _open_gates(gone: int, lags: int, gates: str) -> Iterator[Advice]:
+    bias = math.log(max(2, lags) - 1)
+    yield Advice(
+        f"Spread the {gates} over time scales up to the longest dependency: "
+        f"bptt.init.chrono_(module, longest={lags}), before training. Now the gradient is gone "
+        f"within {gone} steps.",
+        {"gone_within": gone, "longest": lags},
+        CHRONO,
+    )
+    yield Advice(
+        f"Or open all {gates} alike: bptt.init.forget_bias_(module, 1) is the usual start; a bias "
+        f"of log({lags} - 1) = {bias:.2g} would keep the state for about {lags} steps.",
+        {"bias": bias, "lags": lags},
+        JOZEFOWICZ,
+    )
+
+
+def _better_weights(d: Dynamics, gone: int, lags: int) -> Iterator[Advice]:
+    if d.mode == "RNN_SIGMOID":
+        yield Advice(
+            'Use tanh or ReLU in place of sigmoid: bptt.RNN(..., nonlinearity="tanh"). A '
+            "sigmoid's derivative is 1/4 at most, so with the recurrent weights' largest singular "
+            f"value, {d.weight_norm:.3g}, a step keeps {d.bound:.3g} of the gradient at most.",
+            _figures(d, "weight_norm", "slope", "bound"),
+            PASCANU,
+        )
+    elif d.mode == "RNN_RELU":
+        yield Advice(
+            "Start from the identity: bptt.init.identity_(module), before training. A unit that is "
+            "on then hands the gradient on unchanged.",
+            _figures(d, "spectral_radius", "weight_norm", "saturated"),
+            LE,
+        )
+    elif not _is_orthogonal(d):
+        certain = d.bound is not None and d.bound < 1
+        yield Advice(
+            "Make the recurrent weights orthogonal, so that they keep the gradient's length: "
+            "bptt.init.orthogonal_(module), before training. Their spectral radius is "
+            f"{d.spectral_radius:.3g}"
+            + (f", and no step keeps more than {d.bound:.3g} of the gradient." if certain else "."),
+            _figures(d, "spectral_radius", "weight_norm", "bound"),
+            SAXE,
+        )
+    yield Advice(
+        "Use cells with gates, which keep a gradient where it is wanted: bptt.LSTM or bptt.GRU, "
+        f"with bptt.init.chrono_(module, longest={lags}). Now the gradient is gone within "
+        f"{gone} steps.",
+        {"gone_within": gone, "longest": lags},
+        f"{LSTM}; {CHRONO}",
+    )
+    yield Advice(
+        "Or add bptt.vanishing_penalty to the loss, which asks each step to keep the gradient's "
+        "length.",
+        {"gone_within": gone},
+        PASCANU,
+    )
+
+
+def _is_orthogonal(d: Dynamics) -> bool:
+    """Whether all singular values are about 1: the largest, and the largest eigenvalue, are."""
+    return all(abs((v or 0.0) - 1) < 0.05 for v in (d.weight_norm, d.spectral_radius))
+
+
+def _about_units(layers: tuple[Dynamics, ...]) -> Iterator[Advice]:
+    for d in layers:
+        if d.dead >= DEAD and d.mode == "RNN_RELU":
+            yield Advice(
+                f"Wake the dead units of layer {d.layer}: take a smaller learning rate, biases "
+                "above 0, or bptt.init.identity_(module) before training. A ReLU that is never on "
+                "gets no gradient.",
+                _figures(d, "dead"),
+                f"{MAAS}; {LE}",
+            )
+        elif is_saturated(d):
+            yield Advice(
+                f"Bring the units of layer {d.layer} back from saturation: scale the inputs to "
+                "about unit variance, take smaller weights or a smaller learning rate. Where a "
+                "unit is saturated hardly any gradient passes.",
+                _figures(d, "saturated"),
+                GLOROT,
+            )
+
+
+def _about_reach(flow: GradientFlow) -> Iterator[Advice]:
+    K, last = flow.suggest_truncation(BIAS), flow.lags - 1
+    if not flow.settles():
+        yield Advice(
+            f"Look further back, and give the credit a longer reach: the gradient goes on beyond "
+            f"the {last} steps that were followed. Follow longer sequences (and more lags=).",
+            {"lags": flow.lags, "horizon": flow.horizon() or last},
+            AICHER,
+        )
+    if K is not None and flow.steps > 2 * K:
+        yield Advice(
+            f"If the sequences have to be cut, credit=bptt.Truncated(every={K}, reach={2 * K}) "
+            f"keeps the gradient's relative bias at about {BIAS:.0%}, for what the network uses "
+            "now; longer, for what it is to learn.",
+            {"bias": BIAS, "reach": K},
+            AICHER,
+        )
+
+
+def _figures(d: Dynamics, *names: str) -> dict[str, float]:
+    found = {name: getattr(d, name) for name in names}
+    return {"layer": d.layer, **{k: float(v) for k, v in found.items() if v is not None}}

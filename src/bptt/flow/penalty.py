@@ -1,0 +1,132 @@
+"""A loss term that asks each step to keep the gradient's length: against vanishing gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt.flow.trajectory import Piece, Trajectory, follow
+from bptt.unrolling import join
+
+
+def vanishing_penalty(
+    module: Any,
+    inputs: Any,
+    loss_fn: Callable[[Any], Tensor],
+    state: Any = None,
+    *,
+    state_batch_dim: int | None = None,
+) -> Tensor:
+    """Compute Ω, which is 0 where every step keeps the length of the gradient that crosses it.
+
+    R. Pascanu, T. Mikolov and Y. Bengio, "On the difficulty of training recurrent neural
+    networks", ICML 2013, arXiv:1211.5063, equation 9:
+
+        Ω = Σ_k Ω_k = Σ_k ( ‖(∂E/∂h_{k+1}) ∂h_{k+1}/∂h_k‖ / ‖∂E/∂h_{k+1}‖ - 1 )²
+
+    Its own gradient is what they take: that of the immediate dependence, ∂⁺Ω/∂θ. The states
+    h_k, the inputs and the gradients ∂E/∂h_{k+1} count as constants; only the step between two
+    states, h_{k+1} = f(h_k, x_{k+1}; θ), depends on the parameters. So it costs a second
+    derivative of single steps and nothing over time. With h_{k+1} = φ(a_{k+1}), as here, that is
+    through W_hh and through φ'(a_{k+1}), where a depends on all of the layer's parameters; their
+    network's state is a, so that they have W_hh alone.
+
+    Ω is summed over the steps k, and averaged over the sequences: to each sequence's sum belongs
+    its own E. Steps over which no gradient flows, as after the last loss, have no Ω_k. In a stack
+    each layer has its own, and h is all of its state: for an LSTM h and c together. Cells with
+    gates need no help to keep a gradient, but the definition holds for any step. Of a module that
+    is neither bptt's nor torch.nn's, ∂E/∂h_k is taken with respect to the state as it enters step
+    k + 1, without what comes through the output of step k. There is no dropout between layers.
+
+    Args:
+        module: what :func:`bptt.unroll` takes.
+        inputs: [T, B, ...], or a nest of such.
+        loss_fn: ``outputs -> scalar``, E, a sum or mean over the sequences.
+        state: the initial state; None where the module knows how to begin. Of its layers' steps
+            the one that starts from it counts only if it is given.
+        state_batch_dim: as for :func:`bptt.unroll`.
+
+    Returns:
+        Ω, a scalar; add it to the loss, multiplied by something (they take 0.5 to 4).
+
+    Raises:
+        ValueError: the module is bidirectional, or the inputs are packed.
+
+    >>> import torch, bptt
+    >>> rnn, x, target = bptt.RNN(3, 16), torch.randn(20, 4, 3), torch.randn(4, 16)
+    >>> loss_fn = lambda y: (y[-1] - target).square().mean()
+    >>> y, _ = rnn(x)
+    >>> loss = loss_fn(y) + 0.5 * bptt.vanishing_penalty(rnn, x, loss_fn)
+    >>> loss.backward()
+    """
+    layers = follow(module, inputs, state, state_batch_dim=state_batch_dim)
+    with torch.enable_grad():
+        if layers[0].cell is None:
+            time = int(bool(getattr(module, "batch_first", False)))
+            gradients = [_gradients_of_steps(layers[0], loss_fn, time)]
+        else:
+            gradients = _gradients_of_layers(module, inputs, layers, loss_fn)
+    total = layers[0].after.new_zeros(())
+    for layer, d in zip(layers, gradients, strict=True):
+        t = layer.first if state is not None else 1
+        for piece in layer.pieces(first=t):
+            end = t + len(piece.before) // layer.batch
+            total = total + _omega(piece, d[t:end].flatten(0, 1)) / layer.batch
+            t = end
+    return total
+
+
+def _gradients_of_layers(
+    module: Any, inputs: Tensor, layers: tuple[Trajectory, ...], loss_fn: Callable[[Any], Tensor]
+) -> list[Tensor]:
+    """∂E/∂state_t of each layer, [T, B, n]: by later steps, the layers above and the output."""
+    x, states = layers[0].inputs, []
+    for layer in layers:
+        rows, after = layer.before[0].detach().requires_grad_(), []
+        for t, x_t in enumerate(x):
+            rows = layer.function(t)(x_t, rows)
+            after.append(rows)
+        states.append(after)
+        width = layer.outputs.shape[2]
+        x = [rows[:, :width] for rows in after]
+    y = torch.stack(x)
+    if inputs.dim() == 2:
+        y = y.squeeze(1)
+    elif module.batch_first:
+        y = y.transpose(0, 1)
+    flat = [rows for after in states for rows in after]
+    found = torch.autograd.grad(loss_fn(y), flat, materialize_grads=True)
+    return list(torch.stack(found).unflatten(0, (len(layers), -1)))
+
+
+def _gradients_of_steps(layer: Trajectory, loss_fn: Callable[[Any], Tensor], time: int) -> Tensor:
+    """∂E/∂state_t, [T, B, n], with respect to the state as it enters the step after t.
+
+    How the output of step t depends on the state that it leaves is not known of a foreign module.
+    """
+    assert layer.run is not None
+    rows, outputs, after = layer.before[0], [], []
+    for t, x_t in enumerate(layer.inputs):
+        y, rows = layer.run(t, x_t, rows)
+        rows = rows if rows.requires_grad else rows.detach().requires_grad_()
+        outputs.append(y)
+        after.append(rows)
+    found = torch.autograd.grad(loss_fn(join(outputs, time)), after, materialize_grads=True)
+    return torch.stack(found)
+
+
+def _omega(piece: Piece, d: Tensor) -> Tensor:
+    """Σ Ω_k over the rows of a piece, for the gradients d = ∂E/∂h_{k+1}, [N, n]."""
+    with torch.enable_grad():
+        before = piece.before.detach().requires_grad_()
+        (crossed,) = torch.autograd.grad(
+            piece.step(before), before, d, create_graph=True, materialize_grads=True
+        )
+    length = d.norm(dim=1)
+    there = length > 0
+    kept = crossed[there].norm(dim=1) / length[there]
+    omega: Tensor = (kept - 1).square().sum()
+    return omega

@@ -1,0 +1,177 @@
+"""Whether the gradient vanishes, explodes, or does neither, over the lags that were followed."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from bptt.flow.dynamics import Dynamics
+    from bptt.flow.flow import GradientFlow
+
+FADED = 0.01
+"""A gradient has vanished where it stays below this share of what it was a step back, ..."""
+
+WITHIN = 0.5
+"""... from no later than this share of the lags on."""
+
+GROWN = 10.0
+"""It explodes where it grows to this many times of what it was a step back."""
+
+LEAST_LAGS = 5
+"""Fewer lags tell nothing."""
+
+DEAD = 0.1
+"""So many dead units are worth a word,"""
+
+SATURATED = 0.5
+"""and so many saturated ones."""
+
+
+class Verdict(NamedTuple):
+    """What :attr:`bptt.GradientFlow.verdict` is."""
+
+    kind: str
+    """``"vanishing"``, ``"exploding"``, ``"healthy"``; ``"dead"``: nothing comes back over a single
+    step; ``"undetermined"``: fewer than five lags were followed."""
+    words: str
+    """The same in sentences, with dead and saturated units."""
+
+
+class Profile(NamedTuple):
+    """How the gradient changes on its way, relative to what it is one step back."""
+
+    relative: NDArray[np.float64]
+    """At lags 0, 1, ..., [lags]; 1 at lag 1 and NaN at lag 0, which comes through the output."""
+    faded: int | None
+    """The lag from which on it stays below a hundredth; None: it does not."""
+    largest: float
+    """The largest of them, from lag 1 on; inf where one is not finite."""
+    largest_at: int
+    """The lag of that."""
+
+
+def judge(flow: GradientFlow) -> Verdict:
+    """Judge a gradient's way back.
+
+    All of the state is taken together (an LSTM's h and c, all layers), and all losses and
+    sequences; each lag is compared with the one before it in the same losses, since the larger a
+    lag, the fewer losses have it. Relative to one step back, the gradient is
+
+    - **exploding**, if it grows to ten times, or is not finite;
+    - **vanishing**, if it falls below a hundredth, for good, within the first half of the lags that
+      were followed: what was followed says how far it should have come;
+    - **healthy** otherwise.
+
+    Args:
+        flow: what :func:`bptt.gradient_flow` found.
+
+    >>> import torch, bptt
+    >>> flow = bptt.gradient_flow(bptt.RNN(4, 32), torch.randn(40, 8, 4))
+    >>> flow.verdict.kind
+    'vanishing'
+    >>> rnn = bptt.init.orthogonal_(bptt.RNN(4, 32))
+    >>> bptt.gradient_flow(rnn, 0.1 * torch.randn(40, 8, 4)).verdict.kind
+    'healthy'
+    """
+    kind, words = _kind(flow)
+    return Verdict(kind, " ".join([words, *_of_units(flow.dynamics or ())]))
+
+
+def _kind(flow: GradientFlow) -> tuple[str, str]:
+    found, last = profile(flow), flow.lags - 1
+    if not math.isfinite(found.largest):
+        return "exploding", (
+            f"The gradient explodes: it is not a finite number any more {found.largest_at} "
+            f"step{'s' if found.largest_at != 1 else ''} back."
+        )
+    if flow.lags < LEAST_LAGS:
+        return "undetermined", (
+            f"Undetermined: {flow.lags} lag{'s were' if flow.lags != 1 else ' was'} followed, and "
+            f"{LEAST_LAGS} at least are needed to see whether a gradient lasts."
+        )
+    if found.largest == 0:
+        return "dead", "Dead: no gradient at all comes back over a step."
+    if found.largest >= GROWN:
+        return "exploding", (
+            f"The gradient explodes: {found.largest_at} steps back it is {found.largest:.3g} times "
+            "as large as one step back."
+        )
+    if found.faded is not None and found.faded <= WITHIN * last:
+        return "vanishing", (
+            f"The gradient vanishes: from {found.faded} steps back on it is less than "
+            f"{FADED:.0%} of what it is one step back; {last} steps were followed."
+        )
+    left = found.relative[last]
+    return "healthy", (
+        f"Healthy: {last} steps back, the longest way followed, the gradient is "
+        f"{_percent(left)} of what it is one step back."
+    )
+
+
+def _of_units(layers: tuple[Dynamics, ...]) -> list[str]:
+    """Say which layers have dead or saturated units."""
+    words = []
+    for d in layers:
+        of = f" in layer {d.layer}" if len(layers) > 1 else ""
+        if d.dead >= DEAD:
+            words.append(f"{_percent(d.dead)} of the units{of} are dead: they never change.")
+        if is_saturated(d):
+            assert d.saturated is not None
+            words.append(f"{_percent(d.saturated)} of the units' values{of} are saturated.")
+    return words
+
+
+def is_saturated(layer: Dynamics) -> bool:
+    """Whether half of the values of an RNN's tanh or sigmoid are where no gradient passes.
+
+    A ReLU that is off half of the time is what it should be, and so is a gate at its end: that
+    is how it keeps something.
+    """
+    smooth = layer.mode in ("RNN_TANH", "RNN_SIGMOID")
+    return smooth and layer.saturated is not None and layer.saturated >= SATURATED
+
+
+def profile(flow: GradientFlow) -> Profile:
+    """Follow the gradient from lag to lag, in the same losses.
+
+    With S_k the sum of the norms at lag k over all losses and sequences that have lag k, and
+    S'_{k-1} that at lag k - 1 over the same ones, it is ∏ S_k / S'_{k-1}.
+    """
+    before, here = _neighbours(flow)
+    relative = np.full(flow.lags, np.nan)
+    if flow.lags > 1:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ratios = np.where(here == 0, 0.0, here / before)
+        ratios[:2] = (np.nan, 1.0 if here[1] > 0 else 0.0)
+        relative[1:] = np.cumprod(ratios[1:])
+    known = relative[1:]
+    if not np.isfinite(known).all() or not np.isfinite(here).all():
+        bad = ~np.isfinite(here) | ~np.isfinite(np.append(1.0, known))
+        return Profile(relative, None, math.inf, int(np.argmax(bad)))
+    if not len(known):
+        return Profile(relative, None, 0.0, 0)
+    (last,) = np.nonzero(known >= FADED)
+    faded = int(last[-1]) + 2 if len(last) else 1
+    at = int(np.argmax(known))
+    return Profile(relative, faded if faded < flow.lags else None, float(known[at]), at + 1)
+
+
+def _neighbours(flow: GradientFlow) -> NDArray[np.float64]:
+    """Sums of the norms at lag k - 1 and at lag k, over the losses that have lag k: [2, lags]."""
+    squares = torch.stack([s.norms for s in flow.states]).double().nan_to_num(0.0, math.inf)
+    norms = squares.square().sum(0).sqrt().sum(0)  # [N, T], summed over the sequences
+    found = np.zeros((2, flow.lags))
+    for n, t in enumerate(flow.times):
+        back = norms[n, max(0, t - flow.lags + 1) : t + 1].flip(0).cpu().numpy()
+        found[1, : len(back)] += back
+        found[0, 1 : len(back)] += back[:-1]
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"

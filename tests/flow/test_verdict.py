@@ -1,0 +1,202 @@
+"""The verdict: on norms made by a rule, and on networks of which it is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from flow.foreign import Linear
+from flow.made import flow_of
+from torch import nn
+
+import bptt
+from bptt import gradient_flow, init
+from bptt.flow.dynamics import measure
+from bptt.flow.verdict import FADED, GROWN, judge, profile
+
+# ----------------------------------------------------------------------------- made by a rule
+
+
+@pytest.mark.parametrize(
+    ("beta", "kind"),
+    [
+        (0.5, "vanishing"),
+        (0.7, "vanishing"),
+        (0.9, "healthy"),
+        (1.0, "healthy"),
+        (1.1, "exploding"),
+    ],
+)
+def test_the_kind_by_the_factor_of_a_step(beta, kind):
+    """Over 29 steps: a hundredth by the middle up to β = 0.70, ten times from 1.086 on."""
+    found = judge(flow_of(lambda t, k, b: beta**k))
+    assert found.kind == kind
+
+
+def test_the_thresholds():
+    fades = FADED ** (1 / 13)  # a hundredth of lag 1 at lag 14, and half of the way is 14.5
+    assert judge(flow_of(lambda t, k, b: (fades - 0.005) ** k)).kind == "vanishing"
+    assert judge(flow_of(lambda t, k, b: (fades + 0.005) ** k)).kind == "healthy"
+    grows = GROWN ** (1 / 28)
+    assert judge(flow_of(lambda t, k, b: (grows - 0.005) ** k)).kind == "healthy"
+    assert judge(flow_of(lambda t, k, b: (grows + 0.005) ** k)).kind == "exploding"
+
+
+def test_the_words_have_the_figures():
+    assert judge(flow_of(lambda t, k, b: 0.5**k)).words == (
+        "The gradient vanishes: from 8 steps back on it is less than 1% of what it is one step "
+        "back; 29 steps were followed."
+    )
+    assert "29 steps back it is 2.68e+08 times" in judge(flow_of(lambda t, k, b: 2.0**k)).words
+    words = judge(flow_of(lambda t, k, b: 0.95**k)).words
+    assert words == (
+        "Healthy: 29 steps back, the longest way followed, the gradient is 23.8 % of what it is "
+        "one step back."
+    )
+
+
+def test_what_comes_at_lag_0_does_not_count():
+    a, b = (judge(flow_of(lambda t, k, b, z=z: z if k == 0 else 0.9**k)) for z in (1e-6, 1e6))
+    assert a == b
+    assert a.kind == "healthy"
+
+
+def test_losses_of_different_size_do_not_look_like_growth():
+    """Only the last two losses matter, as in the copy task: means by lag rise, no gradient does."""
+    flow = flow_of(lambda t, k, b: 0.99**k * (1.0 if t >= 28 else 1e-3))
+    assert flow.by_lag.mean[-1] > 10 * flow.by_lag.mean[1]
+    assert judge(flow).kind == "healthy"
+    relative = torch.tensor(profile(flow).relative[1:])
+    torch.testing.assert_close(relative, 0.99 ** torch.arange(29.0).double())
+
+
+def test_the_cell_counts_as_the_hidden_state_does():
+    flow = flow_of(lambda t, k, b: 0.5**k, names=("hidden", "cell"))
+    hidden, cell = flow.states
+    cell = dataclasses.replace(cell, norms=torch.where(cell.norms > 0, 1.0, cell.norms))
+    kept = dataclasses.replace(flow, states=(hidden, cell))
+    assert (judge(flow).kind, judge(kept).kind) == ("vanishing", "healthy")
+
+
+def test_only_some_lags_and_losses():
+    flow = flow_of(lambda t, k, b: 0.8**k, lags=10, times=(3, 20, 29))
+    assert judge(flow).kind == "healthy"  # 0.8^8 = 17 % at the longest lag followed
+    torch.testing.assert_close(
+        torch.tensor(profile(flow).relative[1:]), 0.8 ** torch.arange(9.0).double()
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "kind", "words"),
+    [
+        (lambda t, k, b: 0.5**k, {"lags": 4}, "undetermined", "4 lags were followed"),
+        (lambda t, k, b: 0.5**k, {"steps": 1}, "undetermined", "1 lag was followed"),
+        (lambda t, k, b: float(k == 0), {}, "dead", "no gradient at all"),
+        (lambda t, k, b: 0.0, {}, "dead", "no gradient at all"),
+        (lambda t, k, b: math.inf if k > 7 else 1.0, {}, "exploding", "any more 8 steps back"),
+    ],
+)
+def test_edges(rule, options, kind, words):
+    found = judge(flow_of(rule, **options))
+    assert found.kind == kind
+    assert words in found.words
+
+
+def test_a_gradient_that_ends_vanishes():
+    found = judge(flow_of(lambda t, k, b: float(k < 6)))
+    assert found.kind == "vanishing"
+    assert "from 6 steps back on" in found.words
+
+
+# ------------------------------------------------------------------------------------ networks
+
+STEPS = 50
+
+
+def verdict(module, scale=0.1):
+    x = scale * torch.randn(STEPS, 4, 3)
+    return gradient_flow(module, x, credit=False).verdict
+
+
+@pytest.mark.parametrize(
+    ("radius", "kind"), [(0.5, "vanishing"), (1.0, "healthy"), (1.5, "exploding")]
+)
+def test_the_spectral_radius_decides(radius, kind):
+    rnn = bptt.RNN(3, 100)
+    nn.init.normal_(rnn.weight_hh_l0, 0, 0.1)
+    assert verdict(init.spectral_radius_(rnn, radius)).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("radius", "kind"), [(0.8, "vanishing"), (0.99, "healthy"), (1.2, "exploding")]
+)
+def test_a_linear_network_of_known_radius(radius, kind):
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    flow = gradient_flow(
+        Linear(radius * turn), torch.zeros(STEPS, 2, 1).double(), state=torch.ones(2, 6).double()
+    )
+    assert flow.verdict.kind == kind
+
+
+def test_sigmoid_beside_tanh():
+    """With orthogonal weights a tanh keeps what a sigmoid quarters, at best."""
+    tanh, sigmoid = (
+        init.orthogonal_(bptt.RNN(3, 64, nonlinearity=phi)) for phi in ("tanh", "sigmoid")
+    )
+    assert verdict(tanh).kind == "healthy"
+    assert verdict(sigmoid).kind == "vanishing"
+    flow = gradient_flow(sigmoid, torch.randn(STEPS, 4, 3), credit=False)
+    assert flow.decay.beta <= 0.25
+    assert (profile(flow).relative[2:12] <= 0.26 ** torch.arange(1, 11).numpy()).all()
+
+
+def test_relu_with_the_identity():
+    assert verdict(init.identity_(bptt.RNN(3, 64, nonlinearity="relu"))).kind == "healthy"
+    assert verdict(bptt.RNN(3, 64, nonlinearity="relu")).kind == "vanishing"
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_chrono_reaches_further_than_a_forget_bias_of_1(kind):
+    cells = [getattr(bptt, kind)(3, 64) for _ in range(3)]
+    init.forget_bias_(cells[1])
+    init.chrono_(cells[2], STEPS)
+    x = torch.randn(STEPS, 4, 3)
+    flows = [gradient_flow(cell, x, credit=False) for cell in cells]
+    assert (flows[0].verdict.kind, flows[2].verdict.kind) == ("vanishing", "healthy")
+    gone = [profile(flow).faded or STEPS for flow in flows]
+    assert gone[0] < gone[1] < gone[2]
+
+
+# --------------------------------------------------------------------------------------- units
+
+
+def of_units(module, x):
+    flow = gradient_flow(module, x, credit=False, dynamics=False)
+    return dataclasses.replace(flow, dynamics=measure(module, x)).verdict
+
+
+def test_dead_and_saturated_units_are_in_the_words():
+    relu = bptt.RNN(3, 20, nonlinearity="relu")
+    with torch.no_grad():
+        relu.bias_ih_l0[:5] = -100
+    words = of_units(relu, torch.randn(30, 4, 3)).words
+    assert words.endswith("25 % of the units are dead: they never change.")
+    tanh = bptt.RNN(3, 20, num_layers=2)
+    with torch.no_grad():
+        tanh.weight_ih_l1 *= 100
+    words = of_units(tanh, torch.randn(30, 4, 3)).words
+    assert "of the units' values in layer 1 are saturated" in words
+    assert "layer 0" not in words
+
+
+def test_units_at_work_are_not_mentioned():
+    for module in (
+        bptt.RNN(3, 20),
+        init.identity_(bptt.RNN(3, 20, nonlinearity="relu")),  # off half of the time
+        init.chrono_(bptt.LSTM(3, 20), 100),  # most gates at their ends
+    ):
+        words = of_units(module, torch.randn(30, 4, 3)).words
+        assert "dead" not in words
+        assert "saturated" not in words
