@@ -475,6 +475,16 @@ def test_where_next_to_nothing_is_known(opened):
     assert page.complaints() == []
 
 
+def test_blocks_whose_rows_and_columns_do_not_meet(opened):
+    words = [f"w{n}" for n in range(401)]
+    flow = made_flow(words=words, times=range(1, 400), lags=50, credit=False)
+    page = opened(flow, address="#t=300&s=290")
+    assert page.complaints() == []
+    value = shown_value(page.text("#texts .readout b"))
+    assert value == pytest.approx(norms(flow)[298:300, 290:292].mean(), rel=0.05)
+    assert "the mean of 2 steps" in page.readout()
+
+
 def is_seen(page, word):
     """Whether a word is within what is seen of its list."""
     return page.run(

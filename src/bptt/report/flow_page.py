@@ -22,7 +22,20 @@ from bptt.errors import ConfigError
 from bptt.files import write_whole
 from bptt.report.flow_data import Flow, as_dict, packed
 
-SCRIPTS = ("data", "words", "scale", "view", "plots", "text", "map", "credit", "notes", "main")
+SCRIPTS = (
+    "data",
+    "words",
+    "scale",
+    "view",
+    "plots",
+    "lags",
+    "text",
+    "map",
+    "credit",
+    "notes",
+    "dynamics",
+    "main",
+)
 
 
 def write(path: str | os.PathLike[str], *flows: Flow) -> None:
