@@ -82,10 +82,10 @@ def test_it_reads_what_gradient_flow_does_on_the_same_batch(make):
     assert probe.horizon.lag == flow.horizon()
     assert 0 < probe.horizon.lag < 30
     assert probe.horizon.reached == flow.settles()
-    assert probe.decay == flow.decay
+    assert probe.decay == pytest.approx(flow.decay)
     assert probe.growth == pytest.approx(max(flow.by_lag.mean[1:]) / flow.by_lag.mean[1])
     first, *others = flow.by_lag.mean
-    assert probe.by_lag == (0.0 if math.isnan(first) else first, *others)
+    assert probe.by_lag == pytest.approx((0.0 if math.isnan(first) else first, *others))
     assert math.isnan(first) == (not isinstance(module, torch.nn.RNNBase))
     assert (probe.update, probe.lags) == (1, 30)
 
@@ -185,6 +185,18 @@ def test_a_gradient_that_explodes_is_an_alarm_when_looked_at_and_when_heard():
     assert "the gradient explodes: over the earlier half of the window" in readings[0].alarm
     _, readings = train(bptt.FlowMeter(rnn, every=0), rnn, 1, heard=False)
     assert readings[0].growth is None
+
+
+def test_it_listens_to_every_tenth_update(monkeypatch):
+    meter, rnn = bptt.FlowMeter(bptt.RNN(I, H), every=0), bptt.RNN(I, H)
+    heard = iter(range(100))
+    monkeypatch.setattr("bptt.flow.meter.growth_of", lambda _: next(heard))
+    seen = []
+    for _ in range(23):
+        with meter.listening():
+            losses(rnn(x_of(6))[0]).mean().backward()
+        seen.append(meter.update(1.0).growth)
+    assert seen == [0] * 10 + [1] * 10 + [2] * 3
 
 
 def test_a_gradient_that_dies_is_an_alarm():

@@ -101,6 +101,24 @@ def test_the_step_in_the_middle_of_a_batch_is_named(small, tmp_path):
     assert "the hidden state of layer 1 of 1, at step 8 of 10" in found
 
 
+def test_of_the_steps_that_are_run_again_the_logits_do_not_count(small, tmp_path):
+    model = start(small.changed(cell="rnn", nonlinearity="relu"), tmp_path / "model").model
+    inputs, targets = batch(model)
+    inputs[:] = 2
+    huge = torch.full_like(inputs[:1], 3)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model.embedding.weight[3] = 1e30
+        model.recurrent.weight_ih_l0.fill_(1)
+        model.readout.weight.fill_(1e10)  # so that the logits of that step alone overflow
+    found = first_not_finite(model, inputs, targets, Stream(None, huge), math.nan)
+    assert "all was finite" in found
+    inputs[2] = 3
+    found = first_not_finite(model, inputs, targets, Stream(None, huge), math.nan)
+    assert "first not finite: the logits, at step 4 of 8" in found
+
+
 def test_logits_and_loss_that_overflow_are_named(model):
     with torch.no_grad():
         model.readout.weight.fill_(3e38)
