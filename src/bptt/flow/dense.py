@@ -8,6 +8,7 @@ a stack the layers of a step follow one another, so no gradients are kept but th
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
@@ -15,7 +16,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bptt.cells import State
 from bptt.flow.derivatives import Locals, local_derivatives
 from bptt.flow.network import Layer, Network
 from bptt.flow.pairs import Pairs
@@ -48,20 +48,27 @@ class _Dense:
         more = self.layer.w.ih.shape[1] if self.of_inputs else int(self.projected is not None)
         return self.layer.cell.states * self.hidden, self.outputs + more
 
-    def matrices(self, rows: slice) -> Float[Tensor, "rows given found"]:
+    def make_matrices(self, rows: slice, into: Float[Tensor, "rows given found"]) -> None:
         """Make the matrices of some rows: Σ over the gates of diag(local derivative) W."""
         w, H, P = self.layer.w, self.hidden, self.outputs
         of_hidden, of_input = self.local.of_hidden[rows], self.local.of_input[rows]
-        found = w.hh.new_zeros(len(of_hidden), *self.shape)
         for g in range(self.layer.cell.gates):
-            block = H * (g // 3) if self.layer.cell.states == 2 else 0  # of m for the LSTM's o
-            part, gate = found[:, block : block + H], slice(g * H, (g + 1) * H)
-            part[:, :, :P].addcmul_(of_hidden[:, g].unsqueeze(2), w.hh[gate])
+            block = g // 3 if self.layer.cell.states == 2 else 0  # of m for the LSTM's o
+            add = _put if g == 3 * block else _add
+            part, gate = into[:, block * H : (block + 1) * H], slice(g * H, (g + 1) * H)
+            add(part[:, :, :P], of_hidden[:, g].unsqueeze(2), w.hh[gate])
             if self.of_inputs:
-                part[:, :, P:].addcmul_(of_input[:, g].unsqueeze(2), w.ih[gate])
+                add(part[:, :, P:], of_input[:, g].unsqueeze(2), w.ih[gate])
             elif self.projected is not None:
-                part[:, :, P].addcmul_(of_input[:, g], self.projected[rows, g])
-        return found
+                add(part[:, :, P], of_input[:, g], self.projected[rows, g])
+
+
+def _put(to: Tensor, a: Tensor, b: Tensor) -> None:
+    torch.mul(a, b, out=to)
+
+
+def _add(to: Tensor, a: Tensor, b: Tensor) -> None:
+    to.addcmul_(a, b)
 
 
 class Dense:
@@ -118,6 +125,9 @@ class _Some:
             [s.new_zeros(sequences, N, s.shape[1]) for s in dense.layer.initial]
             for dense in of.layers
         ]
+        # Places that are used again at each step: fresh ones are slow.
+        self.matrices = [d_y.new_empty(sequences, *dense.shape) for dense in of.layers]
+        self.products = [d_y.new_empty(N * sequences * dense.shape[1]) for dense in of.layers]
 
     def back(self, s: int) -> None:
         """Go back through step s, from the top layer to the inputs."""
@@ -132,22 +142,23 @@ class _Some:
             more = self.d_y[rows].unsqueeze(1)
         for n in reversed(range(len(self.of.layers))):
             dense, given = self.of.layers[n], [g[:, losses] for g in self.given[n]]
-            self._note(dense.layer, given, losses, s)
+            self._note(dense.layer, given, losses, s, int(begins))
             if more is not None:
                 given[0][:, : more.shape[1]] += more
             if begins:
                 self._note_beginning(dense.layer, given[0][:, 0], low, s)
-            rest = self._through(dense, given, rows)
+            rest = self._through(n, given, rows)
             if n:
                 mask = self.of.layers[n - 1].layer.mask
                 more = rest if mask is None else rest * mask[rows].unsqueeze(1)
             elif self.of.credit is not None:
                 self.of.credit[self.batch, losses, s] = rest[:, :, 0].double()
 
-    def _note(self, layer: Layer, given: list[Tensor], losses: slice, s: int) -> None:
+    def _note(self, layer: Layer, given: list[Tensor], losses: slice, s: int, begin: int) -> None:
         """Note the norms of what the step after hands down, and end what is about to be nothing.
 
-        Numbers that are next to the smallest that there are have few digits, and are slow.
+        Numbers that are next to the smallest that there are have few digits, and are slow. The
+        first loss, if it begins here, is nothing yet.
         """
         nothing: Bool[Tensor, "sequences losses"] | None = None
         least = 100 * torch.finfo(given[0].dtype).tiny
@@ -156,7 +167,7 @@ class _Some:
             norms[self.batch, losses, s] = found
             nothing = found < least if nothing is None else nothing & (found < least)
         assert nothing is not None
-        if bool(nothing.any()):
+        if bool(nothing[:, begin:].any()):
             for g in given:
                 g.masked_fill_(nothing.unsqueeze(2), 0)
 
@@ -168,19 +179,23 @@ class _Some:
         for norms in layer.norms[1:]:
             norms[self.batch, number, s] = torch.nan
 
-    def _through(self, dense: _Dense, given: State | list[Tensor], rows: slice) -> Tensor:
+    def _through(self, n: int, given: list[Tensor], rows: slice) -> Tensor:
         """Take the gradients of a layer's state to the step before, in place.
 
         Returns:
             What the matrices give besides, [sequences, losses, ...].
         """
+        dense, matrices = self.of.layers[n], self.matrices[n]
         local, w, P = dense.local, dense.layer.w, dense.outputs
         d_h = d = given[0]
         if local.through is not None:
             d_m = d_h if w.hr is None else d_h @ w.hr
             given[1].addcmul_(d_m, local.through[rows].unsqueeze(1))
             d = torch.cat([given[1], d_m], 2)
-        found = torch.bmm(d, dense.matrices(rows))
+        dense.make_matrices(rows, matrices)
+        shape = *d.shape[:2], dense.shape[1]
+        found = self.products[n][: math.prod(shape)].view(shape)
+        torch.bmm(d, matrices, out=found)
         handed_down = found[:, :, :P]
         if local.kept is None:
             d_h.copy_(handed_down)
