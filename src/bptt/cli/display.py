@@ -114,7 +114,7 @@ class Display(Watch):
             BarColumn(),
             TextColumn(
                 "{task.fields[rate]:,.0f} tokens/s  loss {task.fields[loss]:.3f}  "
-                "perplexity {task.fields[perplexity]:,.2f}{task.fields[horizon]}"
+                "perplexity {task.fields[perplexity]}{task.fields[horizon]}"
             ),
             TimeRemainingColumn(),
             console=self.console,
@@ -122,7 +122,7 @@ class Display(Watch):
             transient=True,
         ) as self.bar:
             self.task = self.bar.add_task(
-                "", total=1.0, visible=False, epoch="", rate=0, loss=0, perplexity=0, horizon=""
+                "", total=1.0, visible=False, epoch="", rate=0, loss=0, perplexity="", horizon=""
             )
             try:
                 yield
@@ -149,7 +149,7 @@ class Display(Watch):
             epoch=f"{reader.epoch + 1}/{config.epochs}",
             rate=self._rate(training),
             loss=self.average,
-            perplexity=math.exp(min(self.average, 700)),
+            perplexity=shown(math.exp(min(self.average, 700))),
             horizon=self.horizon,
         )
 
@@ -163,10 +163,10 @@ class Display(Watch):
         """Print a line for the evaluation."""
         learnt = ""
         if self.epoch_loss is not None:
-            learnt = f"training perplexity {math.exp(min(self.epoch_loss, 700)):,.2f}  "
+            learnt = f"training perplexity {shown(math.exp(min(self.epoch_loss, 700)))}  "
         best = "" if is_best else " (not the best)"
         self.say(
-            f"{_when(training):<13} {learnt}validation perplexity {score.perplexity:,.2f}, "
+            f"{_when(training):<13} {learnt}validation perplexity {shown(score.perplexity)}, "
             f"{score.bits_per_character:.3f} bits per character{best}{self.horizon}  "
             f"{self._rate(training):,.0f} tokens/s"
         )
@@ -184,7 +184,7 @@ class Display(Watch):
             self.line_shown = now
             self.say(
                 f"{'update ' + format(line['update'], ','):<13} loss {line['loss']:.3f}  "
-                f"perplexity {line['perplexity']:,.2f}{self.horizon}"
+                f"perplexity {shown(line['perplexity'])}{self.horizon}"
             )
         when = f"{'update ' + format(line['update'], ','):<13}"
         if "credit" in line:
@@ -229,7 +229,7 @@ class Display(Watch):
         score = evaluate(best, training.text.valid, batch_size=training.config.batch_size)
         unigram = training.run.text()["unigram_perplexity"]
         self.say(
-            f"Validation perplexity {score.perplexity:,.2f}, {score.bits_per_character:.3f} bits "
+            f"Validation perplexity {shown(score.perplexity)}, {score.bits_per_character:.3f} bits "
             f"per character; a unigram model's is {unigram:,.2f}."
         )
         if training.progress.rewinds:
@@ -252,6 +252,15 @@ def _horizon(line: dict[str, Any]) -> str:
     if lag is None:
         return "  no horizon"
     return f"  horizon {'' if line['horizon_settled'] else '> '}{lag}"
+
+
+def shown(perplexity: float) -> str:
+    """Write a perplexity; of one that is beyond all sense the magnitude.
+
+    >>> shown(66.083), shown(2e9)
+    ('66.08', '2e+09')
+    """
+    return f"{perplexity:,.2f}" if perplexity < 1e7 else f"{perplexity:.3g}"
 
 
 def _when(training: Training) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bptt.cli.display import shown
 from bptt.data import encode_corpus, open_corpus
 from bptt.files import write_whole
 from bptt.language_model import Run
@@ -61,8 +62,8 @@ def evaluate(
     typer.echo(
         f"text                {name}\n"
         f"loss                {score.loss:.4f} nats per token\n"
-        f"perplexity          {score.perplexity:,.2f} per token, "
-        f"{score.word_perplexity:,.2f} per word\n"
+        f"perplexity          {shown(score.perplexity)} per token, "
+        f"{shown(score.word_perplexity)} per word\n"
         f"bits per character  {score.bits_per_character:.4f}\n"
         f"counted             {score.tokens:,} tokens predicted, {score.unknown:,} of the text "
         f"unknown, {score.words:,} words, {score.characters:,} characters\n"
