@@ -314,6 +314,54 @@ def test_numbers_that_json_does_not_know_are_null():
     assert document["credit"] is None
 
 
+def add_up(x, state):
+    outputs = []
+    for x_t in x:
+        state = {"sum": torch.tanh(state["sum"] + x_t), "count": state["count"] + 1}
+        outputs.append(state["sum"])
+    return torch.stack(outputs), state
+
+
+ODD = {
+    "projection": lambda x: gradient_flow(bptt.LSTM(4, 5, 2, proj_size=2), x),
+    "batch first": lambda x: gradient_flow(nn.GRU(4, 5, batch_first=True), x),
+    "unbatched": lambda x: gradient_flow(nn.RNN(4, 5), x[:, 0]),
+    "one step": lambda x: gradient_flow(nn.LSTM(4, 5), x[:1]),
+    "one step of a cell": lambda x: gradient_flow(bptt.Stepwise(nn.GRUCell(4, 5)), x[:1]),
+    "one loss": lambda x: gradient_flow(nn.LSTM(4, 5), x, times=[11], lags=3),
+    "one lag": lambda x: gradient_flow(nn.LSTM(4, 5), x, lags=1),
+    "resets": lambda x: gradient_flow(nn.GRU(4, 5), x, resets=torch.arange(12) % 5 == 0),
+    "not a number": lambda x: gradient_flow(nn.GRU(4, 5), x * math.nan),
+    "its own state": lambda x: gradient_flow(
+        add_up, x, state={"sum": torch.zeros(3, 4), "count": 0}, state_batch_dim=0
+    ),
+    "explosion": lambda x: gradient_flow(
+        lambda x, h: (x + h, 1e30 * h + x[-1]),
+        x,
+        state=torch.ones(3, 4),
+        state_batch_dim=0,
+        dynamics=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("which", ODD)
+def test_every_part_of_odd_flows_says_something(which):
+    flow = ODD[which](torch.randn(12, 3, 4))
+    document = json.loads(json.dumps(flow.to_dict(), allow_nan=False))
+    assert document["verdict"]["words"]
+    assert document["name"] == flow.name
+    assert flow.horizon() is None or 0 <= flow.horizon() < flow.lags
+    assert flow.suggest_truncation(0.1) is None or flow.suggest_truncation(0.1) >= 1
+    if which == "explosion":
+        assert flow.verdict.kind == "exploding"
+        assert flow.horizon() is None
+    if which in ("not a number", "one step of a cell"):
+        assert flow.horizon() is None
+    if which == "its own state":
+        assert [s["name"] for s in document["states"]] == ["sum"]
+
+
 def test_the_flow_of_a_language_model_has_words_and_the_losses_of_its_score():
     from bptt.data import Tokenizer, encode_text
     from bptt.language_model import Config, LanguageModel

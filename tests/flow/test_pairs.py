@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -51,7 +52,8 @@ def losses_of(y: Tensor) -> Tensor:
     return ((y + 0.1 * number).sin() * weights).sum(2) * (1 + 0.02 * number[..., 0])
 
 
-def by_definition(problem: Problem, masks: list[Tensor] | None = None):
+@cache
+def by_definition(problem: Problem, masks: tuple[Tensor, ...] = ()):
     """Norms [B, T, T] by (layer, name), and the inputs' credit: a backward pass for each loss.
 
     A zero is added to every state where it enters the step after, and to the hidden states where
@@ -73,7 +75,7 @@ def by_definition(problem: Problem, masks: list[Tensor] | None = None):
             states[layer] = [s + z for s, z in zip(after, zeros, strict=True)]
             upwards[-1].append(torch.zeros_like(after[0], requires_grad=True))
             h = after[0] + upwards[-1][-1]
-            if masks is not None and layer < len(masks):
+            if layer < len(masks):
                 h = h * masks[layer][t]
         outputs.append(h)
     L = losses_of(torch.stack(outputs))
@@ -135,7 +137,7 @@ def assert_is(flow, expected, credit=None, losses=None, rtol=1e-10):
 
 @EACH_MODE
 @EACH_WAY
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("resets", [False, True])
 def test_all_pairs_are_those_of_separate_backward_passes(mode, way, layers, resets):
     problem = problem_of(mode, layers, resets=resets)
@@ -344,7 +346,7 @@ def test_dropout_drops_the_same_units_for_all_losses(way):
         patch.setattr(nn.functional, "dropout", dropout)
         flow = gradient_flow(module, problem.x, losses_of, initial_of(problem), dynamics=False)
     assert len(masks) == 2
-    expected = by_definition(problem, [m.view(7, 3, -1) for m in masks])
+    expected = by_definition(problem, tuple(m.view(7, 3, -1) for m in masks))
     assert_is(flow, *expected)
     evaluated = gradient_flow(
         module.eval(), problem.x, losses_of, initial_of(problem), dynamics=False
