@@ -495,6 +495,24 @@ def is_seen(page, word):
     )
 
 
+def test_dynamics_of_which_little_is_known(opened):
+    flow = made_flow(layers=2)
+    nothing = dict.fromkeys(flow["dynamics"][0])
+    norms_of = [None, 0.5, *[0.7] * 46]
+    flow["dynamics"] = [
+        {**nothing, "layer": 0, "dead": 0.0},
+        {**nothing, "layer": 1, "jacobian_norms": norms_of, "lyapunov": [-0.25, None]},
+    ]
+    flow["dynamics"][1].update(lyapunov_errors=[0.013, None], gates={"forget": [0.125, None]})
+    page = opened(flow)
+    assert page.complaints() == []
+    first, second, gate = [row.text for row in page.all("#dynamics tbody tr")]
+    assert first == "0 – – – – – – – 0 % –"
+    assert second == "1 0.696 0.700 – – – – – – −0.250 ± 0.013, –"
+    assert gate == "1 forget 13 % –"
+    assert len(page.all("#jacobians path.curve")) == 2
+
+
 def test_a_thousand_steps_open_in_blocks(opened):
     T = 1000
     flow = made_flow(words=[f"w{n}" for n in range(T + 1)], lags=60, beta=0.9, credit=False)
