@@ -13,6 +13,7 @@ from torch import nn
 
 import bptt
 from bptt import gradient_flow, init
+from bptt.data.tasks import make_task
 from bptt.flow.dynamics import measure
 from bptt.flow.verdict import FADED, GROWN, judge, profile
 
@@ -200,3 +201,52 @@ def test_units_at_work_are_not_mentioned():
         words = of_units(module, torch.randn(30, 4, 3)).words
         assert "dead" not in words
         assert "saturated" not in words
+
+
+# ------------------------------------------------------------------------------- what is learnt
+
+
+def learn(cell, task, updates):
+    """Train on a task; the flow of the answer's loss before and after, and the accuracy."""
+    recurrent, readout = getattr(bptt, cell)(task.inputs, 32), nn.Linear(32, task.outputs)
+    if cell == "LSTM":
+        init.chrono_(recurrent, task.lag)
+    parameters = [*recurrent.parameters(), *readout.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    generator = torch.Generator().manual_seed(1)
+
+    def flow():
+        batch = task.batch(generator)
+        targets = batch.targets.flatten()
+
+        def losses(h):
+            found = nn.functional.cross_entropy(readout(h).flatten(0, 1), targets, reduction="none")
+            return found.view_as(batch.targets)
+
+        return gradient_flow(recurrent, batch.inputs, losses, times=[task.steps - 1])
+
+    before = flow()
+    for _ in range(updates):
+        batch = task.batch(generator)
+        optimizer.zero_grad()
+        task.loss(readout(recurrent(batch.inputs)[0]), batch).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+    batch = task.batch(generator)
+    return before, flow(), task.accuracy(readout(recurrent(batch.inputs)[0]), batch)
+
+
+def test_the_horizon_covers_the_lag_that_was_learnt():
+    task = make_task("copy", lag=20, symbols=1)
+    before, after, accuracy = learn("LSTM", task, 700)
+    assert accuracy > 0.9
+    assert before.horizon() < task.lag <= after.horizon()
+    assert after.verdict.kind == "healthy"
+
+
+def test_the_horizon_of_a_network_that_failed_does_not():
+    task = make_task("copy", lag=20, symbols=1)
+    _, after, accuracy = learn("RNN", task, 400)
+    assert accuracy < 0.5
+    assert after.horizon() < 15
+    assert after.settles()
