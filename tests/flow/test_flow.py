@@ -298,6 +298,15 @@ def test_the_document_is_plain_json_with_all_of_it(lstm_flow):
     }
 
 
+def test_what_it_says_of_itself():
+    quick, slow = toeplitz(list(0.5 ** np.arange(50.0))), toeplitz([1.0, math.inf], batch=2)
+    assert repr(flow_with(quick)) == (
+        "GradientFlow('made': 50 losses, 50 lags, 1 sequence; horizon 6, decay 0.5 a step)"
+    )
+    assert repr(flow_with(slow)).endswith("2 lags, 2 sequences; horizon none)")
+    assert "horizon ≥ 4" in repr(flow_with(quick[:, :5, :5]))
+
+
 def test_numbers_that_json_does_not_know_are_null():
     norms = toeplitz([1.0, math.inf, 1.0])
     norms[0, 2, 1] = math.nan

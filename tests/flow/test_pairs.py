@@ -679,12 +679,19 @@ def test_losses_that_are_not_one_for_each_step_are_refused(losses, message, fore
         ({"tokens": ["a"]}, "tokens for 7 steps, got 1"),
         ({"targets": ["a"] * 8}, "targets for 7 steps, got 8"),
         ({"batch_first": True}, "leave it out"),
+        ({"resets": torch.zeros(7, 2, dtype=torch.bool)}, r"got torch.bool of \(7, 2\)"),
+        ({"resets": torch.zeros(3, 7, dtype=torch.bool)}, "resets bool of shape"),
+        ({"resets": torch.zeros(7, 3)}, "resets bool of shape"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, message):
+@pytest.mark.parametrize("foreign", [False, True])
+def test_options_that_do_not_fit_are_refused(options, message, foreign):
     problem = problem_of("GRU")
+    module = AsForeign(problem.module()) if foreign else problem.module()
+    if foreign and "batch_first" in options:  # it may be true of any module
+        return
     with pytest.raises(ValueError, match=message):
-        gradient_flow(problem.module(), problem.x, **options)
+        gradient_flow(module, problem.x, state=initial_of(problem), **options)
 
 
 def test_modules_and_inputs_that_have_no_lag_are_refused():

@@ -36,7 +36,7 @@ class StateFlow:
     """‖∂L_t/∂state_s‖ for each sequence, [B, N, T] float64: see :class:`GradientFlow`."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class GradientFlow:
     """How strongly each loss reaches each earlier step, as :func:`bptt.gradient_flow` finds it.
 
@@ -75,6 +75,16 @@ class GradientFlow:
     """What is to be predicted at each step, [T], of the first sequence."""
     dynamics: tuple[Dynamics, ...] | None = None
     """The layers' Jacobians, weights and activity; None where they were not measured."""
+
+    def __repr__(self) -> str:
+        """Say what it is of, and how far it reaches."""
+        horizon, decay = self.horizon(), self.decay
+        reach = "none" if horizon is None else f"{'' if self.settles() else '≥ '}{horizon}"
+        return (
+            f"GradientFlow({self.name!r}: {len(self.times)} losses, {self.lags} lags, "
+            f"{self.batch} sequence{'s' * (self.batch != 1)}; horizon {reach}"
+            f"{'' if decay is None else f', decay {decay.beta:.3g} a step'})"
+        )
 
     def of(
         self, *, layer: int | None = None, name: str | None = None, sequence: int | None = None

@@ -82,7 +82,7 @@ def gradient_flow(
             step, or depend on other steps.
 
     >>> import torch, bptt
-    >>> flow = bptt.gradient_flow(torch.nn.LSTM(3, 8), torch.randn(50, 4, 3), dynamics=False)
+    >>> flow = bptt.gradient_flow(torch.nn.LSTM(3, 8), torch.randn(50, 4, 3))
     >>> flow.norms.shape, [s.name for s in flow.states], flow.of(name="cell")[20, 10] > 0
     (torch.Size([50, 50]), ['hidden', 'cell'], tensor(True))
     """
@@ -95,6 +95,7 @@ def gradient_flow(
             f"gradient_flow: batch_first={batch_first} was given, and the module has "
             f"batch_first={ours.batch_first}; leave it out"
         )
+    _check_resets(resets, layout)
     _check_words(layout.steps, tokens=tokens, targets=targets)
     begin = partial(
         cotangents, loss_fn=loss_fn, steps=pairs.steps, batch=pairs.batch, time=layout.time
@@ -140,6 +141,15 @@ def _refuse(module: Any, inputs: Any) -> None:
         raise ValueError(
             "gradient_flow: expected inputs [T, B, ...], got a PackedSequence; look at sequences "
             "of the same length together, or at one at a time"
+        )
+
+
+def _check_resets(resets: Tensor | None, layout: Layout) -> None:
+    shapes = ((layout.steps,), (layout.steps, layout.batch or 1))
+    if resets is not None and (resets.dtype != torch.bool or tuple(resets.shape) not in shapes):
+        raise ValueError(
+            f"gradient_flow: expected resets bool of shape {shapes[0]} or {shapes[1]}, [T] or "
+            f"[T, B], got {resets.dtype} of {tuple(resets.shape)}"
         )
 
 
