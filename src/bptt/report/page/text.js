@@ -28,7 +28,7 @@ function textPanel(r) {
     });
     listen(r, list);
     const head = el("h3", {}, el("span", { class: "dot", "data-run": r.index }), r.name);
-    const readout = el("p", { class: "readout" });
+    const readout = el("p", { class: "readout", "aria-live": "polite" });
     const profile = el("div", { class: "profile" });
     const node = el(
         "section",
@@ -169,9 +169,7 @@ function drawReadout(r, measure, row) {
     if (view.s !== null && view.s <= t && view.s < r.steps) {
         said.push(...valueAt(r, measure, row, view.s), ...creditAt(r, measure, row, view.s));
     } else if (far !== null) {
-        const name = measure.signed
-            ? "of its credit"
-            : `of its gradient with respect to the ${measure.label}`;
+        const name = measure.signed ? "of its credit" : `of its gradient (${measure.label})`;
         said.push(`99 % ${name} lies within the last ${far} ${far === 1 ? "step" : "steps"}.`);
     }
     readout.replaceChildren(...said);
