@@ -207,3 +207,16 @@ def test_a_few_updates_keep_more_of_the_gradient():
         optimizer.step()
     assert before < 0.7
     assert flow().decay.beta > 0.85
+
+
+@pytest.mark.parametrize(
+    ("module", "loss", "message"),
+    [
+        (bptt.RNN(2, 4), lambda y: y.sum((1, 2)), r"expected loss_fn to give a scalar.*\(5,\)"),
+        (bptt.RNN(2, 4), lambda y: torch.zeros(()), "that does not; it is the loss"),
+        (bptt.RNN(2, 4, bidirectional=True), lambda y: y.sum(), "bidirectional"),
+    ],
+)
+def test_what_is_refused(module, loss, message):
+    with pytest.raises(ValueError, match=message):
+        vanishing_penalty(module, torch.zeros(5, 1, 2), loss)

@@ -97,6 +97,7 @@ def test_only_some_lags_and_losses():
         (lambda t, k, b: float(k == 0), {}, "dead", "no gradient at all"),
         (lambda t, k, b: 0.0, {}, "dead", "no gradient at all"),
         (lambda t, k, b: math.inf if k > 7 else 1.0, {}, "exploding", "any more 8 steps back"),
+        (lambda t, k, b: math.nan if k > 7 else 1.0, {}, "exploding", "any more 8 steps back"),
     ],
 )
 def test_edges(rule, options, kind, words):

@@ -53,7 +53,8 @@ def vanishing_penalty(
         Ω, a scalar; add it to the loss, multiplied by something (they take 0.5 to 4).
 
     Raises:
-        ValueError: the module is bidirectional, or the inputs are packed.
+        ValueError: the module is bidirectional, or the inputs are packed, or the loss is no scalar
+            that depends on the outputs.
 
     >>> import torch, bptt
     >>> rnn, x, target = bptt.RNN(3, 16), torch.randn(20, 4, 3), torch.randn(4, 16)
@@ -98,7 +99,7 @@ def _gradients_of_layers(
     elif module.batch_first:
         y = y.transpose(0, 1)
     flat = [rows for after in states for rows in after]
-    found = torch.autograd.grad(loss_fn(y), flat, materialize_grads=True)
+    found = torch.autograd.grad(_loss(loss_fn, y), flat, materialize_grads=True)
     return list(torch.stack(found).unflatten(0, (len(layers), -1)))
 
 
@@ -114,8 +115,20 @@ def _gradients_of_steps(layer: Trajectory, loss_fn: Callable[[Any], Tensor], tim
         rows = rows if rows.requires_grad else rows.detach().requires_grad_()
         outputs.append(y)
         after.append(rows)
-    found = torch.autograd.grad(loss_fn(join(outputs, time)), after, materialize_grads=True)
+    loss = _loss(loss_fn, join(outputs, time))
+    found = torch.autograd.grad(loss, after, materialize_grads=True)
     return torch.stack(found)
+
+
+def _loss(loss_fn: Callable[[Any], Tensor], y: Any) -> Tensor:
+    loss = loss_fn(y)
+    if loss.numel() != 1 or not loss.requires_grad:
+        raise ValueError(
+            "vanishing_penalty: expected loss_fn to give a scalar that depends on the outputs, got "
+            + (f"shape {tuple(loss.shape)}" if loss.numel() != 1 else "one that does not")
+            + "; it is the loss of the whole sequence, a sum or mean over steps and sequences"
+        )
+    return loss
 
 
 def _omega(piece: Piece, d: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from bptt.flow.verdict import squares
 
 if TYPE_CHECKING:
     from bptt.flow.flow import GradientFlow
@@ -89,11 +90,10 @@ def _moments(flow: GradientFlow) -> NDArray[np.float64]:
 
     A sum, not a mean: a lag that few losses have weighs little.
     """
-    squares = torch.stack([s.norms for s in flow.states]).double().nan_to_num(0.0, math.inf)
-    squares = squares.square().sum(0)
+    all_of_it = squares(flow)
     found = np.zeros((2, flow.lags))
     for n, t in enumerate(flow.times):
-        of_t = squares[:, n, max(0, t - flow.lags + 1) : t + 1].flip(1)
+        of_t = all_of_it[:, n, max(0, t - flow.lags + 1) : t + 1].flip(1)
         found[0, : of_t.shape[1]] += of_t.sqrt().sum(0).cpu().numpy()
         found[1, : of_t.shape[1]] += of_t.sum(0).cpu().numpy()
     return found

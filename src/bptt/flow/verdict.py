@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 if TYPE_CHECKING:
     from bptt.flow.dynamics import Dynamics
@@ -163,14 +165,29 @@ def profile(flow: GradientFlow) -> Profile:
 
 def _neighbours(flow: GradientFlow) -> NDArray[np.float64]:
     """Sums of the norms at lag k - 1 and at lag k, over the losses that have lag k: [2, lags]."""
-    squares = torch.stack([s.norms for s in flow.states]).double().nan_to_num(0.0, math.inf)
-    norms = squares.square().sum(0).sqrt().sum(0)  # [N, T], summed over the sequences
+    norms = squares(flow).sqrt().sum(0)  # [N, T], summed over the sequences
     found = np.zeros((2, flow.lags))
     for n, t in enumerate(flow.times):
         back = norms[n, max(0, t - flow.lags + 1) : t + 1].flip(0).cpu().numpy()
         found[1, : len(back)] += back
         found[0, 1 : len(back)] += back[:-1]
     return found
+
+
+def squares(flow: GradientFlow) -> Float[Tensor, "batch losses time"]:
+    """Take all tensors of the state together: the squares of the norms, [B, N, T] float64.
+
+    What is not defined, as a cell at lag 0, or was not followed counts as 0; a NaN at a lag that
+    was followed came of numbers that were not finite, and is infinite.
+    """
+    lag = torch.tensor(flow.times).unsqueeze(1) - torch.arange(flow.steps)
+    followed = (lag >= 1) & (lag < flow.lags)
+    total = torch.zeros_like(flow.states[0].norms, dtype=torch.float64)
+    for state in flow.states:
+        norms = state.norms.double()
+        nothing = torch.where(followed.to(norms.device), math.inf, 0.0).double()
+        total += torch.where(norms.isnan(), nothing, norms).square()
+    return total
 
 
 def _percent(share: float) -> str:
