@@ -43,10 +43,10 @@ def activity(trajectory: Trajectory) -> Activity:
 
     >>> import torch, bptt
     >>> from bptt.flow.trajectory import follow
-    >>> rnn = bptt.RNN(2, 10)
+    >>> rnn = bptt.RNN(2, 100)
     >>> activity(follow(rnn, torch.randn(20, 3, 2))[0]).saturated < 0.1
     True
-    >>> activity(follow(rnn, 100 * torch.randn(20, 3, 2))[0]).saturated > 0.9
+    >>> activity(follow(rnn, 1000 * torch.randn(20, 3, 2))[0]).saturated > 0.9
     True
     """
     gates, saturated = _gates(trajectory), None
