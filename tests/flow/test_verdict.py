@@ -47,7 +47,7 @@ def test_the_thresholds():
 
 def test_the_words_have_the_figures():
     assert judge(flow_of(lambda t, k, b: 0.5**k)).words == (
-        "The gradient vanishes: from 8 steps back on it is less than 1% of what it is one step "
+        "The gradient vanishes: from 8 steps back on it is less than 1 % of what it is one step "
         "back; 29 steps were followed."
     )
     assert "29 steps back it is 2.68e+08 times" in judge(flow_of(lambda t, k, b: 2.0**k)).words
@@ -55,6 +55,15 @@ def test_the_words_have_the_figures():
     assert words == (
         "Healthy: 29 steps back, the longest way followed, the gradient is 23.8 % of what it is "
         "one step back."
+    )
+
+
+def test_the_words_of_a_gradient_that_comes_most_of_the_way():
+    found = judge(flow_of(lambda t, k, b: 0.8**k))  # 0.8^20 is 0.0115, 0.8^21 0.0092
+    assert found == (
+        "healthy",
+        "Healthy: 29 steps were followed, and only from 22 steps back on the gradient is less than "
+        "1 % of what it is one step back.",
     )
 
 

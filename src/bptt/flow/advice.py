@@ -205,8 +205,8 @@ def _about_reach(flow: GradientFlow) -> Iterator[Advice]:
     if K is not None and flow.steps > 2 * K:
         yield Advice(
             f"If the sequences have to be cut, credit=bptt.Truncated(every={K}, reach={2 * K}) "
-            f"keeps the gradient's relative bias at about {BIAS:.0%}, for what the network uses "
-            "now; longer, for what it is to learn.",
+            f"keeps the gradient's relative bias at about {100 * BIAS:.0f} %, for what the network "
+            "uses now; longer, for what it is to learn.",
             {"bias": BIAS, "reach": K},
             AICHER,
         )

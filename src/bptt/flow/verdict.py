@@ -106,7 +106,12 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
     if found.faded is not None and found.faded <= WITHIN * last:
         return "vanishing", (
             f"The gradient vanishes: from {found.faded} steps back on it is less than "
-            f"{FADED:.0%} of what it is one step back; {last} steps were followed."
+            f"{_percent(FADED)} of what it is one step back; {last} steps were followed."
+        )
+    if found.faded is not None:
+        return "healthy", (
+            f"Healthy: {last} steps were followed, and only from {found.faded} steps back on the "
+            f"gradient is less than {_percent(FADED)} of what it is one step back."
         )
     left = found.relative[last]
     return "healthy", (
