@@ -147,6 +147,23 @@ def test_the_record_of_gated_and_foreign_modules():
     assert found["dead"] == 0.0
 
 
+def test_large_layers_are_looked_at_in_fewer_sequences(monkeypatch):
+    """Derivatives only; the activity is that of all."""
+    module, x = bptt.RNN(1, 5), torch.randn(10, 6, 1)
+    with torch.no_grad():
+        module.weight_ih_l0.fill_(100.0)
+    x[:, 0] = 0.0  # the first sequence alone is far from saturation
+    (all_,) = measure(module, x)
+    monkeypatch.setattr("bptt.flow.dynamics.NUMBERS", 10 * 5 * 2)
+    (few,) = measure(module, x)
+    assert (few.jacobian_norms.shape, all_.jacobian_norms.shape) == ((2, 10), (4, 10))
+    torch.testing.assert_close(few.jacobian_norms, all_.jacobian_norms[:2])
+    monkeypatch.setattr("bptt.flow.dynamics.NUMBERS", 1)
+    (one,) = measure(module, x)
+    assert one.jacobian_norms.shape == (1, 10)
+    assert one.saturated == few.saturated == all_.saturated > 0.5
+
+
 def test_infinite_exponents_are_null():
     rnn = bptt.RNN(1, 3, nonlinearity="relu")
     nn.init.constant_(rnn.bias_ih_l0, -100)

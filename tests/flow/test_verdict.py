@@ -149,6 +149,7 @@ def test_a_linear_network_of_known_radius(radius, kind):
         Linear(radius * turn), torch.zeros(STEPS, 2, 1).double(), state=torch.ones(2, 6).double()
     )
     assert flow.verdict.kind == kind
+    assert flow.decay.beta == pytest.approx(radius, rel=1e-6)  # a rotation times the radius
 
 
 def test_sigmoid_beside_tanh():
