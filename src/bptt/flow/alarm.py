@@ -28,7 +28,7 @@ class Probe(NamedTuple):
     update: int
     """After how many updates that was."""
     horizon: Horizon
-    """The lag that nearly all of the gradient is within: :meth:`bptt.flow.GradientFlow.horizon`."""
+    """The lag that nearly all of the gradient is within: :meth:`bptt.GradientFlow.horizon`."""
     decay: DecayFit | None
     """What the norm is multiplied by for each step further back; None where too few are left."""
     growth: float
