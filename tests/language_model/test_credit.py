@@ -77,9 +77,9 @@ def gradients_of(training):
         found.append([p.grad.to_dense().clone() for p in training.model.parameters()])
         return update(rate, norm)
 
-    def noted(nats, n, seconds):
+    def noted(nats, n, seconds, **seen):
         tokens.append(n)
-        return count(nats, n, seconds)
+        return count(nats, n, seconds, **seen)
 
     training.step.update, training._count = note, noted
     training.fit()

@@ -35,7 +35,7 @@ def same(a, b) -> bool:
 
 @pytest.fixture(name="model")
 def _model(small, tmp_path):
-    return start(small.changed(cell="lstm", layers=2), tmp_path / "model").model
+    return start(small.changed(cell="lstm", layers=2, dropout=0.3), tmp_path / "model").model
 
 
 def batch(model):

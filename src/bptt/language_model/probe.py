@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -34,9 +34,7 @@ class Probe:
 
     def __call__(self, lags: int) -> Decay:
         """Measure the decay over so many lags, or as many as the text has."""
-        count = max(LEAST, self.config.batch_size)
-        found = places(self.tokens, [self.config.seed, self.updates], lags, count)
-        ids = found.to(next(self.model.parameters()).device)
+        ids = torch.from_numpy(self._places(lags)).to(next(self.model.parameters()).device)
         inputs, targets = ids[:-1], ids[-1]
 
         def loss(logits: Tensor) -> Tensor:
@@ -46,10 +44,12 @@ class Probe:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             return measure_decay(self.model, inputs, loss, lags=lags)
 
+    def _places(self, lags: int) -> NDArray[np.int64]:
+        count = max(LEAST, self.config.batch_size)
+        return places(self.tokens, [self.config.seed, self.updates], lags, count)
 
-def places(
-    tokens: Tokens, seed: list[int], lags: int, count: int
-) -> Int64[Tensor, "time sequences"]:
+
+def places(tokens: Tokens, seed: list[int], lags: int, count: int) -> NDArray[np.int64]:
     """Draw stretches of a text: the inputs of so many lags and of those that warm the state up.
 
     Sentences and lines are given from their beginnings, of the longest ones, as much of them as
@@ -74,5 +74,4 @@ def places(
         length = int(min(lags + 1, np.sort(sizes)[-min(count, len(sizes))]))
         fitting = offsets[:-1][sizes >= length]
         starts = fitting[random.integers(0, len(fitting), count)]
-    stretches = np.stack([ids[s : s + length] for s in starts], axis=1)
-    return torch.from_numpy(stretches.astype(np.int64))
+    return np.stack([ids[s : s + length] for s in starts], axis=1).astype(np.int64)
