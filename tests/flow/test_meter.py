@@ -155,9 +155,10 @@ def test_parts_that_were_in_evaluation_mode_stay_in_it():
 
     wrapped = bptt.Stepwise(torch.nn.RNNCell(I, H))
     wrapped.train()
+    list(wrapped.modules())[1].eval()
     meter = bptt.FlowMeter(wrapped, every=1)
     meter.look(x_of(5), losses)
-    assert wrapped.training
+    assert [m.training for m in wrapped.modules()] == [True, False]
     bptt.FlowMeter(run, every=1).look(x_of(5), losses)  # any callable
     assert [m.training for m in module] == [True, False]
 
@@ -235,7 +236,8 @@ def test_the_norm_is_compared_with_what_it_was():
     assert meter.update(0.011).alarm is None
     assert "not finite: its norm is nan" in meter.update(math.nan).alarm
     assert "not finite: its norm is inf" in meter.update(math.inf).alarm
-    assert meter.update(1.0).alarm is None  # what is not finite is not remembered
+    assert meter.update(1.0).alarm is None
+    assert all(map(math.isfinite, meter.state_dict()["norms"]))
 
 
 def test_states_gradients_that_are_not_finite():
