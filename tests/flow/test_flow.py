@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,14 @@ def test_what_is_not_defined_is_left_out_and_infinity_stays():
 # --------------------------------------------------------------------------------------- decay
 
 
+def test_the_decay_does_not_rise_where_later_losses_are_the_larger_ones():
+    norms = toeplitz(0.8 ** np.arange(20.0)) * (100.0 ** torch.arange(20)).view(1, 20, 1)
+    flow = flow_with(norms)
+    assert fit_decay(replace(flow.by_lag, ratio=None)).beta > 0.95
+    assert flow.decay.beta == pytest.approx(0.8, rel=1e-9)
+    assert flow.decay.error < 1e-9
+
+
 @pytest.mark.parametrize("beta", [0.3, 0.9, 1.0, 1.2])
 def test_the_decay_of_powers_is_their_base(beta):
     fit = fit_decay(of_lags(beta ** np.arange(20.0)))
@@ -158,8 +167,8 @@ def test_of_a_linear_network_the_decay_is_the_spectral_radius():
     assert flow.decay.beta == pytest.approx(0.8, rel=1e-6)
     # Of many losses each lag has others, whose directions are not the same.
     flow = gradient_flow(bptt.Stepwise(Linear()), x, state=h, dynamics=False)
-    assert flow.decay.beta == pytest.approx(0.8, rel=0.02)
-    assert 1e-4 < flow.decay.error < 0.02
+    assert flow.decay.beta == pytest.approx(0.8, rel=1e-6)
+    assert flow.decay.error < 1e-6
 
 
 # ------------------------------------------------------------------------------------- horizon

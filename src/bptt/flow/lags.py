@@ -30,6 +30,9 @@ class ByLag:
     """The quantile of 90 %, [K]."""
     count: NDArray[np.int64]
     """How many values there are at each lag, [K]."""
+    ratio: NDArray[np.float64] | None = None
+    """What the mean is at lag k over that at lag k - 1, in those losses that have both, [K]; NaN at
+    lag 0. None: as the means themselves say, which are of the same losses then."""
 
 
 class DecayFit(NamedTuple):
@@ -64,11 +67,16 @@ def by_lag(norms: NDArray[np.float64], times: NDArray[np.int64], lags: int) -> B
         times: the steps t of the N losses, [N].
         lags: how many lags were followed.
     """
-    mean, low, high = np.full((3, lags), np.nan)
+    mean, low, high, ratio = np.full((4, lags), np.nan)
     count = np.zeros(lags, np.int64)
     for k in range(lags):
         (row,) = np.nonzero(times >= k)
         values = norms[:, row, times[row] - k].ravel()
+        if k:
+            before = norms[:, row, times[row] - k + 1].ravel()
+            both = ~np.isnan(values) & ~np.isnan(before)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio[k] = values[both].sum() / before[both].sum()
         values = values[~np.isnan(values)]
         count[k] = len(values)
         if len(values):
@@ -76,29 +84,33 @@ def by_lag(norms: NDArray[np.float64], times: NDArray[np.int64], lags: int) -> B
             # "lower" and "higher" are values that occur: nothing is made of two infinities.
             low[k] = np.quantile(values, 0.1, method="lower")
             high[k] = np.quantile(values, 0.9, method="higher")
-    return ByLag(np.arange(lags), mean, low, high, count)
+    return ByLag(np.arange(lags), mean, low, high, count, ratio)
 
 
 def fit_decay(found: ByLag, smallest: float = SMALLEST) -> DecayFit | None:
     """Fit the decay β by weighted least squares to log mean norm.
 
-    A lag weighs as much as it has values. Lags count from 1 on (what comes at lag 0 comes through
-    the output) to the last before the mean is below ``smallest`` or not finite. The line goes
-    through the latter half of them, where a product of Jacobians is ruled by its largest
+    The larger a lag, the fewer losses have it, and these may be larger ones than the others: of a
+    task whose last steps alone are asked for, the mean grows with the lag though no gradient does.
+    So the line goes through the logarithms of the ratios of neighbouring lags, each in the same
+    losses, added up. A lag weighs as much as it has values. Lags count from 1 on (what comes at
+    lag 0 comes through the output) to the last before the mean is below ``smallest`` or not
+    finite. The latter half of them is taken, where a product of Jacobians is ruled by its largest
     exponent and no longer by where it started: as in :class:`bptt.Adaptive`, β is the decay of
     the tail.
 
     Returns:
         The fit; None where fewer than three lags are left.
     """
-    good = np.isfinite(found.mean) & (found.mean > smallest)
+    logarithms = _logarithms(found)
+    good = np.isfinite(found.mean) & (found.mean > smallest) & np.isfinite(logarithms)
     good[0] = True
     last = int(np.argmin(good)) - 1 if not good.all() else len(good) - 1
     if last < 3:
         return None
     first = min(last - 2, (last + 1) // 2)
     k = found.lag[first : last + 1].astype(float)
-    y, w = np.log(found.mean[first : last + 1]), found.count[first : last + 1].astype(float)
+    y, w = logarithms[first : last + 1], found.count[first : last + 1].astype(float)
     w /= w.sum()
     k_off, y_off = k - w @ k, y - w @ y
     spread = w @ k_off**2
@@ -107,6 +119,16 @@ def fit_decay(found: ByLag, smallest: float = SMALLEST) -> DecayFit | None:
     with np.errstate(over="ignore"):
         beta = float(np.exp(slope))
     return DecayFit(beta, beta * math.sqrt(scatter / spread), first, last)
+
+
+def _logarithms(found: ByLag) -> NDArray[np.float64]:
+    """Of the mean norm at each lag, all as if of the same losses."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if found.ratio is None:
+            return np.log(found.mean)
+        steps = np.log(found.ratio)
+    steps[:2] = 0  # from lag 1 on
+    return np.cumsum(steps)
 
 
 def find_horizon(found: ByLag, decay: DecayFit | None, threshold: float = 0.01) -> Horizon:
