@@ -61,6 +61,32 @@ def test_agrees_with_the_twin(mode, data):
 
 
 @EACH_MODE
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("lengths", [(7, 4, 4, 2, 1), (9, 2, 2, 2), (5, 5, 1)])
+def test_sequences_of_different_lengths_agree_with_the_twin(mode, lengths, reverse):
+    call = Call(mode, DOUBLE, lengths, 3, 9, reverse)
+    assert_close(call.run(native), call.run(twin), 1e-11)
+
+
+@EACH_MODE
+@EACH_ENGINE
+@pytest.mark.parametrize("cut", ["carry", "resets"])
+def test_where_it_is_cut_not_even_an_infinite_gradient_passes(mode, engine, cut):
+    call = Call(mode, DOUBLE, (4, 4), 3, 9)
+    given = call.given()
+    here = torch.zeros(8, 1, dtype=torch.bool)
+    here[4:6] = True  # before the third step
+    carry = 1 - here.to(DOUBLE)
+    d_y = given.d_y.clone()
+    d_y[6] = torch.inf
+    at = given.at._replace(**{cut: carry if cut == "carry" else here})
+    found = call.run(engine, given._replace(at=at, d_y=d_y))
+    assert found["d_x"][:4].isfinite().all()
+    assert found["d_h_0"].isfinite().all()
+    assert not found["d_x"][4].isfinite().all()
+
+
+@EACH_MODE
 @settings(max_examples=8)
 @given(data=st.data())
 def test_is_as_exact_in_float32_as_the_twin(mode, data):
