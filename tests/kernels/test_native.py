@@ -69,6 +69,13 @@ def test_sequences_of_different_lengths_agree_with_the_twin(mode, lengths, rever
 
 
 @EACH_MODE
+@pytest.mark.parametrize("by_windows", [False, True])
+def test_windows_over_more_rows_than_are_worked_on_at_a_time(mode, by_windows):
+    call = Call(mode, DOUBLE, (150,) * 4, 3, 9, every_reach=(50, 60), by_windows=by_windows)
+    assert_close(call.run(native), call.run(twin), 1e-11)
+
+
+@EACH_MODE
 @EACH_ENGINE
 @pytest.mark.parametrize("cut", ["carry", "resets"])
 def test_where_it_is_cut_not_even_an_infinite_gradient_passes(mode, engine, cut):
