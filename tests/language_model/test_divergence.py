@@ -258,6 +258,14 @@ def test_the_remedy_is_another_where_gradients_are_clipped(wild, tmp_path):
         train(wild.changed(clip=1.0, learning_rate=1e30), tmp_path / "run")
 
 
+def test_to_clip_is_no_remedy_where_it_would_have_changed_nothing(wild, tmp_path):
+    training = start(wild, tmp_path / "run")
+    training.progress.norms = [0.2, 0.9]
+    assert str(training._diverged("")).endswith("--lr 4")
+    training.progress.norms = [0.2, 1.1]
+    assert str(training._diverged("")).endswith("--clip 1")
+
+
 def test_a_loss_that_explodes_and_is_finite_is_no_divergence(small, tmp_path):
     config = small.changed(optimizer="sgd", learning_rate=1e6, epochs=1)
     training = start(config, tmp_path / "run")

@@ -231,7 +231,8 @@ class Training:
         """Say what happened, what led there, what is kept and what to do; on one line."""
         p, config = self.progress, self.config
         back = f", having gone back {p.rewinds} time{'s' * (p.rewinds > 1)}" if p.rewinds else ""
-        remedy = f"--lr {config.base_rate / 2:g}" if config.clip else "--clip 1"
+        may_clip = not config.clip and max(p.norms, default=0.0) > 1  # or it would change nothing
+        remedy = "--clip 1" if may_clip else f"--lr {config.base_rate / 2:g}"
         return DivergedError(
             f"training diverged {what}; {norms_in_words(p.norms)}, the learning rate was "
             f"{p.rate:g}",
