@@ -446,6 +446,7 @@ def test_divergence_can_go_back_and_says_so(here):
     said = re.findall(r"update 0 +back here with half the learning rate \((\d) of at most 5", out)
     assert said == [str(n + 1) for n in range(len(said))]
     assert said
+    assert out.count("before anything is learnt") == 1
     assert "because training diverged at update" in out
     assert f"Training diverged and went back {len(said)} time" in out
     assert f"the learning rate is {0.5 ** len(said):g} of --lr since." in out

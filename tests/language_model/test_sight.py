@@ -208,7 +208,9 @@ def test_a_run_of_an_earlier_version_goes_on(small, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [{"told": None}, {"in_a_row": {}}, {"meter": {}}, {"warned": 3}], ids=str
+    "damage",
+    [{"alarms": None}, {"alarms": {"a": {}}}, {"in_a_row": {}}, {"meter": {}}, {"warned": 3}],
+    ids=str,
 )
 def test_a_damaged_state_is_named(small, tmp_path, damage):
     training = start(small, tmp_path / "run")
@@ -287,7 +289,7 @@ def test_a_credit_that_is_far_too_long_is_said_once(small, tmp_path):
     lag = line["horizon"]
     assert lag * 10 < 99
     assert "a loss is credited 99 steps back at most, more than 10 times as far" in line["warning"]
-    assert f"which is within {lag}. --credit truncated:every={max(lag, 2)}" in line["warning"]
+    assert f"which is within {lag}. --credit truncated:every=10,reach={10 + lag}" in line["warning"]
 
 
 def test_warnings_are_not_repeated_after_resuming(small, tmp_path):
@@ -315,7 +317,7 @@ def scale(training, radius):
 @pytest.mark.parametrize(
     ("radius", "says"), [(1.5, "the gradient explodes"), (0.1, "the gradient dies")]
 )
-def test_alarms_are_measured_once_an_epoch(small, tmp_path, radius, says):
+def test_an_alarm_that_stands_is_said_once(small, tmp_path, radius, says):
     config = small.changed(
         cell="rnn", steps=20, flow_every=1, optimizer="sgd", learning_rate=1e-6, epochs=2
     )
@@ -323,8 +325,33 @@ def test_alarms_are_measured_once_an_epoch(small, tmp_path, radius, says):
     scale(training, radius)
     training.fit()
     alarms = having(training.run, "alarm")
-    assert [m["alarm"].split(":")[0] for m in alarms] == [says] * 2
-    assert [m["epoch"] for m in alarms] == [0, 1]
+    assert [m["alarm"].split(":")[0] for m in alarms] == [says]
+    assert alarms[0]["update"] == (11 if radius > 1 else 3)  # heard twice; in three looks
+
+
+HEARD = "the gradient explodes: over the earlier half of the window the state's grew to 20 times"
+
+
+def test_an_alarm_that_passes_is_not_said_and_one_that_lasts_has_an_end(small, tmp_path):
+    sight = start(small.changed(flow_every=4), tmp_path / "run").sight
+    dies, jumps = "the gradient dies: 99 %", "the gradient jumps: its norm"
+    assert [sight._alarm(HEARD, n) for n in range(10)] == [{}] * 10  # heard once
+    assert [sight._alarm(a, n) for n, a in enumerate([None, HEARD], 10)] == [{}] * 2
+    assert [sight._alarm(dies, n) for n in range(20, 28)] == [{}] * 8  # two looks
+    assert sight._alarm(jumps, 28) == {"alarm": jumps}
+    assert sight._alarm(dies, 29) == {"alarm": dies}
+    assert sight._alarm(dies, 30) == sight._alarm(None, 31) == sight._alarm(dies, 32) == {}
+    found = {n: f for n in range(33, 800) if (f := sight._alarm(None, n))}
+    assert found == {
+        328: {"alarm_over": "the gradient jumps: not seen since update 28"},
+        332: {"alarm_over": "the gradient dies: not seen since update 32"},
+    }
+    assert sight._alarm(jumps, 900) == {"alarm": jumps}
+
+
+def test_a_state_that_is_not_finite_is_an_alarm_at_once(small, tmp_path):
+    sight = start(small, tmp_path / "run").sight
+    assert sight._alarm(HEARD.replace("20", "inf"), 1)
 
 
 def test_a_healthy_network_raises_no_alarm(small, tmp_path):

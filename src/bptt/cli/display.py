@@ -133,7 +133,7 @@ class Display(Watch):
 
     def updated(self, training: Training, loss: float) -> None:
         """Move the bar."""
-        if training.progress.updates == 1:
+        if training.progress.updates == 1 and not training.progress.rewinds:
             self.say(f"{'update 1':<13} loss {loss:.3f} before anything is learnt")
         self.average = loss if math.isnan(self.average) else 0.98 * self.average + 0.02 * loss
         if self.bar is None or self.bar.disable:
@@ -189,9 +189,9 @@ class Display(Watch):
         when = f"{'update ' + format(line['update'], ','):<13}"
         if "credit" in line:
             self.say(f"{when} credit {line['credit']}")
-        for kind in ("alarm", "warning"):
+        for kind in ("alarm", "alarm_over", "warning"):
             if kind in line:
-                self.say(f"{when} {kind}: {line[kind]}")
+                self.say(f"{when} {kind.replace('_', ' ')}: {line[kind]}")
         self.epoch_loss = line.get("epoch_loss", self.epoch_loss)
         if self.tensorboard is not None:
             for name, value in line.items():

@@ -18,7 +18,7 @@ from bptt.credit import Credit
 from bptt.data import Tokens
 from bptt.errors import CheckpointError
 from bptt.flow.alarm import Probe
-from bptt.flow.meter import FlowMeter
+from bptt.flow.meter import LISTENS_EVERY, FlowMeter
 from bptt.language_model.config import Config
 from bptt.language_model.model import LanguageModel
 from bptt.language_model.probe import places
@@ -29,6 +29,7 @@ LOST = 0.2  # of the gradient: a credit that loses more is too short
 FAR = 10  # times the horizon: a reach beyond is far longer than needed
 LOOKS = 3  # in a row that find the credit too short,
 LOOKS_LONG = 10  # or far too long: short dependencies are learnt first
+QUIET = 300  # updates without an alarm, and it is over
 LARGEST = 512  # steps of a plan that is looked at
 DRAWS = 16
 
@@ -111,7 +112,7 @@ class Sight:
         self.model, self.tokens, self.config = model, tokens, config
         self.meter = FlowMeter(model.recurrent, config.flow_every, lags=LAGS)
         self.has_looked = False  # in this epoch
-        self.told: list[str] = []  # the kinds of alarms in this epoch
+        self.alarms: dict[str, dict[str, int]] = {}  # of each kind: since when, seen last, is said
         self.in_a_row = {"short": 0, "long": 0}
         self.warned: list[str] = []
 
@@ -133,12 +134,7 @@ class Sight:
         if not self.config.flow_every:
             return {}
         found = self._look(update, reach) if self.meter.is_due else {}
-        alarm = self.meter.update(norm).alarm
-        if alarm is not None:
-            kind = alarm.split(":")[0]
-            if kind not in self.told:
-                self.told.append(kind)
-                found["alarm"] = alarm
+        found.update(self._alarm(self.meter.update(norm).alarm, update))
         return found
 
     def epoch_ended(self, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
@@ -146,8 +142,37 @@ class Sight:
         found = {}
         if self.config.flow_every and not self.has_looked:
             found = self._look(update, reach)
-        self.has_looked, self.told = False, []
+        self.has_looked = False
         return found
+
+    def _alarm(self, alarm: str | None, update: int) -> dict[str, str]:
+        """Say when an alarm begins, unless it passes at once, and when it is over."""
+        found = {}
+        if alarm is not None:
+            kind = alarm.split(":")[0]
+            seen = self.alarms.setdefault(kind, {"since": update, "last": update, "said": 0})
+            seen["last"] = update
+            if not seen["said"] and update - seen["since"] >= self._must_last(alarm):
+                seen["said"] = 1
+                found["alarm"] = alarm
+        for kind, seen in list(self.alarms.items()):
+            if not seen["said"] and alarm is None:
+                del self.alarms[kind]
+            elif update - seen["last"] >= QUIET:
+                del self.alarms[kind]
+                found["alarm_over"] = f"{kind}: not seen since update {seen['last']}"
+        return found
+
+    def _must_last(self, alarm: str) -> int:
+        """For how many updates an alarm has to stand before it is said.
+
+        A network dies in three looks, since before it has learnt anything hardly any gradient goes
+        back; and where a first word is learnt, the gradient of a window may grow for a while.
+        """
+        if alarm.startswith("the gradient dies:"):
+            return (LOOKS - 1) * self.config.flow_every
+        is_heard = alarm.startswith("the gradient explodes: over the earlier half")
+        return LISTENS_EVERY if is_heard and "inf times" not in alarm else 0
 
     def _look(self, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
         count = min(SEQUENCES, 8 + self.config.batch_size)
@@ -190,7 +215,7 @@ class Sight:
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that it remembers, as JSON can hold it."""
-        names = ("has_looked", "told", "in_a_row", "warned")
+        names = ("has_looked", "alarms", "in_a_row", "warned")
         return {"meter": self.meter.state_dict(), **{n: getattr(self, n) for n in names}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,9 +227,13 @@ class Sight:
         try:
             self.meter.load_state_dict(state["meter"])
             self.has_looked = bool(state["has_looked"])
-            self.told, self.warned = list(state["told"]), list(state["warned"])
+            self.warned = list(state["warned"])
+            self.alarms = {
+                kind: {name: int(seen[name]) for name in ("since", "last", "said")}
+                for kind, seen in state["alarms"].items()
+            }
             self.in_a_row = {kind: int(state["in_a_row"][kind]) for kind in ("short", "long")}
-        except (KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise CheckpointError(f"what was seen of the gradient is damaged: {e!r}") from None
 
 
@@ -243,9 +272,10 @@ def _too_short(probe: Probe, reach: Reach, beyond: float, config: Config) -> str
 
 def _far_too_long(probe: Probe, reach: Reach) -> str:
     lag = max(2, probe.horizon.lag or 0)
+    every = max(10, lag)  # an update for fewer steps would cost more than the reach saves
     return (
         f"the credit is far longer than needed so far: a loss is credited {reach.most} steps "
         f"back at most, more than {FAR} times as far as 99 % of its gradient goes, which is "
-        f"within {probe.horizon.lag}. --credit truncated:every={lag},reach={2 * lag} would give "
-        "nearly the same gradient; keep it if longer dependencies are still to be learnt"
+        f"within {probe.horizon.lag}. --credit truncated:every={every},reach={every + lag} would "
+        "give nearly the same gradient; keep it if longer dependencies are still to be learnt"
     )
