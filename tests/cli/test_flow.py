@@ -187,6 +187,8 @@ def test_what_does_not_fit_together(fails, trained):
     assert "got 'sine'" in fails("--cell", "rnn", "--nonlinearity", "sine")
     assert "untrained rnn" in fails("--cell", "gru", "--nonlinearity", "tanh")
     assert "untrained rnn" in fails(run, "--nonlinearity", "tanh")
+    for option in ("--hidden", "--layers", "--seed"):
+        assert f"{option} is of an untrained network" in fails(run, option, "1")
 
 
 def test_runs_and_texts_that_cannot_be_used(fails, trained, tmp_path):
@@ -203,7 +205,8 @@ def test_runs_and_texts_that_cannot_be_used(fails, trained, tmp_path):
         assert "binary.txt" in fails(*given, "--file", "binary.txt")
         (tmp_path / "empty.txt").write_text("")
         assert fails(*given, "--file", "empty.txt")
-    assert "--device" in fails(run, "--device", "abacus")
+    for given in ([run], ["--cell", "gru"]):
+        assert "--device" in fails(*given, "--device", "abacus")
 
 
 def test_places_that_cannot_be_written(fails, tmp_path):
@@ -213,6 +216,16 @@ def test_places_that_cannot_be_written(fails, tmp_path):
     for option in ("--html", "--json"):
         assert "nowhere" in fails(*short, option, "nowhere/flow.out")
     assert not list(tmp_path.glob("*.new"))
+
+
+def test_what_is_written_has_its_own_place_before_anything_is_written(fails, tmp_path):
+    short = ["--cell", "rnn", "--text", "a b c", *SMALL]
+    assert "the same file" in fails(*short, "--html", "out", "--json", "out")
+    assert "the same file" in fails(*short, "--json", "out.png", "--figure", "./out.png")
+    for option in ("--html", "--figure"):
+        assert "only --json" in fails(*short, option, "-")
+    assert ".png, .svg or .pdf" in fails(*short, "--html", "flow.html", "--figure", "flow.gif")
+    assert not list(tmp_path.iterdir())
 
 
 def test_from_the_command_line_as_a_process():

@@ -19,6 +19,7 @@ from bptt.files import write_whole
 from bptt.flow import GradientFlow
 from bptt.language_model import Config, LanguageModel, Run
 from bptt.language_model.flow import flow_of
+from bptt.language_model.model import check_device
 from bptt.language_model.session import text_of_run
 
 SENTENCES = {
@@ -67,9 +68,24 @@ def flow(
             show_default=False,
         ),
     ] = None,
-    hidden: Annotated[int, typer.Option(min=1, help="of an untrained network: its units")] = 100,
-    layers: Annotated[int, typer.Option(min=1, help="of an untrained network: its layers")] = 1,
-    seed: Annotated[int, typer.Option(help="of an untrained network: draws its weights")] = 0,
+    hidden: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="of an untrained network: its units (default: 100)", show_default=False
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="of an untrained network: its layers (default: 1)", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="of an untrained network: draws its weights (default: 0)", show_default=False
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="write a page to look at", show_default=False)
     ] = None,
@@ -95,11 +111,18 @@ def flow(
         raise ConfigError("give --text or --file, not both")
     if nonlinearity and "rnn" not in (cell or []):
         raise ConfigError("--nonlinearity is of an untrained rnn: give --cell rnn too")
+    for option, given in (("--hidden", hidden), ("--layers", layers), ("--seed", seed)):
+        if runs and given is not None:
+            raise ConfigError(
+                f"{option} is of an untrained network: a run has its own; leave it out"
+            )
+    _check_places(html, json_, figure)
     if runs:
         flows = [_of_run(run, text, file, tokens, device) for run in runs]
     else:
         variants = list(_variants(cell or [], nonlinearity or ["tanh"]))
-        flows = list(_untrained(variants, text, file, tokens, hidden, layers, seed))
+        options = {"hidden": hidden or 100, "layers": layers or 1, "seed": seed or 0}
+        flows = list(_untrained(variants, text, file, tokens, device, options))
     if html is not None:
         flows[0].save_html(html, *flows[1:])
     if figure is not None:
@@ -157,9 +180,8 @@ def _untrained(
     text: str | None,
     file: Path | None,
     tokens: int,
-    hidden: int,
-    layers: int,
-    seed: int,
+    device: str,
+    options: dict[str, Any],
 ) -> Iterator[GradientFlow]:
     """Give flows of networks as they are before training, whose words are those of the text."""
     if file is not None:
@@ -168,12 +190,13 @@ def _untrained(
         texts = SENTENCES if text is None else {"": text}
     tokenizer = Tokenizer.train(texts.values(), level="word")
     for (cell, phi), (which, words) in product(variants, texts.items()):
-        options: dict[str, Any] = {"cell": cell, "nonlinearity": phi}
-        config = Config(level="word", hidden=hidden, layers=layers, seed=seed, **options)
+        kind: dict[str, Any] = {"cell": cell, "nonlinearity": phi}
+        config = Config(level="word", **kind, **options)
         with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            model = LanguageModel(tokenizer, config)
-        name = f"{'' if layers == 1 else f'{layers} × '}{_title(cell, phi)} {hidden}"
+            torch.manual_seed(config.seed)
+            model = LanguageModel(tokenizer, config).to(check_device(device))
+        layers = "" if config.layers == 1 else f"{config.layers} × "
+        name = f"{layers}{_title(cell, phi)} {config.hidden}"
         name += f", {which}" if which else ""
         yield flow_of(
             model, encode_text(words, tokenizer, reading="stream"), tokens=tokens, name=name
@@ -187,14 +210,31 @@ def _title(cell: str, phi: str) -> str:
 # ------------------------------------------------------------------------------- what is written
 
 
+def _check_places(html: Path | None, json_: Path | None, figure: Path | None) -> None:
+    """See to it, before anything is measured, that all that is to be written has its own place."""
+    given = (("--html", html), ("--json", json_), ("--figure", figure))
+    taken: dict[Path, str] = {}
+    for option, path in given:
+        if path is None or (option == "--json" and str(path) == "-"):
+            continue
+        if str(path) == "-":
+            raise ConfigError(f"{option} -: only --json writes to the standard output; give a file")
+        if option == "--figure" and _format(path) not in ("png", "svg", "pdf"):
+            raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .pdf")
+        other = taken.setdefault(path.resolve(), option)
+        if other != option:
+            raise ConfigError(f"{other} and {option} are the same file, {path}: give two")
+
+
+def _format(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
+
+
 def _write_figure(path: Path, flows: list[GradientFlow]) -> None:
     from bptt.report.flow import draw_flow  # matplotlib takes its time
 
-    suffix = path.suffix.lower().lstrip(".")
-    if suffix not in ("png", "svg", "pdf"):
-        raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .pdf")
     picture = io.BytesIO()
-    draw_flow(*flows).savefig(picture, format=suffix)
+    draw_flow(*flows).savefig(picture, format=_format(path))
     write_whole(path, picture.getvalue())
 
 
