@@ -82,7 +82,10 @@ def orthogonal_(module: M, gain: float = 1.0, *, generator: torch.Generator | No
     with torch.no_grad():
         for layer in _layers(module, "orthogonal_"):
             for block in layer.blocks:
-                nn.init.orthogonal_(block, gain, generator=generator)
+                # Halves, which LAPACK does not know, by way of float32.
+                wide = torch.promote_types(block.dtype, torch.float32)
+                drawn = torch.empty_like(block, dtype=wide)
+                block.copy_(nn.init.orthogonal_(drawn, gain, generator=generator))
     return module
 
 

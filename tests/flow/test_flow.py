@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import bptt
 from bptt.flow import ByLag, GradientFlow, StateFlow, gradient_flow
 from bptt.flow.lags import by_lag, find_horizon, fit_decay
+from bptt.flow.pairs import Pairs
 
 DOUBLE = torch.float64
 
@@ -400,3 +402,24 @@ def test_the_flow_of_a_language_model_has_words_and_the_losses_of_its_score():
     assert flow_of(model, tokens, tokens=3).steps == 3
     with pytest.raises(bptt.errors.CorpusError, match="1 token;"):
         flow_of(model, encode_text("John", tokenizer, reading="stream"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [bptt.RNN, bptt.GRU, bptt.LSTM])
+def test_halves_are_looked_at_too(kind, dtype):
+    module = bptt.init.orthogonal_(kind(3, 8, dtype=dtype))
+    flow = gradient_flow(module, torch.randn(12, 2, 3).to(dtype))
+    assert flow.norms.isfinite().all()
+    assert flow.dynamics[0].lyapunov.isfinite().all()
+
+
+def test_inference_mode_is_refused():
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        gradient_flow(bptt.RNN(3, 4), torch.randn(5, 1, 3))
+
+
+@pytest.mark.parametrize("given", [(3, None), ([1.7], None), (None, 1.5)])
+def test_times_and_lags_are_whole_numbers(given):
+    of = inspect.unwrap(Pairs.of.__func__)  # without the checks of types, which users do not have
+    with pytest.raises(ValueError, match="whole number"):
+        of(Pairs, 5, 1, *given)

@@ -243,7 +243,7 @@ class GradientFlow:
         """The mean over the batch, row by row; null where there is no step, or no value."""
         rows = values.mean(0).tolist()
         return [
-            [v if s <= t else None for s, v in enumerate(_numbers(row))]
+            [*_numbers(row[: t + 1]), *(None,) * (len(row) - t - 1)]
             for t, row in zip(self.times, rows, strict=True)
         ]
 

@@ -49,7 +49,8 @@ def gradient_flow(
     where torch knows how to batch it, and one by one where it does not.
 
     Gradients are those of the network as it is: in training mode units are dropped, the same ones
-    for all losses. No ``grad`` of a parameter is touched.
+    for all losses, which takes numbers from torch's generator as any forward pass does. No ``grad``
+    of a parameter is touched.
 
     Args:
         module: what :func:`bptt.unroll` takes: ``(inputs, state) -> (outputs, state)``, in one
@@ -78,6 +79,7 @@ def gradient_flow(
             into it travel together. Results do not depend on it.
 
     Raises:
+        RuntimeError: it is called under ``torch.inference_mode()``.
         ValueError: sizes do not fit; the module has two directions; losses are not one for each
             step, or depend on other steps.
 
@@ -132,6 +134,11 @@ def gradient_flow(
 
 
 def _refuse(module: Any, inputs: Any) -> None:
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "gradient_flow: no gradient can be found under torch.inference_mode(); leave it out, "
+            "or use torch.no_grad()"
+        )
     if getattr(module, "bidirectional", False):
         raise ValueError(
             "gradient_flow: the module is bidirectional: its outputs depend on later steps too, "

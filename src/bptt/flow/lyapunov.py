@@ -106,12 +106,18 @@ def _logs(trajectory: Trajectory, k: int) -> Float[Tensor, "time batch k"]:
     B, n = trajectory.batch, trajectory.size
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(n, k, generator=generator, dtype=torch.float64).to(trajectory.after)
-    q = torch.linalg.qr(directions).Q.expand(B, n, k)
+    q = _orthogonal(directions)[0].expand(B, n, k)
     logs = []
     for t in range(trajectory.first, trajectory.steps):
-        q, r = torch.linalg.qr(trajectory.at(t).push(q))
+        q, r = _orthogonal(trajectory.at(t).push(q))
         logs.append(r.diagonal(dim1=-2, dim2=-1).abs().double().log())
     return torch.stack(logs)
+
+
+def _orthogonal(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Q and R; halves, which LAPACK does not know, by way of float32."""
+    q, r = torch.linalg.qr(a.float() if a.element_size() < 4 else a)
+    return q.to(a.dtype), r
 
 
 def _blocks(steps: int) -> int:

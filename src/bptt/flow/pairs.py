@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -34,8 +35,14 @@ class Pairs:
         Raises:
             ValueError: there is no such step, or no lag.
         """
-        chosen = range(steps) if times is None else times
-        chosen = sorted({int(t) for t in chosen})
+        try:
+            chosen = sorted({index(t) for t in (range(steps) if times is None else times)})
+            lags = None if lags is None else index(lags)
+        except TypeError:
+            raise ValueError(
+                "gradient_flow: expected times as a list of whole numbers, and lags as one, got "
+                f"times={times!r}, lags={lags!r}"
+            ) from None
         if not chosen or chosen[0] < 0 or chosen[-1] >= steps:
             raise ValueError(
                 f"gradient_flow: expected times from 0 to {steps - 1}, one at least, got {times!r}"
