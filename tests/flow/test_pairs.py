@@ -653,7 +653,7 @@ def test_a_whole_language_model_is_followed_from_its_tokens():
     ("losses", "message"),
     [
         (lambda y: y.sum(), "a loss for each step"),
-        (lambda y: y.sum(2).t(), "a loss for each step"),
+        (lambda y: y.sum(2).t(), "give batch_first=True"),
         (lambda y: y.sum(2).cumsum(0), "depends on the outputs of other steps"),
         (lambda y: y.sum(2).roll(1, 1), "depends on the outputs of other steps"),
         (lambda y: y.sum((1, 2)).flip(0), "depends on the outputs of other steps"),

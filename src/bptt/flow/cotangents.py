@@ -93,10 +93,15 @@ def _check_losses(losses: Any, steps: int, batch: int) -> None:
     shapes = ((steps,), (steps, batch))
     if not isinstance(losses, Tensor) or tuple(losses.shape) not in shapes:
         found = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+        turned = found == (batch, steps)
         raise ValueError(
             f"gradient_flow: loss_fn has to give a loss for each step, [T] or [T, B], "
             f"{shapes[0]} or {shapes[1]} (time first, whatever batch_first says), got {found}; "
-            "do not sum or average over time"
+            + (
+                "transpose them, or, if the inputs are [B, T, ...], give batch_first=True"
+                if turned
+                else "do not sum or average over time"
+            )
         )
     if not losses.requires_grad:
         raise ValueError(
