@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from bptt.bench import Limits, Start
 from bptt.bench import run as everything
 from bptt.bench.shapes import ModelShape, Shape
 from bptt.cli import bench as command
-from bptt.cli import main
 from bptt.cli.bench import Show
 
 SMALL = ["--shape", "5/2/3/4", "--rounds", "1", "--quick"]
@@ -37,19 +37,10 @@ def run(monkeypatch):
 
 
 @pytest.fixture
-def bptt(run, tmp_path, monkeypatch, capsys):
+def bptt(run, tmp_path, monkeypatch, in_process):
     """Run the command; give what it printed."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments, status=0):
-        monkeypatch.setattr(sys, "argv", ["bptt", "bench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capsys.readouterr()
-        assert (left.value.code or 0) == status, (out, err)
-        return out, err
-
-    return call
+    return partial(in_process, "bench")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import pytest
 import safetensors.torch
@@ -64,17 +63,11 @@ def fails(*arguments, text=None, status=1):
 
 
 @pytest.fixture
-def fails_here(monkeypatch, capsys):
-    """Do what :func:`fails` does in this process, which has imported everything already."""
-    from bptt.cli import main
+def fails_here(in_process):
+    """Do what :func:`fails` does in this process."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bptt", *map(str, arguments)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets its own
-        with pytest.raises(SystemExit) as left:
-            main()
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert left.value.code == 1
+        lines = in_process(*arguments, status=1)[1].strip().splitlines()
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: ")
         return lines[0]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from matplotlib.figure import Figure
@@ -29,22 +30,11 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bptt(here, monkeypatch, capsys):
-    """Run a command in this process; give what it printed."""
-    from bptt.cli import main
-
+def bptt(here, monkeypatch, in_process):
+    """Run the command in this process; give what it printed."""
     # The figure takes longest; processes of their own draw it below.
     monkeypatch.setattr("bptt.report.comparison.draw_comparison", lambda found: Figure())
-
-    def run(*arguments, status=0):
-        monkeypatch.setattr(sys, "argv", ["bptt", "compare", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capsys.readouterr()
-        assert (left.value.code or 0) == status, (out, err)
-        return out, err
-
-    return run
+    return partial(in_process, "compare")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from matplotlib.figure import Figure
@@ -32,22 +33,11 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def bptt(trained, tmp_path, monkeypatch, capsys):
-    """Run a command in this process; give what it printed."""
-    from bptt.cli import main
-
+def bptt(trained, tmp_path, monkeypatch, in_process):
+    """Run the command in this process; give what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BPTT_CACHE", str(trained / "cache"))
-
-    def run(*arguments, status=0):
-        monkeypatch.setattr(sys, "argv", ["bptt", "flow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capsys.readouterr()
-        assert (left.value.code or 0) == status, (out, err)
-        return out, err
-
-    return run
+    return partial(in_process, "flow")
 
 
 @pytest.fixture
