@@ -2,6 +2,7 @@
 
     python benchmarks/copy_table.py [--seeds 0 1 2] [--methods 5 10 0.5 ...] [--epochs 210]
                                     [--minutes M] [--torch] [--out runs/copy_table.json]
+    python benchmarks/copy_table.py --resume [--epochs 210] [--minutes M] [--out ...]
     python benchmarks/copy_table.py --show FILE...
 
 C. Aicher, N. J. Foti and E. B. Fox, "Adaptively truncating backpropagation through time to control
@@ -24,7 +25,8 @@ and measuring, of one core's time.
 
 All of it takes hours. The runs take turns, 1.25 epochs each, so that all have gone equally far
 whenever it is enough: after ``--epochs``, or ``--minutes``, or when it is stopped. The curves so
-far are in ``--out``. ``--torch`` takes torch.nn.LSTM for the layers, which is the same network.
+far are in ``--out``, and beside it in a pickle the runs themselves, so that ``--resume`` goes on.
+``--torch`` takes torch.nn.LSTM for the layers, which is the same network.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import pickle
 import statistics
 import time
 from dataclasses import replace
@@ -79,8 +82,7 @@ class Run:
     def __init__(self, method: str, seed: int, layers: Any) -> None:
         task = CopyStream(seed=seed)  # m = 10, 64 streams
         self.task, self.method, self.seed = task, method, seed
-        self.train = window(task, TRAIN, 3 * seed)
-        self.valid, self.test = (window(task, HELD_OUT, 3 * seed + n) for n in (1, 2))
+        self.draw()
         torch.manual_seed(seed)
         self.model = Model(task, layers)
         self.sgd = torch.optim.SGD(self.model.parameters(), lr=1.0, weight_decay=1e-5)
@@ -93,6 +95,18 @@ class Run:
         self.at, self.stream = 0, bptt.Stream()
         self.steps, self.seconds = 0, 0.0
         self.curve = [self.tested()]
+
+    def draw(self) -> None:
+        """Draw the streams, which are the seed's."""
+        self.train = window(self.task, TRAIN, 3 * self.seed)
+        self.valid, self.test = (window(self.task, HELD_OUT, 3 * self.seed + n) for n in (1, 2))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("train", "valid", "test")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.draw()
 
     def go_on(self, steps: int) -> None:
         """Train for so many steps, measure, test."""
@@ -172,6 +186,17 @@ def window(task: CopyStream, steps: int, seed: int) -> TaskBatch:
     return next(iter(replace(task, steps=steps, seed=seed)))
 
 
+def keep(runs: list[Run], out: Path) -> None:
+    """Write the curves and the runs; a stop in between leaves the files of the round before."""
+    for file, content in (
+        (out, json.dumps([run.result() for run in runs]).encode()),
+        (out.with_suffix(".pickle"), pickle.dumps(runs)),
+    ):
+        beside = file.with_name(file.name + ".new")
+        beside.write_bytes(content)
+        beside.replace(file)
+
+
 def show(results: list[dict[str, Any]]) -> None:
     """Print the table, and how the adaptive K went."""
     seeds = len({r["seed"] for r in results})
@@ -217,6 +242,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=210)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--torch", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="go on with the runs of --out")
     parser.add_argument("--out", type=Path, default=Path("runs/copy_table.json"))
     parser.add_argument("--show", type=Path, nargs="+")
     args = parser.parse_args()
@@ -227,7 +253,10 @@ def main() -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     layers = torch.nn.LSTM if args.torch else bptt.LSTM
-    runs = [Run(method, seed, layers) for seed, method in product(args.seeds, args.methods)]
+    if args.resume:
+        runs: list[Run] = pickle.loads(args.out.with_suffix(".pickle").read_bytes())
+    else:
+        runs = [Run(method, seed, layers) for seed, method in product(args.seeds, args.methods)]
     while runs[0].steps < args.epochs * TRAIN and time.monotonic() < begun + 60 * args.minutes:
         for run in runs:
             run.go_on(TEST_EVERY)
@@ -237,7 +266,7 @@ def main() -> None:
                 f"{math.exp(now['valid']):.4f} {math.exp(now['test']):.4f}, next K {now['K']}",
                 flush=True,
             )
-        args.out.write_text(json.dumps([run.result() for run in runs]))
+        keep(runs, args.out)
     show([run.result() for run in runs])
 
 
