@@ -21,7 +21,7 @@ from bptt.kernels.passes import Crossing, Gradients
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
 
-INTERFACE = 4
+INTERFACE = 5
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2, "GRU": 3, "LSTM": 4}
 PATHS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
@@ -53,8 +53,8 @@ def library() -> ctypes.CDLL:
         )
     found.bptt_kept.restype = ctypes.c_int64
     found.bptt_kept.argtypes = [ctypes.c_int64] * 4
-    for function in (found.bptt_forward, found.bptt_backward, found.bptt_cross_entropy):
-        function.argtypes = [ctypes.c_char_p]
+    for name in ("forward", "backward", "cross_entropy", "flow_back"):
+        getattr(found, f"bptt_{name}").argtypes = [ctypes.c_char_p]
     found.bptt_peak.restype = ctypes.c_double
     found.bptt_peak.argtypes = [ctypes.c_int, ctypes.c_double]
     found.bptt_function.argtypes = [
@@ -180,16 +180,16 @@ def backward(
         y,
         kept[0] if kept else None,
         *(0, 0),  # h_n, c_n
-        _at(given.carry),
-        _at(d_y),
+        address(given.carry),
+        address(d_y),
         *_both(d_state),
-        _at(d_x),
-        _at(ih),
-        _at(hh),
-        _at(b_ih),
-        _at(b_hh),
-        _at(norms),
-        _at(row_norms),
+        address(d_x),
+        address(ih),
+        address(hh),
+        address(b_ih),
+        address(b_hh),
+        address(norms),
+        address(row_norms),
         *walk,
     )
     return Gradients(d_x, d_state, Weights(ih, hh, b_ih, b_hh))  # type: ignore[arg-type]
@@ -225,14 +225,14 @@ class _Given:
             y.numel() // H,
             ctypes.addressof(self.sizes),
             self.x.data_ptr(),
-            _at(ih),
-            _at(hh),
-            _at(b_ih),
-            _at(b_hh),
+            address(ih),
+            address(hh),
+            address(b_ih),
+            address(b_hh),
             *_both(self.state),
-            _at(self.resets),
+            address(self.resets),
             y.data_ptr(),
-            _at(kept),
+            address(kept),
             *results,
         )
         if function(call) != 0:
@@ -241,7 +241,8 @@ class _Given:
             )
 
 
-def _at(t: Tensor | None) -> int:
+def address(t: Tensor | None) -> int:
+    """Where a tensor is, or 0 for none."""
     return 0 if t is None else t.data_ptr()
 
 
@@ -298,9 +299,9 @@ def cross_entropy(
         len(hidden),
         hidden.shape[1],
         len(weight),
-        *map(_at, given),
+        *map(address, given),
         losses.data_ptr(),
-        *map(_at, found),
+        *map(address, found),
     )
     if library().bptt_cross_entropy(call) != 0:
         raise MemoryError(f"bptt: no memory for the work space of {len(weight)} labels")

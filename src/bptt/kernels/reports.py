@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -26,12 +27,15 @@ class Report(NamedTuple):
 
     def by_step(self) -> list[float]:
         """‖∂L/∂h_t‖ of each step over the batch, from the first step to the last."""
-        squares = self.norms[:, 0].square()
-        if self.steps.is_dense:
-            summed = squares.view(len(self.steps.sizes), -1).sum(1)
-        else:
-            summed = torch.stack([s.sum() for s in squares.split(self.steps.sizes)])
-        found: list[float] = summed.sqrt().tolist()
+        norms, sizes = self.norms[:, 0], self.steps.sizes
+        if len(norms) > len(sizes):  # more than one sequence
+            squares = np.square(norms.numpy())
+            if self.steps.is_dense:
+                summed = squares.reshape(len(sizes), -1).sum(1)
+            else:
+                summed = np.add.reduceat(squares, np.cumsum([0, *sizes[:-1]]))
+            norms = torch.from_numpy(np.sqrt(summed))
+        found: list[float] = norms.tolist()
         return found[::-1] if self.steps.reverse else found
 
 

@@ -20,7 +20,7 @@ enum bptt_cell { BPTT_TANH, BPTT_RELU, BPTT_SIGMOID, BPTT_GRU, BPTT_LSTM };
 enum bptt_path { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_PATHS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 4
+#define BPTT_INTERFACE 5
 
 typedef struct bptt_sequence {
     int64_t cell;      /* enum bptt_cell */
@@ -79,6 +79,29 @@ typedef struct bptt_readout {
     void *d_hidden, *d_weight, *d_bias; /* out: as these, or null */
 } bptt_readout;
 
+/* One step of one layer, and D losses of each of S sequences on their way back through it: from
+   ∂L/∂(state after it) to that before it. P is the size of h, H unless the LSTM has a projection. */
+typedef struct bptt_flow_step {
+    int64_t is_double, threads;
+    int64_t sequences, losses;                 /* S, D */
+    int64_t inputs, hidden, outputs, gates;    /* I, H, P, G */
+    int64_t apart; /* of d_h, d_c, credit and norms: rows from one sequence to the next, at least D */
+    const void *of_hidden, *of_input; /* [S, G, H]: derivatives of the state with respect to W_hh h and
+                                         W_ih x; the LSTM's are of c, but that of o is of m */
+    const void *through; /* LSTM: ∂m/∂c, [S, H]; otherwise null */
+    const void *kept;    /* [S, H]: the LSTM's f, the GRU's z; otherwise null */
+    const void *w_hh;    /* [G*H, P] */
+    const void *w_ih;    /* [G*H, I], for d_x; or null */
+    const void *projected;  /* W_ih x, [S, G*H], for the credit; or null */
+    const uint8_t *resets;  /* [S], or null: not 0 where the state is zero before the step */
+    const void *d_m;     /* ∂L/∂m, [S, D, H], where it is not d_h; or null */
+    void *d_h, *d_c;     /* in, out: [S, D of apart, P and H]; d_c: LSTM */
+    void *d_x;           /* out: [S, D, I], or null */
+    double *credit;      /* out: ⟨∂L/∂x, x⟩, [S, D of apart], or null */
+    double *norms_h, *norms_c; /* out: of d_h and d_c, [S, D of apart]; a row where both are below
+                                  100 times the smallest number, or 1e-150, is made zero */
+} bptt_flow_step;
+
 /* As libgomp's own functions of these names. */
 typedef void (*bptt_parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 typedef int (*bptt_number)(void);
@@ -109,6 +132,7 @@ BPTT_API int64_t bptt_kept(int64_t cell, int64_t is_double, int64_t rows, int64_
 BPTT_API int bptt_forward(const bptt_sequence *);
 BPTT_API int bptt_backward(const bptt_sequence *);
 BPTT_API int bptt_cross_entropy(const bptt_readout *);
+BPTT_API int bptt_flow_back(const bptt_flow_step *);
 
 /* Elementwise, for the tests: out[i] = f(in[i]); which: 0 exp, 1 tanh, 2 sigmoid. */
 BPTT_API void bptt_function(int which, int64_t is_double, int64_t n, const void *in, void *out);

@@ -322,6 +322,68 @@ template <class T> bool check_readout() {
     return same;
 }
 
+// Losses on their way back through a step: the paths against each other, and threads against one.
+template <class T> bool check_flow() {
+    struct Step {
+        int64_t S, D, apart, I, H, P, gates;
+        bool of_inputs, credit, resets;
+    };
+    const Step steps[] = {
+        {1, 1, 1, 1, 1, 1, 1, false, false, false},     {2, 3, 5, 2, 7, 7, 1, true, false, true},
+        {3, 9, 9, 5, 17, 17, 3, true, false, false},    {4, 130, 131, 3, 33, 33, 3, false, true, true},
+        {2, 5, 6, 33, 15, 15, 4, true, false, false},   {5, 140, 140, 1, 49, 49, 4, false, true, false},
+        {7, 20, 22, 18, 40, 9, 4, true, false, true},   {1, 300, 300, 70, 70, 70, 4, true, false, false},
+    };
+    bool same = true;
+    for (const auto &[S, D, apart, I, H, P, gates, of_inputs, credit, resets] : steps) {
+        std::mt19937 random(1);
+        auto draw = [&](int64_t n) {
+            std::normal_distribution<double> normal;
+            std::vector<T> v(static_cast<size_t>(n));
+            for (T &e : v) e = T(normal(random));
+            return v;
+        };
+        const bool lstm = gates == 4, projection = H != P;
+        const auto of_hidden = draw(S * gates * H), of_input = draw(S * gates * H);
+        const auto through = draw(S * H), kept = draw(S * H), projected = draw(S * gates * H);
+        const auto w_hh = draw(gates * H * P), w_ih = draw(gates * H * I), d_m = draw(S * D * H);
+        // As long as is said: the last sequence's other losses are not there.
+        const int64_t rows = (S - 1) * apart + D;
+        const auto h = draw(rows * P), c = draw(rows * H);
+        std::vector<uint8_t> flags(static_cast<size_t>(S));
+        for (size_t i = 0; i < flags.size(); i++) flags[i] = i % 2 == 0;
+        auto run = [&](int threads) {
+            auto d_h = h, d_c = lstm ? c : std::vector<T>();
+            auto d_x = std::vector<T>(size_t(of_inputs ? S * D * I : 0));
+            std::vector<double> found(size_t(rows), 0), norms_h = found, norms_c = found;
+            const bptt_flow_step q = {
+                sizeof(T) == 8, threads, S, D, I, H, P, gates, apart,
+                of_hidden.data(), of_input.data(), lstm ? through.data() : nullptr,
+                gates > 1 ? kept.data() : nullptr, w_hh.data(), of_inputs ? w_ih.data() : nullptr,
+                credit ? projected.data() : nullptr, resets ? flags.data() : nullptr,
+                projection ? d_m.data() : nullptr, d_h.data(), lstm ? d_c.data() : nullptr,
+                of_inputs ? d_x.data() : nullptr, credit ? found.data() : nullptr, norms_h.data(),
+                lstm ? norms_c.data() : nullptr};
+            if (bptt_flow_back(&q) != 0) return std::vector<T>();
+            for (const auto *more : {&d_c, &d_x}) d_h.insert(d_h.end(), more->begin(), more->end());
+            for (const auto *more : {&found, &norms_h, &norms_c})
+                for (double e : *more) d_h.push_back(T(e));
+            return d_h;
+        };
+        std::vector<T> first;
+        for (int path = 0; path < BPTT_PATHS; path++) {
+            if (bptt_use_path(path) != 0) continue;
+            const auto alone = run(1);
+            if (path == 0) first = alone;
+            same = same && !alone.empty() && alone.size() == first.size() &&
+                   difference(alone, first) < (sizeof(T) == 8 ? 1e-11 : 1e-4);
+            same = same && same_bits(run(TEAM), alone);
+        }
+    }
+    std::printf("flow, %s: %s\n", sizeof(T) == 8 ? "double" : "float", same ? "agree" : "DIFFER");
+    return same;
+}
+
 // Calls at the same time, each with threads of its own.
 bool check_callers() {
     const Problem<float> problem(BPTT_GRU, {times(8, 5), 9, 147});
@@ -371,8 +433,9 @@ int main() {
     bool same = true;
     for (int cell = BPTT_TANH; cell <= BPTT_LSTM; cell++)
         for (bool ok : {check<float>(cell), check<double>(cell)}) same = same && ok;
-    for (bool ok : {check_readout<float>(), check_readout<double>(), check_callers(),
-                    check_functions<float>(), check_functions<double>()})
+    for (bool ok : {check_readout<float>(), check_readout<double>(), check_flow<float>(),
+                    check_flow<double>(), check_callers(), check_functions<float>(),
+                    check_functions<double>()})
         same = same && ok;
     return same ? 0 : 1;
 }

@@ -85,6 +85,8 @@ int bptt_backward(const bptt_sequence *q) { return table().backward(*q, threads)
 
 int bptt_cross_entropy(const bptt_readout *q) { return table().cross_entropy(*q, threads); }
 
+int bptt_flow_back(const bptt_flow_step *q) { return table().flow_back(*q, threads); }
+
 void bptt_function(int which, int64_t is_double, int64_t n, const void *in, void *out) {
     table().function(which, is_double, n, in, out);
 }

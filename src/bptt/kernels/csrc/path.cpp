@@ -4,6 +4,7 @@
 
 #include <chrono>
 
+#include "flow.h"
 #include "readout.h"
 #include "sequence.h"
 
@@ -43,6 +44,10 @@ int backward(const bptt_sequence &q, const bptt_threads &threads) {
 
 int cross_entropy(const bptt_readout &q, const bptt_threads &threads) {
     return q.is_double ? start(Readout<double>(q), threads) : start(Readout<float>(q), threads);
+}
+
+int flow_back(const bptt_flow_step &q, const bptt_threads &threads) {
+    return q.is_double ? start(FlowStep<double>(q), threads) : start(FlowStep<float>(q), threads);
 }
 
 template <class T> void function(int which, int64_t n, const T *in, T *out) {
@@ -91,5 +96,5 @@ double multiply_adds(const bptt_threads &threads, int team, double seconds) {
 
 #define BPTT_JOIN(a, b) a##b
 #define BPTT_NAME(path) BPTT_JOIN(bptt_, path)
-extern const bptt_path_table BPTT_NAME(BPTT_PATH) = {forward, backward, cross_entropy, function_of,
-                                                    multiply_adds};
+extern const bptt_path_table BPTT_NAME(BPTT_PATH) = {forward, backward, cross_entropy, flow_back,
+                                                    function_of, multiply_adds};

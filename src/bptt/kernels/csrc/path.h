@@ -12,6 +12,7 @@ struct bptt_path_table {
     int (*forward)(const bptt_sequence &, const bptt_threads &);
     int (*backward)(const bptt_sequence &, const bptt_threads &);
     int (*cross_entropy)(const bptt_readout &, const bptt_threads &);
+    int (*flow_back)(const bptt_flow_step &, const bptt_threads &);
     void (*function)(int which, int64_t is_double, int64_t n, const void *in, void *out);
     double (*peak)(const bptt_threads &, int team, double seconds);
 };

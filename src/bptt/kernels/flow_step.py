@@ -1,0 +1,85 @@
+"""The native kernel for many losses on their way back through one step: ``csrc/flow.h``.
+
+Its twin in plain torch is in ``bptt/flow/through.py``.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from bptt.cells import Weights
+from bptt.kernels.native import address, library
+
+# The fields of a bptt_flow_step, in order; an address of 0 is none.
+_STEP = struct.Struct("=24q")
+
+
+class Step(NamedTuple):
+    """A layer's step of S sequences: compare :class:`bptt.flow.derivatives.Locals`."""
+
+    of_hidden: Float[Tensor, "sequences gates hidden"]
+    of_input: Float[Tensor, "sequences gates hidden"]
+    through: Float[Tensor, "sequences hidden"] | None
+    kept: Float[Tensor, "sequences hidden"] | None
+    w_hh: Float[Tensor, "gates_hidden output"]
+    w_ih: Float[Tensor, "gates_hidden input"] | None
+    projected: Float[Tensor, "sequences gates hidden"] | None
+    resets: Bool[Tensor, "sequences 1"] | None
+
+
+def serves(x: Tensor, w: Weights) -> bool:
+    """Whether there is a kernel for this layer: on the processor, float32 or float64."""
+    return (
+        x.is_cpu
+        and x.dtype in (torch.float32, torch.float64)
+        and w.ih.dtype is x.dtype
+        and w.hh.dtype is x.dtype
+    )
+
+
+def back(
+    step: Step,
+    given: list[Tensor],
+    d_m: Tensor | None,
+    norms: list[Tensor],
+    d_x: Tensor | None,
+    credit: Tensor | None,
+) -> None:
+    """Take gradients through a step, in place.
+
+    Args:
+        step: the step.
+        given: ∂L/∂h, [S, D, P], and for the LSTM ∂L/∂c, [S, D, H]: in, out. The first D losses of
+            the same larger number; the losses of a sequence are dense.
+        d_m: ∂L/∂m, [S, D, H], where the LSTM has a projection, or None.
+        norms: filled with the norms of both, [S, D] float64, of the same larger number.
+        d_x: filled with ∂L/∂x, [S, D, I], or None.
+        credit: filled with ⟨∂L/∂x, x⟩, laid out as the norms, or None.
+
+    Raises:
+        MemoryError: there is none for the matrices.
+    """
+    held = [None if t is None else t.contiguous() for t in (*step, d_m)]
+    S, D, P = given[0].shape
+    gates, hidden = step.of_hidden.shape[1:]
+    call = _STEP.pack(
+        given[0].dtype is torch.float64,
+        torch.get_num_threads(),
+        *(S, D),
+        *(0 if step.w_ih is None else step.w_ih.shape[1], hidden, P, gates),
+        norms[0].stride(0),
+        *map(address, held),
+        given[0].data_ptr(),
+        given[1].data_ptr() if len(given) == 2 else 0,
+        address(d_x),
+        address(credit),
+        norms[0].data_ptr(),
+        norms[1].data_ptr() if len(given) == 2 else 0,
+    )
+    if library().bptt_flow_back(call) != 0:
+        raise MemoryError(f"bptt: no memory for the matrices of {hidden} hidden units")
