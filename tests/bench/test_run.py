@@ -8,7 +8,18 @@ import pytest
 import torch
 
 from bptt.bench import SECTIONS, Bench, Limits, Row, SeedEpoch, Shape, Start, Watch, bench, run
-from bptt.bench.result import EXACT, JAX, OURS, TEXTBOOK, TORCH, WINDOWS
+from bptt.bench.result import (
+    EXACT,
+    HEARD,
+    JAX,
+    LOOK,
+    OURS,
+    TEXTBOOK,
+    TOLD,
+    TORCH,
+    UPDATE,
+    WINDOWS,
+)
 from bptt.bench.shapes import ModelShape
 from bptt.bench.table import duration, percent, write_bench
 from bptt.bench.timing import Effort
@@ -42,7 +53,8 @@ def parts(found):
 def test_everything_is_measured(small):
     found = bench(effort=LITTLE)
     assert parts(found) == list(SECTIONS)
-    assert [row.name for row in found.rows] == ["RNN", "GRU", "LSTM", "RNN", "RNN", "GRU", "LSTM"]
+    layers = ["RNN", "GRU", "LSTM"]
+    assert [row.name for row in found.rows] == [*layers, "RNN", *layers, "RNN"]
     assert found.notes == ["JAX is not installed"]
     assert not found.interrupted
     assert found.conditions["rounds"] == 2
@@ -76,7 +88,10 @@ def test_threads_are_set_for_the_run_alone(small, monkeypatch):
     ("given", "said"),
     [
         ({"cells": ["tree"]}, "--cell must be one of rnn, gru, lstm, got 'tree'"),
-        ({"only": ["all"]}, "--only must be one of kernels, model, credit, seed, start, got 'all'"),
+        (
+            {"only": ["all"]},
+            "--only must be one of kernels, model, credit, sight, seed, start, got 'all'",
+        ),
         ({"threads": 0}, "--threads must be from 1 to 1024, got 0"),
     ],
 )
@@ -136,6 +151,7 @@ def found():
     layer = {OURS: [0.01, 0.02], TORCH: [0.02, 0.06], JAX: [0.03, 0.03]}
     model = {OURS: [0.1, 0.1], TORCH: [0.4, 0.4]}
     losses = {OURS: 9.0, TORCH: 9.0}
+    sight = {UPDATE: [0.1] * 3, HEARD: [0.11, 0.12, 0.1], TOLD: [0.001] * 3, LOOK: [0.3] * 3}
     return Bench(
         about,
         Limits(200.0, None, {"torch.mm 1024": 120.0, "NumPy (blas) 2048": 150.0}),
@@ -144,6 +160,7 @@ def found():
             Row("kernels", "LSTM", str(shape), shape.flop("lstm"), layer, ["a note"]),
             Row("model", "LSTM 2 layers", "10000/650/20/35", 10**9, model, [], 700, losses),
             Row("credit", "RNN", "35/20/200/200", None, {EXACT: [0.1], WINDOWS: [0.3]}, base=EXACT),
+            Row("sight", "RNN", "8000/100/1/20", None, sight, base=UPDATE),
         ],
         SeedEpoch(79_000, {OURS: (2.0, 2000), TORCH: (3.0, 79_000), TEXTBOOK: (5.0, 5)}),
         Start(1.5, 2.5, 0.5),
@@ -166,6 +183,14 @@ def test_the_tables(found):
     model = next(line for line in lines if "10000/650/20/35" in line)
     assert model[-3:] == ["4.00", "7,000", "1,750"]
     assert next(line for line in lines if "35/20/200/200" in line)[2:] == ["100", "300", "3.00"]
+    sight = next(line for line in lines if "8000/100/1/20" in line)
+    assert sight[-5:] == [
+        "100",
+        "110",
+        "1.00",
+        "300",
+        "5.0%",
+    ]  # 1 / 100, 10 / 10 / 100, 300 / 100 / 100
     assert "bptt       1.3 min (extrapolated from 2,000 sentences)" in text
     assert "torch.nn     3.0 s, 0.0380 times bptt (all of it run)" in text
     assert "textbook    21.9 h, 1,000 times bptt (extrapolated from 5 sentences)" in text

@@ -155,7 +155,7 @@ def test_the_files(bptt, tmp_path):
     [
         (["--shape", "1/2/3"], "--shape 1/2/3: give T/B/I/H"),
         (["--cell", "tree"], "--cell must be one of rnn, gru, lstm, got 'tree'"),
-        (["--only", "all"], "--only must be one of kernels, model, credit, seed, start"),
+        (["--only", "all"], "--only must be one of kernels, model, credit, sight, seed, start"),
         (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--sentences", "0"], "--sentences must be at least 1, got 0"),

@@ -20,16 +20,17 @@ from bptt.flow.network import as_ours
 EACH_MODE = pytest.mark.parametrize(
     "mode", ["RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "GRU", "LSTM", "LSTM_PROJECTED"]
 )
-EACH_WAY = pytest.mark.parametrize("way", ["dense", "twin", "native"])
+EACH_WAY = pytest.mark.parametrize("way", ["twin dense", "native dense", "twin", "native"])
 DOUBLE = torch.float64
 
 
 @contextmanager
 def going(way: str):
     """Follow losses in one of the ways there are: a matrix a step, or windows in the kernels."""
-    with pytest.MonkeyPatch.context() as patch, using("twin" if way == "dense" else way):
-        patch.setattr(layers, "MANY", 0 if way == "dense" else math.inf)
-        patch.setattr(layers, "SideBySide" if way == "dense" else "Dense", None)
+    kernels, *dense = way.split()
+    with pytest.MonkeyPatch.context() as patch, using(kernels):
+        patch.setattr(layers, "MANY", 0 if dense else math.inf)
+        patch.setattr(layers, "SideBySide" if dense else "Dense", None)
         yield
 
 
@@ -244,7 +245,8 @@ def test_chunks_of_losses_change_nothing(way, most_windows, monkeypatch):
 
 
 @EACH_MODE
-def test_chunks_of_sequences_change_nothing(mode, monkeypatch):
+@pytest.mark.parametrize("kernels", ["twin", "native"])
+def test_chunks_of_sequences_change_nothing(mode, kernels, monkeypatch):
     problem = problem_of(mode, 2, resets=True)
     expected = by_definition(problem)
     seen = []
@@ -254,7 +256,7 @@ def test_chunks_of_sequences_change_nothing(mode, monkeypatch):
     )
     for budget, sizes in ((1, [1, 1, 1]), (2**28, [3])):
         seen.clear()
-        with going("dense"):
+        with going(f"{kernels} dense"):
             flow = follow_all(problem, budget=budget)
         assert_is(flow, *expected)
         assert [b.stop - b.start for b in seen[::7]] == sizes
@@ -280,7 +282,7 @@ def test_what_vanishes_is_followed_down_to_the_smallest_numbers(dtype):
     with torch.no_grad():
         rnn.weight_hh_l0.fill_(1e-2)
     x = torch.zeros(40, 1, 1, dtype=dtype)
-    for way in ("dense", "twin"):
+    for way in ("twin dense", "native dense", "twin"):
         with going(way):
             norms = gradient_flow(rnn, x, lambda y: y[:, :, 0], dynamics=False).norms[-1].flip(0)
         expected = 1e-2 ** torch.arange(40, dtype=DOUBLE)
@@ -289,7 +291,7 @@ def test_what_vanishes_is_followed_down_to_the_smallest_numbers(dtype):
         assert (norms[sure:] <= 1e-35).all()
 
 
-@pytest.mark.parametrize("way", ["dense", "native", "foreign"])
+@pytest.mark.parametrize("way", ["twin dense", "native dense", "native", "foreign"])
 @pytest.mark.parametrize("times", [None, (6,), (0, 3, 4), [5, 2, 2]])
 @pytest.mark.parametrize("lags", [1, 2, 4, 7, 100])
 def test_only_the_pairs_asked_for_are_followed(way, times, lags):
@@ -297,7 +299,7 @@ def test_only_the_pairs_asked_for_are_followed(way, times, lags):
     problem = problem_of("LSTM", 2, resets=True)
     expected, credit, losses = by_definition(problem)
     module = AsForeign(problem.module()) if foreign else problem.module()
-    with going(way.replace("foreign", "dense")):
+    with going(way.replace("foreign", "twin dense")):
         flow = gradient_flow(
             module,
             problem.x,
@@ -667,6 +669,36 @@ def test_losses_that_are_not_one_for_each_step_are_refused(losses, message, fore
     module = AsForeign(problem.module()) if foreign else problem.module()
     with pytest.raises(ValueError, match=message):
         gradient_flow(module, problem.x, losses, initial_of(problem))
+
+
+def test_losses_that_are_not_followed_may_be_anything():
+    problem = problem_of("GRU")
+    module, state = problem.module(), initial_of(problem)
+
+    def last_of_all(y: Tensor) -> Tensor:
+        losses = y.sum(2).cumsum(0)
+        return torch.cat([losses[:-1], y[-1:].sum(2)])
+
+    flow = gradient_flow(module, problem.x, last_of_all, state, times=[6], dynamics=False)
+    alone = gradient_flow(module, problem.x, lambda y: y.sum(2), state, times=[6], dynamics=False)
+    torch.testing.assert_close(flow.norms, alone.norms, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="depends on the outputs of other steps"):
+        gradient_flow(module, problem.x, last_of_all, state, times=[5], dynamics=False)
+
+
+def test_what_is_not_checked_is_taken_as_it_is():
+    problem = problem_of("GRU")
+    calls = []
+
+    def losses(y: Tensor) -> Tensor:
+        y.register_hook(lambda g: calls.append("backward"))
+        return y.sum(2).roll(1, 1)
+
+    flow = gradient_flow(problem.module(), problem.x, losses, initial_of(problem), check=False)
+    assert calls == ["backward"]
+    assert flow.norms.isfinite().all()
+    with pytest.raises(ValueError, match="depends on the outputs of other steps"):
+        gradient_flow(problem.module(), problem.x, losses, initial_of(problem))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from typing import Any
 OURS, TORCH, JAX, TEXTBOOK = "bptt", "torch.nn", "JAX", "textbook"
 EXACT, WINDOWS = "exact", "windows"
 """Who is measured, and the two ways of assigning credit, both ours."""
+UPDATE, HEARD, TOLD, LOOK = "update", "listening", "told", "look"
+"""An update of a language model, one that is listened to, being told of it, a look at the text."""
 
 UNITS = {
     "milliseconds": "wall-clock time of one training step; of one round the median of its turn",
@@ -27,7 +29,7 @@ class Row:
     """Contenders side by side in one job."""
 
     section: str
-    """``"kernels"``, ``"model"`` or ``"credit"``."""
+    """``"kernels"``, ``"model"``, ``"credit"`` or ``"sight"``."""
     name: str
     """The cell, and the number of layers where it is not one."""
     shape: str

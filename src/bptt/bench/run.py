@@ -17,6 +17,7 @@ from bptt.bench.processor import conditions, measure_limits
 from bptt.bench.result import Bench, Limits, Row, SeedEpoch, Start
 from bptt.bench.seed import measure_seed_epoch
 from bptt.bench.shapes import GATES, MODELS, SHAPES, Shape
+from bptt.bench.sight import measure_sight
 from bptt.bench.timing import Effort, Pace, Stopped
 from bptt.errors import ConfigError
 from bptt.kernels import backend
@@ -25,6 +26,7 @@ SECTIONS = {
     "kernels": "a training step of a layer",
     "model": "a training step of a whole language model",
     "credit": "windows behind each loss beside the exact gradient",
+    "sight": "seeing how far the gradient reaches, as a share of the training time",
     "seed": "an epoch of the seed's job, beside the textbook",
     "start": "loading the library and the first call, in a fresh process",
 }
@@ -147,6 +149,10 @@ def _jobs(
         for cell in cells:
             work = partial(measure_credit, cell, SHAPES[0], effort, pace)
             jobs.append((f"{cell.upper()} {SHAPES[0]}, windows", work))
+    if "sight" in only:
+        for m in MODELS:
+            work = partial(measure_sight, m, effort, pace)
+            jobs.append((f"sight, {m.name} {m}", work))
     if "seed" in only:
         jobs.append(("the seed's epoch", partial(measure_seed_epoch, effort, pace)))
     if "start" in only:

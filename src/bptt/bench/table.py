@@ -11,7 +11,21 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from bptt.bench.result import EXACT, JAX, OURS, TEXTBOOK, TORCH, WINDOWS, Bench, Row
+from bptt.bench.result import (
+    EXACT,
+    HEARD,
+    JAX,
+    LOOK,
+    OURS,
+    TEXTBOOK,
+    TOLD,
+    TORCH,
+    UPDATE,
+    WINDOWS,
+    Bench,
+    Row,
+)
+from bptt.bench.sight import share_of
 from bptt.comparison.table import ABSENT, number
 
 WIDTH = 100
@@ -34,6 +48,11 @@ def write_bench(found: Bench, width: int = WIDTH) -> str:
         (f"A training step of a layer; shape: T/B/I/H{LEGEND}", "kernels", _steps),
         (f"A training step of a whole language model; shape: V/H/B/T{LEGEND}", "model", _steps),
         ("A window of 5 steps behind each loss, Truncated(every=1, reach=5)", "credit", _windows),
+        (
+            "What seeing how far the gradient reaches adds; shape: V/H/B/T",
+            "sight",
+            _sight,
+        ),
     ):
         rows = [row for row in found.rows if row.section == section]
         if rows:
@@ -111,6 +130,14 @@ def _windows(rows: Sequence[Row], peak: float | None, width: int) -> Table:
             ("windows\n/exact", lambda row: number(row.ratio(WINDOWS))),
         ],
     )
+
+
+def _sight(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+    columns: list[Column] = [
+        (f"{name}\nms", partial(_write, lambda row, n: number(row.milliseconds(n)), name))
+        for name in (UPDATE, HEARD, TOLD, LOOK)
+    ]
+    return _table(rows, [*columns, ("share\nof time", lambda row: percent(share_of(row)))])
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:

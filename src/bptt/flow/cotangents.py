@@ -1,4 +1,4 @@
-"""Where the gradients begin: the derivative of each step's loss with respect to its output."""
+"""Where the gradients begin: the derivative of a step's loss with respect to its output."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bptt.flow.pairs import Pairs
 from bptt.nests import flatten, is_float
 
 
@@ -18,25 +19,31 @@ class Cotangents(NamedTuple):
     losses: Float[Tensor, "time batch"]
     """L_t of each sequence, [T, B] float64."""
     outputs: list[Tensor]
-    """∂L_t/∂y_t in place of each of the outputs' tensors that are floating-point numbers."""
+    """∂L_t/∂y_t in place of each of the outputs' tensors that are floating-point numbers; of the
+    steps that are not followed there may be zeros."""
 
 
 def cotangents(
-    outputs: Any, loss_fn: Callable[[Any], Tensor] | None, steps: int, batch: int, time: int
+    outputs: Any,
+    loss_fn: Callable[[Any], Tensor] | None,
+    pairs: Pairs,
+    time: int,
+    check: bool = True,
 ) -> Cotangents:
-    """Compute the losses of all steps, and where their gradients begin.
+    """Compute the losses of all steps, and where the gradients of those that are followed begin.
 
     Args:
         outputs: of the module, a tensor [T, B, ...] or a nest of such.
         loss_fn: ``outputs -> losses``, [T] or [T, B]; None: :func:`random_directions`.
-        steps: T.
-        batch: B.
+        pairs: which are followed.
         time: the dimension of time in the outputs.
+        check: whether to make sure that the losses depend on their own steps only.
 
     Raises:
-        ValueError: the losses are of another shape, or L_t depends on another step's output, or
-            on no output.
+        ValueError: the losses are of another shape, or one that is followed depends on another
+            step's output, or on no output.
     """
+    steps, batch = pairs.steps, pairs.batch
     leaves, put = flatten(outputs)
     copies = [y.detach().requires_grad_() if is_float(y) else y for y in leaves]
     tensors = [y for y in copies if is_float(y)]
@@ -52,16 +59,20 @@ def cotangents(
     _check_losses(losses, steps, batch)
     # If each loss depends on its own step alone, weights of the losses are weights of the rows.
     generator = torch.Generator().manual_seed(0)
-    weights = (torch.rand(losses.shape, generator=generator) + 0.5).to(losses)
+    times = list(pairs.times)
+    ones, weights = torch.zeros_like(losses), torch.zeros_like(losses)
+    ones[times] = 1
+    weights[times] = (torch.rand(losses[times].shape, generator=generator) + 0.5).to(losses)
 
     def gradients(of: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(
             losses, tensors, of, retain_graph=True, allow_unused=True, materialize_grads=True
         )
 
-    found, weighted = gradients(torch.ones_like(losses)), gradients(weights)
-    for g, w in zip(found, weighted, strict=True):
-        _check_own_step(g, w, weights, time)
+    found = gradients(ones)
+    if check:
+        for g, w in zip(found, gradients(weights), strict=True):
+            _check_own_step(g, w, weights, times, time)
     of_each = losses.detach().double()
     if losses.dim() == 1:
         of_each = of_each.unsqueeze(1).expand(-1, batch)
@@ -110,17 +121,22 @@ def _check_losses(losses: Any, steps: int, batch: int) -> None:
         )
 
 
-def _check_own_step(g: Tensor, weighted: Tensor, weights: Tensor, time: int) -> None:
+def _check_own_step(
+    g: Tensor, weighted: Tensor, weights: Tensor, times: list[int], time: int
+) -> None:
     if g.dim() < 1 + time or g.shape[time] != len(weights):
         raise ValueError(
             f"gradient_flow: expected outputs with time as dimension {time}, {len(weights)} steps, "
             f"got {tuple(g.shape)}"
         )
-    rows = g.movedim(time, 0)
-    own = rows * weights.view(*weights.shape, *(1,) * (rows.dim() - weights.dim()))
-    scale = float(g.abs().nan_to_num().max()) if g.numel() else 0.0
-    found = weighted.movedim(time, 0)
-    if not torch.allclose(own, found, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
+    rows, found = g.movedim(time, 0), weighted.movedim(time, 0)
+    size = float(rows.abs().nan_to_num().amax()) if g.numel() else 0.0
+    others = torch.ones(len(weights), dtype=torch.bool, device=g.device)
+    others[times] = False
+    own, of = rows[times], weights[times]
+    own = own * of.view(*of.shape, *(1,) * (own.dim() - of.dim()))
+    is_own = torch.allclose(own, found[times], rtol=1e-3, atol=1e-4 * size, equal_nan=True)
+    if not is_own or bool(rows[others].nan_to_num(0, 0, 0).any()):
         raise ValueError(
             "gradient_flow: a step's loss depends on the outputs of other steps, or, where losses "
             "are [T, B], of other sequences; expected L_t of y_t alone (are the losses [T, B], "

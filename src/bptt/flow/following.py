@@ -37,6 +37,7 @@ def gradient_flow(
     state_batch_dim: int | None = None,
     batch_first: bool | None = None,
     budget: int = 2**28,
+    check: bool = True,
 ) -> GradientFlow:
     """Measure how strongly the loss of each step reaches the states of all steps before it.
 
@@ -57,9 +58,10 @@ def gradient_flow(
             direction. The sequences of a batch must not depend on each other.
         inputs: [T, B, ...], or a nest of such.
         loss_fn: ``outputs -> losses``, a loss for each step, [T, B], or [T] where it is one for
-            all sequences together, time first in either. L_t may depend on the outputs of step
-            t only. With [T] a sequence's norms are those of the derivative of L_t with respect
-            to its states: for a mean over B sequences, the B-th part of those of its own loss.
+            all sequences together, time first in either. One that is followed may depend on the
+            outputs of its own step only. With [T] a sequence's norms are those of the derivative
+            of L_t with respect to its states: for a mean over B sequences, the B-th part of those
+            of its own loss.
             By default L_t = ⟨v_t, y_t⟩, with directions v_t of length 1 that are drawn from a
             fixed seed.
         state: the initial state; None where the module knows how to begin.
@@ -77,6 +79,8 @@ def gradient_flow(
         batch_first: whether inputs are [B, T, ...], likewise.
         budget: bytes that gradients on their way may take; the losses of as many steps as fit
             into it travel together. Results do not depend on it.
+        check: whether to make sure that the losses followed depend on their own steps only, which
+            takes a second backward pass through ``loss_fn``.
 
     Raises:
         RuntimeError: it is called under ``torch.inference_mode()``.
@@ -99,9 +103,7 @@ def gradient_flow(
         )
     _check_resets(resets, layout)
     _check_words(layout.steps, tokens=tokens, targets=targets)
-    begin = partial(
-        cotangents, loss_fn=loss_fn, steps=pairs.steps, batch=pairs.batch, time=layout.time
-    )
+    begin = partial(cotangents, loss_fn=loss_fn, pairs=pairs, time=layout.time, check=check)
     credit = credit and any(is_float(x) for x in leaves_of(inputs))
     if ours is not None:
         found = through_layers(ours, inputs, state, begin, pairs, resets, budget, credit)

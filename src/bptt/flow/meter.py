@@ -108,6 +108,7 @@ class FlowMeter:
         self.module, self.every, self.lags, self.threshold = module, every, lags, threshold
         self.reading: Reading | None = None
         self._updates = 0
+        self._has_checked = False  # that the losses depend on their own steps only
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
         self._growth: float | None = None
         self._probe: Probe | None = None
@@ -186,7 +187,9 @@ class FlowMeter:
                 lags=self.lags,
                 credit=False,
                 dynamics=False,
+                check=not self._has_checked,
             )
+        self._has_checked = True
         # As flow.by_lag, without its quantiles, which take longer than all the rest.
         mean = flow.of()[0].flip(0)[: flow.lags].cpu().numpy().astype(np.float64)
         lags, count = np.arange(len(mean)), np.full(len(mean), flow.batch)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from bptt.credit import Credit
 from bptt.data import Tokens
@@ -22,6 +21,7 @@ from bptt.flow.meter import LISTENS_EVERY, FlowMeter
 from bptt.language_model.config import Config
 from bptt.language_model.model import LanguageModel
 from bptt.language_model.probe import places
+from bptt.losses import linear_cross_entropy
 
 LAGS = 100  # that are looked at, from 0 on
 SEQUENCES = 24  # at most; 8 more than a batch has
@@ -182,9 +182,11 @@ class Sight:
         with torch.no_grad():
             x = self.model.embedding(inputs)
 
+        W, b = (p.detach() for p in (self.model.readout.weight, self.model.readout.bias))
+
         def losses(h: Tensor) -> Tensor:
-            last = cross_entropy(self.model.readout(h[-1]), targets, reduction="none")
-            return torch.cat([last.new_zeros(len(h) - 1, len(last)), last.unsqueeze(0)])
+            last = linear_cross_entropy(h[-1], W, b, targets, reduction="sum")
+            return torch.cat([last.new_zeros(len(h) - 1), last.unsqueeze(0)])
 
         probe = self.meter.look(x, losses)
         self.has_looked = True

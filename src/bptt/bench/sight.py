@@ -1,0 +1,79 @@
+"""What it costs to see how far the gradient reaches while a language model trains."""
+
+from __future__ import annotations
+
+import statistics
+from functools import partial
+from itertools import cycle
+
+import numpy as np
+import torch
+
+from bptt.bench.models import BATCHES, Ours, synthetic_batches, words
+from bptt.bench.result import HEARD, LOOK, TOLD, UPDATE, Row
+from bptt.bench.shapes import ModelShape
+from bptt.bench.timing import Effort, Pace, take_turns, timed
+from bptt.data import Tokens
+from bptt.flow.meter import LISTENS_EVERY, FlowMeter
+from bptt.language_model import Config
+from bptt.language_model.sight import Reach, Sight
+
+TEXT = 100_000  # tokens that are looked at
+LOOKS_EVERY = Config().flow_every
+
+
+def share_of(row: Row) -> float:
+    """Give what sight adds to training, as ``bptt train`` has it, as a share of its time.
+
+    It is told of each update, listens to the backward pass of one in ten, and looks at the text
+    once in ``--flow-every``. Each round has its own share; the median counts.
+    """
+    columns = (row.seconds[name] for name in (UPDATE, TOLD, HEARD, LOOK))
+    shares = [
+        (told + (heard - update) / LISTENS_EVERY + look / LOOKS_EVERY) / update
+        for update, told, heard, look in zip(*columns, strict=True)
+    ]
+    return float(statistics.median(shares))
+
+
+def measure_sight(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
+    """Time an update without sight, one that is listened to, being told of one, and a look.
+
+    Args:
+        shape: of the model and its windows.
+        effort: how much.
+        pace: how to stop.
+    """
+    torch.manual_seed(0)
+    ours = Ours(shape)
+    text = words(np.random.default_rng(1), shape.vocabulary, TEXT).astype(np.uint32)
+    config = Config(batch_size=shape.batch, flow_every=10**9)  # it looks when it is asked to
+    sight = Sight(ours.model, Tokens(text, None, TEXT, TEXT, 0), config)
+    listener = FlowMeter(ours.model.recurrent)  # listens to the first update, and is told of none
+    batches = cycle(list(synthetic_batches(shape, BATCHES)))
+
+    def update() -> float:
+        return timed(partial(ours, *next(batches)))
+
+    def heard() -> float:
+        inputs, targets = next(batches)
+
+        def listen() -> None:
+            with listener.listening():
+                ours(inputs, targets)
+
+        return timed(listen)
+
+    def told() -> float:
+        return timed(partial(sight.updated, 1.0, 1, _whole))
+
+    def look() -> float:
+        return timed(partial(sight.epoch_ended, 1, _whole))
+
+    steps = {UPDATE: update, HEARD: heard, TOLD: told, LOOK: look}
+    return Row("sight", shape.name, str(shape), None, take_turns(steps, effort, pace), base=UPDATE)
+
+
+def _whole(steps: int) -> Reach:
+    """The reach of credit that cuts nothing."""
+    return Reach(np.ones(steps), True)
