@@ -671,6 +671,29 @@ def test_losses_that_are_not_one_for_each_step_are_refused(losses, message, fore
         gradient_flow(module, problem.x, losses, initial_of(problem))
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_no_sequence_at_all_is_refused(foreign):
+    module = AsForeign(nn.GRU(2, 3)) if foreign else nn.GRU(2, 3)
+    with pytest.raises(ValueError, match="a batch of 0"):
+        gradient_flow(module, torch.zeros(5, 0, 2))
+
+
+def test_a_foreign_module_without_a_batch_has_no_dynamics():
+    embedding, gru = nn.Embedding(5, 2, dtype=DOUBLE), nn.GRU(2, 3, dtype=DOUBLE)
+    tokens = torch.tensor([0, 4, 2, 2, 1])
+
+    def module(tokens, state=None):
+        return gru(embedding(tokens), state)
+
+    flow = gradient_flow(module, tokens, lambda y: y.sum(1))
+    same = gradient_flow(gru, embedding(tokens).detach(), lambda y: y.sum(1))
+    at = torch.ones(5, 5).tril(-1).bool()
+    torch.testing.assert_close(flow.norms[at], same.norms[at], rtol=1e-9, atol=0)
+    assert flow.dynamics is None
+    assert flow.advice is not None
+    assert flow.to_dict()["dynamics"] is None
+
+
 def test_losses_that_are_not_followed_may_be_anything():
     problem = problem_of("GRU")
     module, state = problem.module(), initial_of(problem)
@@ -712,8 +735,8 @@ def test_what_is_not_checked_is_taken_as_it_is():
         ({"targets": ["a"] * 8}, "targets for 7 steps, got 8"),
         ({"batch_first": True}, "leave it out"),
         ({"resets": torch.zeros(7, 2, dtype=torch.bool)}, r"got torch.bool of \(7, 2\)"),
-        ({"resets": torch.zeros(3, 7, dtype=torch.bool)}, "resets bool of shape"),
-        ({"resets": torch.zeros(7, 3)}, "resets bool of shape"),
+        ({"resets": torch.zeros(3, 7, dtype=torch.bool)}, "bool of shape"),
+        ({"resets": torch.zeros(7, 3)}, "bool of shape"),
     ],
 )
 @pytest.mark.parametrize("foreign", [False, True])

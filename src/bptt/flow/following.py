@@ -69,7 +69,8 @@ def gradient_flow(
         lags: how many lags are followed, lag 0 included; all by default.
         credit: whether to find what each input contributes to each loss, where inputs are
             floating-point numbers; it takes a product more at each step.
-        dynamics: whether to measure the layers' Jacobians, weights and activity as well.
+        dynamics: whether to measure the layers' Jacobians, weights and activity as well; of a
+            module that is neither bptt's nor torch.nn's only where its inputs have a batch.
         resets: [T] or [T, B] bool: the state is set to zero before step t where it is true.
         tokens: what is fed in at each step, in words, for reports, [T].
         targets: what is to be predicted, [T].
@@ -101,6 +102,8 @@ def gradient_flow(
             f"gradient_flow: batch_first={batch_first} was given, and the module has "
             f"batch_first={ours.batch_first}; leave it out"
         )
+    if layout.batch == 0:
+        raise ValueError("gradient_flow: expected one sequence at least, got a batch of 0")
     _check_resets(resets, layout)
     _check_words(layout.steps, tokens=tokens, targets=targets)
     begin = partial(cotangents, loss_fn=loss_fn, pairs=pairs, time=layout.time, check=check)
@@ -110,7 +113,7 @@ def gradient_flow(
     else:
         found = through_steps(module, inputs, state, begin, pairs, resets, budget, layout, credit)
     measured = None
-    if dynamics:
+    if dynamics and (isinstance(module, torch.nn.RNNBase) or layout.batch is not None):
         measured = measure(
             module,
             inputs,

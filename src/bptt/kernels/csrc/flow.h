@@ -210,7 +210,7 @@ template <class T> struct FlowStep {
         const double of_h = ends ? 0 : norm(h, P), of_c = ends || !c ? 0 : norm(c, H);
         q.norms_h[at] = of_h;
         if (c) q.norms_c[at] = of_c;
-        if (ends || (of_h < least && of_c < least)) {
+        if (of_h < least && of_c < least) {
             std::fill(h, h + P, T(0));
             if (c) std::fill(c, c + H, T(0));
         }
