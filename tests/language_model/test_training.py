@@ -311,6 +311,21 @@ def test_a_damaged_model_is_named_when_loading(run, how):
         LanguageModel.load(run.path)
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_named(run, number):
+    for path, name, load in (
+        (run.path / "model.safetensors", "recurrent.weight_hh_l0", LanguageModel.load),
+        (run.path / "checkpoint.safetensors", "model.recurrent.weight_hh_l0", resume),
+    ):
+        with safetensors.safe_open(path, "pt") as file:
+            header = file.metadata()
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        tensors[name][1, 2] = number
+        safetensors.torch.save_file(tensors, path, header)
+        with pytest.raises(CheckpointError, match=r"recurrent\.weight_hh_l0 holds numbers"):
+            load(run.path)
+
+
 def test_a_model_of_other_sizes_is_named(run):
     options = json.loads((run.path / "config.json").read_text())
     (run.path / "config.json").write_text(json.dumps({**options, "hidden": 17}))

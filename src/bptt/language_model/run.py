@@ -266,8 +266,14 @@ def load_weights(model: LanguageModel, weights: dict[str, Tensor], path: Path) -
     """Put weights into a model.
 
     Raises:
-        CheckpointError: they are not this model's.
+        CheckpointError: they are not this model's, or not all finite, which training never saves.
     """
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{path} is damaged: {name} holds numbers that are not finite; train again, or "
+                "take a copy of the run from before"
+            )
     weights = dict(weights)
     if model.config.tied and "embedding.weight" in weights:
         weights["readout.weight"] = weights["embedding.weight"]
