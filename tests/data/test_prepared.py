@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bptt.data import (
@@ -152,6 +152,7 @@ def test_more_tokens_than_there_are(corpus: Make, story: str) -> None:
     limit=st.integers(1, 100),
     reading=st.sampled_from(["stream", "lines", "sentences"]),
 )
+@example(text=f"{'a' * 50} a a a a a", limit=1, reading="stream")
 @settings(deadline=None, max_examples=25)
 def test_both_parts_together_have_no_more_than_max_tokens(
     level: str, text: str, limit: int, reading: str

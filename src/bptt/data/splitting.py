@@ -95,7 +95,8 @@ def _split_stream(
         return Split(corpus, "stream", stop, stop)
     middle = _good_place(corpus.pieces(), stop - int(stop * valid_fraction), stop)
     if max_tokens is not None:
-        # A token that the cut goes through has become two.
+        # A token that the cut goes through has become several.
+        middle = _place_of_token(between(corpus.pieces(), 0, middle), counter, max_tokens)
         left = max_tokens - _number_of_tokens(between(corpus.pieces(), 0, middle), counter)
         held_out = between(corpus.pieces(), middle, stop)
         stop = middle + _place_of_token(held_out, counter, left)
