@@ -131,6 +131,23 @@ def test_it_looks_every_so_many_updates_and_when_asked():
     assert not never.is_due
 
 
+def test_it_checks_once_that_losses_are_of_their_own_steps():
+    meter, passes = bptt.FlowMeter(bptt.RNN(I, H), every=0), []
+    for _ in range(2):  # what was refused is not taken for checked
+        with pytest.raises(ValueError, match="depends on the outputs of other steps"):
+            meter.look(x_of(), lambda y: losses(y).cumsum(0))
+
+    def counted(y):
+        y.register_hook(passes.append)
+        return losses(y)
+
+    seen = []
+    for _ in range(3):
+        meter.look(x_of(), counted)
+        seen.append(len(passes))
+    assert seen == [2, 3, 4]
+
+
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES.keys())
 def test_training_goes_the_same_way_with_it(make):
     results = []

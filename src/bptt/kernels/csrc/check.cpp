@@ -281,18 +281,35 @@ template <class T> bool check(int cell) {
     return same;
 }
 
-// The readout's loss: the paths against each other, and threads against one.
+// What run(threads) gives: the paths against each other, and threads against one.
+template <class T, class Run> bool all_paths_agree(Run run) {
+    bool same = true;
+    std::vector<T> first;
+    for (int path = 0; path < BPTT_PATHS; path++) {
+        if (bptt_use_path(path) != 0) continue;
+        const auto alone = run(1);
+        if (path == 0) first = alone;
+        same = same && !alone.empty() && alone.size() == first.size() &&
+               difference(alone, first) < (sizeof(T) == 8 ? 1e-11 : 1e-4);
+        same = same && same_bits(run(TEAM), alone);
+    }
+    return same;
+}
+
+template <class T> std::vector<T> normal(std::mt19937 &random, int64_t n) {
+    std::normal_distribution<double> draw;
+    std::vector<T> v(static_cast<size_t>(n));
+    for (T &e : v) e = T(draw(random));
+    return v;
+}
+
+// The readout's loss.
 template <class T> bool check_readout() {
     const int64_t shapes[][3] = {{1, 1, 1}, {3, 5, 7}, {20, 9, 515}, {70, 33, 800}, {300, 3, 257}};
     bool same = true;
     for (const auto &[N, H, V] : shapes) {
         std::mt19937 random(1);
-        auto draw = [&](int64_t n) {
-            std::normal_distribution<double> normal;
-            std::vector<T> v(static_cast<size_t>(n));
-            for (T &e : v) e = T(normal(random));
-            return v;
-        };
+        auto draw = [&](int64_t n) { return normal<T>(random, n); };
         const auto hidden = draw(N * H), weight = draw(V * H), bias = draw(V), factors = draw(N);
         Numbers targets(static_cast<size_t>(N));
         for (int64_t &t : targets) t = int64_t(random() % uint64_t(V));
@@ -307,22 +324,14 @@ template <class T> bool check_readout() {
                 out.insert(out.end(), more->begin(), more->end());
             return out;
         };
-        std::vector<T> first;
-        for (int path = 0; path < BPTT_PATHS; path++) {
-            if (bptt_use_path(path) != 0) continue;
-            const auto alone = run(1);
-            if (path == 0) first = alone;
-            same = same && !alone.empty() && alone.size() == first.size() &&
-                   difference(alone, first) < (sizeof(T) == 8 ? 1e-11 : 1e-4);
-            same = same && same_bits(run(TEAM), alone);
-        }
+        same = all_paths_agree<T>(run) && same;
     }
     std::printf("readout, %s: %s\n", sizeof(T) == 8 ? "double" : "float",
                 same ? "agree" : "DIFFER");
     return same;
 }
 
-// Losses on their way back through a step: the paths against each other, and threads against one.
+// Losses on their way back through a step.
 template <class T> bool check_flow() {
     struct Step {
         int64_t S, D, apart, I, H, P, gates;
@@ -337,12 +346,7 @@ template <class T> bool check_flow() {
     bool same = true;
     for (const auto &[S, D, apart, I, H, P, gates, of_inputs, credit, resets] : steps) {
         std::mt19937 random(1);
-        auto draw = [&](int64_t n) {
-            std::normal_distribution<double> normal;
-            std::vector<T> v(static_cast<size_t>(n));
-            for (T &e : v) e = T(normal(random));
-            return v;
-        };
+        auto draw = [&](int64_t n) { return normal<T>(random, n); };
         const bool lstm = gates == 4, projection = H != P;
         const auto of_hidden = draw(S * gates * H), of_input = draw(S * gates * H);
         const auto through = draw(S * H), kept = draw(S * H), projected = draw(S * gates * H);
@@ -370,15 +374,7 @@ template <class T> bool check_flow() {
                 for (double e : *more) d_h.push_back(T(e));
             return d_h;
         };
-        std::vector<T> first;
-        for (int path = 0; path < BPTT_PATHS; path++) {
-            if (bptt_use_path(path) != 0) continue;
-            const auto alone = run(1);
-            if (path == 0) first = alone;
-            same = same && !alone.empty() && alone.size() == first.size() &&
-                   difference(alone, first) < (sizeof(T) == 8 ? 1e-11 : 1e-4);
-            same = same && same_bits(run(TEAM), alone);
-        }
+        same = all_paths_agree<T>(run) && same;
     }
     std::printf("flow, %s: %s\n", sizeof(T) == 8 ? "double" : "float", same ? "agree" : "DIFFER");
     return same;
