@@ -14,7 +14,7 @@ from torch import Tensor
 from bptt.cells import BY_MODE, Weights
 from bptt.flow.derivatives import Locals
 from bptt.flow.network import Layer
-from bptt.flow.through import Through
+from bptt.flow.through import Places, Through
 from bptt.kernels import native
 
 DOUBLE, FLOAT = torch.float64, torch.float32
@@ -55,13 +55,18 @@ class Step:
             through, rows, resets = self._given()
             assert through.is_native == (kernels != "twin")
             losses = slice(self.first, self.first + self.losses)
-            d_x = through.back(rows, losses, resets)
+            norms = [torch.zeros(g.shape[:2], dtype=DOUBLE) for g in through.given]
+            credit = torch.zeros_like(norms[0]) if self.wants == "credit" else None
+            places = Places(
+                [n[:, losses] for n in norms], None if credit is None else credit[:, losses]
+            )
+            d_x = through.back(rows, losses, resets, places)
         found = dict(zip(("d_h", "d_c"), through.given, strict=False))
-        found |= dict(zip(("norm_h", "norm_c"), through.norms, strict=False))
+        found |= dict(zip(("norm_h", "norm_c"), norms, strict=False))
         if self.wants == "d_x":
             found["d_x"] = d_x
-        if through.credit is not None:
-            found["credit"] = through.credit
+        if credit is not None:
+            found["credit"] = credit
         return found
 
     def _given(self) -> tuple[Through, slice, Tensor | None]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bptt.flow.derivatives import Locals, local_derivatives
 from bptt.flow.network import Layer, Network
-from bptt.flow.pairs import Pairs
-from bptt.flow.through import Through, bytes_of_sequence
+from bptt.flow.pairs import Pairs, by_step
+from bptt.flow.through import Places, Through, bytes_of_sequence
 
 
 class Dense:
@@ -56,6 +56,14 @@ class Dense:
             some = _Some(self, slice(first, min(first + size, batch)), d_y)
             for s in reversed(range(self.pairs.steps)):
                 some.back(s)
+        self._note_beginnings(d_y)
+
+    def _note_beginnings(self, d_y: Tensor) -> None:
+        """Note what enters by the outputs; no loss is of the cell state itself."""
+        times = [*self.pairs.times]
+        rows = d_y.unflatten(0, (self.pairs.steps, -1))[times]
+        norms = torch.linalg.vector_norm(rows, dim=2, dtype=torch.float64)
+        by_step(self.network.layers[-1].norms[0])[times, :, range(len(times))] = norms
 
 
 class _Some:
@@ -64,6 +72,7 @@ class _Some:
     def __init__(self, of: Dense, batch: slice, d_y: Tensor) -> None:
         self.of, self.batch, self.d_y = of, batch, d_y
         sequences, losses = batch.stop - batch.start, len(of.pairs.times)
+        self.spare = d_y.new_empty(sequences, losses, dtype=torch.float64)
         self.layers = [
             Through(layer, local, n > 0, None if n else of.projected, sequences, losses)
             for n, (layer, local) in enumerate(zip(of.network.layers, of.locals, strict=True))
@@ -76,32 +85,26 @@ class _Some:
         if low >= high:
             return
         losses, rows = slice(low, high), slice(s * B + self.batch.start, s * B + self.batch.stop)
-        begins, resets = times[low] == s, self.of.network.resets
+        begins, top = times[low] == s, len(self.layers) - 1
+        resets = None if self.of.network.resets is None else self.of.network.resets[rows]
         more = self.d_y[rows].unsqueeze(1) if begins else None
-        for n in reversed(range(len(self.layers))):
+        for n in reversed(range(top + 1)):
             through = self.layers[n]
-            self._note(through, losses, s)
             if more is not None:
                 through.given[0][:, low : low + more.shape[1]] += more
-            if begins:
-                self._note_beginning(through, low, s)
-            more = through.back(rows, losses, None if resets is None else resets[rows])
+            if begins and n < top:
+                through.layer.norms[0][self.batch, low, s] = torch.linalg.vector_norm(
+                    through.given[0][:, low], dim=1, dtype=torch.float64
+                )
+            more = through.back(rows, losses, resets, self._places(n, losses, s))
             if n and (mask := self.of.network.layers[n - 1].mask) is not None:
                 more = more * mask[rows].unsqueeze(1)
-        if self.of.credit is not None:
-            credit = self.layers[0].credit
-            assert credit is not None
-            self.of.credit[self.batch, losses, s] = credit[:, losses]
 
-    def _note(self, through: Through, losses: slice, s: int) -> None:
-        """Note the norms of what the step after hands down: nothing yet of a loss that begins."""
-        for norms, found in zip(through.layer.norms, through.norms, strict=True):
-            norms[self.batch, losses, s] = found[:, losses]
-
-    def _note_beginning(self, through: Through, number: int, s: int) -> None:
-        """Note what comes through the output; no loss is of the cell state itself."""
-        through.layer.norms[0][self.batch, number, s] = torch.linalg.vector_norm(
-            through.given[0][:, number], dim=1, dtype=torch.float64
-        )
-        for norms in through.layer.norms[1:]:
-            norms[self.batch, number, s] = torch.nan
+    def _places(self, n: int, losses: slice, s: int) -> Places:
+        """Where to put what layer n finds at step s: norms belong to the state before it."""
+        norms = [
+            by_step(values)[s - 1, self.batch, losses] if s else self.spare[:, losses]
+            for values in self.layers[n].layer.norms
+        ]
+        credit = self.of.credit if n == 0 else None
+        return Places(norms, None if credit is None else by_step(credit)[s, self.batch, losses])

@@ -11,6 +11,7 @@ from torch import Tensor
 from bptt.cells import Cell, State, Weights
 from bptt.kernels import twin
 from bptt.kernels.passes import Crossing
+from bptt.kernels.sequence import engine_for
 from bptt.kernels.steps import Steps
 
 
@@ -47,27 +48,28 @@ def local_derivatives(
         steps: which rows belong to which step.
         resets: where the state is set to zero before the row's step, [N, 1].
     """
-    y, _, kept = twin.forward(cell, x, initial, w, steps, Crossing(None, resets), keep=True)
-    gates = [g.unsqueeze(1) for g in kept[0].chunk(cell.gates, dim=1)] if kept else []
+    engine = engine_for(cell, x, w)
+    y, _, kept = engine.forward(cell, x, initial, w, steps, Crossing(None, resets), keep=True)
+    values = [v.unsqueeze(1) for v in engine.unpack(cell, kept, w.hh.shape[0] // cell.gates)]
 
     def before(first: Tensor, states: Tensor) -> Tensor:
         found = steps.previous(first, states)
         return (found if resets is None else found.masked_fill(resets, 0)).unsqueeze(1)
 
     if cell.mode == "GRU":
-        r, z, n = gates
+        r, z, n, q = values
         of_n = (1 - z) * (1 - n * n)
-        of_r = of_n * kept[1].unsqueeze(1) * r * (1 - r)
+        of_r = of_n * q * r * (1 - r)
         of_z = (before(initial[0], y) - n) * z * (1 - z)
         of_input, of_hidden = torch.cat([of_r, of_z, of_n], 1), torch.cat([of_r, of_z, of_n * r], 1)
         return Locals(y, of_input, of_hidden, z.squeeze(1), None)
     if cell.mode == "LSTM":
-        i, f, g, o = gates
-        m = torch.tanh(kept[1])
-        c = before(initial[1], kept[1])
+        i, f, g, o, after = values
+        m = torch.tanh(after)
+        c = before(initial[1], after.squeeze(1))
         of_c = (g * i * (1 - i), c * f * (1 - f), i * (1 - g * g))
-        local = torch.cat([*of_c, m.unsqueeze(1) * o * (1 - o)], 1)
-        return Locals(y, local, local, f.squeeze(1), o.squeeze(1) * (1 - m * m))
+        local = torch.cat([*of_c, m * o * (1 - o)], 1)
+        return Locals(y, local, local, f.squeeze(1), (o * (1 - m * m)).squeeze(1))
     phi = twin.TWINS[cell.mode]
     assert isinstance(phi, twin.Elman)
     local = phi.derivative(y).unsqueeze(1)

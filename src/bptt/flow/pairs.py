@@ -58,16 +58,24 @@ class Pairs:
         return sum(min(t + 1, self.lags) for t in self.times) / self.steps
 
     def empty(self, device: torch.device) -> Float[Tensor, "batch losses time"]:
-        """Make room for values, [B, N, T] float64: NaN."""
-        shape = self.batch, len(self.times), self.steps
-        return torch.full(shape, torch.nan, dtype=torch.float64, device=device)
+        """Make room for values, [B, N, T] float64: NaN. In memory those of a step are together."""
+        shape = self.steps, self.batch, len(self.times)
+        values = torch.full(shape, torch.nan, dtype=torch.float64, device=device)
+        return values.permute(1, 2, 0)
 
     def completed(
         self, values: Float[Tensor, "batch losses time"]
     ) -> Float[Tensor, "batch losses time"]:
-        """Put zeros where a step comes after the loss."""
-        after = torch.arange(self.steps) > torch.tensor(self.times).unsqueeze(1)
-        return values.masked_fill_(after.to(values.device), 0)
+        """Put zeros where a step comes after the loss, and NaN where it is too many lags before."""
+        lag = torch.tensor(self.times).unsqueeze(1) - torch.arange(self.steps)
+        lag = lag.to(values.device)
+        values.masked_fill_(lag < 0, 0).masked_fill_(lag >= self.lags, torch.nan)
+        return values.contiguous()
+
+
+def by_step(values: Float[Tensor, "batch losses time"]) -> Float[Tensor, "time batch losses"]:
+    """Turn the room that :meth:`Pairs.empty` made to how it lies in memory."""
+    return values.permute(2, 0, 1)
 
 
 class Found(NamedTuple):

@@ -8,6 +8,7 @@ for an LSTM in place of [4H, H], [H, H] for a GRU in place of [3H, H].
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +27,18 @@ def least_norm(dtype: torch.dtype) -> float:
     return 0.0 if dtype is torch.float16 else max(100 * torch.finfo(dtype).tiny, 1e-150)
 
 
+Resets = Bool[Tensor, "rows 1"] | None
+
+
+class Places(NamedTuple):
+    """Where what a step finds is put: of the losses on their way, [S, losses] float64."""
+
+    norms: list[Float[Tensor, "sequences losses"]]
+    """‖∂L/∂h‖ and for the LSTM ‖∂L/∂c‖ of the state before the step."""
+    credit: Float[Tensor, "sequences losses"] | None
+    """⟨∂L/∂x_t, x_t⟩."""
+
+
 class Through:
     """The steps of a layer, and the gradients of some sequences' losses on their way back.
 
@@ -39,8 +52,6 @@ class Through:
 
     Attributes:
         given: ∂L/∂h and for the LSTM ∂L/∂c, [S, N, ...], as the step after hands them down.
-        norms: theirs, [S, N] float64.
-        credit: ⟨∂L/∂x_t, x_t⟩ of the last step gone through, [S, N] float64, where it is wanted.
     """
 
     def __init__(
@@ -56,8 +67,6 @@ class Through:
         self.projected = projected
         x = layer.x
         self.given = [x.new_zeros(sequences, losses, s.shape[1]) for s in layer.initial]
-        self.norms = [x.new_zeros(sequences, losses, dtype=torch.float64) for _ in self.given]
-        self.credit = None if projected is None else torch.zeros_like(self.norms[0])
         self.is_native = choosing.runs_native() and flow_step.serves(x, layer.w)
         # Places that are used again at each step: fresh ones are slow.
         given, found = _shape_of_matrix(layer, of_inputs, projected is not None)
@@ -68,7 +77,7 @@ class Through:
             self.matrices = x.new_empty(sequences, given, found)
             self.products = x.new_empty(sequences * losses * found)
 
-    def back(self, rows: slice, losses: slice, resets: Bool[Tensor, "rows 1"] | None) -> Tensor:
+    def back(self, rows: slice, losses: slice, resets: Resets, found: Places) -> Tensor:
         """Take the gradients through a step, in place, and find the norms of what comes out.
 
         Where all that comes out for a loss is about to be nothing, it becomes zero: numbers that
@@ -78,6 +87,7 @@ class Through:
             rows: of the layer, those of the step: one for each of the S sequences.
             losses: which are on their way.
             resets: where the state is set to zero before the rows' step, or None.
+            found: is filled with the norms, and with the credit if there is a place for it.
 
         Returns:
             ∂L/∂x_t, [S, losses, I], if it is wanted; in a place that the next step uses again.
@@ -86,11 +96,11 @@ class Through:
         if self.layer.w.hr is not None:
             d_m = self.given[0][:, losses] @ self.layer.w.hr
         if self.is_native:
-            return self._native(rows, losses, resets, d_m)
-        return self._twin(rows, losses, resets, d_m)
+            return self._native(rows, losses, resets, found, d_m)
+        return self._twin(rows, losses, resets, found, d_m)
 
     def _native(
-        self, rows: slice, losses: slice, resets: Tensor | None, d_m: Tensor | None
+        self, rows: slice, losses: slice, resets: Resets, found: Places, d_m: Tensor | None
     ) -> Tensor:
         sequences, number = len(self.given[0]), losses.stop - losses.start
         w, local, inputs = self.layer.w, self.local, self.layer.x.shape[1]
@@ -109,14 +119,14 @@ class Through:
             ),
             [g[:, losses] for g in self.given],
             d_m,
-            [n[:, losses] for n in self.norms],
+            found.norms,
             d_x if self.of_inputs else None,
-            None if self.credit is None else self.credit[:, losses],
+            found.credit,
         )
         return d_x
 
     def _twin(
-        self, rows: slice, losses: slice, resets: Tensor | None, d_m: Tensor | None
+        self, rows: slice, losses: slice, resets: Resets, found: Places, d_m: Tensor | None
     ) -> Tensor:
         given, local, P = [g[:, losses] for g in self.given], self.local, self.layer.w.hh.shape[1]
         d_h = d = given[0]
@@ -127,9 +137,9 @@ class Through:
         assert self.matrices is not None
         self._make_matrices(rows, self.matrices)
         shape = *d.shape[:2], self.matrices.shape[2]
-        found = self.products[: math.prod(shape)].view(shape)
-        torch.bmm(d, self.matrices, out=found)
-        handed_down = found[:, :, :P]
+        product = self.products[: math.prod(shape)].view(shape)
+        torch.bmm(d, self.matrices, out=product)
+        handed_down = product[:, :, :P]
         if local.kept is None:
             d_h.copy_(handed_down)
         elif local.through is None:
@@ -140,22 +150,16 @@ class Through:
         if resets is not None:
             for g in given:
                 g.masked_fill_(resets.unsqueeze(1), 0)
-        if self.credit is not None:
-            self.credit[:, losses] = found[:, :, P].double()
-        self._find_norms(given, losses)
-        return found[:, :, P:]
-
-    def _find_norms(self, given: list[Tensor], losses: slice) -> None:
-        nothing: Bool[Tensor, "sequences losses"] | None = None
+        if found.credit is not None:
+            found.credit.copy_(product[:, :, P])
         least = least_norm(given[0].dtype)
-        for norms, g in zip(self.norms, given, strict=True):
-            found = torch.linalg.vector_norm(g, dim=2, dtype=torch.float64)
-            norms[:, losses] = found
-            nothing = found < least if nothing is None else nothing & (found < least)
-        assert nothing is not None
+        for norms, g in zip(found.norms, given, strict=True):
+            norms.copy_(torch.linalg.vector_norm(g, dim=2, dtype=torch.float64))
+        nothing = torch.stack(found.norms).amax(0) < least
         if bool(nothing.any()):
             for g in given:
                 g.masked_fill_(nothing.unsqueeze(2), 0)
+        return product[:, :, P:]
 
     def _make_matrices(self, rows: slice, into: Float[Tensor, "rows given found"]) -> None:
         """Make the matrices of some rows: Σ over the gates of diag(local derivative) W."""

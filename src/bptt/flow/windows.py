@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from bptt.flow.network import Layer, Network
-from bptt.flow.pairs import Pairs
+from bptt.flow.pairs import Pairs, by_step
 from bptt.kernels import twin
 from bptt.kernels.passes import Crossing, Engine
 from bptt.kernels.sequence import engine_for
@@ -109,7 +109,7 @@ class SideBySide:
             ).x
             norms[:W, 1:] = torch.nan  # no loss is of the cell state itself
             for place, values in zip(layer.norms, norms.unbind(1), strict=True):
-                place.view(-1)[chunk.place] = values
+                by_step(place).view(-1)[chunk.place] = values
             if n:
                 assert more is not None
                 mask = self.runs[n - 1].layer.mask
@@ -119,7 +119,7 @@ class SideBySide:
                 more[:W] = 0
         if self.credit is not None and more is not None:
             flows = more.mul_(self.network.x.index_select(0, windows.rows)).sum(1)
-            self.credit.view(-1)[chunk.place] = flows.double()
+            by_step(self.credit).view(-1)[chunk.place] = flows.double()
 
 
 class _Chunk(NamedTuple):
@@ -131,7 +131,7 @@ class _Chunk(NamedTuple):
     of_loss: Int64[Tensor, " windows"]
     """The row of the sequence in which each window's loss is."""
     place: Int64[Tensor, " rows"]
-    """Where each row's norm goes in [B, N, T], flattened."""
+    """Where each row's norm goes in [T, B, N], flattened."""
 
     @classmethod
     def of(cls, chunk: list[int], pairs: Pairs, device: torch.device) -> _Chunk:
@@ -143,7 +143,7 @@ class _Chunk(NamedTuple):
         s = (t - lag)[there].unsqueeze(1)
         n = number.expand_as(there)[there].unsqueeze(1)
         rows = (s * pairs.batch + b).flatten()
-        place = ((b * len(pairs.times) + n) * pairs.steps + s).flatten()
+        place = ((s * pairs.batch + b) * len(pairs.times) + n).flatten()
         none = rows.new_empty(0)
         sizes = tuple((there.sum(1) * pairs.batch).tolist())
         windows = Windows(Steps(sizes, reverse=True), rows, none, none, none, none)

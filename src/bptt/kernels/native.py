@@ -195,6 +195,17 @@ def backward(
     return Gradients(d_x, d_state, Weights(ih, hh, b_ih, b_hh))  # type: ignore[arg-type]
 
 
+def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
+    """Give what a forward pass kept, as :class:`bptt.kernels.passes.Engine` says."""
+    if not kept:
+        return ()
+    whole = 64 // kept[0].element_size()
+    padded = (hidden + whole - 1) // whole * whole
+    rows = kept[0].numel() // ((cell.gates + 1) * padded)
+    gates, more = kept[0].view(-1, padded)[:, :hidden].split([cell.gates * rows, rows])
+    return *gates.unflatten(0, (rows, cell.gates)).unbind(1), more
+
+
 class _Given:
     """What both passes get, dense; alive as long as a call needs its addresses."""
 

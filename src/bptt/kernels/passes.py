@@ -72,6 +72,14 @@ class Engine(Protocol):
             The outputs [N, P], the final state, and what :meth:`backward` needs besides them.
         """
 
+    def unpack(self, cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
+        """Give what a forward pass kept, as tensors [N, H].
+
+        Returns:
+            The gates, then the GRU's W_hn h + b_hn or the LSTM's c_t; nothing of an Elman network,
+            whose output says it all.
+        """
+
     def backward(
         self,
         cell: Cell,

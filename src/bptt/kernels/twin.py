@@ -339,6 +339,11 @@ def forward(
     return y.view(*x.shape[:-1], y.shape[1]), tuple(after), tuple(kept)
 
 
+def unpack(cell: Cell, kept: Kept, hidden: int) -> tuple[Tensor, ...]:
+    """Give what a forward pass kept, as :class:`bptt.kernels.passes.Engine` says."""
+    return (*kept[0].split(hidden, dim=1), kept[1]) if kept else ()
+
+
 def backward(
     cell: Cell,
     x: Tensor,
