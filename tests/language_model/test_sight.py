@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import numpy as np
@@ -158,6 +159,27 @@ def test_how_often_it_looks(small, tmp_path):
     assert not having(never, "horizon")
     with pytest.raises(ConfigError, match="--flow-every must be at least 0, got -1"):
         small.changed(flow_every=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "every"),
+    [
+        ({"batch_size": 20, "steps": 35}, 100),
+        ({"batch_size": 1, "steps": 20}, 500),
+        ({"batch_size": 1, "steps": None, "credit": "truncated:every=2,reach=5"}, 2000),  # 3 again
+        ({"batch_size": 2, "reading": "sentences"}, None),
+        ({"batch_size": 1, "steps": 20, "flow_every": 3}, 3),
+        ({"batch_size": 1, "steps": 20, "flow_every": 0}, 0),
+    ],
+    ids=str,
+)
+def test_by_default_it_looks_after_10_000_tokens_at_the_earliest(small, tmp_path, options, every):
+    training = start(small.changed(**{"flow_every": None, **options}), tmp_path / "run")
+    if every is None:
+        offsets = training.text.train.offsets
+        every = max(100, math.ceil(10_000 / (2 * np.diff(offsets).mean())))
+        assert every > 100
+    assert training.sight.meter.every == every
 
 
 # --------------------------------------------------------------------- it changes nothing

@@ -16,21 +16,22 @@ from bptt.bench.timing import Effort, Pace, take_turns, timed
 from bptt.data import Tokens
 from bptt.flow.meter import LISTENS_EVERY, FlowMeter
 from bptt.language_model import Config
-from bptt.language_model.sight import Reach, Sight
+from bptt.language_model.sight import Reach, Sight, looks_every
 
 TEXT = 100_000  # tokens that are looked at
-LOOKS_EVERY = Config().flow_every
 
 
 def share_of(row: Row) -> float:
     """Give what sight adds to training, as ``bptt train`` has it, as a share of its time.
 
     It is told of each update, listens to the backward pass of one in ten, and looks at the text
-    once in ``--flow-every``. Each round has its own share; the median counts.
+    as often as it does by default. Each round has its own share; the median counts.
     """
+    assert row.tokens is not None
+    every = looks_every(row.tokens)
     columns = (row.seconds[name] for name in (UPDATE, TOLD, HEARD, LOOK))
     shares = [
-        (told + (heard - update) / LISTENS_EVERY + look / LOOKS_EVERY) / update
+        (told + (heard - update) / LISTENS_EVERY + look / every) / update
         for update, told, heard, look in zip(*columns, strict=True)
     ]
     return float(statistics.median(shares))
@@ -47,8 +48,8 @@ def measure_sight(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
     torch.manual_seed(0)
     ours = Ours(shape)
     text = words(np.random.default_rng(1), shape.vocabulary, TEXT).astype(np.uint32)
-    config = Config(batch_size=shape.batch, flow_every=10**9)  # it looks when it is asked to
-    sight = Sight(ours.model, Tokens(text, None, TEXT, TEXT, 0), config)
+    config = Config(batch_size=shape.batch)
+    sight = Sight(ours.model, Tokens(text, None, TEXT, TEXT, 0), config, 10**9)  # looks if asked to
     listener = FlowMeter(ours.model.recurrent)  # listens to the first update, and is told of none
     batches = cycle(list(synthetic_batches(shape, BATCHES)))
 
@@ -71,7 +72,9 @@ def measure_sight(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
         return timed(partial(sight.epoch_ended, 1, _whole))
 
     steps = {UPDATE: update, HEARD: heard, TOLD: told, LOOK: look}
-    return Row("sight", shape.name, str(shape), None, take_turns(steps, effort, pace), base=UPDATE)
+    seconds = take_turns(steps, effort, pace)
+    tokens = shape.batch * shape.steps
+    return Row("sight", shape.name, str(shape), None, seconds, tokens=tokens, base=UPDATE)
 
 
 def _whole(steps: int) -> Reach:

@@ -57,12 +57,9 @@ def cotangents(
     with torch.enable_grad():
         losses = loss_fn(put(copies))
     _check_losses(losses, steps, batch)
-    # If each loss depends on its own step alone, weights of the losses are weights of the rows.
-    generator = torch.Generator().manual_seed(0)
     times = list(pairs.times)
-    ones, weights = torch.zeros_like(losses), torch.zeros_like(losses)
+    ones = torch.zeros_like(losses)
     ones[times] = 1
-    weights[times] = (torch.rand(losses[times].shape, generator=generator) + 0.5).to(losses)
 
     def gradients(of: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(
@@ -70,7 +67,9 @@ def cotangents(
         )
 
     found = gradients(ones)
-    if check:
+    if check:  # if each depends on its own step alone, their weights are weights of the rows
+        generator = torch.Generator().manual_seed(0)
+        weights = ones * (torch.rand(ones.shape, generator=generator) + 0.5).to(ones)
         for g, w in zip(found, gradients(weights), strict=True):
             _check_own_step(g, w, weights, times, time)
     of_each = losses.detach().double()

@@ -158,10 +158,11 @@ class Config:
     threads: int | None = _option(
         None, RUNNING, "processor threads (default: torch's)", least=1, most=1024
     )
-    flow_every: int = _option(
-        100,
+    flow_every: int | None = _option(
+        None,
         RUNNING,
-        "updates between two looks at how far the gradient reaches; 0: never",
+        "updates between two looks at how far the gradient reaches; 0: never (default: 100, or as "
+        "many as read 10,000 tokens)",
         least=0,
     )
     save_every: float = _option(60.0, RUNNING, "seconds between checkpoints", least=0)

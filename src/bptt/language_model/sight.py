@@ -27,6 +27,7 @@ LAGS = 100  # that are looked at, from 0 on
 SEQUENCES = 24  # at most; 8 more than a batch has
 LOST = 0.2  # of the gradient: a credit that loses more is too short
 FAR = 10  # times the horizon: a reach beyond is far longer than needed
+EVERY, TOKENS = 100, 10_000  # updates, and tokens, from one look to the next by default
 LOOKS = 3  # in a row that find the credit too short,
 LOOKS_LONG = 10  # or far too long: short dependencies are learnt first
 QUIET = 300  # updates without an alarm, and it is over
@@ -96,6 +97,20 @@ def _weights(credit: Credit, steps: int) -> NDArray[np.float64]:
     return W
 
 
+def looks_every(tokens: float) -> int:
+    """Say how many updates there are from one look to the next, unless an option says so.
+
+    A look reads some thousand tokens, however few an update reads.
+
+    Args:
+        tokens: that an update reads, on average.
+
+    >>> looks_every(20 * 35), looks_every(1 * 20)
+    (100, 500)
+    """
+    return max(EVERY, math.ceil(TOKENS / tokens))
+
+
 class Sight:
     """Looks how far the gradient reaches, every so many updates, and says what is worth saying.
 
@@ -105,12 +120,13 @@ class Sight:
     Args:
         model: in training.
         tokens: the training text.
-        config: the options; ``flow_every`` says how often, 0 never.
+        config: the options.
+        every: updates from one look to the next; 0: it never looks.
     """
 
-    def __init__(self, model: LanguageModel, tokens: Tokens, config: Config) -> None:
+    def __init__(self, model: LanguageModel, tokens: Tokens, config: Config, every: int) -> None:
         self.model, self.tokens, self.config = model, tokens, config
-        self.meter = FlowMeter(model.recurrent, config.flow_every, lags=LAGS)
+        self.meter = FlowMeter(model.recurrent, every, lags=LAGS)
         self.has_looked = False  # in this epoch
         self.alarms: dict[str, dict[str, int]] = {}  # of each kind: since when, seen last, is said
         self.in_a_row = {"short": 0, "long": 0}
@@ -118,7 +134,7 @@ class Sight:
 
     def listening(self) -> AbstractContextManager[None]:
         """Listen to the backward pass of an update."""
-        return self.meter.listening() if self.config.flow_every else nullcontext()
+        return self.meter.listening() if self.meter.every else nullcontext()
 
     def updated(self, norm: float, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
         """Be told of an update.
@@ -131,7 +147,7 @@ class Sight:
         Returns:
             What is to be measured of it: nothing, in most updates.
         """
-        if not self.config.flow_every:
+        if not self.meter.every:
             return {}
         found = self._look(update, reach) if self.meter.is_due else {}
         found.update(self._alarm(self.meter.update(norm).alarm, update))
@@ -140,7 +156,7 @@ class Sight:
     def epoch_ended(self, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
         """Look, unless that was done in this epoch."""
         found = {}
-        if self.config.flow_every and not self.has_looked:
+        if self.meter.every and not self.has_looked:
             found = self._look(update, reach)
         self.has_looked = False
         return found
@@ -170,7 +186,7 @@ class Sight:
         back; and where a first word is learnt, the gradient of a window may grow for a while.
         """
         if alarm.startswith("the gradient dies:"):
-            return (LOOKS - 1) * self.config.flow_every
+            return (LOOKS - 1) * self.meter.every
         is_heard = alarm.startswith("the gradient explodes: over the earlier half")
         return LISTENS_EVERY if is_heard and "inf times" not in alarm else 0
 

@@ -27,7 +27,7 @@ from bptt.language_model.model import LanguageModel, check_device
 from bptt.language_model.probe import Probe
 from bptt.language_model.run import Checkpoint, Run, load_weights, weights_of, with_prefix
 from bptt.language_model.score import Score, perplexity
-from bptt.language_model.sight import LARGEST, Reach, Sight, reach_of
+from bptt.language_model.sight import LARGEST, Reach, Sight, looks_every, reach_of
 from bptt.language_model.step import Step
 from bptt.memory import parse as parse_memory
 from bptt.nests import leaves_of
@@ -108,7 +108,7 @@ class Training:
         self.memory = parse_memory(config.memory) if config.memory else None
         self.reader = self._make_reader()
         self.progress = Progress()
-        self.sight = Sight(self.model, self.text.train, config)
+        self.sight = Sight(self.model, self.text.train, config, self._looks_every())
         self.stream = Stream()
         self.saved_at, self.updates_saved = time.monotonic(), 0
 
@@ -203,6 +203,18 @@ class Training:
     def reach_back(self) -> int:
         """How many steps before a window an update runs again."""
         return self.credit.history if self.config.is_carried else 0
+
+    def _looks_every(self) -> int:
+        """After how many updates sight looks, as long as its option does not say so."""
+        if self.config.flow_every is not None:
+            return self.config.flow_every
+        tokens = self.text.train
+        if tokens.offsets is None:
+            assert isinstance(self.reader, Streams)
+            steps: float = self.reader.steps + self.reach_back
+        else:
+            steps = len(tokens.ids) / max(1, len(tokens.offsets) - 1)
+        return looks_every(self.config.batch_size * max(1, steps))
 
     def _reach(self, steps: int) -> Reach:
         """How far back losses are credited: of a window, or of a sequence of so many steps."""
