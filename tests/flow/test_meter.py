@@ -218,15 +218,27 @@ def test_it_listens_to_every_tenth_update(monkeypatch):
 
 
 def test_a_gradient_that_dies_is_an_alarm():
-    reading = bptt.FlowMeter(scaled(0.1), every=1).update(1.0, x_of(), losses)
-    assert "the gradient dies: 99 % of it is within 1 step, so" in reading.alarm
-    assert reading.probe.decay.beta == pytest.approx(0.1, rel=0.05)
+    meter = bptt.FlowMeter(scaled(0.1), every=2)
+    *before, last = (meter.update(1.0, x_of(), losses) for _ in range(6))
+    assert [r.alarm for r in before] == [None] * 5  # two looks
+    assert "the gradient dies: 99 % of it is within 1 step, so" in last.alarm
+    assert last.probe.decay.beta == pytest.approx(0.1, rel=0.05)
     sigmoid = bptt.RNN(I, H, nonlinearity="sigmoid")  # φ' is 1/4 at most
-    assert "dies" in bptt.FlowMeter(sigmoid, every=1).update(1.0, x_of(), losses).alarm
     dead = scaled(1.0, "relu")
     with torch.no_grad():
         dead.bias_ih_l0.fill_(-5)
-    assert "dies" in bptt.FlowMeter(dead, every=1).update(1.0, x_of(), losses).alarm
+    for module in (sigmoid, dead):
+        meter = bptt.FlowMeter(module, every=1)
+        assert "dies" in [meter.update(1.0, x_of(), losses).alarm for _ in range(3)][-1]
+
+
+def test_a_look_at_which_it_lives_begins_anew():
+    dying, living = scaled(0.1), scaled(1.0)
+    meter, seen = bptt.FlowMeter(dying, every=1), []
+    for module in (dying, dying, living, dying, dying, dying):
+        meter.module = module
+        seen.append(meter.update(1.0, x_of(), losses).alarm is not None)
+    assert seen == [False] * 5 + [True]
 
 
 @pytest.mark.parametrize("radius", [0.7, 1.0, 1.02])
@@ -268,13 +280,15 @@ def test_states_gradients_that_are_not_finite():
 
 def test_no_gradient_at_all_dies():
     probe = Probe(1, Horizon(0.01, None, False), None, 0.0, (0.0,) * 10)
-    assert "none of it goes back a single step" in alarm_of(1.0, [], None, probe)
+    assert "none of it goes back a single step" in alarm_of(1.0, [], None, probe, 3)
+    assert alarm_of(1.0, [], None, probe, 2) is None
 
 
 def test_too_few_lags_say_nothing():
     rnn = scaled(0.1)
-    assert bptt.FlowMeter(rnn, every=1).update(1.0, x_of(3), losses).alarm is None
-    assert bptt.FlowMeter(rnn, every=1).update(1.0, x_of(1), losses).alarm is None
+    for steps in (3, 1):
+        meter = bptt.FlowMeter(rnn, every=1)
+        assert [meter.update(1.0, x_of(steps), losses).alarm for _ in range(4)] == [None] * 4
 
 
 def report(module, *norms):

@@ -19,7 +19,9 @@ JUMPS = 100.0
 GROWS = 10.0
 """An alarm: the state's gradient grows to so many times itself on its way back."""
 DIES_WITHIN = 2
-"""An alarm: all but the threshold of the gradient is within so many lags."""
+"""An alarm: all but the threshold of the gradient is within so many lags,"""
+LOOKS = 3
+"""in so many looks in a row: before a network has learnt anything hardly any gradient goes back."""
 
 
 class Probe(NamedTuple):
@@ -78,7 +80,11 @@ def growth_of(heard: list[reports.Report]) -> float | None:
 
 
 def alarm_of(
-    norm: float, before: Sequence[float], growth: float | None, probe: Probe | None
+    norm: float,
+    before: Sequence[float],
+    growth: float | None,
+    probe: Probe | None,
+    dying: int,
 ) -> str | None:
     """Say what is wrong, if anything is.
 
@@ -87,6 +93,7 @@ def alarm_of(
         before: those of the updates before.
         growth: what :func:`growth_of` gave.
         probe: the last look.
+        dying: how many looks in a row, with the last one, found that it dies: :func:`dies`.
     """
     if not math.isfinite(norm):
         return f"the gradient is not finite: its norm is {norm:g}"
@@ -111,11 +118,12 @@ def alarm_of(
             f"the gradient dies away: its norm is {norm:.3g}, {norm / usual:.3g} of the median of "
             f"the last {len(before)} updates"
         )
-    return _dying(probe)
+    return dies(probe) if probe is not None and dying >= LOOKS else None
 
 
-def _dying(probe: Probe | None) -> str | None:
-    if probe is None or probe.lags <= DIES_WITHIN + 1:
+def dies(probe: Probe) -> str | None:
+    """Say so, where hardly any of the gradient goes back."""
+    if probe.lags <= DIES_WITHIN + 1:
         return None
     if probe.horizon.lag is None:
         return "the gradient dies: none of it goes back a single step" if not probe.growth else None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt.errors import CheckpointError
-from bptt.flow.alarm import REMEMBERED, Probe, alarm_of, growth_of
+from bptt.flow.alarm import REMEMBERED, Probe, alarm_of, dies, growth_of
 from bptt.flow.lags import ByLag, DecayFit, Horizon, find_horizon, fit_decay
 from bptt.kernels import reports
 from bptt.nests import leaves_of
@@ -60,7 +60,8 @@ class FlowMeter:
 
     - the gradient's norm is not finite, or 100 times the median of the last 100, or 1/100 of it;
     - the state's gradient grows tenfold on its way back: it explodes;
-    - 99 % of it is within 2 steps: it dies.
+    - 99 % of it is within 2 steps in three looks in a row: it dies. Before a network has learnt
+      anything that is usual.
 
     Args:
         module: the recurrent module, as for :func:`bptt.gradient_flow`.
@@ -112,6 +113,7 @@ class FlowMeter:
         self._norms: deque[float] = deque(maxlen=REMEMBERED)
         self._growth: float | None = None
         self._probe: Probe | None = None
+        self._dying = 0  # looks in a row at which it died
 
     @property
     def is_due(self) -> bool:
@@ -158,7 +160,7 @@ class FlowMeter:
         self._updates += 1
         if is_due and inputs is not None:
             self.look(inputs, loss_fn, state)
-        alarm = alarm_of(value, self._norms, self._growth, self._probe)
+        alarm = alarm_of(value, self._norms, self._growth, self._probe, self._dying)
         if math.isfinite(value):
             self._norms.append(value)
         self.reading = Reading(self._updates, value, self._growth, self._probe, alarm)
@@ -200,6 +202,7 @@ class FlowMeter:
         by_lag = np.where(np.isnan(mean) & (lags == 0), 0, mean)
         horizon = find_horizon(found, decay, self.threshold)
         self._probe = Probe(self._updates, horizon, decay, growth, tuple(by_lag.tolist()))
+        self._dying = self._dying + 1 if dies(self._probe) else 0
         return self._probe
 
     def state_dict(self) -> dict[str, Any]:
@@ -209,6 +212,7 @@ class FlowMeter:
             "updates": self._updates,
             "norms": list(self._norms),
             "growth": self._growth,
+            "dying": self._dying,
             "probe": None
             if probe is None
             else {
@@ -228,6 +232,7 @@ class FlowMeter:
         try:
             updates, norms = int(state["updates"]), [float(n) for n in state["norms"]]
             growth = None if state["growth"] is None else float(state["growth"])
+            dying = int(state.get("dying", 0))
             probe = None
             if (found := state["probe"]) is not None:
                 decay = None if found["decay"] is None else DecayFit(*found["decay"])
@@ -235,7 +240,7 @@ class FlowMeter:
                 probe = Probe(**{**found, "horizon": horizon, "decay": decay, "by_lag": by_lag})
         except (KeyError, TypeError, ValueError) as e:
             raise CheckpointError(f"the saved state of a FlowMeter is damaged: {e!r}") from None
-        self._updates, self._growth, self._probe = updates, growth, probe
+        self._updates, self._growth, self._probe, self._dying = updates, growth, probe, dying
         self._norms = deque(norms, maxlen=REMEMBERED)
 
 

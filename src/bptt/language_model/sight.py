@@ -16,7 +16,7 @@ from torch import Tensor
 from bptt.credit import Credit
 from bptt.data import Tokens
 from bptt.errors import CheckpointError
-from bptt.flow.alarm import Probe
+from bptt.flow.alarm import LOOKS, Probe
 from bptt.flow.meter import LISTENS_EVERY, FlowMeter
 from bptt.language_model.config import Config
 from bptt.language_model.model import LanguageModel
@@ -28,8 +28,7 @@ SEQUENCES = 24  # at most; 8 more than a batch has
 LOST = 0.2  # of the gradient: a credit that loses more is too short
 FAR = 10  # times the horizon: a reach beyond is far longer than needed
 EVERY, TOKENS = 100, 10_000  # updates, and tokens, from one look to the next by default
-LOOKS = 3  # in a row that find the credit too short,
-LOOKS_LONG = 10  # or far too long: short dependencies are learnt first
+LOOKS_LONG = 10  # in a row that find the credit far too long: what is near is learnt first
 QUIET = 300  # updates without an alarm, and it is over
 LARGEST = 512  # steps of a plan that is looked at
 DRAWS = 16
@@ -182,11 +181,8 @@ class Sight:
     def _must_last(self, alarm: str) -> int:
         """For how many updates an alarm has to stand before it is said.
 
-        A network dies in three looks, since before it has learnt anything hardly any gradient goes
-        back; and where a first word is learnt, the gradient of a window may grow for a while.
+        Where a first word is learnt, the gradient of a window may grow for a while.
         """
-        if alarm.startswith("the gradient dies:"):
-            return (LOOKS - 1) * self.meter.every
         is_heard = alarm.startswith("the gradient explodes: over the earlier half")
         return LISTENS_EVERY if is_heard and "inf times" not in alarm else 0
 
