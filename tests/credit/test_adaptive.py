@@ -15,7 +15,7 @@ from torch import nn
 import bptt
 from bptt import Adaptive
 from bptt.credit import Decay, measure_decay
-from bptt.errors import CheckpointError, ConfigError
+from bptt.errors import CheckpointError, DivergedError
 from bptt.nests import leaves_of, map_tensors
 
 
@@ -142,7 +142,7 @@ def test_what_is_not_finite_is_refused_and_changes_nothing(value, where):
     decay = geometric(0.5, 40)
     (decay.norms if where == "norms" else decay.sums)[..., 7] = value
     credit = Adaptive(0.1)
-    with pytest.raises(ConfigError, match=r"not finite.*smaller most="):
+    with pytest.raises(DivergedError, match=r"not finite.*smaller most="):
         credit.observe(decay)
     assert credit == Adaptive(0.1)
 

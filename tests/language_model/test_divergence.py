@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 import bptt
+from bptt.credit import Decay
 from bptt.errors import DivergedError
 from bptt.kernels.reports import Report
 from bptt.kernels.steps import Steps
@@ -332,6 +334,25 @@ def test_rewinding_goes_on_from_the_initial_weights_at_half_the_rate(wild, tmp_p
     lines = [m for m in training.run.metrics() if "rewind" in m]
     assert [(m["rewind"], m["update"]) for m in lines] == [(1, 0), (2, 0)]
     assert f"at update {second}: the loss is" in lines[1]["diverged"]
+
+
+def test_a_credit_that_measures_what_is_not_finite_is_divergence(small, tmp_path, monkeypatch):
+    found = [math.inf, 0.5, 0.5]
+
+    def probe(*_):
+        beta = found.pop(0)
+        return lambda lags: Decay(np.full((2, lags), beta), np.ones(lags))
+
+    monkeypatch.setattr("bptt.language_model.training.Probe", probe)
+    config = small.changed(credit="adaptive:0.5,start=4,most=9", steps=None, epochs=2)
+    training = start(config, tmp_path / "stops")
+    with pytest.raises(DivergedError, match=r"after update \d+: Adaptive has measured .* --lr"):
+        training.fit()
+    assert "Adaptive" in training.run.metrics()[-1]["diverged"]
+    found.insert(0, math.inf)
+    training = start(config.changed(on_divergence="rewind"), tmp_path / "goes on")
+    assert training.fit() == "epochs"
+    assert training.progress.rewinds == 1
 
 
 def test_rewinding_ends_after_so_many_times(wild, tmp_path):

@@ -16,7 +16,7 @@ from bptt.comparison.measures import gradient_error, peak_bytes
 from bptt.comparison.result import Ending, Stop, Trial
 from bptt.credit import Decay, measure_decay
 from bptt.data import IGNORED, Task, TaskBatch
-from bptt.errors import ConfigError
+from bptt.errors import DivergedError
 from bptt.nests import map_tensors
 from bptt.recurrent import GRU, LSTM, RNN
 from bptt.unrolling import unroll
@@ -175,9 +175,7 @@ class Run:
             return True
         try:
             self.credit.adapt(self.probe)
-        except ConfigError:
-            if all(bool(p.isfinite().all()) for p in self.model.parameters()):
-                raise
+        except DivergedError:
             return False
         return True
 

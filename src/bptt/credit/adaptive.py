@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bptt.credit.credit import Credit, Probe
 from bptt.credit.decay import Decay
 from bptt.credit.plan import Plan
-from bptt.errors import CheckpointError, ConfigError
+from bptt.errors import CheckpointError, ConfigError, DivergedError
 
 
 @dataclass(repr=False)
@@ -139,13 +139,14 @@ class Adaptive(Credit):
                 short sequences, tell nothing and change nothing.
 
         Raises:
-            ConfigError: what was measured is not finite.
+            DivergedError: what was measured is not finite.
         """
         norms = decay.norms.mean(0)
         if not (np.isfinite(norms).all() and np.isfinite(decay.sums).all()):
-            raise ConfigError(
+            raise DivergedError(
                 "Adaptive has measured a gradient that is not finite: the state's gradient "
-                "explodes within the lags it looks at; clip, or give a smaller most="
+                "explodes within the lags it looks at",
+                "clip, or give a smaller most=",
             )
         if len(norms) < 3:
             return

@@ -228,7 +228,11 @@ class Training:
         if end_of_epoch is not (every is None) or (every and self.progress.updates % every):
             return
         before = self.credit.state_dict()
-        self.credit.adapt(Probe(self.model, self.text.train, self.config, self.progress.updates))
+        updates = self.progress.updates
+        try:
+            self.credit.adapt(Probe(self.model, self.text.train, self.config, updates))
+        except DivergedError as e:
+            raise self._diverged(f"after update {updates}: {e}") from None
         if self.credit.state_dict() != before:
             learnt = {f"credit_{k}": v for k, v in self.credit.state_dict().items()}
             self._measure(credit=repr(self.credit), **learnt)
