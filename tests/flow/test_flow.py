@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -423,3 +425,12 @@ def test_times_and_lags_are_whole_numbers(given):
     of = inspect.unwrap(Pairs.of.__func__)  # without the checks of types, which users do not have
     with pytest.raises(ValueError, match="whole number"):
         of(Pairs, 5, 1, *given)
+
+
+def test_what_torch_warns_of_is_no_error_where_warnings_are_errors():
+    """Forward mode is loaded at its first use, which takes a process of its own."""
+    script = "import torch, bptt; bptt.gradient_flow(bptt.GRU(3, 4), torch.randn(5, 1, 3))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

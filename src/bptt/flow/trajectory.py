@@ -7,9 +7,10 @@ several tensors (an LSTM's h and c) is one vector, of n numbers; each sequence i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class Piece:
         """
         N, n, k = v.shape
         rows = self.before.repeat_interleave(k, 0)
+        _load_forward_mode()
         try:
             with torch.no_grad(), forward_ad.dual_level():
                 dual = forward_ad.make_dual(rows, v.mT.reshape(N * k, n))
@@ -76,6 +78,15 @@ class Piece:
             after = self.step(rows)
             (found,) = torch.autograd.grad(after, rows, each, materialize_grads=True)
         return found.view(N, n, n)
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Let torch load it, which warns of itself then: an error where warnings are errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with forward_ad.dual_level():
+            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 @dataclass(frozen=True, eq=False)
