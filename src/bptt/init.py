@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -276,6 +276,16 @@ def _layers(
                 "the parametrization is registered"
             )
     return [layer for m in found for layer in _layers_of(m)]
+
+
+def cells_in(module: Any) -> tuple[str, ...]:
+    """Name the kinds of recurrent modules in a module: ``"RNN"``, ``"GRU"``, ``"LSTM"``, once each.
+
+    >>> cells_in(nn.Sequential(nn.LSTMCell(2, 3), nn.Linear(3, 3), nn.GRU(3, 3)))
+    ('LSTM', 'GRU')
+    """
+    parts = module.modules() if isinstance(module, nn.Module) else []
+    return tuple(dict.fromkeys(kind for m in parts if (kind := _kind(m))))
 
 
 def _kind(module: nn.Module) -> str:

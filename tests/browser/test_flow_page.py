@@ -387,6 +387,26 @@ def test_runs_side_by_side(opened):
     assert page.complaints() == []
 
 
+@pytest.mark.parametrize("address", ["", "#all=1"])
+def test_side_by_side_each_run_begins_at_its_last_word(opened, address):
+    long, short = made_flow("long"), made_flow("short", words=["a", "b", "c", "d"])
+    last = opened(long).chosen()
+    page = opened(short, long, address=address)
+    if not address:
+        assert page.chosen() == 3
+        page.click(page.find("#all"))
+    assert [page.chosen(n) for n in range(2)] == [3, last]
+    page.press(page.find("#text0"), "\ue012")  # to the left, in the short one
+    assert [page.chosen(n) for n in range(2)] == [2, 2]
+    page.click(page.find(".card[data-run='1']"))
+    page.point(page.word(last, run=1))
+    page.click(page.find(".card[data-run='0']"))
+    page.point(page.word(last, run=1))
+    page.click(page.find("#all"))
+    assert page.chosen() == 3
+    assert page.complaints() == []
+
+
 def test_runs_of_different_lengths(opened):
     long, short = made_flow("long"), made_flow("short", words=["a", "b", "c", "d"])
     page = opened(long, short, address="#reach=40")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
+from statistics import median
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 SMALL = ["--hidden", "6"]
@@ -97,6 +100,49 @@ def test_a_text_of_ones_own(bptt, trained, tmp_path):
     assert documents(bptt, trained / "stream", "--file", "own.txt") == [found]
     (found,) = documents(bptt, trained / "stream", "--text", text, "--tokens", 2)
     assert found["targets"] == ["greets", "John"]
+
+
+def test_a_table_and_another_encoding(bptt, fails, trained, tmp_path):
+    run, text = trained / "stream", "Jane greets John again."
+    (tmp_path / "t.csv").write_text(f'id,body\n1,"{text}"\n')
+    (tmp_path / "old.txt").write_bytes(f"Jané {text}".encode("latin-1"))
+    assert "--column" in fails(run, "--file", "t.csv")
+    for given in ([run], ["--cell", "gru", *SMALL]):
+        (found,) = documents(bptt, *given, "--file", "t.csv", "--column", "body")
+        assert found["tokens"][:3] == ["Jane", "greets", "John"]
+        (found,) = documents(bptt, *given, "--file", "old.txt", "--encoding", "latin-1")
+        assert found["tokens"][1] == "Jane"
+    assert "--column is of a file" in fails(run, "--column", "body")
+    assert "--encoding is of a file" in fails(run, "--text", text, "--encoding", "latin-1")
+
+
+def test_of_a_stream_that_goes_on_what_is_looked_at_is_an_excerpt(bptt, trained):
+    whole, *_ = documents(bptt, trained / "stream")
+    part, *_ = documents(bptt, trained / "stream", "--tokens", 40)
+    sentence, *_ = documents(bptt, trained / "sentences", "--tokens", 4)
+    assert [f["excerpt"] for f in (whole, part, sentence)] == [False, True, False]
+
+
+def test_where_the_gradient_explodes_the_run_says_where_to_clip(bptt, trained, tmp_path):
+    import safetensors.torch
+
+    run = tmp_path / "wild"
+    shutil.copytree(trained / "stream", run)
+    for path in run.glob("*.safetensors"):
+        weights = safetensors.torch.load_file(path)
+        with safetensors.safe_open(path, "pt") as file:
+            about = file.metadata()
+        for name, w in weights.items():
+            if "weight_hh" in name:
+                w.copy_(30 * torch.eye(6).repeat(4, 1))
+            if "bias_ih" in name:
+                w[6:12] = 9  # of the forget gates
+        safetensors.torch.save_file(weights, path, about)
+    (found,) = documents(bptt, run)
+    assert found["verdict"]["kind"] == "exploding"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    norms = [m["gradient_norm"] for m in lines if "gradient_norm" in m]
+    assert found["advice"][0]["figures"]["gradient_norm"] == pytest.approx(median(norms), rel=1e-4)
 
 
 def test_of_sentences_the_longest_one_is_looked_at(bptt, trained):

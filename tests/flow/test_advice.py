@@ -105,7 +105,7 @@ def test_what_explodes(given):
 
 
 def test_units(given):
-    assert "Wake the dead units of layer 0" in texts(given["dead"])
+    assert "Wake the dead units of layer 1" in texts(given["dead"])
     assert "back from saturation" in texts(given["saturated"])
     assert "dead" not in texts(given["tanh"])
     assert "saturation" not in texts(given["tanh"])
@@ -139,7 +139,49 @@ def test_a_reach_where_one_is_enough():
 
 
 def test_a_module_of_which_nothing_is_known_gets_advice_too():
-    assert "bptt.LSTM or bptt.GRU" in texts(flow_of(lambda t, k, b: 0.5**k).advice)
+    text = texts(flow_of(lambda t, k, b: 0.5**k).advice)
+    assert "Use cells with gates, if it has none: bptt.LSTM or bptt.GRU" in text
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x, state=None):
+        return self.inner(x, state)
+
+
+@pytest.mark.parametrize(
+    ("module", "dynamics", "gates"),
+    [
+        (bptt.LSTM(3, 8), False, "forget gates"),
+        (Wrapped(nn.LSTM(3, 8)), True, "forget gates"),
+        (bptt.Stepwise(nn.LSTMCell(3, 8)), True, "forget gates"),
+        (bptt.Stepwise(nn.GRUCell(3, 8)), False, "update gates"),
+        (bptt.Stepwise(nn.RNNCell(3, 8)), True, None),
+    ],
+)
+def test_the_cells_inside_a_module_count(module, dynamics, gates):
+    flow = gradient_flow(module, torch.randn(60, 2, 3), dynamics=dynamics)
+    text = texts(flow.advice)
+    assert flow.verdict.kind == "vanishing"
+    assert (f"Spread the {gates}" in text) == (gates is not None)
+    assert ("Use cells with gates: " in text) == (gates is None)
+
+
+def test_units_come_first_and_saturated_ones_need_no_orthogonal_weights(given):
+    assert "back from saturation" in given["saturated"][0].text
+    assert "orthogonal" not in texts(given["saturated"])
+    assert "Wake the dead units" in given["dead"][0].text
+
+
+def test_where_the_usual_norm_is_known_it_is_named():
+    flow = flow_of(lambda t, k, b: 1.5**k)
+    clip = dataclasses.replace(flow, gradient_norm=0.314).advice[0]
+    assert "Clip the gradient's norm at about 0.31, its median in training" in clip.text
+    assert clip.figures["gradient_norm"] == 0.314
+    assert "bptt.FlowMeter reports it" in flow.advice[0].text
 
 
 def test_too_little_to_say_anything():

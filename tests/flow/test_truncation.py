@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,6 +69,31 @@ def test_what_lies_beyond_the_lags_that_were_followed():
     assert suggest(two, 0.5) is None  # no decay can be fitted
     ends = flow_of(lambda t, k, b: float(k < 5), steps=80, lags=12, times=(79,))
     assert suggest(ends, 0.1) == 4
+
+
+@pytest.mark.parametrize("steps", [40, 80, 300])
+def test_of_an_excerpt_the_length_does_not_count(steps):
+    """As of a very long sequence of the same kind, whose losses have all lags."""
+    beta = 0.9
+    flow = replace(flow_of(lambda t, k, b: beta**k, steps=steps, batch=1), excerpt=True)
+    whole = flow_of(lambda t, k, b: beta**k, steps=600, times=(599,), batch=1)
+    np.testing.assert_allclose(tail(flow).coherent, tail(whole).coherent[:steps], rtol=1e-6)
+    np.testing.assert_allclose(tail(flow).incoherent, tail(whole).incoherent[:steps], rtol=1e-6)
+    assert suggest(flow) == suggest(whole) == 28  # .9^29 = .047
+    assert "Truncated(every=28, reach=56)" in flow.advice[-1].text
+
+
+def test_losses_of_an_excerpt_may_be_of_different_size():
+    flow = flow_of(lambda t, k, b: 0.8**k * (100.0 if t > 50 else 1.0), steps=60)
+    flat = flow_of(lambda t, k, b: 0.8**k, steps=60)
+    one, two = (tail(replace(f, excerpt=True)) for f in (flow, flat))
+    np.testing.assert_allclose(one.coherent[1:], two.coherent[1:], rtol=0.02)
+
+
+def test_an_excerpt_that_is_too_short_tells_nothing():
+    flat = replace(flow_of(lambda t, k, b: 1.0, steps=20), excerpt=True)
+    slow = replace(flow_of(lambda t, k, b: 0.99**k, steps=50), excerpt=True)
+    assert suggest(flat) is suggest(slow) is None
 
 
 def test_where_there_is_nothing_to_suggest():

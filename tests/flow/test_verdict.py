@@ -115,6 +115,16 @@ def test_edges(rule, options, kind, words):
     assert words in found.words
 
 
+def test_a_short_sequence_does_not_tell_whether_a_gradient_fades_early():
+    """From lag 8 on it is below a hundredth: early among 29, who knows among 12."""
+    short, long = (flow_of(lambda t, k, b: 0.5**k, steps=n) for n in (13, 30))
+    assert (judge(short).kind, judge(long).kind) == ("undetermined", "vanishing")
+    assert "from 8 steps back" in judge(short).words
+    assert "only 12 steps were followed" in judge(short).words
+    assert judge(flow_of(lambda t, k, b: 0.1**k, steps=13)).kind == "vanishing"
+    assert judge(flow_of(lambda t, k, b: 0.9**k, steps=13)).kind == "healthy"
+
+
 def test_a_gradient_that_ends_vanishes():
     found = judge(flow_of(lambda t, k, b: float(k < 6)))
     assert found.kind == "vanishing"
@@ -199,8 +209,8 @@ def test_dead_and_saturated_units_are_in_the_words():
     with torch.no_grad():
         tanh.weight_ih_l1 *= 100
     words = of_units(tanh, torch.randn(30, 4, 3)).words
-    assert "of the units' values in layer 1 are saturated" in words
-    assert "layer 0" not in words
+    assert "of the units' values in layer 2 are saturated" in words
+    assert "layer 1" not in words
 
 
 def test_units_at_work_are_not_mentioned():

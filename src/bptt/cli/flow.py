@@ -6,17 +6,20 @@ import io
 import json
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import median
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
 
-from bptt.data import Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
+from bptt.data import Corpus, Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
 from bptt.errors import ConfigError
 from bptt.files import write_whole
 from bptt.flow import GradientFlow
+from bptt.flow.truncation import tail
 from bptt.language_model import Config, LanguageModel, Run
 from bptt.language_model.flow import flow_of
 from bptt.language_model.model import check_device
@@ -50,6 +53,13 @@ def flow(
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="a file with the text, in its place", show_default=False)
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="the column of --file, a CSV or TSV file", show_default=False),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="the encoding of --file", show_default=False)
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="how many tokens to predict, at most")] = 100,
     cell: Annotated[
@@ -109,20 +119,24 @@ def flow(
         )
     if text is not None and file is not None:
         raise ConfigError("give --text or --file, not both")
+    for option, given in (("--column", column), ("--encoding", encoding)):
+        if file is None and given is not None:
+            raise ConfigError(f"{option} is of a file: give --file too, or leave it out")
     if nonlinearity and "rnn" not in (cell or []):
         raise ConfigError("--nonlinearity is of an untrained rnn: give --cell rnn too")
-    for option, given in (("--hidden", hidden), ("--layers", layers), ("--seed", seed)):
-        if runs and given is not None:
+    for option, number in (("--hidden", hidden), ("--layers", layers), ("--seed", seed)):
+        if runs and number is not None:
             raise ConfigError(
                 f"{option} is of an untrained network: a run has its own; leave it out"
             )
     _check_places(html, json_, figure)
+    what = _Given(text, file, column, encoding)
     if runs:
-        flows = [_of_run(run, text, file, tokens, device) for run in runs]
+        flows = [_of_run(run, what, tokens, device) for run in runs]
     else:
         variants = list(_variants(cell or [], nonlinearity or ["tanh"]))
         options = {"hidden": hidden or 100, "layers": layers or 1, "seed": seed or 0}
-        flows = list(_untrained(variants, text, file, tokens, device, options))
+        flows = list(_untrained(variants, what, tokens, device, options))
     if html is not None:
         flows[0].save_html(html, *flows[1:])
     if figure is not None:
@@ -139,22 +153,36 @@ def flow(
 # ------------------------------------------------------------------------------- what to look at
 
 
-def _of_run(
-    path: Path, text: str | None, file: Path | None, tokens: int, device: str
-) -> GradientFlow:
+class _Given(NamedTuple):
+    """The text to look at, if one was given."""
+
+    text: str | None
+    file: Path | None
+    column: str | None
+    encoding: str | None
+
+    def corpus(self) -> Corpus | None:
+        """Open the file, where there is one."""
+        if self.file is None:
+            return None
+        return open_corpus([str(self.file)], column=self.column, encoding=self.encoding)
+
+    def encoded(self, tokenizer: Tokenizer, reading: str) -> Tokens | None:
+        """Encode what was given."""
+        if (corpus := self.corpus()) is not None:
+            return encode_corpus(corpus, tokenizer, reading=reading)
+        return None if self.text is None else encode_text(self.text, tokenizer, reading=reading)
+
+
+def _of_run(path: Path, what: _Given, tokens: int, device: str) -> GradientFlow:
     run = Run(path)
     model = run.load_model(device)
-    if text is None and file is None:
+    found = what.encoded(model.tokenizer, model.config.reading)
+    if found is None:
         found = text_of_run(run).valid
-    else:
-        found = _encoded(text, file, model.tokenizer, model.config.reading)
-    return flow_of(model, found, tokens=tokens, name=path.resolve().name)
-
-
-def _encoded(text: str | None, file: Path | None, tokenizer: Tokenizer, reading: str) -> Tokens:
-    if file is not None:
-        return encode_corpus(open_corpus([str(file)]), tokenizer, reading=reading)
-    return encode_text(text or "", tokenizer, reading=reading)
+    flow = flow_of(model, found, tokens=tokens, name=path.resolve().name)
+    norms = [m["gradient_norm"] for m in run.metrics() if m.get("gradient_norm") is not None]
+    return replace(flow, gradient_norm=median(norms) if norms else None)
 
 
 def _variants(cells: list[str], nonlinearities: list[str]) -> Iterator[tuple[str, str]]:
@@ -177,17 +205,16 @@ def _variants(cells: list[str], nonlinearities: list[str]) -> Iterator[tuple[str
 
 def _untrained(
     variants: list[tuple[str, str]],
-    text: str | None,
-    file: Path | None,
+    what: _Given,
     tokens: int,
     device: str,
     options: dict[str, Any],
 ) -> Iterator[GradientFlow]:
     """Give flows of networks as they are before training, whose words are those of the text."""
-    if file is not None:
-        texts = {"": "".join(open_corpus([str(file)]).pieces())}
+    if (corpus := what.corpus()) is not None:
+        texts = {"": "".join(corpus.pieces())}
     else:
-        texts = SENTENCES if text is None else {"": text}
+        texts = SENTENCES if what.text is None else {"": what.text}
     tokenizer = Tokenizer.train(texts.values(), level="word")
     for (cell, phi), (which, words) in product(variants, texts.items()):
         kind: dict[str, Any] = {"cell": cell, "nonlinearity": phi}
@@ -272,7 +299,7 @@ def _row(f: GradientFlow) -> tuple[str, ...]:
         f"{f.losses.mean():.3f}",
         "-" if horizon is None else f"{'' if f.settles() else '≥ '}{horizon}",
         "-" if decay is None else f"{decay.beta:.3f} ± {decay.error:.3f}",
-        "-" if reach is None else reach,
+        reach or (f"> {f.lags - 1}" if tail(f) is not None else "-"),
         f.verdict.kind,
     ]
     return tuple(map(str, words))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from bptt.flow.verdict import DEAD, Profile, is_saturated, profile
+from bptt.flow.verdict import DEAD, LEAST_LAGS, Profile, is_saturated, profile
 
 if TYPE_CHECKING:
     from bptt.flow.dynamics import Dynamics
@@ -53,23 +53,30 @@ def advise(flow: GradientFlow) -> tuple[Advice, ...]:
     'C. Tallec and Y. Ollivier, ICLR 2018, arXiv:1804.11188'
     """
     found, layers = profile(flow), flow.dynamics or ()
-    advice: list[Advice] = []
+    advice = [*_about_units(layers)]  # first: they may be why nothing comes through
     if flow.verdict.kind == "exploding":
-        advice += _against_explosion(found, layers)
+        advice += _against_explosion(found, layers, flow.gradient_norm)
     elif flow.verdict.kind == "vanishing":
-        advice += _against_vanishing(found, flow.lags - 1, layers)
-    advice += _about_units(layers)
-    if flow.verdict.kind in ("healthy", "vanishing"):
+        advice += _against_vanishing(found, flow)
+    if flow.verdict.kind not in ("exploding", "dead") and flow.lags >= LEAST_LAGS:
         advice += _about_reach(flow)
     return tuple(advice)
 
 
-def _against_explosion(found: Profile, layers: tuple[Dynamics, ...]) -> Iterator[Advice]:
+def _against_explosion(
+    found: Profile, layers: tuple[Dynamics, ...], usual: float | None
+) -> Iterator[Advice]:
+    at = "" if usual is None else f" at about {usual:.2g}, its median in training"
+    where = "; bptt.FlowMeter reports it" if usual is None else ""
     yield Advice(
-        "Clip the gradient's norm: torch.nn.utils.clip_grad_norm_, or --clip of bptt train. Values "
-        "from half to ten times the norm that is usual over many updates are known to work; "
-        "bptt.FlowMeter reports it.",
-        {"growth": found.largest, "lag": found.largest_at},
+        f"Clip the gradient's norm{at}: torch.nn.utils.clip_grad_norm_, or --clip of bptt train. "
+        "Values from half to ten times the norm that is usual over many updates are known to work"
+        f"{where}.",
+        {
+            "growth": found.largest,
+            "lag": found.largest_at,
+            **({} if usual is None else {"gradient_norm": usual}),
+        },
         PASCANU,
     )
     wide = [d for d in layers if d.spectral_radius is not None and d.spectral_radius > 1]
@@ -91,19 +98,20 @@ def _against_explosion(found: Profile, layers: tuple[Dynamics, ...]) -> Iterator
     )
 
 
-def _against_vanishing(found: Profile, lags: int, layers: tuple[Dynamics, ...]) -> Iterator[Advice]:
+def _against_vanishing(found: Profile, flow: GradientFlow) -> Iterator[Advice]:
+    lags, layers = flow.lags - 1, [d for d in flow.dynamics or () if d.mode is not None]
     gone = found.faded or lags
-    for mode in dict.fromkeys(d.mode for d in layers):
-        d = next(d for d in layers if d.mode == mode)
+    for mode in dict.fromkeys([d.mode for d in layers] if layers else flow.cells):
         if mode == "LSTM":
             yield from _open_gates(gone, lags, "forget gates")
         elif mode == "GRU":
             yield from _open_gates(gone, lags, "update gates")
-        elif mode is not None:
-            yield from _better_weights(d, gone, lags)
-    if not any(d.mode for d in layers):
+        elif layers:
+            yield from _better_weights(next(d for d in layers if d.mode == mode), gone, lags)
+    if not layers and not {"LSTM", "GRU"} & {*flow.cells}:
+        where = "" if flow.cells else ", if it has none"
         yield Advice(
-            "Use cells with gates, bptt.LSTM or bptt.GRU, with bptt.init.chrono_(module, "
+            f"Use cells with gates{where}: bptt.LSTM or bptt.GRU, with bptt.init.chrono_(module, "
             f"longest={lags}); now the gradient is gone within {gone} steps.",
             {"gone_within": gone, "lags": lags},
             f"{LSTM}; {CHRONO}",
@@ -143,7 +151,7 @@ def _better_weights(d: Dynamics, gone: int, lags: int) -> Iterator[Advice]:
             _figures(d, "spectral_radius", "weight_norm", "saturated"),
             LE,
         )
-    elif not _is_orthogonal(d):
+    elif not _is_orthogonal(d) and not is_saturated(d):
         certain = d.bound is not None and d.bound < 1
         yield Advice(
             "Make the recurrent weights orthogonal, so that they keep the gradient's length: "
@@ -177,7 +185,7 @@ def _about_units(layers: tuple[Dynamics, ...]) -> Iterator[Advice]:
     for d in layers:
         if d.dead >= DEAD and d.mode == "RNN_RELU":
             yield Advice(
-                f"Wake the dead units of layer {d.layer}: take a smaller learning rate, biases "
+                f"Wake the dead units of layer {d.layer + 1}: take a smaller learning rate, biases "
                 "above 0, or bptt.init.identity_(module) before training. A ReLU that is never on "
                 "gets no gradient.",
                 _figures(d, "dead"),
@@ -185,7 +193,7 @@ def _about_units(layers: tuple[Dynamics, ...]) -> Iterator[Advice]:
             )
         elif is_saturated(d):
             yield Advice(
-                f"Bring the units of layer {d.layer} back from saturation: scale the inputs to "
+                f"Bring the units of layer {d.layer + 1} back from saturation: scale the inputs to "
                 "about unit variance, take smaller weights or a smaller learning rate. Where a "
                 "unit is saturated hardly any gradient passes.",
                 _figures(d, "saturated"),
@@ -202,7 +210,7 @@ def _about_reach(flow: GradientFlow) -> Iterator[Advice]:
             {"lags": flow.lags, "horizon": flow.horizon() or last},
             AICHER,
         )
-    if K is not None and flow.steps > 2 * K:
+    if K is not None and (flow.excerpt or flow.steps > 2 * K):
         yield Advice(
             f"If the sequences have to be cut, credit=bptt.Truncated(every={K}, reach={2 * K}) "
             f"keeps the gradient's relative bias at about {100 * BIAS:.0f} %, for what the network "

@@ -75,6 +75,14 @@ class GradientFlow:
     """What is to be predicted at each step, [T], of the first sequence."""
     dynamics: tuple[Dynamics, ...] | None = None
     """The layers' Jacobians, weights and activity; None where they were not measured."""
+    excerpt: bool = False
+    """Whether the sequences are cut out of longer ones, whose losses have more lags."""
+    cells: tuple[str, ...] = ()
+    """The kinds of recurrent cells that were found in the module: ``"RNN"``, ``"GRU"``,
+    ``"LSTM"``."""
+    gradient_norm: float | None = None
+    """What the gradient's norm, over all parameters and before clipping, usually is in training;
+    None where that is not known."""
 
     def __repr__(self) -> str:
         """Say what it is of, and how far it reaches."""
@@ -205,6 +213,7 @@ class GradientFlow:
             "times": list(self.times),
             "batch": self.batch,
             "lags": self.lags,
+            "excerpt": self.excerpt,
             "tokens": None if self.tokens is None else list(self.tokens),
             "targets": None if self.targets is None else list(self.targets),
             "losses": _numbers(self.losses.mean(1).tolist()),

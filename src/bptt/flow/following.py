@@ -17,6 +17,7 @@ from bptt.flow.layers import through_layers
 from bptt.flow.network import as_ours
 from bptt.flow.pairs import Pairs
 from bptt.flow.stepwise import Layout, through_steps
+from bptt.init import cells_in
 from bptt.nests import is_float, leaves_of
 
 
@@ -30,6 +31,7 @@ def gradient_flow(
     lags: int | None = None,
     credit: bool = True,
     dynamics: bool = True,
+    excerpt: bool = False,
     resets: Tensor | None = None,
     tokens: Sequence[str] | None = None,
     targets: Sequence[str] | None = None,
@@ -71,6 +73,8 @@ def gradient_flow(
             floating-point numbers; it takes a product more at each step.
         dynamics: whether to measure the layers' Jacobians, weights and activity as well; of a
             module that is neither bptt's nor torch.nn's only where its inputs have a batch.
+        excerpt: whether the sequences are cut out of longer ones, as a window is of a stream. What
+            is suggested then takes into account that the gradient goes on beyond the first step.
         resets: [T] or [T, B] bool: the state is set to zero before step t where it is true.
         tokens: what is fed in at each step, in words, for reports, [T].
         targets: what is to be predicted, [T].
@@ -135,6 +139,8 @@ def gradient_flow(
         tokens=None if tokens is None else tuple(tokens),
         targets=None if targets is None else tuple(targets),
         dynamics=measured,
+        excerpt=excerpt,
+        cells=cells_in(module),
     )
 
 

@@ -134,8 +134,8 @@ def _logarithms(found: ByLag) -> NDArray[np.float64]:
 def find_horizon(found: ByLag, decay: DecayFit | None, threshold: float = 0.01) -> Horizon:
     """Find the least lag K so that Σ_{k≤K} of the mean norms is all of it but a threshold.
 
-    What lies beyond the lags followed is m β / (1 - β), for the last mean m and the fitted decay
-    β. The lags settle the horizon if it lies within them with that added to the sum.
+    What lies beyond the lags followed is estimated by the fitted decay: :func:`what_follows`. The
+    lags settle the horizon if it lies within them with that added to the sum.
 
     Args:
         found: the norms by lag; where lag 0 is not defined, lag 1 is the first.
@@ -160,7 +160,16 @@ def _is_settled(mean: NDArray[Any], decay: DecayFit | None, threshold: float) ->
     m = float(mean[-1])
     if m <= SMALLEST * float(mean.max()):
         return True
-    if decay is None or decay.beta >= 1:
-        return False
-    beyond = m * decay.beta / (1 - decay.beta)
+    beyond = what_follows(mean, 1.0 if decay is None else decay.beta)
     return bool(mean.sum() >= (1 - threshold) * (mean.sum() + beyond))
+
+
+def what_follows(values: NDArray[np.float64], beta: float) -> float:
+    """Estimate the sum of what follows values by lag, [K]: from the latter half of them.
+
+    They go on to be multiplied by β at each lag; where β is no decay, they stay as large as in
+    that half for K lags more.
+    """
+    half = max(1, len(values) // 2)
+    level, left = float(values[-half:].sum()), beta**half
+    return level * left / (1 - left) if beta < 1 else level / half * len(values)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt.flow.lags import what_follows
 from bptt.flow.verdict import squares
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def suggest(flow: GradientFlow, bias: float = 0.1) -> int | None:
     dependency that is not learnt yet has no gradient to be seen.
 
     Args:
-        flow: what :func:`bptt.gradient_flow` found.
+        flow: what :func:`bptt.gradient_flow` found. Of an excerpt from something longer (its
+            ``excerpt``) each lag counts as if all losses had it, and lags beyond those that were
+            followed as the decay says.
         bias: the relative bias ‖E ĝ - g‖ / ‖g‖ that is tolerated, above 0 and below 1.
 
     Returns:
@@ -65,19 +67,17 @@ def suggest(flow: GradientFlow, bias: float = 0.1) -> int | None:
 def tail(flow: GradientFlow) -> Tail | None:
     """Find what the lags beyond each K hold; None where it is not finite, or zero.
 
-    Where not all lags were followed, what lies beyond them is taken to decay on as
-    :attr:`GradientFlow.decay` says; if it does not decay, nothing is known.
+    Where not all lags were followed, or the sequence is an excerpt, what lies beyond them is taken
+    to decay on as :attr:`GradientFlow.decay` says; if it does not decay, to go on for as many lags
+    again.
     """
     first, second = _moments(flow)
     if not (np.isfinite(first).all() and first.sum() > 0):
         return None
     beyond = np.zeros(2)
-    if flow.lags < flow.steps and first[-1] > 0:
-        beta = math.inf if flow.decay is None else flow.decay.beta
-        if beta >= 1:
-            return None
-        beyond[0] = first[-1] * beta / (1 - beta)
-        beyond[1] = second[-1] * beta**2 / (1 - beta**2)
+    if (flow.lags < flow.steps or flow.excerpt) and first[-1] > 0:
+        beta = 1.0 if flow.decay is None else flow.decay.beta
+        beyond[0], beyond[1] = what_follows(first, beta), what_follows(second, beta**2)
     shares = []
     for values, rest in zip((first, second), beyond, strict=True):
         after = np.append(values[::-1].cumsum()[::-1][1:], 0.0) + rest
@@ -88,12 +88,21 @@ def tail(flow: GradientFlow) -> Tail | None:
 def _moments(flow: GradientFlow) -> NDArray[np.float64]:
     """Σ over losses and sequences of φ_k, and of φ_k², for each lag: [2, lags].
 
-    A sum, not a mean: a lag that few losses have weighs little.
+    A sum, not a mean: a lag that few losses have weighs little. Of an excerpt they have it only
+    because it begins: there the sum is that at lag 1, and grows or falls from lag to lag as that
+    of the losses that have both.
     """
     all_of_it = squares(flow)
-    found = np.zeros((2, flow.lags))
+    here, before = np.zeros((2, 2, flow.lags))
     for n, t in enumerate(flow.times):
         of_t = all_of_it[:, n, max(0, t - flow.lags + 1) : t + 1].flip(1)
-        found[0, : of_t.shape[1]] += of_t.sqrt().sum(0).cpu().numpy()
-        found[1, : of_t.shape[1]] += of_t.sum(0).cpu().numpy()
-    return found
+        for power, values in enumerate((of_t.sqrt(), of_t)):
+            total = values.sum(0).cpu().numpy()
+            here[power, : len(total)] += total
+            before[power, 1 : len(total)] += total[:-1]
+    if flow.excerpt and flow.lags > 2:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ratios = np.where(here == 0, 0.0, here / before)[:, 2:]
+        here[:, 0] = before[:, 1]
+        here[:, 2:] = here[:, 1:2] * np.cumprod(ratios, axis=1)
+    return here

@@ -25,7 +25,10 @@ GROWN = 10.0
 """It explodes where it grows to this many times of what it was a step back."""
 
 LEAST_LAGS = 5
-"""Fewer lags tell nothing."""
+"""Fewer lags tell nothing,"""
+
+ENOUGH_LAGS = 20
+"""and fewer than these not whether a gradient that has faded has faded early."""
 
 DEAD = 0.1
 """So many dead units are worth a word,"""
@@ -39,7 +42,7 @@ class Verdict(NamedTuple):
 
     kind: str
     """``"vanishing"``, ``"exploding"``, ``"healthy"``; ``"dead"``: nothing comes back over a single
-    step; ``"undetermined"``: fewer than five lags were followed."""
+    step; ``"undetermined"``: too few lags were followed."""
     words: str
     """The same in sentences, with dead and saturated units."""
 
@@ -67,6 +70,8 @@ def judge(flow: GradientFlow) -> Verdict:
     - **exploding**, if it grows to ten times, or is not finite;
     - **vanishing**, if it falls below a hundredth, for good, within the first half of the lags that
       were followed: what was followed says how far it should have come;
+    - **undetermined**, if it does so later, and fewer than 20 lags were followed, or if fewer than
+      5 were;
     - **healthy** otherwise.
 
     Args:
@@ -108,6 +113,12 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
             f"The gradient vanishes: from {found.faded} steps back on it is less than "
             f"{_percent(FADED)} of what it is one step back; {last} steps were followed."
         )
+    if found.faded is not None and last < ENOUGH_LAGS:
+        return "undetermined", (
+            f"Undetermined: from {found.faded} steps back on the gradient is less than "
+            f"{_percent(FADED)} of what it is one step back, but only {last} steps were followed, "
+            f"and {ENOUGH_LAGS} tell whether that is far."
+        )
     if found.faded is not None:
         return "healthy", (
             f"Healthy: {last} steps were followed, and only from {found.faded} steps back on the "
@@ -124,7 +135,7 @@ def _of_units(layers: tuple[Dynamics, ...]) -> list[str]:
     """Say which layers have dead or saturated units."""
     words = []
     for d in layers:
-        of = f" in layer {d.layer}" if len(layers) > 1 else ""
+        of = f" in layer {d.layer + 1}" if len(layers) > 1 else ""
         if d.dead >= DEAD:
             words.append(f"{_percent(d.dead)} of the units{of} are dead: they never change.")
         if is_saturated(d):

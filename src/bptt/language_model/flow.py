@@ -34,6 +34,7 @@ def flow_of(
         CorpusError: there is no token to predict.
     """
     ids = _stretch(text, tokens)
+    excerpt = text.offsets is None and len(ids) < len(text.ids)
     where = model.embedding.weight.device
     given = torch.from_numpy(ids[:-1]).to(where).unsqueeze(1)
     targets = torch.from_numpy(ids[1:]).to(where).unsqueeze(1)
@@ -48,7 +49,13 @@ def flow_of(
     try:
         x = model.embedding(given).detach()
         return gradient_flow(
-            model.recurrent, x, losses, tokens=words[:-1], targets=words[1:], name=name
+            model.recurrent,
+            x,
+            losses,
+            excerpt=excerpt,
+            tokens=words[:-1],
+            targets=words[1:],
+            name=name,
         )
     finally:
         model.train(training)

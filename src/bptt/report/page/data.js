@@ -53,7 +53,7 @@ class Run {
         );
         const layers = new Set(raw.states.map((s) => s.layer)).size;
         this.measures = raw.states.map((s) => {
-            const label = (layers > 1 ? `layer ${s.layer}, ` : "") + stateName(s.name);
+            const label = (layers > 1 ? `layer ${s.layer + 1}, ` : "") + stateName(s.name);
             const values = unpack(s.norms, ends, this.columns);
             return new Measure(`${s.layer}/${s.name}`, label, this, values, false);
         });

@@ -1,7 +1,7 @@
 // The layers' dynamics: a table, the gates, and the Jacobians' norms along the steps.
 
 const COLUMNS = [
-    ["Layer", (d) => String(d.layer)],
+    ["Layer", (d) => String(d.layer + 1)],
     ["‖J‖, mean", (d) => number(known(d.jacobian_norms, mean))],
     ["largest", (d) => number(known(d.jacobian_norms, (v) => Math.max(...v)))],
     ["bound β_W·β_h", (d) => number(d.bound)],
@@ -26,7 +26,7 @@ function gates(layers) {
     const known = layers.filter((d) => d.gates);
     if (!known.length) return null;
     const rows = known.flatMap((d) =>
-        Object.entries(d.gates).map(([name, ends]) => [d.layer, name, ...ends.map(share)]),
+        Object.entries(d.gates).map(([name, ends]) => [d.layer + 1, name, ...ends.map(share)]),
     );
     const head = el(
         "tr",

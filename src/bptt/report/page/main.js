@@ -31,7 +31,7 @@ function controls() {
     const all = el("input", {
         type: "checkbox",
         id: "all",
-        onchange: (e) => set({ all: e.target.checked }),
+        onchange: (e) => showAll(e.target.checked),
     });
     return el(
         "div",

@@ -64,7 +64,9 @@ function drawRun() {
         dot.style.backgroundColor = runColour(Number(dot.dataset.run));
     for (const card of document.querySelectorAll(".card")) card.style.color = "";
     for (const curve of document.querySelectorAll(".card .curve")) {
-        curve.style.stroke = runColour(Number(curve.closest(".card").dataset.run));
+        const n = Number(curve.closest(".card").dataset.run);
+        curve.style.stroke = runColour(n);
+        curve.style.strokeDasharray = runDash(n);
     }
     const r = run();
     document.getElementById("verdict").replaceChildren(...verdict(r));

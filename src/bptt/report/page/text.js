@@ -77,7 +77,7 @@ function point(r, n) {
 }
 
 function onKey(r, event) {
-    const n = wordOf(r, view.t);
+    const n = wordOf(r, r.timeAt(view.t));
     const moves = {
         ArrowLeft: -1,
         ArrowRight: 1,

@@ -92,6 +92,13 @@ function lastWord(r) {
     return r.times.findLast(isWord) ?? r.times.at(-1);
 }
 
+// Show every run side by side, or one. A loss that nobody has chosen yet is the last word of each.
+function showAll(all) {
+    const longest = RUNS.reduce((a, b) => (b.steps > a.steps ? b : a));
+    if (all && view.t === lastWord(run())) set({ all, t: lastWord(longest) });
+    else set({ all, t: all ? view.t : run().timeAt(Math.min(view.t, run().steps - 1)) });
+}
+
 // What the address says after #, as in flow.html#t=12&reach=8&theme=dark, is where the view begins.
 function fromAddress() {
     const given = new URLSearchParams(location.hash.slice(1));
@@ -107,7 +114,7 @@ function fromAddress() {
     if (given.get("credit") in EVERY || given.get("credit") === "full")
         view.credit = given.get("credit");
     if (given.has("measure")) view.measure = run().measure(given.get("measure")).key;
-    if (given.has("all")) view.all = RUNS.length > 1;
+    if (given.has("all")) showAll(RUNS.length > 1);
     if (["light", "dark"].includes(given.get("theme")))
         document.documentElement.dataset.theme = given.get("theme");
 }
