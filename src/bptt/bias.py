@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bptt.credit.full import Full
 from bptt.credit.plan import Plan
+from bptt.credit.spelling import as_credit
 from bptt.errors import ConfigError
 from bptt.nests import leaves_of, map_tensors
 from bptt.unrolling import unroll
@@ -107,6 +108,7 @@ def estimator_error(
         )
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    credit = as_credit(credit)
     state = map_tensors(torch.Tensor.detach, state)
     devices = sorted({p.device.index or 0 for p in wanted.values() if p.device.type == "cuda"})
 

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt.cells import BY_MODE, State, Weights
 from bptt.credit.credit import Credit
 from bptt.credit.plan import Plan
+from bptt.credit.spelling import as_credit
 from bptt.kernels.sequence import (
     needs_the_cells,
     sequence,
@@ -57,7 +58,7 @@ class _Recurrent(nn.RNNBase):
         input: Tensor | PackedSequence,
         hx: Any = None,
         *,
-        credit: Credit | Plan | None = None,
+        credit: Credit | Plan | str | None = None,
         carry: Tensor | None = None,
         resets: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -71,9 +72,10 @@ class _Recurrent(nn.RNNBase):
                 if the input is unbatched; for an LSTM ``(h_0, c_0)``, where h_0 is
                 [L·D, B, P] if there is a projection. Zeros by default.
             credit: how far back the losses are credited, as :class:`bptt.Truncated` or one of
-                your own; all the way by default. It is the same in every layer. The outputs do
-                not depend on it. In the reverse direction the gradient crosses the same
-                boundaries the other way; windows that overlap have no meaning there.
+                your own, or its spelling, as ``"truncated:20"``; all the way by default. It is
+                the same in every layer. The outputs do not depend on it. In the reverse direction
+                the gradient crosses the same boundaries the other way; windows that overlap have
+                no meaning there.
             carry: in place of a credit, factors of the state's gradient, [T] or [T, B] (whatever
                 ``batch_first`` says): ``carry[t]`` multiplies it where it crosses from step t to
                 step t-1, in every layer. 1 passes, 0 cuts; 1 everywhere by default.
@@ -119,6 +121,7 @@ class _Recurrent(nn.RNNBase):
         name = type(self).__name__
         if carry is not None:
             raise ValueError(f"bptt.{name}: give a credit or carry, not both: a credit makes it")
+        credit = as_credit(credit)
         plan: Plan = credit.plan(len(rows.sizes), rows.batch, generator)
         if plan.steps != len(rows.sizes) or plan.batch not in (None, rows.batch):
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bptt.credit.full import Full
+from bptt.credit.spelling import as_credit
 from bptt.errors import ConfigError
 from bptt.nests import leaves_of, map_tensors
 from bptt.unrolling import unroll
@@ -65,8 +66,8 @@ class Stream:
         Raises:
             ConfigError: the window is longer than the credit's block.
         """
-        credit = credit or Full()
-        length, window = credit.history, credit.window
+        credit = as_credit(Full() if credit is None else credit)
+        length, window = getattr(credit, "history", 0), getattr(credit, "window", None)
         time = int(bool(getattr(module, "batch_first", False)))
         steps = next(x.shape[time] for x in leaves_of(inputs) if isinstance(x, Tensor))
         if length and window is not None and steps > window:

@@ -15,8 +15,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt.credit.full import Full
 from bptt.credit.plan import Plan
+from bptt.credit.spelling import as_credit
 from bptt.kernels.loop import ScaleGradient
 from bptt.memory import Memory
+from bptt.memory import parse as parse_memory
 from bptt.nests import is_float, leaves_of, map_tensors
 
 Recurrent = Callable[..., tuple[Any, Any]]
@@ -30,7 +32,7 @@ def unroll(
     state: Any = None,
     *,
     credit: Any = None,
-    memory: Memory | None = None,
+    memory: Memory | str | None = None,
     resets: Tensor | None = None,
     generator: torch.Generator | None = None,
     per_sequence: bool | None = None,
@@ -54,12 +56,12 @@ def unroll(
         state: any nest of tensors, or None where the module knows how to begin.
         credit: how far back losses are credited: :class:`bptt.Full`, the default,
             :class:`bptt.Truncated`, :class:`bptt.Randomized`, :class:`bptt.Adaptive`, a
-            :class:`bptt.Plan`, or your own.
+            :class:`bptt.Plan`, or your own; or its spelling, as ``"truncated:20"``.
         memory: what the backward pass keeps: :class:`bptt.Store` or :class:`bptt.Recompute`,
-            which give the same bits. What torch draws from its own generators is drawn again as
-            it was, so dropout falls on the same units; a generator of the module's own, or
-            NumPy's, is not set back. None leaves it to autograd: everything, and second
-            derivatives too, which the other two do not know.
+            which give the same bits; or the spelling, as ``"recompute:64MB"``. What torch draws
+            from its own generators is drawn again as it was, so dropout falls on the same units; a
+            generator of the module's own, or NumPy's, is not set back. None leaves it to autograd:
+            everything, and second derivatives too, which the other two do not know.
         resets: [T] or [T, B] bool: the state is set to zero before step t where ``resets[t]``
             is true, and no gradient crosses.
         generator: draws what is random in the credit; torch's own by default.
@@ -89,6 +91,7 @@ def unroll(
     >>> y, (h, c) = bptt.unroll(lstm, x, credit=bptt.Truncated(20))
     >>> y.square().mean().backward()
     """
+    memory = parse_memory(memory) if isinstance(memory, str) else memory
     steps = _Steps.of(module, inputs, batch_first)
     takes_carry = bool(getattr(module, "takes_carry", False))
     if takes_carry and memory is None and per_sequence is not False:
@@ -96,7 +99,7 @@ def unroll(
     if per_sequence is None:
         per_sequence = takes_carry
     batch = (steps.B or 1) if per_sequence else 1
-    plan = (credit or Full()).plan(steps.T, batch, generator)
+    plan = as_credit(Full() if credit is None else credit).plan(steps.T, batch, generator)
     _check(plan, steps, resets)
     crossing = Crossing(plan, resets, _batch_dim(module, state_batch_dim), steps.B)
     if takes_carry and memory is None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bptt import Adaptive, Full, Randomized, Truncated
-from bptt.credit import parse
+from bptt.credit import as_credit, parse
 from bptt.errors import ConfigError
 
 
@@ -243,3 +243,52 @@ def test_what_is_wrong_with_it_is_said_in_one_line(own, spelling, message):
         parse(spelling)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_spelling_is_a_credit_wherever_one_is_taken():
+    import torch
+
+    import bptt
+
+    x, torch_lstm, ours = torch.randn(20, 2, 3), torch.nn.LSTM(3, 4), bptt.LSTM(3, 4)
+
+    def gradient(module, run):
+        module.zero_grad()
+        run(module)[0].sum().backward()
+        return module.weight_hh_l0.grad.clone()
+
+    credit, spelled = bptt.Truncated(5), "truncated:5"
+    pairs = [
+        (ours, lambda of: lambda m: m(x, credit=of)),
+        (torch_lstm, lambda of: lambda m: bptt.unroll(m, x, credit=of)),
+        (torch_lstm, lambda of: lambda m: bptt.Stream().advance(m, x, credit=of)),
+    ]
+    for module, how in pairs:
+        assert torch.equal(gradient(module, how(credit)), gradient(module, how(spelled)))
+    error = bptt.estimator_error(ours, x, lambda y: y.sum(), spelled)
+    assert error.credit == credit
+    kept = gradient(torch_lstm, lambda m: bptt.unroll(m, x, credit=spelled, memory="recompute:2"))
+    assert torch.equal(
+        kept,
+        gradient(torch_lstm, lambda m: bptt.unroll(m, x, credit=credit, memory=bptt.Recompute(2))),
+    )
+
+
+@pytest.mark.parametrize("given", [3, Truncated, object()])
+def test_what_is_no_credit_is_named(given):
+    with pytest.raises(TypeError, match=r"expected a credit, such as bptt\.Truncated"):
+        as_credit(given)
+
+
+def test_anything_with_a_plan_is_one():
+    import torch
+
+    import bptt
+
+    class Own:
+        def plan(self, steps, batch=1, generator=None):
+            return bptt.Plan(steps)
+
+    y, stream = bptt.Stream().advance(torch.nn.GRU(3, 4), torch.randn(6, 1, 3), credit=Own())
+    assert y.shape == (6, 1, 4)
+    assert stream.past is None

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from bptt.data import Tokenizer
-from bptt.errors import CheckpointError, ConfigError, DivergedError
+from bptt.errors import CheckpointError, ConfigError, DivergedError, KernelError
 from bptt.language_model import LanguageModel, Run, resume, start, train
 from bptt.language_model import training as training_module
 
@@ -403,4 +403,14 @@ def test_too_large_for_the_memory(small, tmp_path):
     for hidden in (10**9, 10**15):
         with pytest.raises(ConfigError, match=f"not enough memory for --hidden {hidden}"):
             start(small.changed(hidden=hidden), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_kernels_that_there_are_not_are_refused_before_there_is_a_run(small, tmp_path, monkeypatch):
+    def backend():
+        raise KernelError("BPTT_KERNELS must be ...")
+
+    monkeypatch.setattr("bptt.language_model.session.backend", backend)
+    with pytest.raises(KernelError):
+        start(small, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ from bptt.credit.decay import Decay, measure_decay
 from bptt.credit.full import Full
 from bptt.credit.plan import Block, Plan
 from bptt.credit.randomized import Randomized
-from bptt.credit.spelling import parse
+from bptt.credit.spelling import as_credit, parse
 from bptt.credit.truncated import Truncated
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Probe",
     "Randomized",
     "Truncated",
+    "as_credit",
     "measure_decay",
     "parse",
 ]

@@ -71,6 +71,25 @@ def parse(spelling: str) -> Credit:
         ) from None
 
 
+def as_credit(given: Any) -> Any:
+    """Take a credit as it is, and read the spelling of one.
+
+    Raises:
+        ConfigError: it is spelled in another way.
+        TypeError: it is neither.
+
+    >>> as_credit("truncated:20")
+    Truncated(20)
+    """
+    credit = parse(given) if isinstance(given, str) else given
+    if isinstance(credit, type) or not hasattr(credit, "plan"):
+        raise TypeError(
+            "expected a credit, such as bptt.Truncated(20), its spelling, 'truncated:20', or an "
+            f"object that has its plan(), got {given!r}"
+        )
+    return credit
+
+
 def is_own(spelling: str) -> bool:
     """Whether it names a class of the user's, which is imported where it is parsed."""
     return "." in spelling.partition(":")[0]

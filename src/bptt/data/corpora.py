@@ -194,6 +194,8 @@ def _find(
             return [_File(spool, str(source), encoding, column)], spool
     except FileNotFoundError:
         raise CorpusError(f"there is no file or directory {source}: check the path") from None
+    except CorpusError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise CorpusError(

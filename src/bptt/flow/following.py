@@ -89,6 +89,7 @@ def gradient_flow(
 
     Raises:
         RuntimeError: it is called under ``torch.inference_mode()``.
+        TypeError: the module is nothing that can be called.
         ValueError: sizes do not fit; the module has two directions; losses are not one for each
             step, or depend on other steps.
 
@@ -145,6 +146,11 @@ def gradient_flow(
 
 
 def _refuse(module: Any, inputs: Any) -> None:
+    if not callable(module):
+        raise TypeError(
+            "gradient_flow: expected a recurrent module, or a function "
+            f"(inputs, state) -> (outputs, state), got {module!r}"
+        )
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "gradient_flow: no gradient can be found under torch.inference_mode(); leave it out, "

@@ -19,6 +19,7 @@ from bptt.data import (
 )
 from bptt.errors import BpttWarning, CheckpointError, ConfigError
 from bptt.files import named
+from bptt.kernels import backend
 from bptt.language_model.config import RUNNING, Config, fields_by_name
 from bptt.language_model.lock import Lock
 from bptt.language_model.run import Run
@@ -54,11 +55,13 @@ def start(
     Raises:
         ConfigError: there is a run already, another process trains it, or options do not fit.
         CorpusError: the text cannot be used.
+        KernelError: there are no such kernels as the environment asks for.
         OSError: something cannot be written.
     """
     run = Run(out)
     run.check_free(overwrite=overwrite)
     config.make_credit()  # a class of the user's is not looked for before
+    backend()  # kernels that there are not are refused before there is a run
     _use_threads(config.threads)
     text = _prepare(config, progress)
     # So that the run can be resumed, and its config.json given back, from another directory.

@@ -42,7 +42,7 @@ def as_dict(flow: Flow) -> dict[str, Any]:
     Raises:
         ConfigError: it is none, or of another version, or its sizes do not fit.
     """
-    found = flow if isinstance(flow, Mapping) else flow.to_dict()
+    found = flow.to_dict() if hasattr(flow, "to_dict") else flow
     if not isinstance(found, Mapping) or found.get("format") != FORMAT:
         said = found.get("format") if isinstance(found, Mapping) else type(found).__name__
         raise ConfigError(
