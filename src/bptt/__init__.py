@@ -1,6 +1,7 @@
 """Train recurrent networks through time.
 
-The public names of the package are the ones imported here; everything else is private.
+The public names of the package are the ones imported here, and those of the modules that the
+documentation's reference describes; everything else is private.
 """
 
 from bptt import init, losses, memory
