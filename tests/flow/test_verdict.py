@@ -82,6 +82,38 @@ def test_losses_of_different_size_do_not_look_like_growth():
     torch.testing.assert_close(relative, 0.99 ** torch.arange(29.0).double())
 
 
+@pytest.mark.parametrize(
+    "factor",
+    [lambda s: 1e-8 if s == 80 else 0.999, lambda s: 0.999 if s < 50 else 0.5],
+    ids=["a gate that is shut once", "two halves"],
+)
+def test_what_is_said_of_a_lag_is_true_of_the_losses_that_have_it(factor):
+    """Where the decay differs along the sequence; only one loss has the last lag."""
+    steps = 100
+    logs = torch.tensor([math.log(factor(s)) for s in range(steps)]).double().cumsum(0)
+    flow = flow_of(lambda t, k, b: math.exp(logs[t] - logs[t - k]), steps=steps, batch=1)
+    found, last = profile(flow), flow.norms[-1]
+    assert found.relative[99] == pytest.approx(float(last[0] / last[98]), rel=1e-6)
+    assert found.relative[99] < 1e-7
+    assert found.largest < 1.01
+    assert f"only from {found.faded} steps back" in judge(flow).words
+
+
+def test_what_explodes_in_some_losses_only_explodes():
+    rules = [lambda t, k, b, share=share: 1.2**k if t < share else 0.99**k for share in (34, 32)]
+    most, few = (flow_of(rule, steps=60, lags=30, batch=1, times=(*range(30, 60),)) for rule in rules)
+    assert judge(most).kind == "exploding"
+    assert "29 steps back it is 165 times as large" in judge(most).words
+    assert judge(most).words.count("in a tenth of the losses") == 0  # 22 times on average
+    assert judge(few).kind == "healthy"
+
+
+def test_a_loss_that_is_no_number_is_no_explosion():
+    flow = gradient_flow(bptt.GRU(3, 4), torch.full((30, 2, 3), math.nan))
+    assert flow.verdict.kind == "undetermined"
+    assert "the loss of step 0 is not a finite number itself" in flow.verdict.words
+
+
 def test_the_cell_counts_as_the_hidden_state_does():
     flow = flow_of(lambda t, k, b: 0.5**k, names=("hidden", "cell"))
     hidden, cell = flow.states

@@ -108,14 +108,17 @@ class GradientFlow:
         Raises:
             ValueError: there is none such.
         """
-        norms = self._together(layer, name)
+        norms = self.of_each(layer, name)
         if sequence is None:
             return norms.mean(0)
         if not -self.batch <= sequence < self.batch:
             raise ValueError(f"there are {self.batch} sequences, got sequence={sequence}")
         return norms[sequence]
 
-    def _together(self, layer: int | None, name: str | None) -> Float[Tensor, "batch losses time"]:
+    def of_each(
+        self, layer: int | None = None, name: str | None = None
+    ) -> Float[Tensor, "batch losses time"]:
+        """Pick norms of each sequence, [B, N, T], as :meth:`of`."""
         if name is None and any(s.name == "hidden" for s in self.states):
             name = "hidden"
         chosen = [
@@ -134,7 +137,7 @@ class GradientFlow:
     @cached_property
     def by_lag(self) -> ByLag:
         """The same by lag k = t - s, with its spread over losses and sequences."""
-        norms = self._together(None, None).cpu().numpy().astype(np.float64)
+        norms = self.of_each().cpu().numpy().astype(np.float64)
         return by_lag(norms, np.array(self.times, np.int64), self.lags)
 
     @cached_property

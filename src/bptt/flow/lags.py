@@ -31,8 +31,8 @@ class ByLag:
     count: NDArray[np.int64]
     """How many values there are at each lag, [K]."""
     ratio: NDArray[np.float64] | None = None
-    """What the mean is at lag k over that at lag k - 1, in those losses that have both, [K]; NaN at
-    lag 0. None: as the means themselves say, which are of the same losses then."""
+    """What a norm is at lag k over that at lag k - 1, the geometric mean over the losses that have
+    both, [K]; NaN at lag 0. None: as the means themselves say."""
 
 
 class DecayFit(NamedTuple):
@@ -74,9 +74,7 @@ def by_lag(norms: NDArray[np.float64], times: NDArray[np.int64], lags: int) -> B
         values = norms[:, row, times[row] - k].ravel()
         if k:
             before = norms[:, row, times[row] - k + 1].ravel()
-            both = ~np.isnan(values) & ~np.isnan(before)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio[k] = values[both].sum() / before[both].sum()
+            ratio[k] = mean_ratio(values[:, None], before[:, None])[0]
         values = values[~np.isnan(values)]
         count[k] = len(values)
         if len(values):
@@ -87,17 +85,31 @@ def by_lag(norms: NDArray[np.float64], times: NDArray[np.int64], lags: int) -> B
     return ByLag(np.arange(lags), mean, low, high, count, ratio)
 
 
+def mean_ratio(values: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the geometric mean of the ratios over the rows, [n, K] by [n, K]: [K].
+
+    Rows in which either is zero, or not defined, do not count; where none does, it is 0 if a value
+    is zero, or NaN.
+    """
+    both = (values > 0) & (before > 0)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        logarithms = np.where(both, np.log(values / before), 0).sum(0) / both.sum(0)
+        found = np.exp(logarithms)
+    none = np.where((values == 0).any(0), 0.0, np.nan)
+    return np.where(both.any(0), found, none)
+
+
 def fit_decay(found: ByLag, smallest: float = SMALLEST) -> DecayFit | None:
     """Fit the decay β by weighted least squares to log mean norm.
 
     The larger a lag, the fewer losses have it, and these may be larger ones than the others: of a
     task whose last steps alone are asked for, the mean grows with the lag though no gradient does.
-    So the line goes through the logarithms of the ratios of neighbouring lags, each in the same
-    losses, added up. A lag weighs as much as it has values. Lags count from 1 on (what comes at
-    lag 0 comes through the output) to the last before the mean is below ``smallest`` or not
-    finite. The latter half of them is taken, where a product of Jacobians is ruled by its largest
-    exponent and no longer by where it started: as in :class:`bptt.Adaptive`, β is the decay of
-    the tail.
+    So the line goes through the logarithms of the ratios of neighbouring lags, the mean of those
+    losses that have both, added up. A lag weighs as much as it has values. Lags count from 1 on
+    (what comes at lag 0 comes through the output) to the last before the mean is below
+    ``smallest`` or not finite. The latter half of them is taken, where a product of Jacobians is
+    ruled by its largest exponent and no longer by where it started: as in :class:`bptt.Adaptive`,
+    β is the decay of the tail.
 
     Returns:
         The fit; None where fewer than three lags are left.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bptt.errors import CheckpointError
 from bptt.flow.alarm import REMEMBERED, Probe, alarm_of, dies, growth_of
-from bptt.flow.lags import ByLag, DecayFit, Horizon, find_horizon, fit_decay
+from bptt.flow.lags import ByLag, DecayFit, Horizon, find_horizon, fit_decay, mean_ratio
 from bptt.kernels import reports
 from bptt.nests import leaves_of
 
@@ -193,9 +193,11 @@ class FlowMeter:
             )
         self._has_checked = True
         # As flow.by_lag, without its quantiles, which take longer than all the rest.
-        mean = flow.of()[0].flip(0)[: flow.lags].cpu().numpy().astype(np.float64)
+        norms = flow.of_each()[:, 0].flip(1)[:, : flow.lags].cpu().numpy()
+        mean, ratio = norms.mean(0), np.full(norms.shape[1], np.nan)
+        ratio[1:] = mean_ratio(norms[:, 1:], norms[:, :-1])
         lags, count = np.arange(len(mean)), np.full(len(mean), flow.batch)
-        found = ByLag(lags, mean, mean, mean, count)
+        found = ByLag(lags, mean, mean, mean, count, ratio)
         decay = fit_decay(found)
         growth = float(mean[1:].max() / mean[1]) if len(mean) > 2 and mean[1] > 0 else 0.0
         growth = growth if np.isfinite(mean[1:]).all() else math.inf

@@ -88,21 +88,23 @@ def tail(flow: GradientFlow) -> Tail | None:
 def _moments(flow: GradientFlow) -> NDArray[np.float64]:
     """Σ over losses and sequences of φ_k, and of φ_k², for each lag: [2, lags].
 
-    A sum, not a mean: a lag that few losses have weighs little. Of an excerpt they have it only
-    because it begins: there the sum is that at lag 1, and grows or falls from lag to lag as that
-    of the losses that have both.
+    A sum, not a mean: a lag that few losses have weighs little. Of an excerpt they are few only
+    because it begins: there it is the sum at lag 1, times what is left of that at lag k in those
+    losses that have both.
     """
     all_of_it = squares(flow)
-    here, before = np.zeros((2, 2, flow.lags))
+    here, near = np.zeros((2, 2, flow.lags))  # near: lag 0 of those with lag 1, lag 1 of the others
     for n, t in enumerate(flow.times):
         of_t = all_of_it[:, n, max(0, t - flow.lags + 1) : t + 1].flip(1)
         for power, values in enumerate((of_t.sqrt(), of_t)):
             total = values.sum(0).cpu().numpy()
             here[power, : len(total)] += total
-            before[power, 1 : len(total)] += total[:-1]
-    if flow.excerpt and flow.lags > 2:
+            if len(total) > 1:
+                near[power, 0] += total[0]
+                near[power, 1 : len(total)] += total[1]
+    if flow.excerpt and flow.lags > 1:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            ratios = np.where(here == 0, 0.0, here / before)[:, 2:]
-        here[:, 0] = before[:, 1]
-        here[:, 2:] = here[:, 1:2] * np.cumprod(ratios, axis=1)
+            relative = np.where(here == 0, 0.0, here / near)
+        here = relative * near[:, 1:2]
+        here[:, 0] = near[:, 0]
     return here

@@ -55,7 +55,8 @@ class Profile(NamedTuple):
     faded: int | None
     """The lag from which on it stays below a hundredth; None: it does not."""
     largest: float
-    """The largest of them, from lag 1 on; inf where one is not finite."""
+    """What it grows to at most in a tenth of the losses, from lag 1 on; inf where one is not
+    finite."""
     largest_at: int
     """The lag of that."""
 
@@ -64,10 +65,10 @@ def judge(flow: GradientFlow) -> Verdict:
     """Judge a gradient's way back.
 
     All of the state is taken together (an LSTM's h and c, all layers), and all losses and
-    sequences; each lag is compared with the one before it in the same losses, since the larger a
-    lag, the fewer losses have it. Relative to one step back, the gradient is
+    sequences; each lag is compared with one step back in the same losses, since the larger a lag,
+    the fewer losses have it. Relative to one step back, the gradient is
 
-    - **exploding**, if it grows to ten times, or is not finite;
+    - **exploding**, if it grows to ten times in a tenth of the losses, or is not finite;
     - **vanishing**, if it falls below a hundredth, for good, within the first half of the lags that
       were followed: what was followed says how far it should have come;
     - **undetermined**, if it does so later, and fewer than 20 lags were followed, or if fewer than
@@ -91,6 +92,11 @@ def judge(flow: GradientFlow) -> Verdict:
 
 def _kind(flow: GradientFlow) -> tuple[str, str]:
     found, last = profile(flow), flow.lags - 1
+    if not bool(flow.losses[0].isfinite().all()):
+        return "undetermined", (
+            f"Undetermined: the loss of step {flow.times[0]} is not a finite number itself; look "
+            "at the inputs, and at the weights."
+        )
     if not math.isfinite(found.largest):
         return "exploding", (
             f"The gradient explodes: it is not a finite number any more {found.largest_at} "
@@ -106,7 +112,8 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
     if found.largest >= GROWN:
         return "exploding", (
             f"The gradient explodes: {found.largest_at} steps back it is {found.largest:.3g} times "
-            "as large as one step back."
+            "as large as one step back"
+            + (", in a tenth of the losses." if np.nanmax(found.relative) < GROWN else ".")
         )
     if found.faded is not None and found.faded <= WITHIN * last:
         return "vanishing", (
@@ -155,18 +162,15 @@ def is_saturated(layer: Dynamics) -> bool:
 
 
 def profile(flow: GradientFlow) -> Profile:
-    """Follow the gradient from lag to lag, in the same losses.
+    """Follow the gradient from lag to lag: the norm at lag k over that at lag 1.
 
-    With S_k the sum of the norms at lag k over all losses and sequences that have lag k, and
-    S'_{k-1} that at lag k - 1 over the same ones, it is ∏ S_k / S'_{k-1}.
+    Each is summed over all losses and sequences that have lag k. So a loss counts as much as its
+    gradient is large, and what is said of a lag is true of the losses that have it.
     """
-    before, here = _neighbours(flow)
-    relative = np.full(flow.lags, np.nan)
-    if flow.lags > 1:
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            ratios = np.where(here == 0, 0.0, here / before)
-        ratios[:2] = (np.nan, 1.0 if here[1] > 0 else 0.0)
-        relative[1:] = np.cumprod(ratios[1:])
+    first, here, grown = _sums(flow)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        relative = np.where(here == 0, 0.0, here / first)
+    relative[0] = np.nan
     known = relative[1:]
     if not np.isfinite(known).all() or not np.isfinite(here).all():
         bad = ~np.isfinite(here) | ~np.isfinite(np.append(1.0, known))
@@ -175,18 +179,23 @@ def profile(flow: GradientFlow) -> Profile:
         return Profile(relative, None, 0.0, 0)
     (last,) = np.nonzero(known >= FADED)
     faded = int(last[-1]) + 2 if len(last) else 1
-    at = int(np.argmax(known))
-    return Profile(relative, faded if faded < flow.lags else None, float(known[at]), at + 1)
+    at = int(np.argmax(grown[1:]))
+    return Profile(relative, faded if faded < flow.lags else None, float(grown[1 + at]), at + 1)
 
 
-def _neighbours(flow: GradientFlow) -> NDArray[np.float64]:
-    """Sums of the norms at lag k - 1 and at lag k, over the losses that have lag k: [2, lags]."""
-    norms = squares(flow).sqrt().sum(0)  # [N, T], summed over the sequences
-    found = np.zeros((2, flow.lags))
-    for n, t in enumerate(flow.times):
-        back = norms[n, max(0, t - flow.lags + 1) : t + 1].flip(0).cpu().numpy()
-        found[1, : len(back)] += back
-        found[0, 1 : len(back)] += back[:-1]
+def _sums(flow: GradientFlow) -> NDArray[np.float64]:
+    """Sums of the norms at lag 1 and at lag k, over the losses that have lag k; and what a tenth of
+    the losses have grown to there, or more: [3, lags].
+    """
+    norms = squares(flow).sqrt().cpu().numpy()  # [B, N, T]
+    times, found = np.array(flow.times), np.zeros((3, flow.lags))
+    for k in range(1, flow.lags):
+        (n,) = np.nonzero(times >= k)
+        here, first = norms[:, n, times[n] - k], norms[:, n, times[n] - 1]
+        found[:2, k] = first.sum(), here.sum()
+        with np.errstate(invalid="ignore"):  # of two that are infinite
+            own = (here / np.where(first > 0, first, np.nan))[first > 0]
+        found[2, k] = np.quantile(own, 0.9, method="higher") if len(own) else 0.0
     return found
 
 
