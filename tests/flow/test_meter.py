@@ -299,13 +299,15 @@ def report(module, *norms):
 def test_growth_is_that_of_the_earlier_half_in_the_layer_where_it_is_most():
     one, two = bptt.RNN(I, H), bptt.RNN(I, H)
     assert growth_of([]) is None
-    assert growth_of([report(one, 8, 4, 2, 1, 1)]) is None  # fewer than 6 steps
-    assert growth_of([report(one, 8, 4, 2, 1, 1, 0)]) == 8
-    assert growth_of([report(one, 8, 4, 2, 1, 1, 0), report(two, 2, 1, 1, 1, 1, 0)]) == 8
+    early, late = (99, 99, 99, 8, 4, 2, 1, 1), (1, 1, 1, 1, 1, 1, 1, 0)
+    assert growth_of([report(one, *early, *late[1:])]) is None  # fewer than 16 steps
+    assert growth_of([report(one, *early, *late)]) == 8  # not by the first three
+    calm = report(two, *[2] * 8, *late)
+    assert growth_of([report(one, *early, *late), calm]) == 8
     # Pieces of a layer come the last one first.
-    assert growth_of([report(one, 1, 1, 0), report(one, 8, 4, 2)]) == 8
-    assert growth_of([report(one, math.inf, 4, 2, 1, 1, 0)]) == math.inf
-    assert growth_of([report(one, 0, 0, 0, 0, 0, 0)]) is None
+    assert growth_of([report(one, *late), report(one, *early)]) == 8
+    assert growth_of([report(one, math.inf, *early[1:], *late)]) == math.inf
+    assert growth_of([report(one, *[0] * 16)]) is None
 
 
 def test_growth_is_heard_in_pieces_and_through_windows_too():

@@ -60,22 +60,23 @@ def growth_of(heard: list[reports.Report]) -> float | None:
     """By what the norm of the state's gradient grew over the earlier half of the steps.
 
     A loss at each step makes it larger on its way back anyway, up to the horizon; in the half
-    that is further back only what explodes goes on growing.
+    that is further back only what explodes goes on growing. The first three steps do not count:
+    there all sequences may be in the same state, zero, and after it they start with the same token.
 
     Args:
         heard: the reports of a backward pass, as for :func:`bptt.kernels.reports.by_layer`.
 
     Returns:
         The most that it grew in a layer; infinite where it is not finite; None where nothing was
-        heard, or there are fewer than 6 steps.
+        heard, or there are fewer than 16 steps.
     """
     found = []
     for norms in reports.by_layer(heard):
         half = len(norms) // 2
         if not all(map(math.isfinite, norms)):
             return math.inf
-        if half >= 3 and norms[half] > 0:
-            found.append(norms[0] / norms[half])
+        if half >= 8 and norms[half] > 0:
+            found.append(norms[3] / norms[half])
     return max(found, default=None)
 
 
