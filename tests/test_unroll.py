@@ -566,3 +566,10 @@ def test_a_plan_for_another_length():
         more, carry = case
         match = rf"planned for {T + more} steps and batch .*, the inputs have 7 steps and batch 2"
         refused(match, nn.GRU(I, H).double(), given_inputs(), credit=Wrong())
+
+
+@pytest.mark.parametrize("run", [bptt.unroll, bptt.gradient_flow])
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
+def test_a_cell_is_refused_and_what_to_do_is_said(run, cell):
+    with pytest.raises(TypeError, match=rf"got a {cell.__name__}, .*bptt\.Stepwise\(cell\)"):
+        run(cell(3, 4), torch.randn(5, 2, 3))

@@ -58,10 +58,12 @@ def unroll(
             :class:`bptt.Truncated`, :class:`bptt.Randomized`, :class:`bptt.Adaptive`, a
             :class:`bptt.Plan`, or your own; or its spelling, as ``"truncated:20"``.
         memory: what the backward pass keeps: :class:`bptt.Store` or :class:`bptt.Recompute`,
-            which give the same bits; or the spelling, as ``"recompute:64MB"``. What torch draws
-            from its own generators is drawn again as it was, so dropout falls on the same units; a
-            generator of the module's own, or NumPy's, is not set back. None leaves it to autograd:
-            everything, and second derivatives too, which the other two do not know.
+            which give the same bits (those of ``torch.nn.LSTM`` differ by rounding: torch has
+            other kernels for it without a graph); or the spelling, as ``"recompute:64MB"``. What
+            torch draws from its own generators is drawn again as it was, so dropout falls on the
+            same units; a generator of the module's own, or NumPy's, is not set back. None leaves
+            it to autograd: everything, and second derivatives too, which the other two do not
+            know.
         resets: [T] or [T, B] bool: the state is set to zero before step t where ``resets[t]``
             is true, and no gradient crosses.
         generator: draws what is random in the credit; torch's own by default.
@@ -92,6 +94,7 @@ def unroll(
     >>> y.square().mean().backward()
     """
     memory = parse_memory(memory) if isinstance(memory, str) else memory
+    refuse_cell(module, "bptt.unroll")
     steps = _Steps.of(module, inputs, batch_first)
     takes_carry = bool(getattr(module, "takes_carry", False))
     if takes_carry and memory is None and per_sequence is not False:
@@ -301,6 +304,16 @@ def _refuse_bidirectional(module: Any, in_pieces: bool) -> None:
             "bptt.unroll: the module is bidirectional, so it cannot be run in pieces: what it "
             "gives depends on the steps after them; use bptt.RNN, GRU or LSTM with "
             "memory=None and a credit without windows that overlap, or credit=bptt.Full()"
+        )
+
+
+def refuse_cell(module: Any, function: str) -> None:
+    """Refuse what takes single steps, and say what makes it go over all of them."""
+    if isinstance(module, nn.RNNCellBase):
+        kind = type(module).__name__
+        raise TypeError(
+            f"{function}: expected a module that goes over steps, got a {kind}, which takes one; "
+            f"wrap it: bptt.Stepwise(cell)"
         )
 
 

@@ -317,6 +317,8 @@ def test_what_it_says_of_itself():
         "GradientFlow('made': 50 losses, 50 lags, 1 sequence; horizon 6, decay 0.5 a step)"
     )
     assert repr(flow_with(slow)).endswith("2 lags, 2 sequences; horizon none)")
+    assert "1 loss, 1 lag, 1 sequence;" in repr(flow_with(quick[:, :1, :1]))
+    assert flow_with(quick[:, :1, :1]).suggest_truncation() is None
     assert "horizon ≥ 4" in repr(flow_with(quick[:, :5, :5]))
 
 

@@ -101,7 +101,8 @@ def test_what_is_said_of_a_lag_is_true_of_the_losses_that_have_it(factor):
 
 def test_what_explodes_in_some_losses_only_explodes():
     rules = [lambda t, k, b, share=share: 1.2**k if t < share else 0.99**k for share in (34, 32)]
-    most, few = (flow_of(rule, steps=60, lags=30, batch=1, times=(*range(30, 60),)) for rule in rules)
+    shape = {"steps": 60, "lags": 30, "batch": 1, "times": (*range(30, 60),)}
+    most, few = (flow_of(rule, **shape) for rule in rules)
     assert judge(most).kind == "exploding"
     assert "29 steps back it is 165 times as large" in judge(most).words
     assert judge(most).words.count("in a tenth of the losses") == 0  # 22 times on average

@@ -190,6 +190,15 @@ def test_a_measurement_is_a_line(run):
     assert path.read_text() == before + json.dumps({"update": 9}) + "\n"
 
 
+@pytest.mark.parametrize("damage", [b"\xff\xfe\x80 no text\n", b"5\n", b'{"update": 3'])
+def test_damaged_measurements_are_no_reason_not_to_go_on(run, damage):
+    path = run.path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + damage + b"".join(lines[1:]))
+    assert run.metrics() == [json.loads(lines[0])]
+    resume(run.path)
+
+
 def test_tensors_are_those_of_the_first_moment(small, tmp_path):
     training = start(small, tmp_path / "run")
     saved = safetensors.torch.load_file(tmp_path / "run" / "checkpoint.safetensors")

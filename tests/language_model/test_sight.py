@@ -301,10 +301,8 @@ def test_a_credit_that_suits_is_not_warned_of(small, tmp_path):
 
 
 def test_a_credit_that_is_far_too_long_is_said_once(small, tmp_path):
-    """A sigmoid's gradient is gone within three steps, and there are 99 to go back."""
-    config = small.changed(
-        flow_every=1, cell="rnn", nonlinearity="sigmoid", steps=100, learning_rate=1e-5, epochs=4
-    )
+    """An untrained tanh's gradient is gone within ten steps, and there are 99 to go back."""
+    config = small.changed(flow_every=1, cell="rnn", steps=100, learning_rate=1e-5, epochs=4)
     run = train(config, tmp_path / "run")
     (line,) = having(run, "warning")
     assert line["update"] == 10
@@ -312,6 +310,16 @@ def test_a_credit_that_is_far_too_long_is_said_once(small, tmp_path):
     assert lag * 10 < 99
     assert "a loss is credited 99 steps back at most, more than 10 times as far" in line["warning"]
     assert f"which is within {lag}. --credit truncated:every=10,reach={10 + lag}" in line["warning"]
+
+
+def test_where_the_gradient_dies_a_shorter_credit_is_no_remedy(small, tmp_path):
+    """A sigmoid's is gone within two steps: that is said, and nothing of the credit."""
+    config = small.changed(
+        flow_every=1, cell="rnn", nonlinearity="sigmoid", steps=100, learning_rate=1e-5, epochs=4
+    )
+    run = train(config, tmp_path / "run")
+    assert len(having(run, "alarm")) == 1
+    assert not having(run, "warning")
 
 
 def test_warnings_are_not_repeated_after_resuming(small, tmp_path):

@@ -24,6 +24,7 @@ from rich.progress import (
 
 from bptt.errors import ConfigError
 from bptt.language_model import Score, Training, Watch, evaluate
+from bptt.language_model.score import perplexity
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -149,7 +150,7 @@ class Display(Watch):
             epoch=f"{reader.epoch + 1}/{config.epochs}",
             rate=self._rate(training),
             loss=self.average,
-            perplexity=shown(math.exp(min(self.average, 700))),
+            perplexity=shown(perplexity(self.average)),
             horizon=self.horizon,
         )
 
@@ -163,11 +164,12 @@ class Display(Watch):
         """Print a line for the evaluation."""
         learnt = ""
         if self.epoch_loss is not None:
-            learnt = f"training perplexity {shown(math.exp(min(self.epoch_loss, 700)))}  "
+            learnt = f"training perplexity {shown(perplexity(self.epoch_loss))}  "
         best = "" if is_best else " (not the best)"
+        bits = f"{score.bits_per_character:{'.3f' if score.bits_per_character < 1e4 else '.3g'}}"
         self.say(
             f"{_when(training):<13} {learnt}validation perplexity {shown(score.perplexity)}, "
-            f"{score.bits_per_character:.3f} bits per character{best}{self.horizon}  "
+            f"{bits} bits per character{best}{self.horizon}  "
             f"{self._rate(training):,.0f} tokens/s"
         )
         self.epoch_loss = None

@@ -35,6 +35,7 @@ SENTENCES = {
 CELLS = ("rnn", "gru", "lstm")
 NONLINEARITIES = ("tanh", "sigmoid", "relu")
 HEAD = ("", "steps", "loss", "horizon", "decay a step", "suggested reach", "verdict")
+MOST_TOKENS = 5000  # all pairs of them take 2 GB
 WIDTH = 100  # columns of what is printed
 
 
@@ -61,7 +62,9 @@ def flow(
     encoding: Annotated[
         str | None, typer.Option(help="the encoding of --file", show_default=False)
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="how many tokens to predict, at most")] = 100,
+    tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="how many tokens to predict, at most")
+    ] = 100,
     cell: Annotated[
         list[str] | None,
         typer.Option(
@@ -299,7 +302,7 @@ def _row(f: GradientFlow) -> tuple[str, ...]:
         f"{f.losses.mean():.3f}",
         "-" if horizon is None else f"{'' if f.settles() else '≥ '}{horizon}",
         "-" if decay is None else f"{decay.beta:.3f} ± {decay.error:.3f}",
-        reach or (f"> {f.lags - 1}" if tail(f) is not None else "-"),
+        reach or (f"> {f.lags - 1}" if f.lags > 2 and tail(f) is not None else "-"),
         f.verdict.kind,
     ]
     return tuple(map(str, words))

@@ -89,8 +89,9 @@ class GradientFlow:
         horizon, decay = self.horizon(), self.decay
         reach = "none" if horizon is None else f"{'' if self.settles() else '≥ '}{horizon}"
         return (
-            f"GradientFlow({self.name!r}: {len(self.times)} losses, {self.lags} lags, "
-            f"{self.batch} sequence{'s' * (self.batch != 1)}; horizon {reach}"
+            f"GradientFlow({self.name!r}: {_many(len(self.times), 'loss', 'losses')}, "
+            f"{_many(self.lags, 'lag', 'lags')}, {_many(self.batch, 'sequence', 'sequences')}; "
+            f"horizon {reach}"
             f"{'' if decay is None else f', decay {decay.beta:.3g} a step'})"
         )
 
@@ -258,6 +259,10 @@ class GradientFlow:
             [*_numbers(row[: t + 1]), *(None,) * (len(row) - t - 1)]
             for t, row in zip(self.times, rows, strict=True)
         ]
+
+
+def _many(n: int, one: str, more: str) -> str:
+    return f"{n} {one if n == 1 else more}"
 
 
 def _numbers(values: Iterable[float]) -> list[float | None]:

@@ -19,6 +19,7 @@ from bptt.flow.pairs import Pairs
 from bptt.flow.stepwise import Layout, through_steps
 from bptt.init import cells_in
 from bptt.nests import is_float, leaves_of
+from bptt.unrolling import refuse_cell
 
 
 def gradient_flow(
@@ -151,6 +152,7 @@ def _refuse(module: Any, inputs: Any) -> None:
             "gradient_flow: expected a recurrent module, or a function "
             f"(inputs, state) -> (outputs, state), got {module!r}"
         )
+    refuse_cell(module, "gradient_flow")
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             "gradient_flow: no gradient can be found under torch.inference_mode(); leave it out, "

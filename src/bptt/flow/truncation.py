@@ -58,7 +58,7 @@ def suggest(flow: GradientFlow, bias: float = 0.1) -> int | None:
     if not 0 < bias < 1:
         raise ValueError(f"suggest_truncation: bias must be between 0 and 1, got {bias!r}")
     found = tail(flow)
-    if found is None:
+    if found is None or flow.lags < 2:
         return None
     (enough,) = np.nonzero(np.maximum(*found) <= bias / SAFETY)
     return max(1, int(enough[0])) if len(enough) else None

@@ -60,6 +60,7 @@ class Config:
         TEXT,
         "tokens to know: the most frequent ones (default: 8000; every one at char level)",
         least=2,
+        most=10**9,
     )
     lowercase: bool = _option(False, TEXT, "turn the text into lower case")
     reading: Literal["stream", "sentences", "lines"] = _option(
@@ -319,7 +320,8 @@ def _check(name: str, value: Any) -> None:
     else:
         right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if not right:
-        names = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+        words = {float: "a finite number", int: "a whole number", type(None): "null"}
+        names = " or ".join(words.get(k, k.__name__) for k in kinds)
         names = "a list of str" if hint == tuple[str, ...] else names
         raise ConfigError(f"{flag} must be {names}, got {value!r}")
     if least is not None and value is not None and value < least:

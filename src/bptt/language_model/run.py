@@ -198,16 +198,19 @@ class Run:
         append_line(self.path / "metrics.jsonl", json.dumps(line))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl; a last line that a kill cut short is left out."""
+        """Read metrics.jsonl; what a kill cut short, or what is damaged, ends it."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         found = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                found.append(json.loads(line))
+                measured = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(measured, dict):
+                break
+            found.append(measured)
         return found
 
     def keep_metrics(self, count: int) -> int:

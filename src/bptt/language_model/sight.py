@@ -16,7 +16,7 @@ from torch import Tensor
 from bptt.credit import Credit
 from bptt.data import Tokens
 from bptt.errors import CheckpointError
-from bptt.flow.alarm import LOOKS, Probe
+from bptt.flow.alarm import LOOKS, Probe, dies
 from bptt.flow.meter import LISTENS_EVERY, FlowMeter
 from bptt.language_model.config import Config
 from bptt.language_model.model import LanguageModel
@@ -212,9 +212,12 @@ class Sight:
         beyond = reach.beyond(by_lag)
         found: dict[str, Any] = {"beyond_credit": round(beyond, 5)}
         lag, is_settled = probe.horizon.lag, probe.horizon.reached
-        holds = {
+        holds = {  # where it dies a shorter credit is no remedy
             "short": not reach.is_whole and (lag > reach.most or beyond > LOST),
-            "long": not reach.is_whole and is_settled and reach.most > FAR * max(1, lag),
+            "long": not reach.is_whole
+            and is_settled
+            and reach.most > FAR * max(1, lag)
+            and not dies(probe),
         }
         for kind, needed in (("short", LOOKS), ("long", LOOKS_LONG)):
             self.in_a_row[kind] = self.in_a_row[kind] + 1 if holds[kind] else 0
