@@ -528,8 +528,8 @@ def test_dynamics_of_which_little_is_known(opened):
     assert page.complaints() == []
     first, second, gate = [row.text for row in page.all("#dynamics tbody tr")]
     assert first == "1 – – – – – – – 0 % –"
-    assert second == "1 0.696 0.700 – – – – – – −0.250 ± 0.013, –"
-    assert gate == "1 forget 13 % –"
+    assert second == "2 0.696 0.700 – – – – – – −0.250 ± 0.013, –"
+    assert gate == "2 forget 13 % –"
     assert len(page.all("#jacobians path.curve")) == 2
 
 
