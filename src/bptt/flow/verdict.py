@@ -193,7 +193,7 @@ def _sums(flow: GradientFlow) -> NDArray[np.float64]:
         (n,) = np.nonzero(times >= k)
         here, first = norms[:, n, times[n] - k], norms[:, n, times[n] - 1]
         found[:2, k] = first.sum(), here.sum()
-        with np.errstate(invalid="ignore"):  # of two that are infinite
+        with np.errstate(invalid="ignore", over="ignore"):  # of two that are infinite
             own = (here / np.where(first > 0, first, np.nan))[first > 0]
         found[2, k] = np.quantile(own, 0.9, method="higher") if len(own) else 0.0
     return found
