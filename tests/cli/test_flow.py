@@ -121,6 +121,8 @@ def test_of_a_stream_that_goes_on_what_is_looked_at_is_an_excerpt(bptt, trained)
     whole, *_ = documents(bptt, trained / "stream")
     part, *_ = documents(bptt, trained / "stream", "--tokens", 40)
     sentence, *_ = documents(bptt, trained / "sentences", "--tokens", 4)
+    out, _ = bptt(trained / "stream", "--tokens", 3)  # no reach within so few is enough
+    assert "> 2" in out.splitlines()[1]
     assert [f["excerpt"] for f in (whole, part, sentence)] == [False, True, False]
 
 

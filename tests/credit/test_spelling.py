@@ -6,9 +6,11 @@ import sys
 
 import jaxtyping
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import bptt
 from bptt import Adaptive, Full, Randomized, Truncated
 from bptt.credit import as_credit, parse
 from bptt.errors import ConfigError
@@ -246,10 +248,6 @@ def test_what_is_wrong_with_it_is_said_in_one_line(own, spelling, message):
 
 
 def test_a_spelling_is_a_credit_wherever_one_is_taken():
-    import torch
-
-    import bptt
-
     x, torch_lstm, ours = torch.randn(20, 2, 3), torch.nn.LSTM(3, 4), bptt.LSTM(3, 4)
 
     def gradient(module, run):
@@ -281,10 +279,6 @@ def test_what_is_no_credit_is_named(given):
 
 
 def test_anything_with_a_plan_is_one():
-    import torch
-
-    import bptt
-
     class Own:
         def plan(self, steps, batch=1, generator=None):
             return bptt.Plan(steps)

@@ -341,6 +341,15 @@ def test_it_goes_on_as_if_it_had_not_stopped():
     assert fresh.update(1.0).probe is None
 
 
+def test_looks_at_which_it_died_are_remembered():
+    meter = bptt.FlowMeter(scaled(0.1), every=1)
+    for _ in range(2):
+        meter.update(1.0, x_of(), losses)
+    again = bptt.FlowMeter(scaled(0.1), every=1)
+    again.load_state_dict(json.loads(json.dumps(meter.state_dict())))
+    assert "dies" in again.update(1.0, x_of(), losses).alarm
+
+
 @pytest.mark.parametrize("damage", [{"updates": None}, {"norms": 3}, {"probe": {"update": 1}}])
 def test_a_damaged_state_is_named(damage):
     meter = bptt.FlowMeter(bptt.RNN(I, H))

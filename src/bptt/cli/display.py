@@ -166,10 +166,9 @@ class Display(Watch):
         if self.epoch_loss is not None:
             learnt = f"training perplexity {shown(perplexity(self.epoch_loss))}  "
         best = "" if is_best else " (not the best)"
-        bits = f"{score.bits_per_character:{'.3f' if score.bits_per_character < 1e4 else '.3g'}}"
         self.say(
             f"{_when(training):<13} {learnt}validation perplexity {shown(score.perplexity)}, "
-            f"{bits} bits per character{best}{self.horizon}  "
+            f"{_bits(score.bits_per_character)} bits per character{best}{self.horizon}  "
             f"{self._rate(training):,.0f} tokens/s"
         )
         self.epoch_loss = None
@@ -263,6 +262,15 @@ def shown(perplexity: float) -> str:
     ('66.08', '2e+09')
     """
     return f"{perplexity:,.2f}" if perplexity < 1e7 else f"{perplexity:.3g}"
+
+
+def _bits(bits: float) -> str:
+    """Write bits per character, likewise.
+
+    >>> _bits(1.4412), _bits(2.8e31)
+    ('1.441', '2.8e+31')
+    """
+    return f"{bits:.3f}" if bits < 1e4 else f"{bits:.3g}"
 
 
 def _when(training: Training) -> str:
