@@ -24,11 +24,11 @@ ARE_NATIVE := from bptt import kernels; print("set-up:", b := kernels.backend())
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels demo test check lint types docs format clean
+.PHONY: help setup kernels demo test test-long check lint types docs format clean
 
 help: ## this list
 	@echo "usage: make TARGET"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
 	@echo "PYTHON, PIP_ARGS and PYTEST_ARGS may be given; the top of the Makefile says what for."
 
 setup: $(VENV)/kernels ## make .venv with bptt in it
@@ -41,6 +41,9 @@ demo: $(VENV)/kernels ## train a language model on the text inside this Python, 
 
 test: $(VENV)/ready-test ## every test and docstring example
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(VENV)/ready-test ## kills, damaged files, bad options and random cases by the thousand, under 40 minutes
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS) tests
 
 check: lint types docs ## lint, format, types and the documentation
 

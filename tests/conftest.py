@@ -5,6 +5,7 @@ Shape annotations are checked because pyproject.toml's ``--jaxtyping-packages`` 
 """
 
 import os
+from collections import Counter
 
 import hypothesis
 import pytest
@@ -24,3 +25,28 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def _same_randomness_for_every_test():
     """A test's numbers do not depend on which tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def survived(request):
+    """Count the cases that a test went through: ``survived("byte flips", 600)``.
+
+    The sums are printed at the end of the run, whichever processes the tests ran in.
+    """
+
+    def count(kind: str, cases: int = 1) -> None:
+        request.node.user_properties.append(("survived", (kind, cases)))
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    counts = Counter()
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "survived" and report.when == "call":
+                counts[value[0]] += value[1]
+    if counts:
+        terminalreporter.section("what it survived")
+        for kind, cases in sorted(counts.items()):
+            terminalreporter.line(f"{cases:>8,}  {kind}")
