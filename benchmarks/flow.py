@@ -39,7 +39,7 @@ class Autograd:
         self.cell, self.x, self.v = cell, x, v
 
     def run(self, with_inputs: bool) -> None:
-        """Run the forward pass, and make room for [norms of h, norms of c, credit] of all pairs."""
+        """Run the forward pass, and make room for norms of h and c, and the attribution."""
         T, B, _ = self.x.shape
         self.xs = [x_t.clone().requires_grad_(with_inputs) for x_t in self.x]
         h = c = self.x.new_zeros(B, self.cell.hidden_size)
@@ -106,14 +106,14 @@ def main() -> None:
 
     def ours(with_inputs: bool) -> bptt.GradientFlow:
         return bptt.gradient_flow(
-            lstm, x, lambda y: (y * v.unsqueeze(1)).sum(2), credit=with_inputs, dynamics=False
+            lstm, x, lambda y: (y * v.unsqueeze(1)).sum(2), attribution=with_inputs, dynamics=False
         )
 
     ways = {"gradient_flow": ours, "autograd.grad": theirs.grad, "backward()": theirs.backward}
     print(f"{backend()}; torch {torch.__version__}; T = {T}, B = {B}, LSTM of {H}")
     print(f"{'':30} {'seconds':>9} {'':>7} {'processor':>9}")
     found: dict[str, Any] = {}
-    for with_inputs, what in ((False, "norms"), (True, "norms and credit")):
+    for with_inputs, what in ((False, "norms"), (True, "norms and attribution")):
         clock, processor = dict.fromkeys(ways, float("inf")), dict.fromkeys(ways, float("inf"))
         for _ in range(options.rounds):
             for name, way in ways.items():
@@ -127,8 +127,8 @@ def main() -> None:
                 f"{times[1]:>7}"
             )
     before = torch.ones(T, T).tril(-1).bool()
-    mine = [s.norms for s in found["gradient_flow"].states] + [found["gradient_flow"].credit]
-    for n, name in enumerate(("hidden", "cell", "credit")):
+    mine = [s.norms for s in found["gradient_flow"].states] + [found["gradient_flow"].attribution]
+    for n, name in enumerate(("hidden", "cell", "attribution")):
         for way in ("autograd.grad", "backward()"):
             expected = found[way][n][:, before]
             off = (mine[n][:, before] - expected).abs()

@@ -19,7 +19,7 @@ def made_flow(
     cells=False,
     lags=None,
     times=None,
-    credit=True,
+    attribution=True,
     bound=1.3,
     kind="vanishing",
     seed=0,
@@ -50,7 +50,7 @@ def made_flow(
     sums = np.cumsum(mean) / np.sum(mean)
     return {
         "format": "bptt.flow",
-        "version": 1,
+        "version": 2,
         "name": name,
         "module": f"RNN({T}, nonlinearity='{name}')",
         "steps": T,
@@ -61,7 +61,7 @@ def made_flow(
         "targets": list(words[1:]),
         "losses": [float(x) for x in 3 + random.standard_normal(len(times)) * 0.5],
         "states": states,
-        "credit": rows(signed, followed) if credit else None,
+        "attribution": rows(signed, followed) if attribution else None,
         "by_lag": {
             "lag": [k for k, _ in kept],
             "mean": mean,

@@ -145,8 +145,8 @@ def test_a_word_that_is_held_stays_and_earlier_ones_tell_their_values(opened):
         norms(flow)[30, 12], rel=0.05
     )
     assert "At step 12, " in page.readout()
-    credit = shown_value(page.text("#texts .credited"))
-    assert credit == pytest.approx(flow["credit"][30][12], rel=0.05)
+    attribution = shown_value(page.text("#texts .attributed"))
+    assert attribution == pytest.approx(flow["attribution"][30][12], rel=0.05)
     page.point(page.word(40))
     assert page.chosen() == 31
     page.click(page.word(31))
@@ -262,14 +262,14 @@ def test_states_are_told_apart(opened):
     flow = made_flow("lstm", cells=True, layers=2)
     page = opened(flow, address="#t=40&s=5")
     keys = [o.get_attribute("value") for o in page.all("#measure option")]
-    assert keys == ["0/hidden", "0/cell", "1/hidden", "1/cell", "credit"]
+    assert keys == ["0/hidden", "0/cell", "1/hidden", "1/cell", "attribution"]
     for n, key in enumerate(keys[:4]):
         page.select("measure", key)
         value = shown_value(page.text("#texts .readout b"))
         assert value == pytest.approx(norms(flow, n)[40, 5], rel=0.05)
-    page.select("measure", "credit")
+    page.select("measure", "attribution")
     value = shown_value(page.text("#texts .readout b"))
-    assert value == pytest.approx(flow["credit"][40][5], rel=0.05)
+    assert value == pytest.approx(flow["attribution"][40][5], rel=0.05)
     assert [p.get_attribute("data-state") for p in page.all(".profile path.state")] == keys[:4]
 
 
@@ -310,7 +310,7 @@ def cielab(rgb):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("measure", ["0/hidden", "credit"])
+@pytest.mark.parametrize("measure", ["0/hidden", "attribution"])
 def test_all_text_can_be_read(opened, dark, measure):
     page = opened(made_flow(beta=0.75), dark=dark, address=f"#measure={measure}")
     found = page.run(
@@ -476,7 +476,7 @@ def test_relative_to_the_first_lag(opened):
 
 
 def test_where_next_to_nothing_is_known(opened):
-    flow = made_flow(credit=False)
+    flow = made_flow(attribution=False)
     flow.update(tokens=None, targets=None, dynamics=None, decay=None, advice=[], horizon=None)
     flow.update(suggested_reach=None, losses=[None] * 48)
     for state in flow["states"]:
@@ -497,7 +497,7 @@ def test_where_next_to_nothing_is_known(opened):
 
 def test_blocks_whose_rows_and_columns_do_not_meet(opened):
     words = [f"w{n}" for n in range(401)]
-    flow = made_flow(words=words, times=range(1, 400), lags=50, credit=False)
+    flow = made_flow(words=words, times=range(1, 400), lags=50, attribution=False)
     page = opened(flow, address="#t=300&s=290")
     assert page.complaints() == []
     value = shown_value(page.text("#texts .readout b"))
@@ -535,7 +535,7 @@ def test_dynamics_of_which_little_is_known(opened):
 
 def test_a_thousand_steps_open_in_blocks(opened):
     T = 1000
-    flow = made_flow(words=[f"w{n}" for n in range(T + 1)], lags=60, beta=0.9, credit=False)
+    flow = made_flow(words=[f"w{n}" for n in range(T + 1)], lags=60, beta=0.9, attribution=False)
     page = opened(flow, address="#t=999&credit=window&reach=8")
     assert page.complaints() == []
     assert "means of 4 steps" in page.text("#verdict")

@@ -19,7 +19,7 @@ from bptt.flow.dynamics import measure
 
 def advice_for(module, scale=1.0, steps=40):
     x = scale * torch.randn(steps, 4, 3)
-    flow = gradient_flow(module, x, credit=False, dynamics=False)
+    flow = gradient_flow(module, x, attribution=False, dynamics=False)
     return advise(dataclasses.replace(flow, dynamics=measure(module, x)))
 
 

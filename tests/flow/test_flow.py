@@ -275,7 +275,7 @@ def lstm_flow() -> GradientFlow:
 def test_the_document_is_plain_json_with_all_of_it(lstm_flow):
     document = json.loads(json.dumps(lstm_flow.to_dict(), allow_nan=False))
     assert document["format"] == "bptt.flow"
-    assert document["version"] == 1
+    assert document["version"] == 2
     assert document["name"] == "2 × LSTM 8"
     assert document["module"] == "LSTM(3, 8, num_layers=2)"
     assert (document["steps"], document["times"], document["batch"]) == (12, [2, 5, 11], 2)
@@ -292,7 +292,7 @@ def test_the_document_is_plain_json_with_all_of_it(lstm_flow):
                 if known:
                     assert value == pytest.approx(float(norms[s]), rel=1e-4)
                     assert len(f"{value:e}".partition("e")[0].rstrip("0").rstrip(".")) <= 6
-    for row, t in zip(document["credit"], (2, 5, 11), strict=True):
+    for row, t in zip(document["attribution"], (2, 5, 11), strict=True):
         assert [v is not None for v in row] == [t - 6 < s <= t for s in range(12)]
     assert document["losses"] == pytest.approx(lstm_flow.losses.mean(1).tolist(), rel=1e-4)
     lags = document["by_lag"]
@@ -335,7 +335,7 @@ def test_numbers_that_json_does_not_know_are_null():
     assert document["by_lag"]["mean"] == [1.0, None, 1.0]
     assert document["horizon"]["lag"] is None
     assert document["decay"] is None
-    assert document["credit"] is None
+    assert document["attribution"] is None
 
 
 def add_up(x, state):
@@ -402,7 +402,7 @@ def test_the_flow_of_a_language_model_has_words_and_the_losses_of_its_score():
     assert flow.tokens == ("John", "came", "in", ".", "Jane", "smiled", "at", "John")
     assert flow.targets == (*flow.tokens[1:], ".")
     assert float(flow.losses.sum()) == pytest.approx(model.score(text).nats)
-    assert flow.credit is not None
+    assert flow.attribution is not None
     assert flow_of(model, tokens, tokens=3).steps == 3
     with pytest.raises(bptt.errors.CorpusError, match="1 token;"):
         flow_of(model, encode_text("John", tokenizer, reading="stream"))

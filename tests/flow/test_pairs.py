@@ -128,7 +128,7 @@ def assert_is(flow, expected, credit=None, losses=None, rtol=1e-10):
             s.norms, expected[s.layer, s.name], rtol=rtol, atol=1e-13, equal_nan=True
         )
     if credit is not None:
-        torch.testing.assert_close(flow.credit, credit, rtol=rtol, atol=1e-12)
+        torch.testing.assert_close(flow.attribution, credit, rtol=rtol, atol=1e-12)
     if losses is not None:
         torch.testing.assert_close(flow.losses, losses, rtol=rtol, atol=1e-12)
 
@@ -316,13 +316,13 @@ def test_only_the_pairs_asked_for_are_followed(way, times, lags):
     lag = torch.tensor(chosen).unsqueeze(1) - torch.arange(7)
     torch.testing.assert_close(flow.losses, losses[chosen], rtol=1e-10, atol=0)
     for values, whole in [
-        (flow.credit, credit),
+        (flow.attribution, credit),
         *((s.norms, expected[s.layer, name_of(s.name)]) for s in flow.states),
     ]:
         here = whole[:, chosen]
         followed = (lag >= 0) & (lag < lags)
         known = here.isfinite() & (followed if not foreign else followed & (lag > 0))
-        if values is flow.credit:
+        if values is flow.attribution:
             known = followed.expand_as(here)
         torch.testing.assert_close(values[known], here[known], rtol=1e-10, atol=1e-12)
         assert (values[:, lag < 0] == 0).all()
@@ -548,7 +548,7 @@ def test_a_state_of_its_own_kind(activation):
                 torch.testing.assert_close(state_flow.norms[:, t, s], d.norm(dim=1))
         for s in range(t + 1):
             (g,) = torch.autograd.grad(L[t].sum(), xs[s], retain_graph=True)
-            torch.testing.assert_close(flow.credit[:, t, s], (g * xs[s]).sum(1))
+            torch.testing.assert_close(flow.attribution[:, t, s], (g * xs[s]).sum(1))
 
 
 @pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
@@ -639,8 +639,8 @@ def test_a_whole_language_model_is_followed_from_its_tokens():
     same = gradient_flow(
         inner, embedding(tokens).detach(), lambda y: losses(readout(y)), dynamics=False
     )
-    assert flow.credit is None
-    assert same.credit is not None
+    assert flow.attribution is None
+    assert same.attribution is not None
     at = torch.ones(8, 8).tril(-1).bool()
     for layer in (0, 1):
         for place, name in enumerate(("hidden", "cell")):

@@ -198,7 +198,7 @@ def test_a_few_updates_keep_more_of_the_gradient():
     optimizer = torch.optim.Adam(rnn.parameters(), lr=0.01)
 
     def flow():
-        return bptt.gradient_flow(rnn, x, credit=False, dynamics=False)
+        return bptt.gradient_flow(rnn, x, attribution=False, dynamics=False)
 
     before = flow().decay.beta
     for _ in range(40):

@@ -161,7 +161,7 @@ def test_the_bias_measured_on_a_trained_model(cell, prepare):
         model.recurrent,
         x,
         lambda h: losses(model.readout(h), targets),
-        credit=False,
+        attribution=False,
         dynamics=False,
     )
     parameters = {f"recurrent.{k}": p for k, p in model.recurrent.named_parameters()}

@@ -171,7 +171,7 @@ STEPS = 50
 
 def verdict(module, scale=0.1):
     x = scale * torch.randn(STEPS, 4, 3)
-    return gradient_flow(module, x, credit=False).verdict
+    return gradient_flow(module, x, attribution=False).verdict
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_sigmoid_beside_tanh():
     )
     assert verdict(tanh).kind == "healthy"
     assert verdict(sigmoid).kind == "vanishing"
-    flow = gradient_flow(sigmoid, torch.randn(STEPS, 4, 3), credit=False)
+    flow = gradient_flow(sigmoid, torch.randn(STEPS, 4, 3), attribution=False)
     assert flow.decay.beta <= 0.25
     assert (profile(flow).relative[2:12] <= 0.26 ** torch.arange(1, 11).numpy()).all()
 
@@ -218,7 +218,7 @@ def test_chrono_reaches_further_than_a_forget_bias_of_1(kind):
     init.forget_bias_(cells[1])
     init.chrono_(cells[2], STEPS)
     x = torch.randn(STEPS, 4, 3)
-    flows = [gradient_flow(cell, x, credit=False) for cell in cells]
+    flows = [gradient_flow(cell, x, attribution=False) for cell in cells]
     assert (flows[0].verdict.kind, flows[2].verdict.kind) == ("vanishing", "healthy")
     gone = [profile(flow).faded or STEPS for flow in flows]
     assert gone[0] < gone[1] < gone[2]
@@ -228,7 +228,7 @@ def test_chrono_reaches_further_than_a_forget_bias_of_1(kind):
 
 
 def of_units(module, x):
-    flow = gradient_flow(module, x, credit=False, dynamics=False)
+    flow = gradient_flow(module, x, attribution=False, dynamics=False)
     return dataclasses.replace(flow, dynamics=measure(module, x)).verdict
 
 

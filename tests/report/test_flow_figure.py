@@ -67,7 +67,7 @@ def test_the_plot_ends_where_the_curves_leave_it():
 
 
 def test_what_is_not_there_is_not_drawn():
-    bare = made_flow("a$b$", credit=False, times=[5, 40], lags=10)
+    bare = made_flow("a$b$", attribution=False, times=[5, 40], lags=10)
     bare.update(decay=None, dynamics=None, horizon=None, tokens=None, targets=None)
     figure = draw_flow(bare)
     figure.canvas.draw()

@@ -65,7 +65,7 @@ def data(page):
 
 def matrix(flow, key, state=0):
     """What the page's script unpacks."""
-    text = flow["credit"] if key == "credit" else flow["states"][state]["norms"]
+    text = flow["attribution"] if key == "attribution" else flow["states"][state]["norms"]
     values = np.frombuffer(base64.b64decode(text), "<f4").astype(float)
     last = [flow["times"][min(len(flow["times"]), (n + 1) * flow["rows"]) - 1] for n in range(
         -(-len(flow["times"]) // flow["rows"]))]  # fmt: skip
@@ -86,8 +86,8 @@ def test_the_matrices_come_back(tmp_path):
     for n, state in enumerate(flow["states"]):
         norms = np.array(state["norms"], np.float64)
         assert 10 ** matrix(kept, "norms", n) == pytest.approx(norms, rel=1e-5, nan_ok=True)
-    credit = np.array(flow["credit"], np.float64)
-    assert matrix(kept, "credit") == pytest.approx(credit, rel=1e-6, nan_ok=True)
+    attribution = np.array(flow["attribution"], np.float64)
+    assert matrix(kept, "attribution") == pytest.approx(attribution, rel=1e-6, nan_ok=True)
     for key in ("name", "tokens", "targets", "times", "by_lag", "verdict", "advice", "dynamics"):
         assert kept[key] == flow[key]
 
@@ -202,12 +202,12 @@ def broken(**changes):
     [
         ({}, "its format is None, not 'bptt.flow'"),
         (broken(format="x"), "its format is 'x'"),
-        (broken(version=2), "version 2, and this bptt reads version 1"),
+        (broken(version=1), "version 1, and this bptt reads version 2"),
         (broken(states=[]), "no states"),
         (broken(verdict=None, losses=None), "lacks losses, verdict"),
         (broken(times=[3, 2]), r"rise within 0 to steps - 1 = 47, got \[3, 2\]"),
         (broken(times=[48]), "must rise"),
-        (broken(credit=[[1.0]]), r"credit: expected 48 rows of 48, got 1 of \[1\]"),
+        (broken(attribution=[[1.0]]), r"attribution: expected 48 rows of 48, got 1 of \[1\]"),
         (broken(tokens=["a"]), "tokens: expected 48 of them, got 1"),
         (broken(by_lag={"lag": [0], "mean": [], "low": [], "high": []}), "equally long"),
         (SimpleNamespace(to_dict=lambda: [1]), "its format is 'list'"),

@@ -26,18 +26,18 @@ class Dense:
         pairs: which to follow.
         budget: bytes that the matrices and gradients may take; as many sequences as fit into it
             are looked at together.
-        credited: whether to find the inputs' credit.
+        attributed: whether to find the inputs' attribution.
     """
 
-    def __init__(self, network: Network, pairs: Pairs, budget: int, credited: bool) -> None:
+    def __init__(self, network: Network, pairs: Pairs, budget: int, attributed: bool) -> None:
         self.network, self.pairs, self.budget = network, pairs, budget
         self.locals: list[Locals] = []
         self.projected: Tensor | None = None
-        self.credit = pairs.empty(network.x.device) if credited else None
+        self.attribution = pairs.empty(network.x.device) if attributed else None
 
         def forward(layer: Layer) -> Tensor:
             of = (layer.cell, layer.x, layer.initial, layer.w, network.steps, network.resets)
-            if credited and not self.locals:
+            if attributed and not self.locals:
                 self.projected = (layer.x @ layer.w.ih.t()).unflatten(1, (layer.cell.gates, -1))
             self.locals.append(local_derivatives(*of))
             return self.locals[-1].y
@@ -48,7 +48,7 @@ class Dense:
         """Follow the losses whose gradient with respect to the outputs is d_y, [N, P]."""
         batch, losses = self.pairs.batch, len(self.pairs.times)
         each = sum(
-            bytes_of_sequence(layer, losses, n > 0, self.credit is not None)
+            bytes_of_sequence(layer, losses, n > 0, self.attribution is not None)
             for n, layer in enumerate(self.network.layers)
         )
         size = max(1, self.budget // max(1, each))
@@ -106,5 +106,7 @@ class _Some:
             by_step(values)[s - 1, self.batch, losses] if s else self.spare[:, losses]
             for values in self.layers[n].layer.norms
         ]
-        credit = self.of.credit if n == 0 else None
-        return Places(norms, None if credit is None else by_step(credit)[s, self.batch, losses])
+        attribution = self.of.attribution if n == 0 else None
+        if attribution is None:
+            return Places(norms, None)
+        return Places(norms, by_step(attribution)[s, self.batch, losses])

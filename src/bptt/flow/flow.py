@@ -66,7 +66,7 @@ class GradientFlow:
     losses: Float[Tensor, "losses batch"]
     """L_t of each sequence, [N, B] float64; where the loss function gives one value for all
     sequences, that."""
-    credit: Float[Tensor, "batch losses time"] | None = None
+    attribution: Float[Tensor, "batch losses time"] | None = None
     """Σ_i ∂L_t/∂x_{s,i} · x_{s,i}, signed, [B, N, T] float64; None where the inputs are not
     floating-point numbers."""
     tokens: tuple[str, ...] | None = None
@@ -210,7 +210,7 @@ class GradientFlow:
         """Give all of it as plain JSON: finite numbers or null, norms to five digits."""
         return {
             "format": "bptt.flow",
-            "version": 1,
+            "version": 2,
             "name": self.name,
             "module": self.module,
             "steps": self.steps,
@@ -225,7 +225,7 @@ class GradientFlow:
                 {"layer": s.layer, "name": s.name, "norms": self._rows(s.norms)}
                 for s in self.states
             ],
-            "credit": None if self.credit is None else self._rows(self.credit),
+            "attribution": None if self.attribution is None else self._rows(self.attribution),
             **self._summary(),
         }
 

@@ -30,8 +30,8 @@ def gradient_flow(
     *,
     times: Sequence[int] | None = None,
     lags: int | None = None,
-    credit: bool = True,
-    dynamics: bool = True,
+    attribution: bool | None = None,
+    dynamics: bool | None = None,
     excerpt: bool = False,
     resets: Tensor | None = None,
     tokens: Sequence[str] | None = None,
@@ -70,10 +70,12 @@ def gradient_flow(
         state: the initial state; None where the module knows how to begin.
         times: the steps whose losses are followed; all by default.
         lags: how many lags are followed, lag 0 included; all by default.
-        credit: whether to find what each input contributes to each loss, where inputs are
-            floating-point numbers; it takes a product more at each step.
-        dynamics: whether to measure the layers' Jacobians, weights and activity as well; of a
-            module that is neither bptt's nor torch.nn's only where its inputs have a batch.
+        attribution: whether to find what each input contributes to each loss,
+            Σ_i ∂L_t/∂x_{s,i} · x_{s,i}, at the price of one more product per step. By default
+            wherever the inputs are floating-point numbers.
+        dynamics: whether to measure the layers' Jacobians, weights and activity as well. By
+            default only for the networks of bptt and torch.nn: any other module is run again for
+            each product with a Jacobian, which takes 10 to 20 times as long as all the rest.
         excerpt: whether the sequences are cut out of longer ones, as a window is of a stream. What
             is suggested then takes into account that the gradient goes on beyond the first step.
         resets: [T] or [T, B] bool: the state is set to zero before step t where it is true.
@@ -113,13 +115,14 @@ def gradient_flow(
     _check_resets(resets, layout)
     _check_words(layout.steps, tokens=tokens, targets=targets)
     begin = partial(cotangents, loss_fn=loss_fn, pairs=pairs, time=layout.time, check=check)
-    credit = credit and any(is_float(x) for x in leaves_of(inputs))
+    attributed = _is_attributed(attribution, inputs)
+    way = (begin, pairs, resets, budget)
     if ours is not None:
-        found = through_layers(ours, inputs, state, begin, pairs, resets, budget, credit)
+        found = through_layers(ours, inputs, state, *way, attributed)
     else:
-        found = through_steps(module, inputs, state, begin, pairs, resets, budget, layout, credit)
+        found = through_steps(module, inputs, state, *way, layout, attributed)
     measured = None
-    if dynamics and (isinstance(module, torch.nn.RNNBase) or layout.batch is not None):
+    if _has_dynamics(dynamics, ours is not None, layout):
         measured = measure(
             module,
             inputs,
@@ -137,7 +140,7 @@ def gradient_flow(
         lags=pairs.lags,
         states=found.states,
         losses=found.losses[list(pairs.times)],
-        credit=found.credit,
+        attribution=found.attribution,
         tokens=None if tokens is None else tuple(tokens),
         targets=None if targets is None else tuple(targets),
         dynamics=measured,
@@ -168,6 +171,32 @@ def _refuse(module: Any, inputs: Any) -> None:
             "gradient_flow: expected inputs [T, B, ...], got a PackedSequence; look at sequences "
             "of the same length together, or at one at a time"
         )
+
+
+def _is_attributed(wanted: bool | None, inputs: Any) -> bool:
+    _check_switch("attribution", wanted)
+    can = any(is_float(x) for x in leaves_of(inputs))
+    if wanted and not can:
+        raise ValueError(
+            "gradient_flow: attribution=True needs inputs that are floating-point numbers; give "
+            "what the module's embedding makes of them, or leave it out"
+        )
+    return can if wanted is None else wanted
+
+
+def _has_dynamics(wanted: bool | None, is_ours: bool, layout: Layout) -> bool:
+    _check_switch("dynamics", wanted)
+    if wanted and not is_ours and layout.batch is None:
+        raise ValueError(
+            "gradient_flow: dynamics=True needs inputs with a batch, [T, B, ...], for a module "
+            "that is neither bptt's nor torch.nn's; add a dimension, inputs.unsqueeze(1)"
+        )
+    return is_ours if wanted is None else wanted
+
+
+def _check_switch(name: str, value: bool | None) -> None:
+    if not isinstance(value, bool | None):
+        raise TypeError(f"gradient_flow: {name} must be True, False or None, got {value!r}")
 
 
 def _check_resets(resets: Tensor | None, layout: Layout) -> None:

@@ -28,7 +28,7 @@ def through_layers(
     pairs: Pairs,
     resets: Tensor | None,
     budget: int,
-    credited: bool,
+    attributed: bool,
 ) -> Found:
     """Follow the losses of a network of bptt.
 
@@ -40,12 +40,12 @@ def through_layers(
         pairs: which to follow.
         resets: as for :class:`bptt.LSTM`.
         budget: bytes that the gradients on their way may take.
-        credited: whether to find the inputs' credit.
+        attributed: whether to find the inputs' attribution.
     """
     with torch.no_grad(), without_autocast(inputs.device):
         network = Network(module, inputs, state, resets, pairs)
         way = Dense if pairs.losses_at_a_step >= MANY else SideBySide
-        found = way(network, pairs, budget, credited)
+        found = way(network, pairs, budget, attributed)
         start = begin(network.outputs(found.y))
         found.follow(network.of_rows(start.outputs[0]))
     states = [
@@ -53,5 +53,5 @@ def through_layers(
         for n, layer in enumerate(network.layers)
         for name, norms in zip(("hidden", "cell"), layer.norms, strict=False)
     ]
-    credit = None if found.credit is None else pairs.completed(found.credit)
-    return Found(start.losses, tuple(states), credit)
+    attribution = None if found.attribution is None else pairs.completed(found.attribution)
+    return Found(start.losses, tuple(states), attribution)

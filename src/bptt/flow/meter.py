@@ -187,7 +187,7 @@ class FlowMeter:
                 state,
                 times=[_steps(self.module, inputs) - 1],
                 lags=self.lags,
-                credit=False,
+                attribution=False,
                 dynamics=False,
                 check=not self._has_checked,
             )

@@ -84,4 +84,4 @@ class Found(NamedTuple):
     losses: Float[Tensor, "time batch"]
     """Of all steps, [T, B] float64."""
     states: tuple[StateFlow, ...]
-    credit: Float[Tensor, "batch losses time"] | None
+    attribution: Float[Tensor, "batch losses time"] | None

@@ -89,7 +89,7 @@ def through_steps(
     resets: Tensor | None,
     budget: int,
     layout: Layout,
-    credited: bool,
+    attributed: bool,
 ) -> Found:
     """Follow the losses of any module.
 
@@ -102,7 +102,7 @@ def through_steps(
         resets: as for :func:`bptt.unroll`.
         budget: bytes that the gradients of a step may take.
         layout: of the inputs and the state.
-        credited: whether to find the inputs' credit.
+        attributed: whether to find the inputs' attribution.
 
     Raises:
         ValueError: a tensor of the state has no batch where it should be.
@@ -121,10 +121,10 @@ def through_steps(
     del before
     start = begin(join(outputs, layout.time))
     names = _names(module, state)
-    walk = _Walk(pairs, layout, budget, start.outputs, credited)
+    walk = _Walk(pairs, layout, budget, start.outputs, attributed)
     walk.norms = [pairs.empty(s.device) for s in _parts(_floats(state), layout)]
-    has_credit = credited and bool(steps[0].x)
-    walk.credit = pairs.empty(steps[0].x[0].device) if has_credit else None
+    has_attribution = attributed and bool(steps[0].x)
+    walk.attribution = pairs.empty(steps[0].x[0].device) if has_attribution else None
     for s in reversed(range(pairs.steps)):
         walk.back(s, steps[s])
         steps[s] = None  # type: ignore[call-overload]  # its graph is not needed any more
@@ -132,8 +132,8 @@ def through_steps(
         StateFlow(layer, name, pairs.completed(norms))
         for (layer, name), norms in zip(_named_parts(names, state, layout), walk.norms, strict=True)
     ]
-    credit = None if walk.credit is None else pairs.completed(walk.credit)
-    return Found(start.losses, tuple(found), credit)
+    attribution = None if walk.attribution is None else pairs.completed(walk.attribution)
+    return Found(start.losses, tuple(found), attribution)
 
 
 def _leaf(v: Tensor) -> Tensor:
@@ -191,9 +191,9 @@ class _Walk:
     budget: int
     d_y: list[Tensor]
     """∂L_t/∂y_t of all steps, of each of the outputs' tensors."""
-    credited: bool
+    attributed: bool
     norms: list[Float[Tensor, "batch losses time"]] = field(default_factory=list)
-    credit: Float[Tensor, "batch losses time"] | None = None
+    attribution: Float[Tensor, "batch losses time"] | None = None
     running: list[int] = field(default_factory=list)
     """The numbers of the losses on their way, the latest first."""
     given: list[Tensor] = field(default_factory=list)
@@ -216,8 +216,8 @@ class _Walk:
         if not found:
             return
         self.given = found[: len(step.before)]
-        if self.credit is not None:
-            self._note_credit(s, step, found[len(step.before) :])
+        if self.attribution is not None:
+            self._note_attribution(s, step, found[len(step.before) :])
 
     def _through(self, step: _Step, asked: list[Tensor]) -> list[Tensor]:
         """The step's vector-Jacobian products of all gradients on their way, in pieces."""
@@ -258,13 +258,13 @@ class _Walk:
                 self.norms[n][:, place, s] = rows.double().norm(dim=2).t()
                 n += 1
 
-    def _note_credit(self, s: int, step: _Step, found: list[Tensor]) -> None:
+    def _note_attribution(self, s: int, step: _Step, found: list[Tensor]) -> None:
         total: Any = 0
         for x, g in zip(step.x, found, strict=True):
             flows = self.layout.by_sequence(g.double() * x.detach(), 1 - self.layout.time)
             total = total + flows.sum(2).t()
-        assert self.credit is not None
-        self.credit[:, self.running, s] = total
+        assert self.attribution is not None
+        self.attribution[:, self.running, s] = total
 
     def _check_batch(self, s: Tensor) -> None:
         batch, dim = self.layout.batch, self.layout.state_dim

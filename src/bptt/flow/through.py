@@ -35,7 +35,7 @@ class Places(NamedTuple):
 
     norms: list[Float[Tensor, "sequences losses"]]
     """‖∂L/∂h‖ and for the LSTM ‖∂L/∂c‖ of the state before the step."""
-    credit: Float[Tensor, "sequences losses"] | None
+    attribution: Float[Tensor, "sequences losses"] | None
     """⟨∂L/∂x_t, x_t⟩."""
 
 
@@ -87,7 +87,7 @@ class Through:
             rows: of the layer, those of the step: one for each of the S sequences.
             losses: which are on their way.
             resets: where the state is set to zero before the rows' step, or None.
-            found: is filled with the norms, and with the credit if there is a place for it.
+            found: is filled with the norms, and with the attribution if there is a place for it.
 
         Returns:
             ∂L/∂x_t, [S, losses, I], if it is wanted; in a place that the next step uses again.
@@ -121,7 +121,7 @@ class Through:
             d_m,
             found.norms,
             d_x if self.of_inputs else None,
-            found.credit,
+            found.attribution,
         )
         return d_x
 
@@ -150,8 +150,8 @@ class Through:
         if resets is not None:
             for g in given:
                 g.masked_fill_(resets.unsqueeze(1), 0)
-        if found.credit is not None:
-            found.credit.copy_(product[:, :, P])
+        if found.attribution is not None:
+            found.attribution.copy_(product[:, :, P])
         least = least_norm(given[0].dtype)
         for norms, g in zip(found.norms, given, strict=True):
             norms.copy_(torch.linalg.vector_norm(g, dim=2, dtype=torch.float64))
@@ -185,14 +185,14 @@ def _add(to: Tensor, a: Tensor, b: Tensor) -> None:
     to.addcmul_(a, b)
 
 
-def _shape_of_matrix(layer: Layer, of_inputs: bool, credited: bool) -> tuple[int, int]:
+def _shape_of_matrix(layer: Layer, of_inputs: bool, attributed: bool) -> tuple[int, int]:
     """From ∂L/∂h, or ∂L/∂c and ∂L/∂m, to ∂L/∂h_{t-1} and what else is wanted."""
     H = layer.w.hh.shape[0] // layer.cell.gates
-    more = layer.x.shape[1] if of_inputs else int(credited)
+    more = layer.x.shape[1] if of_inputs else int(attributed)
     return layer.cell.states * H, layer.w.hh.shape[1] + more
 
 
-def bytes_of_sequence(layer: Layer, losses: int, of_inputs: bool, credited: bool) -> int:
+def bytes_of_sequence(layer: Layer, losses: int, of_inputs: bool, attributed: bool) -> int:
     """How much room a :class:`Through` takes for each of its sequences."""
-    given, found = _shape_of_matrix(layer, of_inputs, credited)
+    given, found = _shape_of_matrix(layer, of_inputs, attributed)
     return (losses * (2 * given + found) + given * found) * layer.x.element_size()

@@ -53,14 +53,14 @@ class SideBySide:
         network: after its arguments were checked.
         pairs: which to follow.
         budget: bytes that the gradients of a chunk of losses may take.
-        credited: whether to find the inputs' credit.
+        attributed: whether to find the inputs' attribution.
     """
 
-    def __init__(self, network: Network, pairs: Pairs, budget: int, credited: bool) -> None:
+    def __init__(self, network: Network, pairs: Pairs, budget: int, attributed: bool) -> None:
         self.network, self.pairs, self.budget = network, pairs, budget
         self.at = Crossing(None, network.resets)
         self.runs: list[_Run] = []
-        self.credit = pairs.empty(network.x.device) if credited else None
+        self.attribution = pairs.empty(network.x.device) if attributed else None
 
         def forward(layer: Layer) -> Tensor:
             engine = engine_for(layer.cell, layer.x, layer.w)
@@ -102,7 +102,7 @@ class SideBySide:
             run, layer = self.runs[n], self.runs[n].layer
             d_state = (first, *(first.new_zeros(W, s.shape[1]) for s in layer.initial[1:]))
             norms = first.new_empty(len(windows.rows), len(layer.norms), dtype=torch.float64)
-            wanted = (bool(n) or self.credit is not None, *(False,) * 5)
+            wanted = (bool(n) or self.attribution is not None, *(False,) * 5)
             of = (layer.cell, layer.x, layer.initial, layer.w, self.network.steps, self.at)
             more = run.engine.backward(
                 *of, run.y, run.kept, more, d_state, wanted, windows, True, norms
@@ -117,9 +117,9 @@ class SideBySide:
                     more = more.mul_(mask.index_select(0, windows.rows))
                 first = more[:W].clone()
                 more[:W] = 0
-        if self.credit is not None and more is not None:
+        if self.attribution is not None and more is not None:
             flows = more.mul_(self.network.x.index_select(0, windows.rows)).sum(1)
-            by_step(self.credit).view(-1)[chunk.place] = flows.double()
+            by_step(self.attribution).view(-1)[chunk.place] = flows.double()
 
 
 class _Chunk(NamedTuple):

@@ -21,8 +21,8 @@ def flow_of(
 ) -> GradientFlow:
     """Measure how far back the loss of each token reaches.
 
-    L_t is the cross-entropy of the token after the t-th; the inputs whose credit is found are
-    the tokens' embeddings. The state before the first token is zero.
+    L_t is the cross-entropy of the token after the t-th; losses are attributed to the tokens'
+    embeddings. The state before the first token is zero.
 
     Args:
         model: put into evaluation mode for the time being.

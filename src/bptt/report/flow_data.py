@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bptt.errors import ConfigError
 
-FORMAT, VERSION = "bptt.flow", 1
+FORMAT, VERSION = "bptt.flow", 2
 MOST = 300
 """Rows and columns of a matrix in the page; longer sequences are shown in blocks of steps."""
 
@@ -54,7 +54,7 @@ def as_dict(flow: Flow) -> dict[str, Any]:
             f"this gradient flow is of version {found.get('version')!r}, and this bptt reads "
             f"version {VERSION}; measure it again, or use the bptt that wrote it"
         )
-    large = {"states", "credit"}
+    large = {"states", "attribution"}
     clean = {key: v if key in large else _finite(v) for key, v in found.items()}
     _check(clean)
     return clean
@@ -63,7 +63,7 @@ def as_dict(flow: Flow) -> dict[str, Any]:
 def packed(flow: Mapping[str, Any]) -> dict[str, Any]:
     """Give what the page holds of a flow: the dict, its matrices as bytes in base64.
 
-    A matrix of norms becomes log10 of them, float32, NaN where there is none; one of credit stays
+    A matrix of norms becomes log10 of them, float32, NaN where there is none; an attribution stays
     as it is. Only what is written down for s ≤ t is kept, row by row. Where there are more than
     MOST steps, a value is the mean of a block of steps, ``block`` wide and ``rows`` high.
 
@@ -85,8 +85,9 @@ def packed(flow: Mapping[str, Any]) -> dict[str, Any]:
         {"layer": s["layer"], "name": s["name"], "norms": pack(s["norms"], True)}
         for s in flow["states"]
     ]
-    credit = None if flow.get("credit") is None else pack(flow["credit"], False)
-    return {**flow, "states": states, "credit": credit, "block": block, "rows": rows}
+    attribution = flow.get("attribution")
+    attribution = None if attribution is None else pack(attribution, False)
+    return {**flow, "states": states, "attribution": attribution, "block": block, "rows": rows}
 
 
 def _blocks(
@@ -131,8 +132,8 @@ def _check(flow: Mapping[str, Any]) -> None:
     tables = {f"norms of layer {s['layer']} {s['name']}": s["norms"] for s in flow["states"]}
     if not tables:
         raise ConfigError("this gradient flow has no states, so there is nothing to show")
-    if flow.get("credit") is not None:
-        tables["credit"] = flow["credit"]
+    if flow.get("attribution") is not None:
+        tables["attribution"] = flow["attribution"]
     for name, table in tables.items():
         if len(table) != N or any(len(row) != T for row in table):
             sizes = sorted({len(row) for row in table})

@@ -58,9 +58,10 @@ class Run {
             return new Measure(`${s.layer}/${s.name}`, label, this, values, false);
         });
         this.states = [...this.measures];
-        if (raw.credit !== null && raw.credit !== undefined) {
-            const values = unpack(raw.credit, ends, this.columns);
-            this.measures.push(new Measure("credit", "credit of the inputs", this, values, true));
+        if (raw.attribution !== null && raw.attribution !== undefined) {
+            const values = unpack(raw.attribution, ends, this.columns);
+            const label = "attribution to the inputs";
+            this.measures.push(new Measure("attribution", label, this, values, true));
         }
         this.isText = Boolean(raw.tokens);
         this.words = this.#words();

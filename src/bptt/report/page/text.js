@@ -167,9 +167,9 @@ function drawReadout(r, measure, row) {
     said.push(`: ${number(r.loss(row))} nats. `);
     const far = farthest(r, measure, row);
     if (view.s !== null && view.s <= t && view.s < r.steps) {
-        said.push(...valueAt(r, measure, row, view.s), ...creditAt(r, measure, row, view.s));
+        said.push(...valueAt(r, measure, row, view.s), ...attributionAt(r, measure, row, view.s));
     } else if (far !== null) {
-        const name = measure.signed ? "of its credit" : `of its gradient (${measure.label})`;
+        const name = measure.signed ? "of its attribution" : `of its gradient (${measure.label})`;
         said.push(`99 % ${name} lies within the last ${far} ${far === 1 ? "step" : "steps"}.`);
     }
     readout.replaceChildren(...said);
@@ -189,12 +189,12 @@ function valueAt(r, measure, row, s) {
 }
 
 // What the input of that step contributes, beside a state's gradient.
-function creditAt(r, measure, row, s) {
-    const credit = r.measures.find((m) => m.signed);
-    const value = credit && credit !== measure ? credit.value(row, r.columnAt(s)) : NONE;
+function attributionAt(r, measure, row, s) {
+    const attribution = r.measures.find((m) => m.signed);
+    const value = attribution && attribution !== measure ? attribution.value(row, r.columnAt(s)) : NONE;
     return Number.isNaN(value)
         ? []
-        : [" Credit of its input: ", el("b", { class: "credited" }, number(value)), "."];
+        : [" Attribution to its input: ", el("b", { class: "attributed" }, number(value)), "."];
 }
 
 const quoted = (token) => el("q", {}, word(token));
