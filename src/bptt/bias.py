@@ -13,7 +13,7 @@ from bptt.credit.full import Full
 from bptt.credit.plan import Plan
 from bptt.credit.spelling import as_credit
 from bptt.errors import ConfigError
-from bptt.nests import leaves_of, map_tensors
+from bptt.pytree import leaves_of, map_tensors
 from bptt.unrolling import unroll
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.nests import is_float, leaves_of
+from bptt.pytree import is_float, leaves_of
 
 Gradients = list[Tensor | None]
 

@@ -35,7 +35,7 @@ from bptt.graphs import (
     vjp_together,
 )
 from bptt.memory import Action, Memory, Store
-from bptt.nests import flatten, is_float, leaves_of, map_tensors
+from bptt.pytree import flatten, is_float, leaves_of, map_tensors
 from bptt.unrolling import check_output
 
 LONGEST = 128  # steps of a segment, where nothing is said

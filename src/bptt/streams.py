@@ -12,7 +12,7 @@ from torch import Tensor
 from bptt.credit.full import Full
 from bptt.credit.spelling import as_credit
 from bptt.errors import ConfigError
-from bptt.nests import leaves_of, map_tensors
+from bptt.pytree import leaves_of, map_tensors
 from bptt.unrolling import unroll
 
 Run = Callable[[Any, Any], tuple[Any, Any]]

@@ -19,7 +19,7 @@ from bptt.credit.spelling import as_credit
 from bptt.kernels.loop import ScaleGradient
 from bptt.memory import Memory
 from bptt.memory import parse as parse_memory
-from bptt.nests import is_float, leaves_of, map_tensors
+from bptt.pytree import is_float, leaves_of, map_tensors
 
 Recurrent = Callable[..., tuple[Any, Any]]
 """``(inputs [T, B, ...], state) -> (outputs [T, B, ...], state)``."""

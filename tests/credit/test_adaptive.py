@@ -16,7 +16,7 @@ import bptt
 from bptt import Adaptive
 from bptt.credit import Decay, measure_decay
 from bptt.errors import CheckpointError, DivergedError
-from bptt.nests import leaves_of, map_tensors
+from bptt.pytree import leaves_of, map_tensors
 
 
 def decay_of(*norms, sums=None):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bptt.bias import estimator_error
 from bptt.credit import Plan
 from bptt.errors import ConfigError
-from bptt.nests import leaves_of
+from bptt.pytree import leaves_of
 
 DRAWS = 20  # of plans, for bias and variance
 PLANS = 20  # to see how far a credit that draws them reaches

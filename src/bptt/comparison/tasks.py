@@ -17,7 +17,7 @@ from bptt.comparison.result import Ending, Stop, Trial
 from bptt.credit import Decay, measure_decay
 from bptt.data import IGNORED, Task, TaskBatch
 from bptt.errors import DivergedError
-from bptt.nests import map_tensors
+from bptt.pytree import map_tensors
 from bptt.recurrent import GRU, LSTM, RNN
 from bptt.unrolling import unroll
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bptt.nests import is_float, leaves_of, map_tensors
+from bptt.pytree import is_float, leaves_of, map_tensors
 
 
 class Decay(NamedTuple):

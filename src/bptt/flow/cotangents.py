@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bptt.flow.pairs import Pairs
-from bptt.nests import flatten, is_float
+from bptt.pytree import flatten, is_float
 
 
 class Cotangents(NamedTuple):

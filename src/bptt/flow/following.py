@@ -18,7 +18,7 @@ from bptt.flow.network import as_ours
 from bptt.flow.pairs import Pairs
 from bptt.flow.stepwise import Layout, through_steps
 from bptt.init import cells_in
-from bptt.nests import is_float, leaves_of
+from bptt.pytree import is_float, leaves_of
 from bptt.unrolling import refuse_cell
 
 

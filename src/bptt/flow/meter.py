@@ -17,7 +17,7 @@ from bptt.errors import CheckpointError
 from bptt.flow.alarm import REMEMBERED, Probe, alarm_of, dies, growth_of
 from bptt.flow.lags import ByLag, DecayFit, Horizon, find_horizon, fit_decay, mean_ratio
 from bptt.kernels import reports
-from bptt.nests import leaves_of
+from bptt.pytree import leaves_of
 
 LISTENS_EVERY = 10  # updates; it takes about 1 % of the time of a small one
 

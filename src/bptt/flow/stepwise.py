@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from bptt.credit.full import Full
 from bptt.flow.cotangents import Cotangents
 from bptt.flow.flow import StateFlow
 from bptt.flow.pairs import Found, Pairs
-from bptt.nests import is_float, leaves_of, map_tensors
+from bptt.pytree import is_float, leaves_of, map_tensors, named_leaves
 from bptt.unrolling import Crossing, check_output, join
 
 
@@ -149,11 +148,7 @@ def _floats(nest: Any) -> list[Tensor]:
 
 def _names(module: Any, state: Any) -> list[str]:
     """Call the tensors by their place in the nest; those of torch.nn's cells as they are called."""
-    places = [
-        ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)
-        for path, leaf in pytree.tree_flatten_with_path(state)[0]
-        if is_float(leaf)
-    ]
+    places = [place for place, leaf in named_leaves(state) if is_float(leaf)]
     if isinstance(getattr(module, "cell", None), nn.RNNCellBase) or isinstance(module, nn.RNNBase):
         return ["hidden", "cell"][: len(places)]
     return [place or "state" for place in places]

@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt.cells import BY_MODE, Cell, Weights
-from bptt.nests import flatten, is_float, leaves_of, map_tensors
+from bptt.pytree import flatten, is_float, leaves_of, map_tensors
 
 Step = Callable[[Any, Tensor], Tensor]
 """``(inputs of N rows, states before [N, n]) -> states after [N, n]``."""

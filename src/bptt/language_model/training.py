@@ -30,7 +30,7 @@ from bptt.language_model.score import Score, perplexity
 from bptt.language_model.sight import LARGEST, Reach, Sight, looks_every, reach_of
 from bptt.language_model.step import Step
 from bptt.memory import parse as parse_memory
-from bptt.nests import leaves_of
+from bptt.pytree import leaves_of
 from bptt.streams import Stream
 
 STEPS = 35  # of a stream's window, where neither --steps nor the credit says
