@@ -135,6 +135,8 @@ def test_a_reach_where_one_is_enough():
     K = flow.suggest_truncation(0.1)
     assert f"bptt.Truncated(every={K}, reach={2 * K})" in texts(flow.advice)
     assert flow.advice[-1].figures == {"bias": 0.1, "reach": K}
+    assert "an estimate for a relative bias of 10 %, not measured (the module" in texts(flow.advice)
+    assert f"Where the window is fixed at W steps: every=W, reach=W+{K}" in texts(flow.advice)
     assert "Truncated" not in texts(flow_of(lambda t, k, b: 1.0, steps=40).advice)
 
 

@@ -234,12 +234,15 @@ def test_picking_states():
     states = tuple(StateFlow(layer, name, norms) for (layer, name), norms in parts.items())
     flow = flow_with(parts[0, "hidden"], states=states)
     both = (parts[0, "hidden"] ** 2 + parts[1, "hidden"] ** 2).sqrt()
-    torch.testing.assert_close(flow.norms, both.mean(0))
-    torch.testing.assert_close(flow.of(sequence=2), both[2])
-    torch.testing.assert_close(flow.of(sequence=-1), both[2])
-    torch.testing.assert_close(flow.of(layer=1), parts[1, "hidden"].mean(0))
+    torch.testing.assert_close(flow.of(name="hidden"), both.mean(0))
+    all_of_it = sum(p**2 for p in parts.values()).sqrt()
+    torch.testing.assert_close(flow.norms, all_of_it.mean(0))
+    torch.testing.assert_close(flow.of(sequence=2), all_of_it[2])
+    torch.testing.assert_close(flow.of(sequence=-1), all_of_it[2])
+    top = (parts[1, "hidden"] ** 2 + parts[1, "cell"] ** 2).sqrt()
+    torch.testing.assert_close(flow.of(layer=1), top.mean(0))
     torch.testing.assert_close(flow.of(layer=0, name="cell", sequence=1), parts[0, "cell"][1])
-    lag_one = both.diagonal(dim1=1, dim2=2, offset=-1)
+    lag_one = all_of_it.diagonal(dim1=1, dim2=2, offset=-1)
     assert flow.by_lag.mean[1] == pytest.approx(float(lag_one.mean()))
     with pytest.raises(ValueError, match="there are: hidden of layer 0, cell of layer 0"):
         flow.of(name="slow")
@@ -254,6 +257,20 @@ def test_of_a_state_of_another_kind_all_of_it_is_meant():
     flow = flow_with(a, states=(StateFlow(0, "fast", a), StateFlow(0, "more.0", b)))
     assert flow.norms[2, 0] == 5
     assert flow.of(name="fast")[2, 0] == 3
+    assert flow.norms.diagonal().isnan().all()
+
+
+def test_a_cell_counts_beside_the_hidden_state():
+    """A memory that goes through the cell alone is seen by lag, and in the horizon."""
+    hidden, cell = toeplitz([3.0, 4.0, 0.0, 0.0]), toeplitz([math.nan, 3.0, 5.0, 5.0])
+    flow = flow_with(hidden, states=(StateFlow(0, "hidden", hidden), StateFlow(0, "cell", cell)))
+    assert flow.by_lag.mean.tolist() == [3, 5, 5, 5]
+    assert flow.by_lag.count.tolist() == [4, 3, 2, 1]
+    assert flow.horizon() == 3
+    assert flow_with(hidden).horizon() == 1
+    cell[0, 3, 1] = math.nan  # of numbers that were not finite: it is not taken for nothing
+    broken = flow_with(hidden, states=(StateFlow(0, "hidden", hidden), StateFlow(0, "cell", cell)))
+    assert broken.norms[3, 1].isnan()
 
 
 # ------------------------------------------------------------------------------------ documents
@@ -305,9 +322,13 @@ def test_the_document_is_plain_json_with_all_of_it(lstm_flow):
         "lag": lstm_flow.horizon(),
         "reached": lstm_flow.settles(),
     }
+    K, measured = lstm_flow.suggest_truncation(0.1), lstm_flow.suggestion(0.1).measured
     assert document["suggested_reach"] == {
         "bias": 0.1,
-        "reach": lstm_flow.suggest_truncation(0.1),
+        "reach": K,
+        "every": K,
+        "measured": pytest.approx(measured, rel=1e-4),
+        "why": None,
     }
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import bptt
 from bptt.data.tasks import make_task
-from bptt.flow.truncation import SAFETY, suggest, tail
+from bptt.flow.truncation import SAFETY, estimate, suggest, tail
 
 
 def test_a_constant_decay():
@@ -27,7 +27,7 @@ def test_a_constant_decay():
     np.testing.assert_allclose(found.incoherent[:30], expected, rtol=1e-6)
     for bias in (0.5, 0.1, 0.01):
         K = math.ceil(math.log(bias / SAFETY) / math.log(beta)) - 1
-        assert suggest(flow, bias) == max(1, K)
+        assert estimate(flow, bias) == max(1, K)
 
 
 def test_the_larger_share_counts():
@@ -35,10 +35,10 @@ def test_the_larger_share_counts():
     K = np.arange(20)
     np.testing.assert_allclose(tail(flat).coherent, (19 - K) / 20)
     np.testing.assert_allclose(tail(flat).incoherent, np.sqrt((19 - K) / 20))
-    assert suggest(flat, 0.5) == 18  # √(1/20) = 0.22 is the first below 0.25; the mean: at 14
+    assert estimate(flat, 0.5) == 18  # √(1/20) = 0.22 is the first below 0.25; the mean: at 14
     peaked = flow_of(lambda t, k, b: 10.0 if k == 0 else 1.0, steps=20, times=(19,), batch=1)
     assert tail(peaked).coherent[1] > tail(peaked).incoherent[1]
-    assert suggest(peaked, 0.5) == 12  # 7/29 = 0.24 and √(7/119) = 0.24
+    assert estimate(peaked, 0.5) == 12  # 7/29 = 0.24 and √(7/119) = 0.24
 
 
 def test_sums_not_means_over_the_losses():
@@ -61,14 +61,14 @@ def test_what_lies_beyond_the_lags_that_were_followed():
     all_ = flow_of(lambda t, k, b: beta**k, steps=80, times=(79,))
     np.testing.assert_allclose(tail(few).coherent, tail(all_).coherent[:12], rtol=1e-6)
     np.testing.assert_allclose(tail(few).incoherent, tail(all_).incoherent[:12], rtol=1e-6)
-    assert suggest(few, 0.5) == suggest(all_, 0.5)
-    assert suggest(few, 0.01) is None  # further than what was followed
+    assert estimate(few, 0.5) == estimate(all_, 0.5)
+    assert estimate(few, 0.01) is None  # further than what was followed
     flat = flow_of(lambda t, k, b: 1.0, steps=80, lags=12, times=(79,))
-    assert suggest(flat, 0.5) is None  # who knows
+    assert estimate(flat, 0.5) is None  # who knows
     two = flow_of(lambda t, k, b: beta**k, steps=80, lags=2, times=(79,))
-    assert suggest(two, 0.5) is None  # no decay can be fitted
+    assert estimate(two, 0.5) is None  # no decay can be fitted
     ends = flow_of(lambda t, k, b: float(k < 5), steps=80, lags=12, times=(79,))
-    assert suggest(ends, 0.1) == 4
+    assert estimate(ends, 0.1) == 4
 
 
 @pytest.mark.parametrize("steps", [40, 80, 300])
@@ -79,7 +79,7 @@ def test_of_an_excerpt_the_length_does_not_count(steps):
     whole = flow_of(lambda t, k, b: beta**k, steps=600, times=(599,), batch=1)
     np.testing.assert_allclose(tail(flow).coherent, tail(whole).coherent[:steps], rtol=1e-6)
     np.testing.assert_allclose(tail(flow).incoherent, tail(whole).incoherent[:steps], rtol=1e-6)
-    assert suggest(flow) == suggest(whole) == 28  # .9^29 = .047
+    assert estimate(flow) == estimate(whole) == 28  # .9^29 = .047
     assert "Truncated(every=28, reach=56)" in flow.advice[-1].text
 
 
@@ -93,14 +93,14 @@ def test_losses_of_an_excerpt_may_be_of_different_size():
 def test_an_excerpt_that_is_too_short_tells_nothing():
     flat = replace(flow_of(lambda t, k, b: 1.0, steps=20), excerpt=True)
     slow = replace(flow_of(lambda t, k, b: 0.99**k, steps=50), excerpt=True)
-    assert suggest(flat) is suggest(slow) is None
+    assert estimate(flat) is estimate(slow) is None
 
 
-def test_where_there_is_nothing_to_suggest():
-    assert suggest(flow_of(lambda t, k, b: 0.0)) is None
-    assert suggest(flow_of(lambda t, k, b: math.inf if k > 3 else 1.0)) is None
-    assert suggest(flow_of(lambda t, k, b: 1.0, steps=20), 0.01) == 19  # the whole sequence
-    assert suggest(flow_of(lambda t, k, b: float(k == 0))) == 1
+def test_where_there_is_nothing_to_estimate():
+    assert estimate(flow_of(lambda t, k, b: 0.0)) is None
+    assert estimate(flow_of(lambda t, k, b: math.inf if k > 3 else 1.0)) is None
+    assert estimate(flow_of(lambda t, k, b: 1.0, steps=20), 0.01) == 19  # the whole sequence
+    assert estimate(flow_of(lambda t, k, b: float(k == 0))) == 1
 
 
 @pytest.mark.parametrize("bias", [0.0, 1.0, -0.1, math.nan])

@@ -11,6 +11,7 @@ from bptt.flow.verdict import DEAD, LEAST_LAGS, Profile, is_saturated, profile
 if TYPE_CHECKING:
     from bptt.flow.dynamics import Dynamics
     from bptt.flow.flow import GradientFlow
+    from bptt.flow.truncation import Suggestion
 
 BIAS = 0.1
 """The relative bias for which a reach is suggested."""
@@ -202,7 +203,7 @@ def _about_units(layers: tuple[Dynamics, ...]) -> Iterator[Advice]:
 
 
 def _about_reach(flow: GradientFlow) -> Iterator[Advice]:
-    K, last = flow.suggest_truncation(BIAS), flow.lags - 1
+    found, last = flow.suggestion(BIAS, flow.window), flow.lags - 1
     if not flow.settles():
         yield Advice(
             f"Look further back, and give the credit a longer reach: the gradient goes on beyond "
@@ -210,14 +211,42 @@ def _about_reach(flow: GradientFlow) -> Iterator[Advice]:
             {"lags": flow.lags, "horizon": flow.horizon() or last},
             AICHER,
         )
-    if K is not None and (flow.excerpt or flow.steps > 2 * K):
-        yield Advice(
-            f"If the sequences have to be cut, credit=bptt.Truncated(every={K}, reach={2 * K}) "
-            f"keeps the gradient's relative bias at about {100 * BIAS:.0f} %, for what the network "
-            "uses now; longer, for what it is to learn.",
-            {"bias": BIAS, "reach": K},
-            AICHER,
+    if found.reach is None or found.every is None:
+        return
+    credit = f"bptt.Truncated(every={found.every}, reach={found.every + found.reach})"
+    if not flow.excerpt and flow.steps <= found.every + found.reach:
+        return  # that is all of it
+    yield Advice(
+        (
+            f"If the sequences have to be cut, credit={credit}: "
+            if flow.window is None
+            else f"With windows of {found.every} steps, credit={credit}: "
         )
+        + _promise(found)
+        + " That is for what the network uses now; what it is to learn may take more."
+        + (
+            ""
+            if flow.window is not None
+            else f" Where the window is fixed at W steps: every=W, reach=W+{found.reach}."
+        ),
+        {
+            "bias": BIAS,
+            "reach": found.reach,
+            **({} if found.measured is None else {"measured": found.measured}),
+        },
+        AICHER,
+    )
+
+
+def _promise(found: Suggestion) -> str:
+    """Say what is known of a suggestion's bias, and no more."""
+    if found.measured is None:
+        return (
+            f"an estimate for a relative bias of {100 * BIAS:.0f} %, not measured ({found.why}); "
+            "bptt.estimator_error measures it."
+        )
+    bias = f"{100 * found.measured:.2g} %"
+    return f"measured on these sequences, the gradient's relative bias is {bias}."
 
 
 def _figures(d: Dynamics, *names: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bptt.flow.pairs import Pairs
-from bptt.pytree import flatten, is_float
+from bptt.pytree import flatten, is_float, leaves_of
 
 
 class Cotangents(NamedTuple):
@@ -90,13 +90,26 @@ def random_directions(y: Tensor, steps: int, batch: int, time: int) -> Cotangent
         batch: B.
         time: the dimension of time.
     """
+    v = _directions(y, batch_dim=1 - time, time=time)
+    return Cotangents(_products(v, y.detach(), steps, batch, time), [v])
+
+
+def of_random_directions(outputs: Any, *, steps: int, batch: int, time: int) -> Tensor:
+    """Return the losses of :func:`random_directions`, [T, B] float64, with their graph."""
+    (y,) = leaves_of(outputs)
+    return _products(_directions(y, batch_dim=1 - time, time=time), y, steps, batch, time)
+
+
+def _directions(y: Tensor, batch_dim: int, time: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    shape = [1 if d == 1 - time and y.dim() > 2 else n for d, n in enumerate(y.shape)]
+    shape = [1 if d == batch_dim and y.dim() > 2 else n for d, n in enumerate(y.shape)]
     v = torch.randn(shape, generator=generator, dtype=torch.float64)
     others = [d for d in range(y.dim()) if d != time]
-    v = (v / v.square().sum(others, keepdim=True).sqrt()).to(y).expand_as(y)
-    losses = (v * y.detach()).double().movedim(time, 0).reshape(steps, batch, -1).sum(2)
-    return Cotangents(losses, [v])
+    return (v / v.square().sum(others, keepdim=True).sqrt()).to(y).expand_as(y)
+
+
+def _products(v: Tensor, y: Tensor, steps: int, batch: int, time: int) -> Tensor:
+    return (v * y).double().movedim(time, 0).reshape(steps, batch, -1).sum(2)
 
 
 def _check_losses(losses: Any, steps: int, batch: int) -> None:

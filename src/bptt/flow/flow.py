@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from bptt.flow.advice import Advice
     from bptt.flow.dynamics import Dynamics
+    from bptt.flow.truncation import Suggestion
+    from bptt.flow.truncation_bias import TruncationBias
     from bptt.flow.verdict import Verdict
 
 
@@ -83,6 +85,14 @@ class GradientFlow:
     gradient_norm: float | None = None
     """What the gradient's norm, over all parameters and before clipping, usually is in training;
     None where that is not known."""
+    window: int | None = None
+    """The steps after which training makes an update, where that is fixed."""
+    bias_of: TruncationBias | None = None
+    """Measures the bias of a truncation on these sequences; it refers to the module and its
+    inputs. None: that cannot be measured any more."""
+    _suggestions: dict[tuple[float, int | None], Suggestion] = field(
+        default_factory=dict, init=False
+    )
 
     def __repr__(self) -> str:
         """Say what it is of, and how far it reaches."""
@@ -102,8 +112,7 @@ class GradientFlow:
 
         Args:
             layer: of one layer; of all taken together by default.
-            name: of one of the state's tensors; the hidden state by default, or all of the state
-                where none is called that.
+            name: of one of the state's tensors; of all of the state taken together by default.
             sequence: of one sequence; the mean over all of them by default.
 
         Raises:
@@ -120,19 +129,28 @@ class GradientFlow:
         self, layer: int | None = None, name: str | None = None
     ) -> Float[Tensor, "batch losses time"]:
         """Pick norms of each sequence, [B, N, T], as :meth:`of`."""
-        if name is None and any(s.name == "hidden" for s in self.states):
-            name = "hidden"
         chosen = [
             s.norms for s in self.states if layer in (None, s.layer) and name in (None, s.name)
         ]
         if not chosen:
             there = ", ".join(f"{s.name} of layer {s.layer}" for s in self.states)
             raise ValueError(f"no state is {name!r} of layer {layer}; there are: {there}")
-        return chosen[0] if len(chosen) == 1 else torch.stack(chosen).square().sum(0).sqrt()
+        return chosen[0] if len(chosen) == 1 else self._together(chosen)
+
+    def _together(self, norms: list[Tensor]) -> Float[Tensor, "batch losses time"]:
+        """Take several tensors of the state together.
+
+        What is not defined at lag 0, as of a cell, adds nothing to what is.
+        """
+        each = torch.stack(norms)
+        own = torch.tensor(self.times).unsqueeze(1) == torch.arange(self.steps)
+        undefined = each.isnan() & own.to(each.device)
+        total = each.masked_fill(undefined, 0).square().sum(0).sqrt()
+        return total.masked_fill(undefined.all(0), torch.nan)
 
     @property
     def norms(self) -> Float[Tensor, "losses time"]:
-        """‖∂L_t/∂h_s‖, [N, T]: of all layers' hidden states together, the mean over the batch."""
+        """‖∂L_t/∂state_s‖, [N, T]: of all of the state together, the mean over the batch."""
         return self.of()
 
     @cached_property
@@ -165,15 +183,31 @@ class GradientFlow:
     def _horizon(self, threshold: float) -> Horizon:
         return find_horizon(self.by_lag, self.decay, threshold)
 
-    def suggest_truncation(self, bias: float = 0.1) -> int | None:
-        """Suggest how far back to credit losses: see :func:`bptt.flow.truncation.suggest`.
+    def suggest_truncation(self, bias: float = 0.1, every: int | None = None) -> int | None:
+        """Suggest how far back to credit losses: the ``reach`` of :meth:`suggestion`.
 
         Args:
-            bias: the relative bias of the gradient that is tolerated.
+            bias: the relative bias of the gradient that is tolerated, above 0 and below 1.
+            every: the steps after which an update is made, where that is fixed.
+
+        Returns:
+            K, in steps, for ``Truncated(every=K, reach=2 * K)``, or with ``every``
+            ``Truncated(every=every, reach=every + K)``. None where the lags that were followed do
+            not tell.
+        """
+        return self.suggestion(bias, every).reach
+
+    def suggestion(self, bias: float = 0.1, every: int | None = None) -> Suggestion:
+        """Suggest how far back to credit losses, with the bias that was measured there.
+
+        See :func:`bptt.flow.truncation.suggest`. It is measured once for each ``bias`` and
+        ``every``.
         """
         from bptt.flow.truncation import suggest
 
-        return suggest(self, bias)
+        if (bias, every) not in self._suggestions:
+            self._suggestions[bias, every] = suggest(self, bias, every)
+        return self._suggestions[bias, every]
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -231,7 +265,7 @@ class GradientFlow:
 
     def _summary(self) -> dict[str, Any]:
         found, decay, horizon = self.by_lag, self.decay, self._horizon(0.01)
-        bias, verdict = 0.1, self.verdict
+        verdict, suggestion = self.verdict, self.suggestion(every=self.window)
         return {
             "by_lag": {
                 "lag": found.lag.tolist(),
@@ -239,7 +273,7 @@ class GradientFlow:
             },
             "decay": None if decay is None else {k: _number(v) for k, v in decay._asdict().items()},
             "horizon": horizon._asdict(),
-            "suggested_reach": {"bias": bias, "reach": self.suggest_truncation(bias)},
+            "suggested_reach": {k: _number_or_text(v) for k, v in suggestion._asdict().items()},
             "dynamics": None if self.dynamics is None else [d.to_dict() for d in self.dynamics],
             "verdict": {"kind": verdict.kind, "words": verdict.words},
             "advice": [
@@ -267,6 +301,10 @@ def _many(n: int, one: str, more: str) -> str:
 
 def _numbers(values: Iterable[float]) -> list[float | None]:
     return [_number(v) for v in values]
+
+
+def _number_or_text(v: float | int | str | None) -> float | int | str | None:
+    return v if isinstance(v, str) else _number(v)
 
 
 def _number(v: float | int | None) -> float | int | None:

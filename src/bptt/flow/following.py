@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt.flow.cotangents import cotangents
+from bptt.flow.cotangents import cotangents, of_random_directions
 from bptt.flow.dynamics import measure
 from bptt.flow.flow import GradientFlow
 from bptt.flow.layers import through_layers
 from bptt.flow.network import as_ours
 from bptt.flow.pairs import Pairs
 from bptt.flow.stepwise import Layout, through_steps
+from bptt.flow.truncation_bias import TruncationBias
 from bptt.init import cells_in
 from bptt.pytree import is_float, leaves_of
 from bptt.unrolling import refuse_cell
@@ -131,6 +132,15 @@ def gradient_flow(
             state_batch_dim=state_batch_dim,
             batch_first=batch_first,
         )
+    losses = found.losses[list(pairs.times)]
+    by_default = partial(
+        of_random_directions, steps=pairs.steps, batch=pairs.batch, time=layout.time
+    )
+    options = {
+        "resets": resets,
+        "state_batch_dim": state_batch_dim,
+        "batch_first": batch_first,
+    }
     return GradientFlow(
         name=_name(module) if name is None else name,
         module=_in_words(module),
@@ -139,13 +149,16 @@ def gradient_flow(
         batch=pairs.batch,
         lags=pairs.lags,
         states=found.states,
-        losses=found.losses[list(pairs.times)],
+        losses=losses,
         attribution=found.attribution,
         tokens=None if tokens is None else tuple(tokens),
         targets=None if targets is None else tuple(targets),
         dynamics=measured,
         excerpt=excerpt,
         cells=cells_in(module),
+        bias_of=TruncationBias(
+            module, inputs, loss_fn or by_default, state, pairs.times, losses, options
+        ),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bptt.errors import ConfigError
 from bptt.flow.lags import what_follows
 from bptt.flow.verdict import squares
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 SAFETY = 2.0
 """The share left out may be so much less than the bias asked for."""
+GROWS = 1.25
+"""K becomes so many times as large where the bias measured is too large."""
 
 
 class Tail(NamedTuple):
@@ -27,36 +31,100 @@ class Tail(NamedTuple):
     """The same of squares, and the root: where they point everywhere."""
 
 
-def suggest(flow: GradientFlow, bias: float = 0.1) -> int | None:
-    """Suggest the least K whose credit ``Truncated(every=K, reach=2 * K)`` has at most a bias.
+class Suggestion(NamedTuple):
+    """A truncation, and its bias."""
 
-    Under that credit every loss reaches K steps back at least (2K - 1 at most), so what is left
-    out is lags beyond K. With φ_k the norm of the gradient that is k steps back, of all of the
-    state together, that is a share of the sum of the norms, or of the root of the sum of squares,
-    according to whether the gradients of the steps and sequences add up or cancel. The larger one
-    counts, and half of the bias asked for is aimed at: norms do not tell whether near lags cancel
-    more than far ones do. So it is an estimate, mostly on the safe side (``python
-    benchmarks/suggested_reach.py``), and no bound; :func:`bptt.estimator_error` measures the bias.
+    bias: float
+    """The relative bias ‖E ĝ - g‖ / ‖g‖ that was asked for."""
+    reach: int | None
+    """K, in steps: every loss is to reach so far back at least. None: the lags that were followed
+    do not tell."""
+    every: int | None
+    """An update is made after so many steps; K itself where no window was given."""
+    measured: float | None
+    """The bias that ``Truncated(every=every, reach=every + K)`` has on the sequences that were
+    followed; None where it was not measured, so that K is an estimate."""
+    why: str | None
+    """Why it was not measured, or why there is no K."""
 
-    It is about sequences like those that were followed, and what the network does now: a
-    dependency that is not learnt yet has no gradient to be seen.
+
+def suggest(flow: GradientFlow, bias: float = 0.1, every: int | None = None) -> Suggestion:
+    """Suggest a K whose credit ``Truncated(every=K, reach=2 * K)`` has at most a certain bias.
+
+    Where an update has to be made every W steps it is ``Truncated(every=W, reach=W + K)``. Under
+    either every loss reaches at least K steps back.
+
+    First K is estimated: :func:`estimate`. Then the bias is measured there, on the sequences that
+    were followed (:func:`bptt.estimator_error`, for all of the module's parameters and the sum of
+    the losses followed), and K is raised by a quarter until it is what was asked for. Each
+    measurement takes about as long as three or four training steps on these sequences. Of an
+    excerpt only the losses count that have more lags than the credit reaches, W + K; there have to
+    be W of them.
+
+    It is about sequences like those that were followed, and about what the network does now: a
+    dependency that has not been learnt yet has no gradient to be seen.
 
     Args:
-        flow: what :func:`bptt.gradient_flow` found. Of an excerpt from something longer (its
-            ``excerpt``) each lag counts as if all losses had it, and lags beyond those that were
-            followed as the decay says.
+        flow: what :func:`bptt.gradient_flow` found.
         bias: the relative bias ‖E ĝ - g‖ / ‖g‖ that is tolerated, above 0 and below 1.
+        every: W.
+
+    Raises:
+        ValueError: the bias is out of its range, or ``every`` is below 1.
+    """
+    if not 0 < bias < 1:
+        raise ValueError(f"suggest_truncation: bias must be between 0 and 1, got {bias!r}")
+    if every is not None and every < 1:
+        raise ValueError(f"suggest_truncation: every must be 1 at least, got {every!r}")
+    K, why = estimate(flow, bias), None
+    untold = flow.excerpt or flow.lags < 2 or flow.bias_of is None or tail(flow) is None
+    if K is None and untold:
+        return Suggestion(bias, None, every, None, "the lags that were followed do not tell")
+    K = K or max(1, flow.lags - 1)  # nothing lies before whole sequences
+    if flow.bias_of is None:
+        return Suggestion(bias, K, every or K, None, "the module is not at hand")
+    was = None
+    while True:
+        W = every or K
+        first = W + K if flow.excerpt else 0
+        if flow.excerpt and flow.steps < first + W:
+            why = f"that takes an excerpt of {first + W} steps, and this one has {flow.steps}"
+            break
+        try:
+            was = flow.bias_of(W, W + K, first)
+        except ConfigError as e:
+            why = str(e)
+            break
+        if was <= bias or flow.steps <= W + K:
+            return Suggestion(bias, K, W, was, None)
+        K = max(K + 1, math.ceil(GROWS * K))
+    if was is not None:  # it was too large, as far as that could be measured
+        return Suggestion(bias, None, every, None, f"at {K} steps it cannot be measured: {why}")
+    return Suggestion(bias, K, W, None, why)
+
+
+def estimate(flow: GradientFlow, bias: float = 0.1) -> int | None:
+    """Estimate the least K for which the lags beyond K hold little enough; it is no bound.
+
+    With φ_k the norm of the gradient that is k steps back, of all of the state together, what lies
+    beyond K is a share of the sum of the norms, or of the root of the sum of squares, according to
+    whether the gradients of the steps and sequences add up or cancel. The larger one counts, and
+    half of the bias asked for is aimed at. Norms do not tell whether near lags cancel more than
+    far ones do: where they do, as in a network that remembers something for long, the bias is
+    several times the estimate (``python benchmarks/suggested_reach.py``).
+
+    Of an excerpt each lag counts as if all losses had it, and lags beyond those that were followed
+    as the decay says.
+
+    Args:
+        flow: what :func:`bptt.gradient_flow` found.
+        bias: as for :func:`suggest`.
 
     Returns:
         K, in steps; T - 1 where only the whole sequence is enough. None where the lags that were
         followed do not tell: they are not all, and the gradient has not decayed within them; or
         where it is not finite, or zero.
-
-    Raises:
-        ValueError: the bias is out of its range.
     """
-    if not 0 < bias < 1:
-        raise ValueError(f"suggest_truncation: bias must be between 0 and 1, got {bias!r}")
     found = tail(flow)
     if found is None or flow.lags < 2:
         return None
