@@ -74,7 +74,13 @@ def made_flow(
             "lag": int(np.argmax(sums >= 0.99)),
             "reached": True,
         },
-        "suggested_reach": {"bias": 0.1, "reach": int(np.argmax(sums >= 0.9)) + 1},
+        "suggested_reach": {
+            "bias": 0.1,
+            "reach": int(np.argmax(sums >= 0.9)) + 1,
+            "every": int(np.argmax(sums >= 0.9)) + 1,
+            "measured": 0.08,
+            "why": None,
+        },
         "dynamics": [
             {
                 "layer": layer,

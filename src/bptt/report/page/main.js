@@ -136,7 +136,7 @@ const HOW = {
             "are summed; in a gradient terms may cancel, and then less or more of it is lost.",
     ],
     lag: [
-        "The same by the distance k = t − s, all layers' hidden states taken together: the mean " +
+        "The same by the distance k = t − s, all of the state taken together: the mean " +
             "over the losses and sequences, and where the middle four fifths lie.",
         "β is how much of it passes a step. The horizon is the lag that holds nearly all. Where " +
             "one layer's bound is known, no curve can lie above its line.",

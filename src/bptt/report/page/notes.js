@@ -126,9 +126,13 @@ function error(x) {
 
 function suggestion(suggested) {
     if (!suggested) return "";
-    if (!suggested.reach) return "the lags followed do not tell";
-    const K = suggested.reach;
-    return `every=${K}, reach=${2 * K}, for a bias of ${percent(suggested.bias)}`;
+    if (!suggested.reach) return suggested.why || "the lags followed do not tell";
+    const { every, reach, bias, measured } = suggested;
+    const known =
+        typeof measured === "number"
+            ? `bias measured: ${percent(measured)}`
+            : `an estimate for a bias of ${percent(bias)}, not measured`;
+    return `every=${every}, reach=${every + reach}; ${known}`;
 }
 
 function figure(name, value, what) {
