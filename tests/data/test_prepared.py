@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from bptt.data import (
 from bptt.data import prepared as module
 from bptt.data.splitting import split
 from bptt.data.tokens import TokenWriter
-from bptt.errors import BpttWarning, ConfigError, CorpusError
+from bptt.errors import ConfigError, CorpusError
 
 Make = Callable[..., Corpus]
 
@@ -160,7 +159,7 @@ def test_both_parts_together_have_no_more_than_max_tokens(
     tokenizer = Tokenizer.train([text], level=level, sentences=True)
     total = 0
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bptt.data.tokens.LONGEST", 8)
+        patch.setattr("bptt.data.sequences.LONGEST", 20)
         path = Path(place, "text.txt")
         path.write_text(text, encoding="utf-8")
         try:
@@ -197,34 +196,60 @@ def test_a_word_that_becomes_two_counts_as_two(corpus: Make) -> None:
     assert (len(found.train.ids), len(found.valid.ids)) == (21, 14)
 
 
-def test_long_sequences_count_all_their_marks(
-    corpus: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bptt.data.tokens.LONGEST", 5)
-    lines = "a b c d e f\n" * 20  # each 5 + 2 and 1 + 2 tokens
-    with pytest.warns(BpttWarning):
-        found = prepare(corpus(lines), reading="lines", max_tokens=100, valid_fraction=0.3)
-    assert len(found.train.ids) + len(found.valid.ids) == 100
-
-
 # Long sequences
 
 
-@pytest.mark.parametrize(
-    ("words", "parts"), [(1000, [1002]), (1001, [1002, 3]), (2500, [1002, 1002, 502])]
-)
-def test_long_sequences_are_cut_with_one_warning(
-    corpus: Make, words: int, parts: list[int]
+@pytest.mark.parametrize("reading", ["lines", "sentences"])
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("longest", [1 << 18, 1000])
+def test_a_sequence_is_one_however_long(
+    corpus: Make, level: str, reading: str, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "a " * words + "\n" + "a b c d\n" * 30
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        tokens = prepare(corpus(text), reading="lines", valid_fraction=0.03)
-    assert [len(s) for s in sequences(tokens.train)[: len(parts)]] == parts
-    messages = [str(w.message) for w in caught if w.category is BpttWarning]
-    assert len(messages) == (len(parts) > 1)
-    assert all("1 sequence of more than 1,000" in message for message in messages)
-    assert tokens.train.characters + tokens.valid.characters == 2 * words + 30 * 7
+    """Lines of more than 1,000 tokens became several, with ends that the text does not have."""
+    monkeypatch.setattr("bptt.data.sequences.LONGEST", longest)
+    one = "a bb  ccc " * 999 + "d"  # 9,991 characters
+    between = "\n" if reading == "lines" else "\n\n"
+    text = prepare(corpus(between.join([one] * 20)), level=level, reading=reading)
+    found = sequences(text.train) + sequences(text.valid)
+    assert len(found) == 20
+    expected = one if reading == "lines" else " ".join(one.split())
+    if level == "word":
+        expected = " ".join(one.split())
+    assert all(text.tokenizer.decode(ids) == expected for ids in found)
+    start, end = text.tokenizer.start, text.tokenizer.end
+    assert all(ids[0] == start and ids[-1] == end for ids in found)
+    assert not any({start, end} & set(ids[1:-1]) for ids in found)
+    assert text.train.words + text.valid.words == 20 * len(one.split())
+    assert text.train.characters + text.valid.characters == 20 * len(one)
+
+
+def test_a_long_sequence_is_held_out_whole(corpus: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bptt.data.sequences.LONGEST", 50)
+    long, short = "word " * 100, "a few words and more\n" * 2
+    for text, train in ((long + "\n" + short, 100), (short + long, 10)):
+        found = prepare(corpus(text), reading="lines", valid_fraction=0.5)
+        assert found.train.words == train
+        assert found.train.words + found.valid.words == 110
+    limited = prepare(corpus(short * 2 + long), reading="lines", valid_fraction=0.5, max_tokens=80)
+    assert len(limited.train.ids) + len(limited.valid.ids) == 4 * 7  # the long line does not fit
+
+
+@pytest.mark.parametrize("reading", ["lines", "sentences"])
+@pytest.mark.parametrize("level", LEVELS)
+def test_no_entry_reaches_across_two_sequences(corpus: Make, level: str, reading: str) -> None:
+    """Without a full stop at their ends they were glued where the vocabulary is made."""
+    names = ["Anna", "Bertha", "Carla", "Dora", "Emil"] * 40
+    between = "\n" if reading == "lines" else "\n\n"
+    text = prepare(corpus(between.join(names)), level=level, reading=reading)
+    entries = [text.tokenizer.token(i) for i in range(text.tokenizer.size)]
+    if level == "word":
+        assert sorted(entries) == sorted(["<unk>", "<s>", "</s>", *set(names)])
+    if level == "bpe":
+        merged = [entry for entry in entries if len(entry) > 1 and entry not in ("<s>", "</s>")]
+        assert "Anna" in merged
+        assert all(any(entry in name for name in names) for entry in merged)
+    assert text.train.unknown == text.valid.unknown == 0
+    assert "\n" not in entries
 
 
 # Refusals

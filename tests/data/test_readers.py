@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -148,12 +149,63 @@ def test_a_stream_has_no_sentences() -> None:
         Sentences(stream(10), batch_size=2)
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 9), st.integers(2, 40))
+@settings(deadline=None)
+def test_a_batch_is_bounded_by_its_tokens(lengths: list[int], size: int, most: int) -> None:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        patch.setattr("bptt.data.readers.MOST", 0)
+        patch.setattr("bptt.data.readers.MOST_OF_FEW", most)
+        reader = Sentences(sentences(lengths), batch_size=size, seed=3)
+    steps = [length + 1 for length in lengths]
+    long = sum(s > most for s in steps)
+    assert [str(w.message).split(" will")[0] for w in told] == (
+        [f"{long} sequence{'s' * (long > 1)} of more than {most} tokens"] if long else []
+    )
+    batches = list(reader)
+    assert len(batches) > 0
+    read: list[list[int]] = []
+    for batch in batches:
+        assert batch.inputs.numel() <= most
+        assert batch.inputs.shape[1] <= size
+        columns = [
+            list(zip(x[y != IGNORED].tolist(), y[y != IGNORED].tolist(), strict=True))
+            for x, y in zip(batch.inputs.T, batch.targets.T, strict=True)
+        ]
+        if batch.fresh:
+            read += columns
+        else:
+            assert len(columns) == 1
+            read[-1] += columns[0]  # goes on where the batch before ended
+    expected = [
+        [(0, word), *[(word, word)] * (length - 1), (word, 1)]
+        for word, length in enumerate(lengths, 2)
+    ]
+    assert sorted(read) == sorted(expected)
+
+
+def test_short_sentences_are_not_bounded() -> None:
+    reader = Sentences(sentences([999] * 60), batch_size=20)
+    assert [tuple(batch.inputs.shape) for batch in reader] == [(1000, 20)] * 3
+    longer = Sentences(sentences([1999] * 60), batch_size=20)
+    assert [tuple(batch.inputs.shape) for batch in longer] == [(2000, 10)] * 6
+    alone = Sentences(sentences([19_999]), batch_size=1)
+    assert [tuple(batch.inputs.shape) for batch in alone] == [(20_000, 1)]
+
+
 # Resuming
+
+
+def _windows() -> Sentences:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Sentences(sentences([3, 50_000, 5, 30_000]), batch_size=4, seed=5)
 
 
 READERS = {
     "sequential": lambda: Streams(stream(200), batch_size=3, steps=7, seed=5),
     "random": lambda: Streams(stream(200), batch_size=3, steps=7, sampling="random", seed=5),
+    "windows": lambda: _windows(),
     "sentences": lambda: Sentences(sentences(list(range(1, 30))), batch_size=4, seed=5),
 }
 

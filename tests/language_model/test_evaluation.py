@@ -47,6 +47,19 @@ def test_is_the_sum_over_single_steps_whatever_the_batch_size(
     assert score.word_perplexity == pytest.approx(math.exp(nats / score.words))
 
 
+def test_long_sequences_come_in_windows_to_the_same_figure(small, tmp_path, story, monkeypatch):
+    run = train(small.changed(reading="lines", epochs=1), tmp_path / "run")
+    model = run.load_model().double()
+    text = encode_text(story(24, seed=1), model.tokenizer, reading="lines")
+    whole = evaluate(model, text)
+    for window in (1, 3, 11):
+        monkeypatch.setattr("bptt.language_model.evaluation.WINDOW", window)
+        for batch_size in (1, 5):
+            parts = evaluate(model, text, batch_size=batch_size)
+            assert parts.tokens == whole.tokens
+            assert parts.nats == pytest.approx(whole.nats, rel=1e-12)
+
+
 def test_dropout_is_off_and_the_mode_comes_back(small, tmp_path):
     run = train(small.changed(dropout=0.5, epochs=1), tmp_path / "run")
     model = run.load_model().train()

@@ -144,6 +144,19 @@ def well_formed(text: str) -> str:
     return text
 
 
+def as_read(text: str) -> str:
+    """A text as it would be read from a file: newlines as ``\\n``, without byte order marks.
+
+    Args:
+        text: Any text, such as one that was typed or given from Python.
+
+    Returns:
+        Well-formed text.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
+    return well_formed(text)
+
+
 def _from_mark(block: bytes) -> tuple[str, int]:
     for mark, encoding in _MARKS:
         if block.startswith(mark):

@@ -20,13 +20,13 @@ from bptt.data.cache import cache_directory, cache_place
 from bptt.data.corpora import Corpus
 from bptt.data.splitting import Split, split
 from bptt.data.tokenizer import Tokenizer, counting_tokenizer
-from bptt.data.tokens import Tokens, TokenWriter, check_reading, units, warn_of_cut
+from bptt.data.tokens import Tokens, TokenWriter, as_encoded, check_reading, units
 from bptt.errors import BpttError, ConfigError, CorpusError
 
 Progress = Callable[[str, "float | None"], None]
 """Called with what is being done and the share of it that is done, None where not known."""
 
-FORMAT = 2
+FORMAT = 3
 """Counts the changes of what an entry of the cache holds, or of how text is cut."""
 
 LEAST = 10
@@ -235,8 +235,9 @@ def _build(
             corpus, settings.reading, settings.valid_fraction, counter, settings.max_tokens
         )
         if tokenizer is None:
+            texts = _watched(where.train(), "making the vocabulary", characters, report)
             tokenizer = Tokenizer.train(
-                _watched(where.train(), "making the vocabulary", characters, report),
+                (as_encoded(text, settings.reading) for text in texts),
                 level=settings.level,
                 vocabulary=settings.vocabulary,
                 sentences=sequences,
@@ -271,7 +272,6 @@ def _write_parts(
         with (place / f"{part}.ids").open("wb") as ids, (place / f"{part}.offsets").open("wb") as o:
             writers[part] = TokenWriter(tokenizer, where.reading, ids, o)
             writers[part].write(text)
-    warn_of_cut(where.corpus.name, sum(writer.cut for writer in writers.values()))
     return writers
 
 

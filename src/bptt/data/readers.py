@@ -6,6 +6,7 @@ and resuming is exact.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bptt.data.tokens import Tokens
-from bptt.errors import CheckpointError, ConfigError, CorpusError
+from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError
 
 IGNORED = -100
 """The target where there is none; what ``torch.nn.functional.cross_entropy`` leaves out."""
+
+MOST, MOST_OF_FEW = 1000, 20_000
+"""Tokens of a batch of sequences, padding included, at most: for each of them, and of a small one."""
 
 _POOL = 256  # batches that are sorted by length together
 
@@ -219,12 +223,26 @@ class Streams(_Reader):
         return {**super()._identity(), "steps": self.steps, "sampling": self.sampling}
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Steps of some sequences: whole ones, or a window of a single long one."""
+
+    sequences: NDArray[np.int64]
+    first: int = 0
+    steps: int | None = None  # None: to the end
+
+
 class Sentences(_Reader):
     """Whole sentences in batches of similar length, each sentence once in an epoch.
 
     Inputs are a sentence without its end token, targets without its start token. Each epoch the
     sentences are shuffled, those of a pool of 256 batches sorted by length so that little is
     padding, and the batches shuffled. The smallest batch has what is left over.
+
+    Memory is bounded: a batch has at most 1,000 tokens for each sentence asked for, but never
+    less than 20,000, padding included. Where sentences are longer, fewer are side by side. One
+    that is longer still comes alone, in windows of so many steps with the state carried from each
+    to the next, and a warning says how many there are.
 
     Attributes:
         epoch: The current epoch, from 0.
@@ -238,7 +256,7 @@ class Sentences(_Reader):
 
         Args:
             tokens: The sentences; tokens that were read as a stream have none.
-            batch_size: Sentences in a batch, B.
+            batch_size: Sentences in a batch, B, at most.
             seed: Of the order.
 
         Raises:
@@ -252,36 +270,66 @@ class Sentences(_Reader):
             )
         self._offsets = tokens.offsets
         self._count = len(tokens.offsets) - 1
-        self._drawn: tuple[int, list[NDArray[np.int64]]] | None = None
+        self._most = max(MOST_OF_FEW, MOST * batch_size)
+        self._drawn: tuple[int, list[_Part]] | None = None
+        if long := int(np.count_nonzero(np.diff(tokens.offsets) - 1 > self._most)):
+            warnings.warn(
+                f"{long:,} sequence{'s' * (long > 1)} of more than {self._most:,} tokens will be "
+                f"read in windows of {self._most:,}: the state is carried from each to the next, "
+                "the gradient is not; if the text is not one of sentences or lines, read it as a "
+                "stream (--stream)",
+                BpttWarning,
+                stacklevel=2,
+            )
 
     def __len__(self) -> int:
-        """Number of batches in an epoch, those already given included."""
-        return -(-self._count // self.batch_size)
+        """Number of batches in the current epoch, those already given included."""
+        return len(self._draw())
 
-    def _draw(self) -> list[NDArray[np.int64]]:
-        """The sentences of each batch of this epoch."""
+    def _draw(self) -> list[_Part]:
+        """The batches of this epoch."""
         if self._drawn is None or self._drawn[0] != self.epoch:
             generator, size = self._generator(), self.batch_size
             shuffled = torch.randperm(self._count, generator=generator).numpy()
-            batches: list[NDArray[np.int64]] = []
+            batches: list[list[_Part]] = []
             for first in range(0, self._count, _POOL * size):
                 pool = shuffled[first : first + _POOL * size]
-                lengths = self._offsets[pool + 1] - self._offsets[pool]
-                pool = pool[np.argsort(lengths, kind="stable")]
-                batches += [pool[i : i + size] for i in range(0, len(pool), size)]
-            order = torch.randperm(len(batches), generator=generator).tolist()
-            self._drawn = (self.epoch, [batches[i] for i in order])
+                lengths = self._offsets[pool + 1] - self._offsets[pool] - 1
+                order = np.argsort(lengths, kind="stable")
+                batches += self._batches(pool[order], lengths[order])
+            shuffle = torch.randperm(len(batches), generator=generator).tolist()
+            self._drawn = (self.epoch, [part for i in shuffle for part in batches[i]])
         return self._drawn[1]
 
+    def _batches(
+        self, sequences: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> Iterator[list[_Part]]:
+        """Batches of sequences that are sorted by length; the windows of a long one together."""
+        first = 0
+        while first < len(sequences):
+            end = min(first + self.batch_size, len(sequences))
+            # The longest one, the last, decides how much is padding.
+            while end - first > 1 and (end - first) * int(lengths[end - 1]) > self._most:
+                end = first + max(1, min(end - first - 1, self._most // int(lengths[end - 1])))
+            chosen, longest = sequences[first:end], int(lengths[end - 1])
+            if longest <= self._most:
+                yield [_Part(chosen)]
+            else:
+                yield [_Part(chosen, s, self._most) for s in range(0, longest, self._most)]
+            first = end
+
     def _batch(self, position: int) -> Batch:
-        chosen = self._draw()[position]
-        starts, ends = self._offsets[chosen], self._offsets[chosen + 1]
+        part = self._draw()[position]
+        starts = self._offsets[part.sequences] + part.first
+        ends = self._offsets[part.sequences + 1]
+        if part.steps is not None:
+            ends = np.minimum(ends, starts + part.steps + 1)
         longest = int((ends - starts).max()) - 1
-        inputs = np.zeros((longest, len(chosen)), np.int64)  # what the padding is does not count
-        targets = np.full((longest, len(chosen)), IGNORED, np.int64)
+        inputs = np.zeros((longest, len(starts)), np.int64)  # what the padding is does not count
+        targets = np.full((longest, len(starts)), IGNORED, np.int64)
         for column, (start, end) in enumerate(zip(starts, ends, strict=True)):
             ids: NDArray[Any] = self.tokens.ids[start:end]
             inputs[: len(ids) - 1, column] = ids[:-1]
             targets[: len(ids) - 1, column] = ids[1:]
-        counted = int((ends - starts).sum()) - len(chosen)
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), True, counted)
+        counted = int((ends - starts).sum()) - len(starts)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), part.first == 0, counted)

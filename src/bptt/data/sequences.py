@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 
@@ -12,6 +13,13 @@ from bptt.data.chunks import before_space
 LONGEST = 1 << 18
 """Characters of a text without a blank line, or of a line, that are held in memory at a time."""
 
+
+class Unfinished(str):
+    """A part of a sequence that the next part continues."""
+
+    __slots__ = ()
+
+
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 _OTHER_SPACE = re.compile(r"[^\S ]")
 # What misleads the splitter is hidden from it, one character for one: single quotes, which it
@@ -19,21 +27,28 @@ _OTHER_SPACE = re.compile(r"[^\S ]")
 _SINGLE_QUOTE = re.compile(r"['‘’](?:(?<!\w.)|(?!\w))")
 _HIDDEN_POINT = re.compile(r"@[.,]@")
 _BETWEEN = "'‘’\"“”"
+# Full stops that need no white space after them, with the brackets and quotes that they close,
+# and the Greek question mark, which is a semicolon elsewhere.
+_OTHER_END = re.compile(
+    r"[。！？｡]+[」』”’）》〉】〕］]*|(?<=[\u0370-\u03ff\u1f00-\u1fff])[;\u037e](?=\s)"
+)
 
 
 def sentences(pieces: Iterable[str]) -> Iterator[str]:
     """The sentences of a text, however it is cut into pieces.
 
-    A blank line ends a sentence whatever it holds; a single newline is white space. A sentence of
-    :data:`LONGEST` characters is cut, before white space where there is some.
+    A blank line ends a sentence whatever it holds; a single newline is white space. Chinese and
+    Japanese sentences end at 。！？ and Greek ones at ; too. A sentence of :data:`LONGEST`
+    characters comes in parts, cut before white space where there is some.
 
     Args:
         pieces: The text in order.
 
     Yields:
-        Sentences as they are written, newlines and all, without white space around them.
+        Sentences as they are written, newlines and all, without white space around them; all
+        parts of a long one but the last are :class:`Unfinished`.
     """
-    rest = ""
+    rest, inside = "", False  # of a sentence whose first parts have been given
     for piece in pieces:
         rest += piece
         start = 0
@@ -41,16 +56,23 @@ def sentences(pieces: Iterable[str]) -> Iterator[str]:
             # What is done with a place depends on the LONGEST characters from it on alone.
             blank = _BLANK_LINE.search(rest, start, start + LONGEST)
             if blank:
-                yield from _stripped(_sentences_of(rest[start : blank.start()]))
-                start = blank.end()
+                yield from _trimmed(_sentences_of(rest[start : blank.start()]), inside)
+                start, inside = blank.end(), False
             elif len(rest) - start >= LONGEST:
-                whole = _all_but_last(rest[start : start + LONGEST])
-                yield from _stripped(whole)
-                start += sum(map(len, whole))
+                window = rest[start : start + LONGEST]
+                if whole := _sentences_of(window)[:-1]:
+                    yield from _trimmed(whole, inside)
+                    start, inside = start + sum(map(len, whole)), False
+                else:
+                    cut = before_space(window, len(window))
+                    part = window[:cut] if inside else window[:cut].lstrip()
+                    if part:
+                        yield Unfinished(part)
+                    start, inside = start + cut, inside or bool(part)
             else:
                 break
         rest = rest[start:]
-    yield from _stripped(_sentences_of(rest))
+    yield from _trimmed(_sentences_of(rest), inside)
 
 
 def lines(pieces: Iterable[str]) -> Iterator[str]:
@@ -60,21 +82,27 @@ def lines(pieces: Iterable[str]) -> Iterator[str]:
         pieces: The text in order.
 
     Yields:
-        Lines without their newline; those of more than :data:`LONGEST` characters in parts, cut
-        before white space where there is some.
+        Lines without their newline. Those of more than :data:`LONGEST` characters come in parts,
+        cut before white space where there is some; all but the last are :class:`Unfinished`.
     """
-    rest = ""
+    rest, inside = "", False  # of a line whose first parts have been given
     for piece in pieces:
         *whole, rest = (rest + piece).split("\n")
         for line in whole:
-            yield from _not_blank(_in_parts(line))
+            *parts, last = _in_parts(line)
+            yield from map(Unfinished, parts)
+            if inside or parts or not _is_blank(last):
+                yield last
+            inside = False
         *parts, rest = _in_parts(rest)
-        yield from _not_blank(parts)
-    yield from _not_blank([rest])
+        yield from map(Unfinished, parts)
+        inside = inside or bool(parts)
+    if inside or not _is_blank(rest):
+        yield rest
 
 
 def _in_parts(line: str) -> list[str]:
-    """A line in parts of at most LONGEST characters."""
+    """A line in parts of at most LONGEST characters; only the last may be empty."""
     parts, start = [], 0
     while len(line) - start > LONGEST:
         cut = start + before_space(line[start : start + LONGEST], LONGEST)
@@ -83,18 +111,18 @@ def _in_parts(line: str) -> list[str]:
     return [*parts, line[start:]]
 
 
-def _not_blank(texts: Iterable[str]) -> Iterator[str]:
-    return (text for text in texts if text and not text.isspace())
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()
 
 
-def _stripped(texts: Iterable[str]) -> Iterator[str]:
-    return (text.strip() for text in _not_blank(texts))
-
-
-def _all_but_last(text: str) -> list[str]:
-    """The sentences of a text that goes on, but for the last; a single one is cut."""
-    found = _sentences_of(text)
-    return found[:-1] or [text[: before_space(text, len(text))]]
+def _trimmed(sentences: list[str], inside: bool) -> Iterator[str]:
+    """Sentences without white space around them; the first may be the end of a long one."""
+    if inside:
+        yield sentences[0].rstrip() if sentences else ""
+        sentences = sentences[1:]
+    for sentence in sentences:
+        if not _is_blank(sentence):
+            yield sentence.strip()
 
 
 def _sentences_of(paragraph: str) -> list[str]:
@@ -102,13 +130,10 @@ def _sentences_of(paragraph: str) -> list[str]:
     flat = _OTHER_SPACE.sub(" ", paragraph)
     flat = _HIDDEN_POINT.sub("@-@", _SINGLE_QUOTE.sub(" ", flat))
     ends = (boundary["end_index"] for boundary in sentencex.get_sentence_boundaries("en", flat))
-    found, start = [], 0
-    for end in ends:
-        cut = _settled(paragraph, end)
-        if cut is not None and cut > start:
-            found.append(paragraph[start:cut])
-            start = cut
-    return found
+    settled = {len(paragraph), *(_settled(paragraph, end) for end in ends)}
+    settled |= {match.end() for match in _OTHER_END.finditer(paragraph)}
+    places = sorted(place for place in settled if place)
+    return [paragraph[a:b] for a, b in itertools.pairwise([0, *places])]
 
 
 def _settled(text: str, end: int) -> int | None:

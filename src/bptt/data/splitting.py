@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from bptt.data.chunks import BEGINNING_OF_SPACE, before_space, between, chunks
 from bptt.data.corpora import Corpus
+from bptt.data.sequences import Unfinished
 from bptt.data.tokenizer import Tokenizer
-from bptt.data.tokens import as_encoded, marked_length, units
+from bptt.data.tokens import as_encoded, batches, units
 from bptt.errors import CorpusError
 
 LINE = 1000
@@ -17,12 +18,10 @@ LINE = 1000
 
 _ONE = {"sentences": "sentence", "lines": "line"}
 
-_BATCH = 512
-
 
 @dataclass(frozen=True)
 class Split:
-    """Two places in a text: characters of a stream, or numbers of sequences.
+    """Two places in a text: characters of a stream, or numbers of units where sequences end.
 
     Attributes:
         corpus: The text.
@@ -75,16 +74,21 @@ def split(
     """
     if reading == "stream":
         return _split_stream(corpus, valid_fraction, counter, max_tokens)
-    stop, characters = _fitting_sequences(corpus, reading, counter, max_tokens)
-    if stop < (2 if valid_fraction else 1):
-        raise CorpusError(_too_few(corpus.name, stop, _ONE[reading], max_tokens))
-    target = characters - int(characters * valid_fraction)
-    found = itertools.islice(units(corpus.pieces(), reading), stop)
-    ends = itertools.accumulate(len(sequence) for sequence in found)
-    middle = sum(1 for end in ends if end <= target)
-    if valid_fraction:
-        middle = min(max(middle, 1), stop - 1)
-    return Split(corpus, reading, middle, stop)
+    found = _fitting_sequences(corpus, reading, counter, max_tokens)
+    if found.sequences < (2 if valid_fraction else 1):
+        raise CorpusError(_too_few(corpus.name, found.sequences, _ONE[reading], max_tokens))
+    if not valid_fraction:
+        return Split(corpus, reading, found.stop, found.stop)
+    target = found.characters - int(found.characters * valid_fraction)
+    middle = characters = 0
+    parts = itertools.islice(units(corpus.pieces(), reading), found.last)
+    for place, part in enumerate(parts, 1):
+        characters += len(part)
+        if characters > target and middle:
+            break
+        if not isinstance(part, Unfinished):
+            middle = place
+    return Split(corpus, reading, middle, found.stop)
 
 
 def _split_stream(
@@ -141,25 +145,41 @@ def _good_place(pieces: Iterable[str], target: int, stop: int) -> int:
     return begin + (space.start() if space else before_space(near, here))
 
 
+@dataclass
+class _Fitting:
+    """The sequences that fit."""
+
+    sequences: int = 0
+    characters: int = 0
+    stop: int = 0  # where the last of them ends, in units
+    last: int = 0  # where it begins
+
+
 def _fitting_sequences(
     corpus: Corpus, reading: str, counter: Tokenizer, max_tokens: int | None
-) -> tuple[int, int]:
-    """How many sequences ``max_tokens`` tokens hold, and their characters."""
-    number = characters = tokens = 0
-    sequences = units(corpus.pieces(), reading)
-    while batch := list(itertools.islice(sequences, _BATCH)):
-        if max_tokens is None:
-            number += len(batch)
-            characters += sum(map(len, batch))
-            continue
-        encoded = counter.encode_batch([as_encoded(sequence, reading) for sequence in batch])
-        for sequence, ids in zip(batch, encoded, strict=True):
-            tokens += marked_length(len(ids))
-            if tokens > max_tokens:
-                return number, characters
-            number += 1
-            characters += len(sequence)
-    return number, characters
+) -> _Fitting:
+    """How many sequences ``max_tokens`` tokens hold; None: all."""
+    found = _Fitting()
+    place = tokens = characters = 0  # up to here; of the sequence that is being read
+    total = 0
+    for batch in batches(units(corpus.pieces(), reading)):
+        lengths = [0] * len(batch)
+        if max_tokens is not None:
+            texts = [as_encoded(part, reading) for part in batch]
+            lengths = [len(ids) for ids in counter.encode_batch(texts)]
+        for part, length in zip(batch, lengths, strict=True):
+            place, tokens, characters = place + 1, tokens + length, characters + len(part)
+            if max_tokens is not None and total + tokens + 2 * bool(tokens) > max_tokens:
+                return found
+            if not isinstance(part, Unfinished):
+                total += tokens + 2 * bool(tokens)  # its start and end; none where it is left out
+                found.last, found.stop = found.stop, place
+                found.sequences, found.characters = (
+                    found.sequences + 1,
+                    found.characters + characters,
+                )
+                tokens = characters = 0
+    return found
 
 
 def _too_few(name: str, number: int, one: str, max_tokens: int | None) -> str:

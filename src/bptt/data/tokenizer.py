@@ -110,7 +110,8 @@ class Tokenizer:
         The same text gives the same vocabulary, however it is cut into pieces.
 
         Args:
-            pieces: The text in order; or sentence by sentence.
+            pieces: The text in order; with ``sentences``, its sentences or lines, and no entry
+                of the vocabulary reaches from one into the next.
             level: ``"word"``: the most frequent words, punctuation apart, and ``<unk>``.
                 ``"char"``: the characters and ``<unk>``. ``"byte"``: the 256 bytes, which need
                 no text. ``"bpe"``: byte-level byte-pair encoding, which loses nothing.
@@ -132,7 +133,10 @@ class Tokenizer:
         if level == "byte":
             return cls(_backend(level, _byte_model([*_byte_characters(), *special]), lowercase))
         skeleton = _backend(level, _word_model([UNKNOWN]), lowercase, sentences)
-        texts = (well_formed(text) for text in chunks(pieces))
+        parts = chunks(pieces)
+        if sentences:
+            parts = (chunk for sequence in pieces for chunk in chunks([sequence]))
+        texts = (well_formed(text) for text in parts)
         if level == "bpe":
             size = vocabulary or DEFAULT_VOCABULARY
             return cls(_backend(level, _train_bpe(skeleton, texts, size, special), lowercase))

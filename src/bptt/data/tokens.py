@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -14,17 +12,16 @@ from numpy.typing import NDArray
 
 from bptt.data.chunks import BEGINNING_OF_SPACE, chunks
 from bptt.data.corpora import Corpus
-from bptt.data.sequences import lines, sentences
+from bptt.data.decoding import as_read
+from bptt.data.sequences import Unfinished, lines, sentences
 from bptt.data.tokenizer import Tokenizer
-from bptt.errors import BpttWarning, ConfigError, CorpusError
+from bptt.errors import ConfigError, CorpusError
 
 READINGS = ("stream", "sentences", "lines")
 """How a text is read: as one stream, or as separate sequences."""
 
-LONGEST = 1000
-"""Tokens of the longest sequence, start and end not counted; longer ones are cut in parts."""
-
-_BATCH = 512  # sequences encoded at a time
+_BATCH = 512  # sequences encoded at a time, but no more than so many characters
+_CHARACTERS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,10 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, *, reading: str) -> Toke
 
 
 def encode_text(text: str, tokenizer: Tokenizer, *, reading: str) -> Tokens:
-    """Encode a text; as :func:`encode_corpus`.
+    """Encode a text; as :func:`encode_corpus` encodes a file that holds it.
 
     Args:
-        text: The text.
+        text: The text; line ends and byte order marks are treated as those of a file.
         tokenizer: Its tokenizer.
         reading: ``"stream"``, ``"sentences"`` or ``"lines"``.
 
@@ -87,7 +84,7 @@ def encode_text(text: str, tokenizer: Tokenizer, *, reading: str) -> Tokens:
         CorpusError: If the text has no token.
         ConfigError: If sequences are wanted and the tokenizer has no start and end.
     """
-    return _encode([text], tokenizer, reading, "the text")
+    return _encode([as_read(text)], tokenizer, reading, "the text")
 
 
 def check_reading(reading: str, tokenizer: Tokenizer | None = None) -> None:
@@ -125,20 +122,32 @@ def units(pieces: Iterable[str], reading: str) -> Iterator[str]:
 
 
 def as_encoded(unit: str, reading: str) -> str:
-    """What of a part is given to the tokenizer: a sentence's white space becomes single spaces."""
-    return " ".join(unit.split()) if reading == "sentences" else unit
+    """The text that is given to the tokenizer: in sentences, white space becomes single spaces."""
+    if reading != "sentences":
+        return unit
+    # Only what continues a sentence begins with white space.
+    return " " * unit[:1].isspace() + " ".join(unit.split())
 
 
-def marked_length(tokens: int) -> int:
-    """How many tokens a sequence has as it is written: in parts, each with its start and end.
+def batches(parts: Iterable[str]) -> Iterator[list[str]]:
+    """Group the units of a text so that encoding a group takes little memory.
 
     Args:
-        tokens: Its tokens, start and end not counted.
+        parts: The units.
 
-    Returns:
-        Number of tokens; a sequence without any is left out.
+    Yields:
+        Lists of them, in order.
     """
-    return tokens + 2 * -(-tokens // LONGEST)
+    batch: list[str] = []
+    size = 0
+    for part in parts:
+        if batch and (len(batch) == _BATCH or size + len(part) > _CHARACTERS):
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += len(part)
+    if batch:
+        yield batch
 
 
 class TokenWriter:
@@ -152,7 +161,8 @@ class TokenWriter:
         self.first_characters = self.first_words = 0
         self._tokenizer, self._reading = tokenizer, reading
         self._ids, self._offsets = ids, offsets
-        self.cut = 0  # sequences that were too long and became several
+        self._begun = False  # the start token of a sequence is written, its end token not yet
+        self._inside_word = False  # the part before was cut inside a word
 
     def write(self, parts: Iterable[str]) -> None:
         """Encode and write all :func:`units` of a text.
@@ -164,23 +174,24 @@ class TokenWriter:
             self._write_stream(parts)
             return
         self._offsets.write(np.zeros(1, "<i8").tobytes())
-        parts = iter(parts)
-        while batch := list(itertools.islice(parts, _BATCH)):
+        for batch in batches(parts):
             self._write_sequences(batch)
 
     def _write_stream(self, parts: Iterable[str]) -> None:
-        inside_word = False  # the chunk before was cut inside a word
         for part in parts:
             ids = self._tokenizer.encode_batch([part])[0]
-            goes_on = inside_word and not part[0].isspace()
+            goes_on = self._inside_word and not part[0].isspace()
             if self.tokens == 0 and len(ids):
                 self._count_first(part)
             elif self.characters == self.first_characters and goes_on:
                 self.first_words = 0  # the first token ended with the chunk, the word did not
             self._write_ids(ids)
-            self.characters += len(part)
-            self.words += len(part.split()) - goes_on
-            inside_word = not part[-1].isspace()
+            self._count_text(part)
+
+    def _count_text(self, part: str) -> None:
+        self.characters += len(part)
+        self.words += len(part.split()) - (self._inside_word and not part[:1].isspace())
+        self._inside_word = not part[-1:].isspace()
 
     def _count_first(self, part: str) -> None:
         space = BEGINNING_OF_SPACE.search(part)  # no token goes across
@@ -191,22 +202,36 @@ class TokenWriter:
         self.first_words = len(first.split()) - inside_word
 
     def _write_sequences(self, batch: list[str]) -> None:
-        start, end = np.array([self._tokenizer.start]), np.array([self._tokenizer.end])
-        texts = [as_encoded(sequence, self._reading) for sequence in batch]
-        marked: list[NDArray[Any]] = []
-        for sequence, ids in zip(batch, self._tokenizer.encode_batch(texts), strict=True):
-            if len(ids) == 0:
-                continue
-            starts = range(0, len(ids), LONGEST)
-            marked += [np.concatenate((start, ids[i : i + LONGEST], end)) for i in starts]
-            self.cut += len(ids) > LONGEST
-            self.characters += len(sequence)
-            self.words += len(sequence.split())
-        if marked:
-            ends = self.tokens + np.cumsum([len(ids) for ids in marked])
-            self._offsets.write(ends.astype("<i8").tobytes())
-            self.sequences += len(marked)
-            self._write_ids(np.concatenate(marked))
+        texts = [as_encoded(part, self._reading) for part in batch]
+        written: list[NDArray[Any]] = []
+        ends: list[int] = []
+        tokens = self.tokens
+        for part, ids in zip(batch, self._tokenizer.encode_batch(texts), strict=True):
+            marked = self._marked(part, ids)
+            written += marked
+            tokens += sum(map(len, marked))
+            if marked and not self._begun:
+                ends.append(tokens)
+        if written:
+            self._offsets.write(np.array(ends, "<i8").tobytes())
+            self.sequences += len(ends)
+            self._write_ids(np.concatenate(written))
+
+    def _marked(self, part: str, ids: NDArray[Any]) -> list[NDArray[Any]]:
+        """The ids of a part with the start and end tokens that belong there, if any."""
+        unfinished = isinstance(part, Unfinished)
+        if len(ids) == 0 and not self._begun:
+            return []
+        marked = [ids]
+        if not self._begun:
+            marked.insert(0, np.array([self._tokenizer.start]))
+            self._inside_word = False
+        if part:
+            self._count_text(part)
+        self._begun = unfinished
+        if not unfinished:
+            marked.append(np.array([self._tokenizer.end]))
+        return marked
 
     def _write_ids(self, ids: NDArray[Any]) -> None:
         self._ids.write(ids.astype(self.dtype).tobytes())
@@ -215,28 +240,11 @@ class TokenWriter:
             self.unknown += int(np.count_nonzero(ids == self._tokenizer.unknown))
 
 
-def warn_of_cut(name: str, cut: int) -> None:
-    """Warn that sequences were too long, if some were.
-
-    Args:
-        name: What to call the text.
-        cut: How many there were.
-    """
-    if cut:
-        warnings.warn(
-            f"{name}: {cut:,} sequence{'s' * (cut > 1)} of more than {LONGEST:,} tokens became "
-            "several; if there are many, is the text one of sentences or lines?",
-            BpttWarning,
-            stacklevel=3,
-        )
-
-
 def _encode(pieces: Iterable[str], tokenizer: Tokenizer, reading: str, name: str) -> Tokens:
     check_reading(reading, tokenizer)
     with tempfile.TemporaryFile() as ids, tempfile.TemporaryFile() as offsets:
         writer = TokenWriter(tokenizer, reading, ids, offsets)
         writer.write(units(pieces, reading))
-        warn_of_cut(name, writer.cut)
         ids.flush()
         offsets.flush()
         if writer.tokens == 0:

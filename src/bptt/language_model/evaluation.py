@@ -16,6 +16,9 @@ from bptt.language_model.model import LanguageModel
 from bptt.language_model.score import Score
 from bptt.losses import linear_cross_entropy
 
+WINDOW = 1000
+"""Steps of a sequence that are computed at a time, the state carried from each to the next."""
+
 
 @torch.inference_mode()
 def evaluate(
@@ -90,13 +93,17 @@ def _sequences(
     nats, count = 0.0, 0
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        longest = int(lengths[chosen].max())
-        batch = np.full((longest, len(chosen)), IGNORED, dtype=np.int64)
-        for column, i in enumerate(chosen):
-            batch[: lengths[i], column] = ids[offsets[i] : offsets[i + 1]]
-        targets = torch.from_numpy(batch[1:]).to(device)
-        inputs = torch.from_numpy(np.maximum(batch[:-1], 0)).to(device)
-        nats += _summed_loss(model, model.hidden(inputs)[0], targets)
+        state = None
+        for first in range(0, int(lengths[chosen].max()) - 1, WINDOW):
+            starts = offsets[chosen] + first
+            ends = np.minimum(offsets[chosen + 1], starts + WINDOW + 1)
+            batch = np.full((int((ends - starts).max()), len(chosen)), IGNORED, dtype=np.int64)
+            for column, (s, e) in enumerate(zip(starts, ends, strict=True)):
+                batch[: max(0, e - s), column] = ids[s:e]
+            targets = torch.from_numpy(batch[1:]).to(device)
+            inputs = torch.from_numpy(np.maximum(batch[:-1], 0)).to(device)
+            hidden, state = model.hidden(inputs, state)
+            nats += _summed_loss(model, hidden, targets)
         count += int((lengths[chosen] - 1).sum())
     if not count:
         raise CorpusError("the text has no sentence to predict")
