@@ -794,7 +794,7 @@ def test_the_gradient_that_is_not_batched_is_the_same(monkeypatch):
 
     def unknown(*args, is_grads_batched=False, **options):
         if is_grads_batched:
-            raise RuntimeError("no batching rule")
+            raise RuntimeError("Batching rule not implemented for aten::item")
         return grad(*args, **options)
 
     monkeypatch.setattr(stepwise.torch.autograd, "grad", unknown)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bptt.flow import jacobians
 from bptt.flow.activity import activity
+from bptt.flow.given import Given
 from bptt.flow.lyapunov import exponents_of
-from bptt.flow.trajectory import Trajectory, follow
+from bptt.flow.trajectory import Trajectory, following
 
 SEQUENCES = 4
 """So many sequences, the first ones, are looked at where derivatives are taken, ..."""
@@ -91,7 +92,8 @@ def measure(
             as a single layer.
         inputs: [T, B, ...], or a nest of such.
         state: the initial state; None where the module knows how to begin.
-        resets: [T] or [T, B] bool: the state is set to zero before step t where it is true.
+        resets: [T], or [T, B] ([B, T] where ``batch_first``) bool: the state is set to zero before
+            step t where it is true.
         state_batch_dim: where the batch lies in the state's tensors, as for
             :func:`bptt.unroll`.
         batch_first: whether inputs are [B, T, ...], likewise.
@@ -104,15 +106,23 @@ def measure(
     >>> layer.jacobian_norms.shape, bool(layer.jacobian_norms.max() <= layer.bound)
     (torch.Size([2, 30]), True)
     """
-    layers = follow(
-        module,
-        inputs,
-        state,
-        resets=resets,
-        state_batch_dim=state_batch_dim,
-        batch_first=batch_first,
+    return measure_given(
+        Given.of(
+            "measure",
+            module,
+            inputs,
+            state,
+            resets=resets,
+            state_batch_dim=state_batch_dim,
+            batch_first=batch_first,
+        )
     )
-    return tuple(_of(layer) for layer in layers)
+
+
+def measure_given(given: Given) -> tuple[Dynamics, ...]:
+    """Measure as :func:`measure`, of arguments that have been checked."""
+    with following(given) as layers:
+        return tuple(_of(layer) for layer in layers)
 
 
 def _of(trajectory: Trajectory) -> Dynamics:

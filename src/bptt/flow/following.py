@@ -8,19 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from bptt.flow.cotangents import cotangents, of_random_directions
-from bptt.flow.dynamics import measure
+from bptt.flow.dynamics import measure_given
 from bptt.flow.flow import GradientFlow
+from bptt.flow.given import Given
 from bptt.flow.layers import through_layers
-from bptt.flow.network import as_ours
 from bptt.flow.pairs import Pairs
-from bptt.flow.stepwise import Layout, through_steps
+from bptt.flow.stepwise import through_steps
 from bptt.flow.truncation_bias import TruncationBias
+from bptt.flow.untouched import same_random_numbers, untouched
 from bptt.init import cells_in
 from bptt.pytree import is_float, leaves_of
-from bptt.unrolling import refuse_cell
 
 
 def gradient_flow(
@@ -102,36 +101,29 @@ def gradient_flow(
     >>> flow.norms.shape, [s.name for s in flow.states], flow.of(name="cell")[20, 10] > 0
     (torch.Size([50, 50]), ['hidden', 'cell'], tensor(True))
     """
-    _refuse(module, inputs)
-    layout = Layout.of(module, inputs, batch_first, state_batch_dim)
+    given = Given.of(
+        "gradient_flow",
+        module,
+        inputs,
+        state,
+        resets=resets,
+        state_batch_dim=state_batch_dim,
+        batch_first=batch_first,
+    )
+    layout = given.layout
     pairs = Pairs.of(layout.steps, layout.batch or 1, times, lags)
-    ours = as_ours(module)
-    if ours is not None and batch_first not in (None, ours.batch_first):
-        raise ValueError(
-            f"gradient_flow: batch_first={batch_first} was given, and the module has "
-            f"batch_first={ours.batch_first}; leave it out"
-        )
-    if layout.batch == 0:
-        raise ValueError("gradient_flow: expected one sequence at least, got a batch of 0")
-    _check_resets(resets, layout)
     _check_words(layout.steps, tokens=tokens, targets=targets)
-    begin = partial(cotangents, loss_fn=loss_fn, pairs=pairs, time=layout.time, check=check)
+    _check_switches(excerpt=excerpt, check=check)
+    _check_budget(budget)
     attributed = _is_attributed(attribution, inputs)
-    way = (begin, pairs, resets, budget)
-    if ours is not None:
-        found = through_layers(ours, inputs, state, *way, attributed)
-    else:
-        found = through_steps(module, inputs, state, *way, layout, attributed)
-    measured = None
-    if _has_dynamics(dynamics, ours is not None, layout):
-        measured = measure(
-            module,
-            inputs,
-            state,
-            resets=resets,
-            state_batch_dim=state_batch_dim,
-            batch_first=batch_first,
-        )
+    has_dynamics = _has_dynamics(dynamics, given)
+    begin = partial(cotangents, loss_fn=loss_fn, pairs=pairs, time=layout.time, check=check)
+    with untouched(module), same_random_numbers(inputs, state, given.parameters):
+        if given.ours is not None:
+            found = through_layers(given, begin, pairs, budget, attributed)
+        else:
+            found = through_steps(given, begin, pairs, budget, attributed, check)
+    measured = measure_given(given) if has_dynamics else None
     losses = found.losses[list(pairs.times)]
     by_default = partial(
         of_random_directions, steps=pairs.steps, batch=pairs.batch, time=layout.time
@@ -162,30 +154,6 @@ def gradient_flow(
     )
 
 
-def _refuse(module: Any, inputs: Any) -> None:
-    if not callable(module):
-        raise TypeError(
-            "gradient_flow: expected a recurrent module, or a function "
-            f"(inputs, state) -> (outputs, state), got {module!r}"
-        )
-    refuse_cell(module, "gradient_flow")
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "gradient_flow: no gradient can be found under torch.inference_mode(); leave it out, "
-            "or use torch.no_grad()"
-        )
-    if getattr(module, "bidirectional", False):
-        raise ValueError(
-            "gradient_flow: the module is bidirectional: its outputs depend on later steps too, "
-            "so that a loss has no lag; use bidirectional=False"
-        )
-    if isinstance(inputs, PackedSequence):
-        raise ValueError(
-            "gradient_flow: expected inputs [T, B, ...], got a PackedSequence; look at sequences "
-            "of the same length together, or at one at a time"
-        )
-
-
 def _is_attributed(wanted: bool | None, inputs: Any) -> bool:
     _check_switch("attribution", wanted)
     can = any(is_float(x) for x in leaves_of(inputs))
@@ -197,14 +165,11 @@ def _is_attributed(wanted: bool | None, inputs: Any) -> bool:
     return can if wanted is None else wanted
 
 
-def _has_dynamics(wanted: bool | None, is_ours: bool, layout: Layout) -> bool:
+def _has_dynamics(wanted: bool | None, given: Given) -> bool:
     _check_switch("dynamics", wanted)
-    if wanted and not is_ours and layout.batch is None:
-        raise ValueError(
-            "gradient_flow: dynamics=True needs inputs with a batch, [T, B, ...], for a module "
-            "that is neither bptt's nor torch.nn's; add a dimension, inputs.unsqueeze(1)"
-        )
-    return is_ours if wanted is None else wanted
+    if wanted:
+        given.needs_batch()
+    return given.ours is not None if wanted is None else wanted
 
 
 def _check_switch(name: str, value: bool | None) -> None:
@@ -212,21 +177,22 @@ def _check_switch(name: str, value: bool | None) -> None:
         raise TypeError(f"gradient_flow: {name} must be True, False or None, got {value!r}")
 
 
-def _check_resets(resets: Tensor | None, layout: Layout) -> None:
-    shapes = ((layout.steps,), (layout.steps, layout.batch or 1))
-    if resets is not None and (resets.dtype != torch.bool or tuple(resets.shape) not in shapes):
-        raise ValueError(
-            f"gradient_flow: expected resets bool of shape {shapes[0]} or {shapes[1]}, [T] or "
-            f"[T, B], got {resets.dtype} of {tuple(resets.shape)}"
-        )
+def _check_switches(**given: bool) -> None:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"gradient_flow: {name} must be True or False, got {value!r}")
+
+
+def _check_budget(budget: int) -> None:
+    if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
+        raise ValueError(f"gradient_flow: budget must be a number of bytes, got {budget!r}")
 
 
 def _check_words(steps: int, **given: Sequence[str] | None) -> None:
     for name, words in given.items():
-        if words is not None and len(words) != steps:
-            raise ValueError(
-                f"gradient_flow: expected {name} for {steps} steps, got {len(words)} of them"
-            )
+        if words is not None and (isinstance(words, str) or len(words) != steps):
+            found = "a single string" if isinstance(words, str) else f"{len(words)} of them"
+            raise ValueError(f"gradient_flow: expected {name} for {steps} steps, got {found}")
 
 
 def _name(module: Any) -> str:

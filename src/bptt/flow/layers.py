@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from bptt.flow.cotangents import Cotangents
 from bptt.flow.dense import Dense
 from bptt.flow.flow import StateFlow
+from bptt.flow.given import Given
 from bptt.flow.network import Network
 from bptt.flow.pairs import Found, Pairs
 from bptt.flow.windows import SideBySide
@@ -21,29 +21,23 @@ MANY = 8
 
 
 def through_layers(
-    module: Any,
-    inputs: Tensor,
-    state: Any,
+    given: Given,
     begin: Callable[[Tensor], Cotangents],
     pairs: Pairs,
-    resets: Tensor | None,
     budget: int,
     attributed: bool,
 ) -> Found:
-    """Follow the losses of a network of bptt.
+    """Follow the losses of a network of bptt or torch.nn.
 
     Args:
-        module: a :class:`bptt.RNN`, GRU or LSTM in one direction.
-        inputs: as it takes them.
-        state: likewise, or None.
+        given: the network and what it is given.
         begin: gives ∂L_t/∂y_t for the outputs, laid out as the module's.
         pairs: which to follow.
-        resets: as for :class:`bptt.LSTM`.
         budget: bytes that the gradients on their way may take.
         attributed: whether to find the inputs' attribution.
     """
-    with torch.no_grad(), without_autocast(inputs.device):
-        network = Network(module, inputs, state, resets, pairs)
+    with torch.no_grad(), without_autocast(given.inputs.device):
+        network = Network(given.ours, given.inputs, given.state, given.resets, pairs)
         way = Dense if pairs.losses_at_a_step >= MANY else SideBySide
         found = way(network, pairs, budget, attributed)
         start = begin(network.outputs(found.y))

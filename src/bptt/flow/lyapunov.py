@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bptt.flow.trajectory import Trajectory, follow
+from bptt.flow.given import Given
+from bptt.flow.trajectory import Trajectory, following
 
 BLOCKS = 10
 """Pieces of time whose means are compared, for the error."""
@@ -49,25 +50,34 @@ def lyapunov_exponents(
     state: Any = None,
     warmup: int | None = None,
     *,
+    resets: Tensor | None = None,
     state_batch_dim: int | None = None,
+    batch_first: bool | None = None,
 ) -> LyapunovExponents:
     """Compute the leading Lyapunov exponents of a recurrent module along a sequence.
 
     The state is all that the module hands on: for an LSTM h and c of each layer. A stack of layers
-    has the exponents of its layers, since none acts on the one below.
+    has the exponents of its layers, since none acts on the one below. The module is run in
+    evaluation mode, and left as it was.
 
     Args:
         module: what :func:`bptt.unroll` takes: bptt's, torch.nn's, or any differentiable step
             ``(inputs [1, B, ...], state) -> (outputs, state)``, whose sequences are independent.
-        inputs: [T, B, ...], or a nest of such; they say how many steps to take. A few hundred
+        inputs: [T, B, ...], or a pytree of such; they say how many steps to take. A few hundred
             steps give two digits, see the errors.
         k: how many; by default 4, or all where there are fewer.
         state: the initial state; None where the module knows how to begin.
         warmup: steps at the start that do not count; a fifth of them by default.
+        resets: [T], or [T, B] ([B, T] where the module is ``batch_first``) bool: the state is set
+            to zero before step t where it is true. The directions go on as they are: an exponent
+            is the mean over the steps of all episodes.
         state_batch_dim: as for :func:`bptt.unroll`.
+        batch_first: likewise.
 
     Raises:
-        ValueError: k or warmup is out of its range, or the module is bidirectional.
+        TypeError: the module does not return outputs and a state whose tensors can be seen.
+        ValueError: k or warmup is out of its range; sizes do not fit; the module is bidirectional,
+            or no gradient goes through the state that it returns.
 
     >>> import torch, bptt
     >>> rnn = bptt.init.spectral_radius_(bptt.RNN(1, 50), 0.5)
@@ -75,8 +85,24 @@ def lyapunov_exponents(
     >>> bool(found.exponents[0] < -0.5)  # contracting: log 0.5 = -0.69 at rest, less elsewhere
     True
     """
-    layers = follow(module, inputs, state, state_batch_dim=state_batch_dim)
-    return merge([exponents_of(layer, k, warmup) for layer in layers], k)
+    given = Given.of(
+        "lyapunov_exponents",
+        module,
+        inputs,
+        state,
+        resets=resets,
+        state_batch_dim=state_batch_dim,
+        batch_first=batch_first,
+    )
+    _check(k, warmup)
+    with following(given) as layers:
+        return merge([exponents_of(layer, k, warmup) for layer in layers], k)
+
+
+def _check(k: int | None, warmup: int | None) -> None:
+    for name, value in (("k", k), ("warmup", warmup)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ValueError(f"lyapunov_exponents: {name} must be a whole number, got {value!r}")
 
 
 def exponents_of(

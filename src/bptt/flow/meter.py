@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from bptt.errors import CheckpointError
 from bptt.flow.alarm import REMEMBERED, Probe, alarm_of, dies, growth_of
 from bptt.flow.lags import ByLag, DecayFit, Horizon, find_horizon, fit_decay, mean_ratio
+from bptt.flow.untouched import untouched
 from bptt.kernels import reports
-from bptt.pytree import leaves_of
+from bptt.pytree import is_float, leaves_of
+
+if TYPE_CHECKING:
+    from bptt.flow.flow import GradientFlow
 
 LISTENS_EVERY = 10  # updates; it takes about 1 % of the time of a small one
 
@@ -51,10 +55,10 @@ class FlowMeter:
 
     It is told of each update, after the backward pass: the gradient's norm, which
     ``clip_grad_norm_`` returns anyway. Every so many updates it looks at the batch itself, at the
-    loss of its last step (:func:`bptt.gradient_flow`), for the horizon, the lag that 99 % of the
-    gradient is within, and the decay β, by which the gradient's norm is multiplied for each step
-    further back. It changes no state of torch's generators and no ``grad``, so training goes the
-    same way with it and without.
+    last step that has a loss (:func:`bptt.gradient_flow`), for the horizon, the lag that 99 % of
+    the gradient is within, and the decay β, by which the gradient's norm is multiplied for each
+    step further back. It changes no buffer of the module, no state of torch's generators and no
+    ``grad``, so training goes the same way with it and without.
 
     It raises an alarm where
 
@@ -68,6 +72,9 @@ class FlowMeter:
         every: updates between two looks; 0: never.
         lags: how many lags to look at, from 0 on, where the batch has so many steps.
         threshold: what is left out of the horizon, as a share of the gradient.
+        state_batch_dim: where the batch lies in each of the state's tensors, as for
+            :func:`bptt.gradient_flow`.
+        batch_first: whether inputs are [B, T, ...], likewise.
 
     Attributes:
         reading: The last :class:`Reading`; None before the first update.
@@ -97,16 +104,24 @@ class FlowMeter:
     """
 
     def __init__(
-        self, module: Any, every: int = 100, *, lags: int = 100, threshold: float = 0.01
+        self,
+        module: Any,
+        every: int = 100,
+        *,
+        lags: int = 100,
+        threshold: float = 0.01,
+        state_batch_dim: int | None = None,
+        batch_first: bool | None = None,
     ) -> None:
         for name, value, least in (("every", every, 0), ("lags", lags, 2)):
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(
                     f"FlowMeter: {name} must be an integer from {least} on, got {value!r}"
                 )
         if not 0 < threshold < 1:
             raise ValueError(f"FlowMeter: threshold must be between 0 and 1, got {threshold!r}")
         self.module, self.every, self.lags, self.threshold = module, every, lags, threshold
+        self.state_batch_dim, self.batch_first = state_batch_dim, batch_first
         self.reading: Reading | None = None
         self._updates = 0
         self._has_checked = False  # that the losses depend on their own steps only
@@ -141,8 +156,9 @@ class FlowMeter:
         inputs: Any = None,
         loss_fn: Callable[[Any], Tensor] | None = None,
         state: Any = None,
+        resets: Tensor | None = None,
     ) -> Reading:
-        """Be told of an update, after the backward pass.
+        """Take note of an update, after the backward pass.
 
         Args:
             norm: the gradient's norm before clipping, what ``clip_grad_norm_`` returns; None: it
@@ -151,15 +167,27 @@ class FlowMeter:
             loss_fn: ``outputs -> losses`` of each step, [T, B] or [T], as for
                 :func:`bptt.gradient_flow`; None: in a fixed direction for each step.
             state: the state before the batch.
+            resets: [T], or [T, B] ([B, T] where the module is ``batch_first``) bool: where the
+                state is set to zero before a step.
 
         Returns:
             What there is to see. An alarm is in it as long as its reason lasts.
+
+        Raises:
+            TypeError: the norm is no number, or the module does not return outputs and a state
+                whose tensors can be seen.
+            ValueError: no parameter has a gradient, and no norm was given; something of a batch
+                was given without its inputs; or as for :func:`bptt.gradient_flow`.
         """
-        value = _norm_of(self.module) if norm is None else float(norm)
+        value = _norm_of(self.module) if norm is None else _number(norm)
+        if inputs is None and any(v is not None for v in (loss_fn, state, resets)):
+            raise ValueError(
+                "FlowMeter.update: loss_fn, state and resets belong to a batch; give its inputs too"
+            )
         is_due = self.is_due
         self._updates += 1
         if is_due and inputs is not None:
-            self.look(inputs, loss_fn, state)
+            self.look(inputs, loss_fn, state, resets)
         alarm = alarm_of(value, self._norms, self._growth, self._probe, self._dying)
         if math.isfinite(value):
             self._norms.append(value)
@@ -167,30 +195,23 @@ class FlowMeter:
         return self.reading
 
     def look(
-        self, inputs: Any, loss_fn: Callable[[Any], Tensor] | None = None, state: Any = None
+        self,
+        inputs: Any,
+        loss_fn: Callable[[Any], Tensor] | None = None,
+        state: Any = None,
+        resets: Tensor | None = None,
     ) -> Probe:
         """Look now, how far the gradient of the last step's loss reaches; see :meth:`update`.
 
-        The module is looked at in evaluation mode, so without dropout.
+        Where the last steps have no loss, it is the last one that has. The module is looked at in
+        evaluation mode, so without dropout.
         """
-        from bptt.flow.following import gradient_flow
-
-        devices = {x.device for x in leaves_of(inputs) if isinstance(x, Tensor)}
-        with (
-            _evaluating(self.module),
-            torch.random.fork_rng([d for d in devices if d.type == "cuda"]),
-        ):
-            flow = gradient_flow(
-                self.module,
-                inputs,
-                loss_fn,
-                state,
-                times=[_steps(self.module, inputs) - 1],
-                lags=self.lags,
-                attribution=False,
-                dynamics=False,
-                check=not self._has_checked,
-            )
+        with untouched(self.module, evaluating=True):
+            last = self._steps(inputs) - 1
+            flow = self._flow(last, inputs, loss_fn, state, resets)
+            if loss_fn is not None and last > 0 and _is_zero(flow):
+                found = self._last_loss(inputs, loss_fn, state, resets)
+                flow = flow if found is None else self._flow(found, inputs, loss_fn, state, resets)
         self._has_checked = True
         # As flow.by_lag, without its quantiles, which take longer than all the rest.
         norms = flow.of_each()[:, 0].flip(1)[:, : flow.lags].cpu().numpy()
@@ -206,6 +227,49 @@ class FlowMeter:
         self._probe = Probe(self._updates, horizon, decay, growth, tuple(by_lag.tolist()))
         self._dying = self._dying + 1 if dies(self._probe) else 0
         return self._probe
+
+    def _steps(self, inputs: Any) -> int:
+        from bptt.flow.given import Layout
+
+        options = (self.batch_first, self.state_batch_dim)
+        return Layout.of(self.module, inputs, *options, "FlowMeter").steps
+
+    def _flow(self, t: int, inputs: Any, loss_fn: Any, state: Any, resets: Any) -> GradientFlow:
+        from bptt.flow.following import gradient_flow
+
+        return gradient_flow(
+            self.module,
+            inputs,
+            loss_fn,
+            state,
+            times=[t],
+            lags=self.lags,
+            attribution=False,
+            dynamics=False,
+            resets=resets,
+            state_batch_dim=self.state_batch_dim,
+            batch_first=self.batch_first,
+            check=not self._has_checked,
+        )
+
+    def _last_loss(self, inputs: Any, loss_fn: Any, state: Any, resets: Any) -> int | None:
+        """The last step whose loss has a gradient."""
+        last: list[int] = []
+
+        def noting(outputs: Any) -> Tensor:
+            losses: Tensor = loss_fn(outputs)
+            tensors = [y for y in leaves_of(outputs) if is_float(y)]
+            for t in reversed(range(len(losses))):
+                found = torch.autograd.grad(
+                    losses[t].sum(), tensors, retain_graph=True, allow_unused=True
+                )
+                if any(g is not None and bool(g.any()) for g in found):
+                    last.append(t)
+                    break
+            return losses
+
+        self._flow(self._steps(inputs) - 1, inputs, noting, state, resets)
+        return last[0] if last else None
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that it remembers, as JSON can hold it."""
@@ -247,27 +311,24 @@ class FlowMeter:
 
 
 def _norm_of(module: Any) -> float:
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    parameters = module.parameters() if isinstance(module, nn.Module) else []
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        raise ValueError(
+            "FlowMeter.update: no parameter of the module has a gradient; call it after the "
+            "backward pass, or give the norm that clip_grad_norm_ returned"
+        )
     return float(
         nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients])
     )
 
 
-@contextmanager
-def _evaluating(module: Any) -> Iterator[None]:
-    """Put a module into evaluation mode, and each part of it back as it was."""
-    parts = list(module.modules()) if isinstance(module, nn.Module) else []
-    before = [part.training for part in parts]
-    try:
-        for part in parts:
-            part.training = False
-        yield
-    finally:
-        for part, training in zip(parts, before, strict=True):
-            part.training = training
+def _number(norm: float | Tensor) -> float:
+    if isinstance(norm, bool | str) or (isinstance(norm, Tensor) and norm.numel() != 1):
+        raise TypeError(f"FlowMeter.update: expected the gradient's norm, a number, got {norm!r}")
+    return float(norm)
 
 
-def _steps(module: Any, inputs: Any) -> int:
-    from bptt.flow.stepwise import Layout
-
-    return Layout.of(module, inputs, None, None).steps
+def _is_zero(flow: GradientFlow) -> bool:
+    """Whether its losses have no gradient at all."""
+    return not any(bool(s.norms.nan_to_num(0, 1, 1).any()) for s in flow.states)

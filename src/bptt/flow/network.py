@@ -56,7 +56,7 @@ class Network:
         module: the network.
         inputs: as it takes them.
         state: likewise, or None.
-        resets: likewise.
+        resets: [T] or [T, B] bool, time first.
         pairs: which are followed.
     """
 
@@ -67,11 +67,15 @@ class Network:
         self.layers: list[Layer] = []
         self.rows = module._rows(inputs)
         self.states = module._initial_state(self.rows, state)
-        _, at = module._crossing(self.rows, None, resets)
-        self.resets: Bool[Tensor, "rows 1"] | None = None if at is None else at.reshape(-1, 1)
+        self.resets = None if resets is None else self._rows_of(resets)
         self.steps = Steps(self.rows.sizes)
         self.x = self.rows.x.flatten(0, -2).to(module._dtype)
         self.batched_first = bool(module.batch_first) and inputs.dim() == 3
+
+    def _rows_of(self, resets: Tensor) -> Bool[Tensor, "rows 1"]:
+        at = resets.unsqueeze(1) if resets.dim() == 1 else resets
+        at = at.expand(self.pairs.steps, self.pairs.batch)
+        return at.to(self.rows.x.device).reshape(-1, 1)
 
     def forward(self, run: Callable[[Layer], Tensor]) -> Tensor:
         """Run the layers, the lowest first, by a function that gives a layer's outputs, [N, P].

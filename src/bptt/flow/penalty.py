@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.flow.trajectory import Piece, Trajectory, follow
+from bptt.flow.given import Given
+from bptt.flow.trajectory import Piece, Trajectory, following, reset_rows
 from bptt.unrolling import join
 
 
@@ -18,7 +19,9 @@ def vanishing_penalty(
     loss_fn: Callable[[Any], Tensor],
     state: Any = None,
     *,
+    resets: Tensor | None = None,
     state_batch_dim: int | None = None,
+    batch_first: bool | None = None,
 ) -> Tensor:
     """Compute Ω, which is 0 where every step keeps the length of the gradient that crosses it.
 
@@ -39,22 +42,28 @@ def vanishing_penalty(
     each layer has its own, and h is all of its state: for an LSTM h and c together. Cells with
     gates need no help to keep a gradient, but the definition holds for any step. Of a module that
     is neither bptt's nor torch.nn's, ∂E/∂h_k is taken with respect to the state as it enters step
-    k + 1, without what comes through the output of step k. There is no dropout between layers.
+    k + 1, without what comes through the output of step k. There is no dropout between layers, and
+    any other module is run in evaluation mode; it is left as it was.
 
     Args:
         module: what :func:`bptt.unroll` takes.
-        inputs: [T, B, ...], or a nest of such.
+        inputs: [T, B, ...], or a pytree of such.
         loss_fn: ``outputs -> scalar``, E, a sum or mean over the sequences.
         state: the initial state; None where the module knows how to begin. Of its layers' steps
             the one that starts from it counts only if it is given.
+        resets: [T], or [T, B] ([B, T] where the module is ``batch_first``) bool: the state is set
+            to zero before step t where it is true. No gradient crosses there, so that step has no
+            Ω_k.
         state_batch_dim: as for :func:`bptt.unroll`.
+        batch_first: likewise.
 
     Returns:
         Ω, a scalar; add it to the loss, multiplied by something (they take 0.5 to 4).
 
     Raises:
+        TypeError: the module does not return outputs and a state whose tensors can be seen.
         ValueError: the module is bidirectional, or the inputs are packed, or the loss is no scalar
-            that depends on the outputs.
+            that depends on the outputs, or no gradient goes through the state.
 
     >>> import torch, bptt
     >>> rnn, x, target = bptt.RNN(3, 16), torch.randn(20, 4, 3), torch.randn(4, 16)
@@ -63,65 +72,90 @@ def vanishing_penalty(
     >>> loss = loss_fn(y) + 0.5 * bptt.vanishing_penalty(rnn, x, loss_fn)
     >>> loss.backward()
     """
-    layers = follow(module, inputs, state, state_batch_dim=state_batch_dim)
-    with torch.enable_grad():
-        if layers[0].cell is None:
-            time = int(bool(getattr(module, "batch_first", False)))
-            gradients = [_gradients_of_steps(layers[0], loss_fn, time)]
-        else:
-            gradients = _gradients_of_layers(module, inputs, layers, loss_fn)
-    total = layers[0].after.new_zeros(())
-    for layer, d in zip(layers, gradients, strict=True):
-        t = layer.first if state is not None else 1
-        for piece in layer.pieces(first=t):
-            end = t + len(piece.before) // layer.batch
-            total = total + _omega(piece, d[t:end].flatten(0, 1)) / layer.batch
-            t = end
+    given = Given.of(
+        "vanishing_penalty",
+        module,
+        inputs,
+        state,
+        resets=resets,
+        state_batch_dim=state_batch_dim,
+        batch_first=batch_first,
+    )
+    with following(given) as layers:
+        total = layers[0].after.new_zeros(())
+        for layer, d in zip(layers, _gradients(given, layers, loss_fn), strict=True):
+            t = layer.first if state is not None else 1
+            for piece in layer.pieces(first=t):
+                end = t + len(piece.before) // layer.batch
+                total = total + _omega(piece, d[t:end].flatten(0, 1)) / layer.batch
+                t = end
     return total
 
 
-def _gradients_of_layers(
-    module: Any, inputs: Tensor, layers: tuple[Trajectory, ...], loss_fn: Callable[[Any], Tensor]
+def _gradients(
+    given: Given, layers: tuple[Trajectory, ...], loss_fn: Callable[[Any], Tensor]
 ) -> list[Tensor]:
-    """∂E/∂state_t of each layer, [T, B, n]: by later steps, the layers above and the output."""
+    """∂E/∂state_t of each layer, [T, B, n]; zero where the step started anew."""
+    with torch.enable_grad():
+        if given.ours is None:
+            found = [_gradients_of_steps(given, layers[0], loss_fn)]
+        else:
+            found = _gradients_of_layers(given, layers, loss_fn)
+    if given.resets is None:
+        return found
+    resets = given.resets.view(*given.resets.shape, *(1,) * (3 - given.resets.dim()))
+    return [d.masked_fill(resets.to(d.device), 0) for d in found]
+
+
+def _gradients_of_layers(
+    given: Given, layers: tuple[Trajectory, ...], loss_fn: Callable[[Any], Tensor]
+) -> list[Tensor]:
+    """By later steps, the layers above and the output."""
     x, states = layers[0].inputs, []
     for layer in layers:
         rows, after = layer.before[0].detach().requires_grad_(), []
         for t, x_t in enumerate(x):
-            rows = layer.function(t)(x_t, rows)
+            rows = layer.function(t)(x_t, reset_rows(given.resets, t, rows))
             after.append(rows)
         states.append(after)
         width = layer.outputs.shape[2]
         x = [rows[:, :width] for rows in after]
     y = torch.stack(x)
-    if inputs.dim() == 2:
+    if given.layout.batch is None:
         y = y.squeeze(1)
-    elif module.batch_first:
+    elif given.layout.time:
         y = y.transpose(0, 1)
     flat = [rows for after in states for rows in after]
     found = torch.autograd.grad(_loss(loss_fn, y), flat, materialize_grads=True)
     return list(torch.stack(found).unflatten(0, (len(layers), -1)))
 
 
-def _gradients_of_steps(layer: Trajectory, loss_fn: Callable[[Any], Tensor], time: int) -> Tensor:
-    """∂E/∂state_t, [T, B, n], with respect to the state as it enters the step after t.
+def _gradients_of_steps(
+    given: Given, layer: Trajectory, loss_fn: Callable[[Any], Tensor]
+) -> Tensor:
+    """With respect to the state as it enters the step after t.
 
     How the output of step t depends on the state that it leaves is not known of a foreign module.
     """
     assert layer.run is not None
     rows, outputs, after = layer.before[0], [], []
     for t, x_t in enumerate(layer.inputs):
-        y, rows = layer.run(t, x_t, rows)
+        y, rows = layer.run(t, x_t, reset_rows(given.resets, t, rows))
         rows = rows if rows.requires_grad else rows.detach().requires_grad_()
         outputs.append(y)
         after.append(rows)
-    loss = _loss(loss_fn, join(outputs, time))
+    loss = _loss(loss_fn, join(outputs, given.layout.time))
     found = torch.autograd.grad(loss, after, materialize_grads=True)
     return torch.stack(found)
 
 
 def _loss(loss_fn: Callable[[Any], Tensor], y: Any) -> Tensor:
     loss = loss_fn(y)
+    if not isinstance(loss, Tensor):
+        raise ValueError(
+            "vanishing_penalty: expected loss_fn to give a scalar tensor, got "
+            f"{type(loss).__name__}"
+        )
     if loss.numel() != 1 or not loss.requires_grad:
         raise ValueError(
             "vanishing_penalty: expected loss_fn to give a scalar that depends on the outputs, got "

@@ -10,63 +10,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bptt.credit.full import Full
+from bptt.flow.contract import call, check_attached, check_batch, check_step, floats
 from bptt.flow.cotangents import Cotangents
 from bptt.flow.flow import StateFlow
+from bptt.flow.given import Given, Layout
+from bptt.flow.limits import cannot_batch
 from bptt.flow.pairs import Found, Pairs
-from bptt.pytree import is_float, leaves_of, map_tensors, named_leaves
+from bptt.pytree import is_float, map_tensors, named_leaves
 from bptt.unrolling import Crossing, check_output, join
-
-
-class Layout(NamedTuple):
-    """Where time and batch lie in the inputs, and the batch in the state."""
-
-    steps: int
-    batch: int | None
-    """None where there is no dimension of it."""
-    time: int
-    state_dim: int
-
-    @classmethod
-    def of(
-        cls, module: Any, inputs: Any, batch_first: bool | None, state_batch_dim: int | None
-    ) -> Layout:
-        """Find it out, as :func:`bptt.unroll` does.
-
-        Raises:
-            ValueError: the inputs are not all of the same number of steps.
-        """
-        first = bool(getattr(module, "batch_first", False) if batch_first is None else batch_first)
-        tensors = [x for x in leaves_of(inputs) if isinstance(x, Tensor)]
-        batched = 3 if isinstance(module, nn.RNNBase) else 2
-        is_batch = bool(tensors) and tensors[0].dim() >= batched
-        time = int(first and is_batch)
-        lengths = {x.shape[time] if x.dim() > time else 0 for x in tensors}
-        if len(lengths) != 1 or 0 in lengths:
-            layout = "[B, T, ...]" if first else "[T, B, ...]"
-            raise ValueError(
-                f"gradient_flow: expected inputs {layout}, all of the same number of steps, at "
-                f"least one; got {', '.join(str(tuple(x.shape)) for x in tensors) or 'no tensor'}"
-            )
-        dim = getattr(module, "state_batch_dim", 1) if state_batch_dim is None else state_batch_dim
-        batch = tensors[0].shape[1 - time] if is_batch else None
-        return cls(lengths.pop(), batch, time, int(dim))
-
-    def piece(self, inputs: Any, t: int) -> Any:
-        """Give the inputs of one step."""
-        return map_tensors(lambda x: x.narrow(self.time, t, 1), inputs)
-
-    def by_sequence(self, g: Tensor, dim: int) -> Tensor:
-        """Lay out [n, ...] as [n, B, rest], the batch being dimension ``dim`` of what n counts."""
-        if self.batch is None:
-            return g.reshape(len(g), 1, -1)
-        return g.movedim(1 + dim, 1).flatten(2) if g.dim() > 2 else g.unsqueeze(2)
 
 
 @dataclass
@@ -80,48 +38,34 @@ class _Step:
 
 
 def through_steps(
-    module: Any,
-    inputs: Any,
-    state: Any,
+    given: Given,
     begin: Callable[[Any], Cotangents],
     pairs: Pairs,
-    resets: Tensor | None,
     budget: int,
-    layout: Layout,
     attributed: bool,
+    check: bool,
 ) -> Found:
     """Follow the losses of any module.
 
     Args:
-        module: ``(inputs, state) -> (outputs, state)``.
-        inputs: as it takes them.
-        state: likewise; None where it knows how to begin.
+        given: the module and what it is given.
         begin: gives ∂L_t/∂y_t for the outputs of all steps.
         pairs: which to follow.
-        resets: as for :func:`bptt.unroll`.
         budget: bytes that the gradients of a step may take.
-        layout: of the inputs and the state.
         attributed: whether to find the inputs' attribution.
+        check: whether to make sure that the module's state is all in what it returns.
 
     Raises:
-        ValueError: a tensor of the state has no batch where it should be.
+        TypeError: the module does not return outputs and a state.
+        ValueError: a tensor of the state has no batch where it should be, or no gradient goes
+            through it from call to call.
     """
-    crossing = Crossing(Full().plan(pairs.steps), resets, layout.state_dim, layout.batch)
-    steps, outputs, state = [], [], map_tensors(Tensor.detach, state)
-    for t in range(pairs.steps):
-        with torch.enable_grad():
-            state = map_tensors(_leaf, state)
-            x = map_tensors(_leaf, layout.piece(inputs, t))
-            y, after = module(x, crossing.reset(t, state))
-        check_output(y, 1, layout.time)
-        steps.append(_Step(*map(_floats, (x, state, y, after))))
-        outputs.append(map_tensors(Tensor.detach, y))
-        before, state = state, map_tensors(Tensor.detach, after)
-    del before
+    layout = given.layout
+    steps, outputs, state = _run(given, pairs, check)
     start = begin(join(outputs, layout.time))
-    names = _names(module, state)
+    names = _names(given.module, state)
     walk = _Walk(pairs, layout, budget, start.outputs, attributed)
-    walk.norms = [pairs.empty(s.device) for s in _parts(_floats(state), layout)]
+    walk.norms = [pairs.empty(s.device) for s in _parts(floats(state), layout)]
     has_attribution = attributed and bool(steps[0].x)
     walk.attribution = pairs.empty(steps[0].x[0].device) if has_attribution else None
     for s in reversed(range(pairs.steps)):
@@ -135,12 +79,43 @@ def through_steps(
     return Found(start.losses, tuple(found), attribution)
 
 
+def _run(given: Given, pairs: Pairs, check: bool) -> tuple[list[_Step], list[Any], Any]:
+    """Run the module step by step; return the steps' graphs, their outputs and the final state."""
+    layout, resets = given.layout, given.resets
+    crossing = Crossing(Full().plan(pairs.steps), resets, layout.state_dim, layout.batch)
+    steps: list[_Step] = []
+    outputs, state, checked = [], map_tensors(_detached, given.state), not check
+    for t in range(pairs.steps):
+        is_handed = bool(floats(state)) and not (resets is not None and bool(resets[t].all()))
+        if is_handed and not checked and pairs.steps > 1:
+            check_step(given, t, state)
+            checked = True
+        with torch.enable_grad():
+            state = map_tensors(_leaf, state)
+            x = map_tensors(_leaf, layout.piece(given.inputs, t))
+            y, after = call(given, x, crossing.reset(t, state))
+        check_output(y, 1, layout.time)
+        check_batch(given, after)
+        if is_handed:
+            check_attached(given, after)
+        steps.append(_Step(*map(floats, (x, state, y, after))))
+        if len(steps[-1].after) != len(steps[0].after):
+            raise ValueError(
+                f"{given.function}: the module's state has {len(steps[0].after)} tensors after "
+                f"step 0, and {len(steps[-1].after)} after step {t}; they have to be the same "
+                "after each step"
+            )
+        outputs.append(map_tensors(Tensor.detach, y))
+        state = map_tensors(Tensor.detach, after)
+    return steps, outputs, state
+
+
+def _detached(v: Tensor) -> Tensor:
+    return v.clone() if v.is_inference() else v.detach()
+
+
 def _leaf(v: Tensor) -> Tensor:
-    return v.detach().requires_grad_(is_float(v))
-
-
-def _floats(nest: Any) -> list[Tensor]:
-    return [v for v in leaves_of(nest) if is_float(v)]
+    return _detached(v).requires_grad_(is_float(v))
 
 
 # ------------------------------------------------------------------------- the state's tensors
@@ -169,7 +144,7 @@ def _parts(tensors: list[Tensor], layout: Layout) -> list[Tensor]:
 def _named_parts(names: list[str], state: Any, layout: Layout) -> list[tuple[int, str]]:
     return [
         (layer, name)
-        for name, s in zip(names, _floats(state), strict=True)
+        for name, s in zip(names, floats(state), strict=True)
         for layer in range(len(s) if _is_layered(s, layout) else 1)
     ]
 
@@ -246,28 +221,26 @@ class _Walk:
     def _note_norms(self, s: int) -> None:
         dim, n, place = self.layout.state_dim, 0, self.running
         for g in self.given:
-            self._check_batch(g[0])
             layered = _is_layered(g[0], self.layout)
             for part in g.unbind(1) if layered else [g]:
                 rows = self.layout.by_sequence(part, 0 if layered else dim)
-                self.norms[n][:, place, s] = rows.double().norm(dim=2).t()
+                self.norms[n][:, place, s] = _real(rows).double().norm(dim=2).t()
                 n += 1
 
     def _note_attribution(self, s: int, step: _Step, found: list[Tensor]) -> None:
         total: Any = 0
+        dim = 1 - self.layout.time
         for x, g in zip(step.x, found, strict=True):
-            flows = self.layout.by_sequence(g.double() * x.detach(), 1 - self.layout.time)
+            g, x = self.layout.by_sequence(g, dim), self.layout.by_sequence(x.detach()[None], dim)
+            flows = _real(g).double() * _real(x)
             total = total + flows.sum(2).t()
         assert self.attribution is not None
         self.attribution[:, self.running, s] = total
 
-    def _check_batch(self, s: Tensor) -> None:
-        batch, dim = self.layout.batch, self.layout.state_dim
-        if batch is not None and (s.dim() <= dim or s.shape[dim] != batch):
-            raise ValueError(
-                f"gradient_flow: one of the state's tensors is {tuple(s.shape)}, where dimension "
-                f"{dim} should be the batch of {batch}; say where it is with state_batch_dim"
-            )
+
+def _real(v: Tensor) -> Tensor:
+    """Lay out complex numbers as their two parts."""
+    return torch.view_as_real(v.resolve_conj()).flatten(2) if v.is_complex() else v
 
 
 def _products(outputs: list[Tensor], inputs: list[Tensor], given: list[Tensor]) -> list[Tensor]:
@@ -278,7 +251,9 @@ def _products(outputs: list[Tensor], inputs: list[Tensor], given: list[Tensor]) 
             found = torch.autograd.grad(
                 outputs, inputs, given, retain_graph=True, allow_unused=True, is_grads_batched=True
             )
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError as e:  # a NotImplementedError is one too
+        if not cannot_batch(e):
+            raise
         each = [
             torch.autograd.grad(
                 outputs, inputs, one, retain_graph=True, allow_unused=True, materialize_grads=True

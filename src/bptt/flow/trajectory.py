@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.utils.rnn import PackedSequence
 
 from bptt.cells import BY_MODE, Cell, Weights
-from bptt.pytree import flatten, is_float, leaves_of, map_tensors
+from bptt.flow.contract import call, check_batch, check_step
+from bptt.flow.given import Given
+from bptt.flow.limits import cannot_differentiate_forwards
+from bptt.flow.untouched import same_random_numbers, untouched
+from bptt.pytree import flatten, is_float, map_tensors
 
 Step = Callable[[Any, Tensor], Tensor]
 """``(inputs of N rows, states before [N, n]) -> states after [N, n]``."""
@@ -39,6 +43,8 @@ class Piece:
     """The states from which the steps start, [N, n]."""
     repeat: Callable[[Any, int], Any]
     """Makes copies of each row of the inputs, next to each other."""
+    forwards: bool = True
+    """Whether torch can differentiate the step forwards."""
 
     def step(self, rows: Float[Tensor, "copies state"]) -> Float[Tensor, "copies state"]:
         """Take the step from other states: k for each row, next to each other, [N·k, n]."""
@@ -58,19 +64,21 @@ class Piece:
 
         They are taken by forward mode; where a module knows none, from the whole Jacobian.
         """
+        return self.push_forwards(v) if self.forwards else self.jacobian @ v
+
+    def push_forwards(self, v: Float[Tensor, "rows state k"]) -> Float[Tensor, "rows state k"]:
+        """Return J·v by forward mode."""
         N, n, k = v.shape
         rows = self.before.repeat_interleave(k, 0)
         _load_forward_mode()
-        try:
-            with torch.no_grad(), forward_ad.dual_level():
-                dual = forward_ad.make_dual(rows, v.mT.reshape(N * k, n))
-                found = forward_ad.unpack_dual(self.step(dual)).tangent
-        except (NotImplementedError, RuntimeError):  # an error of the module's own comes again
-            return self.jacobian() @ v
+        with torch.no_grad(), forward_ad.dual_level():
+            dual = forward_ad.make_dual(rows, v.mT.reshape(N * k, n))
+            found = forward_ad.unpack_dual(self.step(dual)).tangent
         return torch.zeros_like(v) if found is None else found.reshape(N, k, n).mT
 
+    @cached_property
     def jacobian(self) -> Float[Tensor, "rows state state"]:
-        """Give ∂(state after)/∂(state before) for each row, [N, n, n]."""
+        """∂(state after)/∂(state before) for each row, [N, n, n]."""
         N, n = self.before.shape
         with torch.enable_grad():
             rows = self.before.detach().repeat_interleave(n, 0).requires_grad_()
@@ -78,6 +86,26 @@ class Piece:
             after = self.step(rows)
             (found,) = torch.autograd.grad(after, rows, each, materialize_grads=True)
         return found.view(N, n, n)
+
+    def knows_forward_mode(self) -> bool:
+        """Whether forward mode agrees with backward mode along one direction of each row.
+
+        Of some operations torch knows no derivative forwards, and says so; of an operator that was
+        registered with a backward pass alone it silently takes none.
+        """
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(self.before.shape, generator=generator, dtype=torch.float64)
+        u = u.to(self.before)
+        v = self.pull(u)  # u·J·v is its squared length then
+        try:
+            pushed = self.push_forwards(v.unsqueeze(2)).squeeze(2)
+        except NotImplementedError as e:
+            if not cannot_differentiate_forwards(e):
+                raise
+            return False
+        expected, found = v.double().square().sum(1), (u.double() * pushed).sum(1)
+        tolerance = 4 * torch.finfo(v.dtype).eps ** 0.5
+        return torch.allclose(found, expected, rtol=max(tolerance, 1e-2), atol=0, equal_nan=True)
 
 
 @cache
@@ -146,7 +174,19 @@ class Trajectory:
 
     def at(self, t: int) -> Piece:
         """Give a single step."""
-        return Piece(self.function(t), self.inputs[t], self.before[t], self.repeat)
+        return self._piece(t, self.inputs[t], self.before[t])
+
+    def _piece(self, t: int, x: Any, before: Tensor) -> Piece:
+        return Piece(self.function(t), x, before, self.repeat, self._forwards)
+
+    @cached_property
+    def _forwards(self) -> bool:
+        t = self.first
+        if self.cell is not None or t >= self.steps:
+            return True
+        return Piece(
+            self.function(t), self.inputs[t], self.before[t], self.repeat
+        ).knows_forward_mode()
 
     def pieces(self, numbers: int | None = None, first: int | None = None) -> Iterator[Piece]:
         """Give all steps from the first one on, many at a time where the layer allows it.
@@ -162,7 +202,7 @@ class Trajectory:
             end = min(t + many, self.steps)
             x = self.inputs[t] if many == 1 else torch.cat(self.inputs[t:end])
             before = self.before[t:end].flatten(0, 1)
-            yield Piece(self.function(t), x, before, self.repeat)
+            yield self._piece(t, x, before)
 
 
 def follow(
@@ -176,13 +216,15 @@ def follow(
 ) -> tuple[Trajectory, ...]:
     """Run a recurrent module over a sequence and keep the states, layer by layer.
 
-    Nothing is recorded for autograd. There is no dropout between the layers.
+    Nothing is recorded for autograd. There is no dropout between the layers of bptt's and
+    torch.nn's networks; any other module is run as it is.
 
     Args:
         module: what :func:`bptt.unroll` takes.
-        inputs: [T, B, ...], or a nest of such; [B, T, ...] with ``batch_first``.
+        inputs: [T, B, ...], or a pytree of such; [B, T, ...] with ``batch_first``.
         state: the initial state; None where the module knows how to begin.
-        resets: [T] or [T, B] bool: the state is set to zero before step t where it is true.
+        resets: [T], or [T, B] ([B, T] with ``batch_first``) bool: the state is set to zero before
+            step t where it is true.
         state_batch_dim: where the batch lies in the state's tensors; by default the module's
             own attribute of that name, or 1 as in torch.nn.
         batch_first: by default what the module's attribute of that name says, or False.
@@ -190,22 +232,41 @@ def follow(
     Raises:
         ValueError: the inputs are packed, or the module is bidirectional.
     """
-    if isinstance(inputs, PackedSequence):
-        raise ValueError("expected inputs [T, B, ...], got a PackedSequence; pad it")
-    if getattr(module, "bidirectional", False):
-        raise ValueError(
-            "the module is bidirectional: its state at a step depends on the steps after it, so no "
-            "step leads from one state to the next; look at a module of one direction"
+    return follow_given(
+        Given.of(
+            "follow",
+            module,
+            inputs,
+            state,
+            resets=resets,
+            state_batch_dim=state_batch_dim,
+            batch_first=batch_first,
         )
-    first = bool(getattr(module, "batch_first", False)) if batch_first is None else batch_first
-    dim = getattr(module, "state_batch_dim", 1) if state_batch_dim is None else state_batch_dim
+    )
+
+
+def follow_given(given: Given) -> tuple[Trajectory, ...]:
+    """Follow as :func:`follow`, with arguments that have been checked."""
     with torch.no_grad():
-        if isinstance(module, nn.RNNBase):
-            return tuple(_follow_layers(module, inputs, state, resets))
-        return (_follow_steps(module, inputs, state, resets, int(dim), int(first)),)
+        if given.ours is not None:
+            return tuple(_follow_layers(given))
+        given.needs_batch()
+        return (_follow_steps(given),)
 
 
-def _reset(resets: Tensor | None, t: int, rows: Tensor) -> Tensor:
+@contextmanager
+def following(given: Given) -> Iterator[tuple[Trajectory, ...]]:
+    """Follow a module in evaluation mode, so that each of its steps is one and the same function.
+
+    Within the ``with`` block its derivatives may be taken; afterwards the module, and torch's
+    generators, are as they were.
+    """
+    with untouched(given.module, evaluating=True), same_random_numbers(given.inputs, given.state):
+        yield follow_given(given)
+
+
+def reset_rows(resets: Tensor | None, t: int, rows: Tensor) -> Tensor:
+    """Set the state of the sequences to zero where step t starts anew."""
     if resets is None:
         return rows
     at = resets[t].to(rows.device)
@@ -215,9 +276,8 @@ def _reset(resets: Tensor | None, t: int, rows: Tensor) -> Tensor:
 # ------------------------------------------------------------- modules of bptt and torch.nn
 
 
-def _follow_layers(
-    module: nn.RNNBase, inputs: Tensor, state: Any, resets: Tensor | None
-) -> Iterator[Trajectory]:
+def _follow_layers(given: Given) -> Iterator[Trajectory]:
+    module, inputs, state, resets = given.ours, given.inputs, given.state, given.resets
     cell = BY_MODE[module.mode]
     x = inputs.unsqueeze(1) if inputs.dim() == 2 else inputs
     if module.batch_first and inputs.dim() == 3:
@@ -233,7 +293,7 @@ def _follow_layers(
             rows = torch.cat([s[layer] for s in given], dim=1)
         before, after = [], []
         for t, x_t in enumerate(x):
-            before.append(_reset(resets, t, rows))
+            before.append(reset_rows(resets, t, rows))
             rows = step(x_t, before[-1])
             after.append(rows)
         yield Trajectory(
@@ -273,32 +333,32 @@ def _cell_step(cell: Cell, w: Weights) -> Step:
 # --------------------------------------------------------------------------- other modules
 
 
-def _follow_steps(
-    module: Any, inputs: Any, state: Any, resets: Tensor | None, dim: int, time: int
-) -> Trajectory:
-    first = next(x for x in leaves_of(inputs) if isinstance(x, Tensor))
-    T, B = first.shape[time], first.shape[1 - time]
-    cut = partial(torch.narrow, dim=time, length=1)
-    xs = [map_tensors(partial(cut, start=t), inputs) for t in range(T)]
-    layouts: dict[int, _Layout] = {}
+def _follow_steps(given: Given) -> Trajectory:
+    layout, state, resets = given.layout, given.state, given.resets
+    T, B, dim = layout.steps, layout.batch or 1, layout.state_dim
+    xs = [layout.piece(given.inputs, t) for t in range(T)]
+    forms: dict[int, _Form] = {}
     before, after = [], []
     for t, x in enumerate(xs):
         if state is not None:
-            layouts[t] = _Layout(state, dim, B)
-            before.append(_reset(resets, t, layouts[t].rows()))
-            state = layouts[t].nest(before[-1])
-        state = module(x, state)[1]
-        after.append(_Layout(state, dim, B).rows())
+            if not forms and T > 1:
+                check_step(given, t, state)
+            forms[t] = _Form(state, dim, B)
+            before.append(reset_rows(resets, t, forms[t].rows()))
+            state = forms[t].tree(before[-1])
+        _, state = call(given, x, state)
+        check_batch(given, state)
+        after.append(_Form(state, dim, B).rows())
     begins = T - len(before)
     if begins:  # of the state before the first step nothing is known
         before.insert(0, torch.full_like(after[0], float("nan")))
 
     def run(t: int, x: Any, rows: Tensor) -> tuple[Any, Tensor]:
-        y, after = module(x, layouts[t].nest(rows) if t in layouts else None)
-        return y, _Layout(after, dim, len(rows)).rows()
+        y, after = call(given, x, forms[t].tree(rows) if t in forms else None)
+        return y, _Form(after, dim, len(rows)).rows()
 
     def repeat(x: Any, k: int) -> Any:
-        return x if k == 1 else map_tensors(lambda v: v.repeat_interleave(k, 1 - time), x)
+        return x if k == 1 else map_tensors(lambda v: v.repeat_interleave(k, 1 - layout.time), x)
 
     return Trajectory(
         layer=0,
@@ -312,39 +372,36 @@ def _follow_steps(
     )
 
 
-class _Layout:
+class _Form:
     """How a state of any form is laid out as rows, one for each sequence, and back."""
 
     def __init__(self, state: Any, dim: int, batch: int) -> None:
         self.leaves, self.put = flatten(state)
         self.dim, self.batch = dim, batch
-        floats = [s for s in self.leaves if is_float(s)]
-        wrong = [s for s in floats if s.dim() <= dim or s.shape[dim] != batch]
-        if wrong or not floats:
-            shapes = ", ".join(str(tuple(s.shape)) for s in wrong) or "no float tensor"
-            raise ValueError(
-                f"expected the state's tensors to have the batch of {batch} in dimension {dim}, "
-                f"got {shapes}; say where it is with state_batch_dim"
-            )
 
     def rows(self) -> Tensor:
-        """[B, n]."""
-        floats = [s.movedim(self.dim, 0).flatten(1) for s in self.leaves if is_float(s)]
-        return torch.cat(floats, dim=1)
+        """[B, n]; of complex numbers both parts."""
+        parts = [_real(s.movedim(self.dim, 0)).flatten(1) for s in self.leaves if is_float(s)]
+        return torch.cat(parts, dim=1)
 
-    def nest(self, rows: Tensor) -> Any:
+    def tree(self, rows: Tensor) -> Any:
         """Put rows in place of the state's numbers; k copies of each, if there are so many."""
         k, start = len(rows) // self.batch, 0
         leaves: list[Any] = []
         for s in self.leaves:
             if is_float(s):
-                shape = s.movedim(self.dim, 0).shape
+                shape = _real(s.movedim(self.dim, 0)).shape
                 end = start + shape[1:].numel()
-                part = rows[:, start:end].reshape(-1, *shape[1:])
+                part = rows[:, start:end].reshape(-1, *shape[1:]).to(s.real.dtype)
+                part = torch.view_as_complex(part) if s.is_complex() else part
                 leaves.append(part.movedim(0, self.dim))
                 start = end
             elif isinstance(s, Tensor) and s.dim() > self.dim and s.shape[self.dim] == self.batch:
                 leaves.append(s.repeat_interleave(k, self.dim))
             else:
-                leaves.append(s)
+                leaves.append(s.clone() if isinstance(s, Tensor) else s)
         return self.put(leaves)
+
+
+def _real(s: Tensor) -> Tensor:
+    return torch.view_as_real(s.resolve_conj()) if s.is_complex() else s
