@@ -12,6 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import warnings
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import cast
 
 from bptt.data import builtin, tables
 from bptt.data.decoding import check_encoding, decoded
-from bptt.errors import CorpusError
+from bptt.errors import BpttWarning, CorpusError
 
 PIECE = 1 << 16
 """The most characters in a piece of text."""
@@ -46,6 +47,7 @@ class _File:
     encoding: str | None
     column: str | None  # of a table
     warned: list[bool] = field(default_factory=list)  # bad bytes are warned of once
+    examined: list[tables.Table] = field(default_factory=list)  # how the table is written
 
     @property
     def table(self) -> bool:
@@ -53,11 +55,36 @@ class _File:
 
     def documents(self) -> Iterator[Iterable[str]]:
         """The file's documents, each in blocks: a text is one, a table has one in each row."""
-        blocks = self._blocks()
         if self.table:
-            tabs = _kind(self.path) == ".tsv"
-            return ([cell] for cell in tables.cells(blocks, self.name, self.column, tabs=tabs))
-        return iter([blocks])
+            return ([cell] for cell in self.written().cells(self._blocks()))
+        return iter([self._blocks()])
+
+    def written(self) -> tables.Table:
+        """How the table is written; it is read for that once."""
+        if not self.examined:
+            found = tables.examine(self._blocks, self.name, self.column, tabs=self.tabs)
+            if found.skipped:
+                several = "s have" if found.skipped > 1 else " has"
+                warnings.warn(
+                    f"{self.name}: {found.skipped:,} row{several} too few cells for column "
+                    f"{self.column!r} and will be left out; the first is row "
+                    f"{found.first_skipped:,}",
+                    BpttWarning,
+                    stacklevel=2,
+                )
+            self.examined.append(found)
+        return self.examined[0]
+
+    @property
+    def tabs(self) -> bool:
+        """Whether the file's name says that tabs are between the cells."""
+        return _kind(self.path) == ".tsv"
+
+    @property
+    def dialect(self) -> str | None:
+        """How the table is written, where that is not as its name says."""
+        dialect = self.written().dialect if self.table else None
+        return None if dialect is None or dialect.usual(tabs=self.tabs) else str(dialect)
 
     def _blocks(self) -> Iterator[str]:
         opener = _OPENERS.get(self.path.suffix.lower(), lambda path: path.open("rb"))
@@ -265,6 +292,14 @@ def _try(file: _File) -> None:
 
 
 def _name(sources: Sequence[str | Path], files: Sequence[_File]) -> str:
+    several = len(files) > 1
+    dialects = [f"{file.name} ({file.dialect})" for file in files if several and file.dialect]
+    if dialects:
+        warnings.warn(
+            f"not all tables are written as their names say: {'; '.join(dialects)}",
+            BpttWarning,
+            stacklevel=3,
+        )
     if len(sources) > 1:
         return f"{len(files)} files"
     if str(sources[0]) == "-":
@@ -272,7 +307,10 @@ def _name(sources: Sequence[str | Path], files: Sequence[_File]) -> str:
     name = Path(sources[0]).name or str(sources[0])
     if Path(sources[0]).is_dir():
         return f"{len(files)} file{'s' * (len(files) > 1)} in {name}"
-    return f"column {files[0].column!r} of {name}" if files[0].table else name
+    if not files[0].table:
+        return name
+    how = f" ({files[0].dialect})" if files[0].dialect else ""
+    return f"column {files[0].column!r} of {name}{how}"
 
 
 def _cut(blocks: Iterable[str]) -> Iterator[str]:

@@ -23,7 +23,7 @@ IGNORED = -100
 """The target where there is none; what ``torch.nn.functional.cross_entropy`` leaves out."""
 
 MOST, MOST_OF_FEW = 1000, 20_000
-"""Tokens of a batch of sequences, padding included, at most: for each of them, and of a small one."""
+"""Tokens of a batch of sequences at most, padding included: for each sequence, and in all."""
 
 _POOL = 256  # batches that are sorted by length together
 

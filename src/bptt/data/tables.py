@@ -1,64 +1,306 @@
-"""The cells of one column of a CSV or TSV file, streamed."""
+"""The cells of one column of a CSV or TSV file, streamed.
+
+Tables are read by Python's ``csv`` module, strictly. How a table is written is found by trying:
+the column's name decides which character separates the cells, and a first reading of the whole
+file decides what quotation marks and backslashes mean in it. What fits no way of writing is
+refused with the number of its row.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 
 from bptt.errors import CorpusError
 
 SUFFIXES = (".csv", ".tsv")
 """Files that are read as tables."""
 
-_FIELD_LIMIT = 2**31 - 1  # the most that fits a C long on every platform
+LARGEST = 1 << 27
+"""Characters of a cell at most; a quotation mark that nothing closes would read a file whole."""
+
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+_NOTHING = "\x1f"  # separates the cells of a table with a single column: it occurs in none
+_EXCEL = re.compile(r"sep=(.)\n?")
+_ESCAPE = re.compile(r"\\(.)")
+_SPACED = re.compile(r' +"(?:[^"]|"")*"')
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
-def cells(blocks: Iterable[str], name: str, column: str | None, *, tabs: bool) -> Iterator[str]:
-    """Read one column of a table that has a header line.
+@dataclass(frozen=True)
+class Dialect:
+    """How a table is written.
 
-    Args:
-        blocks: The file's text in pieces, newlines as ``\\n``.
-        name: What to call the file in messages.
-        column: The header of the column; it must be there.
-        tabs: Whether the fields are separated by tabs. Otherwise by commas, or by semicolons
-            where the header has some and no comma.
-
-    Yields:
-        The cells that hold more than white space, in order.
-
-    Raises:
-        CorpusError: If there is no such column, or the table cannot be parsed.
+    Attributes:
+        separator: The character between two cells.
+        quotes: Whether a cell that begins with a quotation mark ends with one, and holds the
+            separator, line ends and doubled quotation marks in between.
+        spaces: Whether white space after a separator is left out.
+        escapes: Whether a backslash takes the meaning from a quotation mark, a separator, a line
+            end and a backslash.
+        by_excel: Whether the first line is Excel's ``sep=``.
     """
-    lines = _lines(blocks)
-    first = next(lines, "")
-    delimiter = "\t" if tabs else ";" if ";" in first and "," not in first else ","
-    rows = _rows(csv.reader(_chain(first, lines), delimiter=delimiter), name)
-    header = next(rows, [])
-    if column not in header:
-        wanted = "name the column of its text" if column is None else f"it has no column {column!r}"
-        listed = ", ".join(header) or "none"
-        raise CorpusError(f"{name} is a table: {wanted} (--column); its columns are {listed}")
-    index = header.index(column)
-    for row in rows:
-        if len(row) > index and not row[index].isspace() and row[index]:
-            yield row[index]
+
+    separator: str
+    quotes: bool = True
+    spaces: bool = False
+    escapes: bool = False
+    by_excel: bool = False
+
+    def __str__(self) -> str:
+        """Describe what differs from what the file's name promises; see :meth:`usual`."""
+        between = _SEPARATORS.get(self.separator, f"{self.separator!r} signs")
+        words = ["one column" if self.separator == _NOTHING else f"cells between {between}"]
+        words.append("quoted where they need it" if self.quotes else "quotation marks are text")
+        words += ["spaces after separators left out"] * self.spaces
+        words += ["backslash escapes"] * self.escapes
+        return ", ".join(words)
+
+    def usual(self, *, tabs: bool) -> bool:
+        """Whether files of the name are written like this: CSV with quotes, or TSV without."""
+        return self == Dialect("\t" if tabs else ",", quotes=not tabs)
 
 
-def _rows(reader: Iterator[list[str]], name: str) -> Iterator[list[str]]:
-    """The reader's rows with fields of any size, without leaving the global limit changed."""
-    while True:
-        limit = csv.field_size_limit(_FIELD_LIMIT)
+@dataclass(frozen=True)
+class Table:
+    """A table that has been read once.
+
+    Attributes:
+        dialect: How it is written.
+        index: The number of the column, from 0.
+        width: The number of its columns.
+        skipped: Rows that are too short to have the column, and hold other text.
+        first_skipped: The number of the first of them; the header is row 1.
+    """
+
+    dialect: Dialect
+    index: int
+    width: int
+    skipped: int = 0
+    first_skipped: int = 0
+
+    def cells(self, blocks: Iterable[str]) -> Iterator[str]:
+        """Read the column.
+
+        Args:
+            blocks: The file's text in pieces, newlines as ``\\n``.
+
+        Yields:
+            The cells that hold more than white space, in order.
+        """
+        rows = _rows(_body(blocks, self.dialect), self.dialect)
         try:
-            row = next(reader, None)
+            next(rows, None)
+            for row in rows:
+                cell = row[self.index] if len(row) > self.index else ""
+                if cell and not cell.isspace():
+                    yield cell
         except csv.Error as error:
             raise CorpusError(
-                f"{name} cannot be read as a table ({error}): check its quotes, or give plain text"
+                f"a table can no longer be read as it was ({error}): did the file change?"
             ) from None
+
+
+def examine(
+    read: Callable[[], Iterable[str]], name: str, column: str | None, *, tabs: bool
+) -> Table:
+    """Find how a table is written, by reading all of it, once for each way that may be meant.
+
+    Args:
+        read: Gives the file's text in pieces, from the beginning at each call.
+        name: What to call the file in messages.
+        column: The header of the column; it must be there, and only once.
+        tabs: Whether the name says that tabs are between the cells.
+
+    Returns:
+        The table.
+
+    Raises:
+        CorpusError: If there is no such column, or no way of reading fits all rows.
+    """
+    start, header = _header(read, name, column, tabs=tabs)
+
+    def first_fit(*dialects: Dialect) -> _Fit | _Misfit:
+        found = first = _examine(read, name, column, dialects[0])
+        for dialect in dialects[1:]:
+            if isinstance(found, _Fit):
+                return found
+            found = _examine(read, name, column, dialect)
+        return found if isinstance(found, _Fit) else first
+
+    spaced, literal = replace(start, spaces=True), replace(start, quotes=False)
+    tidy = header[0] == header[0].strip() if len(header) == 1 else column in header
+    order = (start, spaced) if tidy else (spaced, start)
+    quoted = first_fit(*order, *(replace(dialect, escapes=True) for dialect in order))
+    if isinstance(quoted, _Fit) and quoted.spaces_before_quotes:
+        again = _examine(read, name, column, spaced)
+        if isinstance(again, _Fit) and again.rows == quoted.rows:
+            quoted = again
+    plain = first_fit(literal)
+    if len(header) == 1 and isinstance(quoted, _Misfit) and isinstance(plain, _Misfit):
+        alone = replace(start, separator=_NOTHING)
+        quoted = first_fit(alone, replace(alone, quotes=False))
+    return _chosen(quoted, plain, tabs=tabs)
+
+
+@dataclass
+class _Fit:
+    """A way of reading that fits all rows."""
+
+    table: Table
+    rows: int
+    uniform: bool  # all rows have as many cells as the header
+    looks_quoted: bool = False  # all quotes at a cell's beginning are closed, some are doubled
+    spaces_before_quotes: bool = False  # at the beginning of all cells that begin with a space
+
+
+@dataclass
+class _Misfit:
+    """A way of reading that does not fit, and why."""
+
+    message: str
+
+
+def _chosen(quoted: _Fit | _Misfit, plain: _Fit | _Misfit, *, tabs: bool) -> Table:
+    """Choose between quotation marks that mean something and those that are text."""
+    if isinstance(plain, _Misfit) or not (plain.uniform or tabs):
+        if isinstance(quoted, _Misfit):
+            raise CorpusError(quoted.message)
+        return quoted.table
+    if isinstance(quoted, _Misfit) or quoted.table.skipped > plain.table.skipped:
+        return plain.table
+    if quoted.table.skipped < plain.table.skipped:
+        return quoted.table
+    if plain.uniform and plain.table.width > 1 and quoted.rows < plain.rows:
+        # Each line is a row by itself: a quotation mark that swallows lines closes nothing.
+        return plain.table
+    return plain.table if tabs and not plain.looks_quoted else quoted.table
+
+
+def _examine(
+    read: Callable[[], Iterable[str]], name: str, column: str | None, dialect: Dialect
+) -> _Fit | _Misfit:
+    """Read a whole table in one way."""
+    table = None
+    number = skipped = first_skipped = 0
+    uniform, closed, doubled, spaced = True, True, False, False
+    try:
+        for number, row in enumerate(_rows(_body(read(), dialect), dialect), 1):
+            if table is None:
+                table = Table(dialect, _index(row, name, column), len(row))
+            elif len(row) > table.width and any(cell.strip() for cell in row[table.width :]):
+                return _Misfit(_too_long(name, number, len(row), table.width, column))
+            elif len(row) <= table.index and any(cell.strip() for cell in row):
+                skipped += 1
+                first_skipped = first_skipped or number
+            uniform = uniform and len(row) == table.width
+            for cell in row:
+                if not dialect.quotes and cell.startswith('"'):
+                    closed = closed and _QUOTED.fullmatch(cell) is not None
+                    doubled = doubled or '""' in cell[1:-1]
+                elif dialect.quotes and cell.startswith(" "):
+                    closed = closed and _SPACED.fullmatch(cell) is not None
+                    spaced = True
+    except csv.Error as error:
+        return _Misfit(_unreadable(name, number + 1, error))
+    assert table is not None  # there was a header
+    table = replace(table, skipped=skipped, first_skipped=first_skipped)
+    return _Fit(table, number, uniform, closed and doubled, spaced and closed)
+
+
+# The header
+
+
+def _header(
+    read: Callable[[], Iterable[str]], name: str, column: str | None, *, tabs: bool
+) -> tuple[Dialect, list[str]]:
+    """The separator and the names of the columns."""
+    first = next(iter(_after_blank(_lines(read()))), "")
+    told = _EXCEL.fullmatch(first)
+    separators = [told[1]] if told else ["\t"] if tabs else list(_SEPARATORS)
+    found: list[tuple[Dialect, list[str]]] = []
+    for separator in separators:
+        dialect = Dialect(separator, by_excel=told is not None)
+        for one in (dialect, replace(dialect, quotes=False)):
+            try:
+                names = next(iter(_rows(_body(read(), one), one)), [])
+            except csv.Error:
+                continue
+            found.append((dialect, names))
+            break
+    found.sort(key=lambda each: -len(each[1]))  # most columns first; else in the order above
+    for dialect, names in found:
+        if column is not None and column in [each.strip() for each in names]:
+            return replace(dialect, quotes=True), names
+    names = found[0][1] if found else []
+    wanted = "name the column of its text" if column is None else f"it has no column {column!r}"
+    listed = ", ".join(names) or "none"
+    raise CorpusError(f"{name} is a table: {wanted} (--column); its columns are {listed}")
+
+
+def _index(header: list[str], name: str, column: str | None) -> int:
+    names = header if column in header else [each.strip() for each in header]
+    if column not in names:  # in another way of reading
+        raise csv.Error(f"there is no column {column!r}")
+    if names.count(column) > 1:
+        raise CorpusError(
+            f"{name} has {names.count(column)} columns named {column!r}: rename one of them"
+        )
+    return names.index(column)
+
+
+# Rows
+
+
+def _rows(lines: Iterable[str], dialect: Dialect) -> Iterator[list[str]]:
+    """The rows that are not empty.
+
+    Fields may be of any size up to LARGEST, and the global limit stays as it was.
+    """
+    if dialect.escapes:
+        lines = (_keep_backslashes(line, dialect.separator) for line in lines)
+    reader = csv.reader(
+        lines,
+        delimiter=dialect.separator,
+        quoting=csv.QUOTE_MINIMAL if dialect.quotes else csv.QUOTE_NONE,
+        quotechar='"' if dialect.quotes else None,
+        escapechar="\\" if dialect.escapes else None,
+        skipinitialspace=dialect.spaces,
+        strict=True,
+    )
+    while True:
+        limit = csv.field_size_limit(LARGEST)
+        try:
+            row = next(reader, None)
         finally:
             csv.field_size_limit(limit)
         if row is None:
             return
-        yield row
+        if row:
+            yield row
+
+
+def _keep_backslashes(line: str, separator: str) -> str:
+    """Double the backslashes that escape nothing, such as that of ``\\n``: csv drops them."""
+    special = {'"', "\\", separator}
+    return _ESCAPE.sub(lambda m: m[0] if m[1] in special else "\\" + m[0], line)
+
+
+def _body(blocks: Iterable[str], dialect: Dialect) -> Iterator[str]:
+    """The lines from the header on."""
+    lines = _after_blank(_lines(blocks))
+    if dialect.by_excel:
+        next(lines, None)
+        lines = _after_blank(lines)
+    return lines
+
+
+def _after_blank(lines: Iterator[str]) -> Iterator[str]:
+    first = next((line for line in lines if not line.isspace()), None)
+    return chain([first], lines) if first is not None else iter(())
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
@@ -74,6 +316,23 @@ def _lines(blocks: Iterable[str]) -> Iterator[str]:
         yield "".join(parts)
 
 
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+# Messages
+
+
+def _too_long(name: str, number: int, cells: int, width: int, column: str | None) -> str:
+    return (
+        f"{name}: row {number:,} has {cells} cells, the header {width}, so what belongs to column "
+        f"{column!r} cannot be told: put quotation marks around cells that hold the separator"
+    )
+
+
+def _unreadable(name: str, number: int, error: csv.Error) -> str:
+    reason = str(error)
+    if "unexpected end of data" in reason or "field larger" in reason:
+        reason = "a quotation mark is opened and not closed"
+    elif "expected after" in reason:  # the quotation mark
+        reason = "text follows the quotation mark that closes a cell"
+    return (
+        f"{name}: row {number:,} cannot be read ({reason}): double the quotation marks within "
+        "quoted cells, or give plain text"
+    )
