@@ -403,7 +403,7 @@ def test_the_loss_by_default_is_a_random_direction_of_each_step():
     torch.testing.assert_close(found[0].norms.diagonal(), torch.ones(7, dtype=DOUBLE))
     assert torch.equal(found[0].norms, found[1].norms)
     at = torch.ones(7, 7).tril(-1).bool()
-    torch.testing.assert_close(found[2].of(name="0")[at], found[0].norms[at], rtol=1e-10, atol=0)
+    torch.testing.assert_close(found[2].norms[at], found[0].norms[at], rtol=1e-10, atol=0)
     torch.testing.assert_close(found[2].losses, found[0].losses)
     y, _ = problem.module()(problem.x, initial_of(problem))
     # Linear in y: what each unit adds to the losses is its own, so L is bounded by its norm.

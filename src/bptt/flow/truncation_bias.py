@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from bptt.bias import estimator_error
 from bptt.credit.truncated import Truncated
 from bptt.errors import ConfigError
+from bptt.flow.untouched import same_random_numbers, untouched
 
 SAME = 0.01
 """Losses that differ by more than this share of the largest are not those of the same network."""
@@ -59,7 +59,7 @@ class TruncationBias:
             self._refuse_others(losses)
             return losses[times].sum()
 
-        with _buffers_kept(self.module):
+        with untouched(self.module), same_random_numbers(self.inputs, self.state):
             error = estimator_error(
                 self.module,
                 self.inputs,
@@ -80,16 +80,3 @@ class TruncationBias:
                 "the module's losses are no longer those that were followed: it was trained "
                 "further, or drops units at random"
             )
-
-
-@contextmanager
-def _buffers_kept(module: Any) -> Iterator[None]:
-    """Put a module's buffers back as they were."""
-    buffers = list(module.buffers()) if isinstance(module, nn.Module) else []
-    before = [b.clone() for b in buffers]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for b, old in zip(buffers, before, strict=True):
-                b.copy_(old)

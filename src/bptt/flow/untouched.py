@@ -26,7 +26,7 @@ def untouched(module: Any, *, evaluating: bool = False) -> Iterator[None]:
     owner = getattr(module, "__self__", module)
     parts = list(owner.modules()) if isinstance(owner, nn.Module) else []
     attributes = [(part.training, dict(vars(part))) for part in parts]
-    buffers = [dict(part.named_buffers(recurse=False)) for part in parts]
+    buffers = [dict(part.named_buffers(recurse=False, remove_duplicate=False)) for part in parts]
     copies: dict[Tensor, Tensor] = {}
     try:
         for part, own in zip(parts, buffers, strict=True):
