@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ from engines import Call
 from paths import using
 
 from bptt.cells import BY_MODE
-from bptt.kernels import native
+from bptt.kernels import native, threads
 
 EACH_MODE = pytest.mark.parametrize("mode", sorted(BY_MODE))
 EACH_DTYPE = pytest.mark.parametrize(
@@ -47,14 +49,53 @@ def path(request):
         yield backend
 
 
-@contextmanager
-def threads(n):
+def on(n, work, monkeypatch, processors=None):
+    """Run some work with n threads, whatever the processors, or on so many of them.
+
+    In a thread of its own: its first calls have not learnt yet that others use the processors.
+    """
+
+    def run():
+        if processors is not None:
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:processors])
+        torch.set_num_threads(n)
+        return work()
+
     before = torch.get_num_threads()
-    torch.set_num_threads(n)
+    monkeypatch.setattr(threads, "processors", lambda: n)
     try:
-        yield
+        with ThreadPoolExecutor(1) as fresh:
+            return fresh.submit(run).result()
     finally:
         torch.set_num_threads(before)
+        monkeypatch.undo()
+
+
+@contextmanager
+def teams():
+    """See how many threads each call takes, where it is more than one."""
+    seen = []
+    here = ctypes.CDLL(None)
+    if not hasattr(here, "GOMP_parallel"):
+        pytest.skip("torch has no GNU OpenMP here, and the kernels no threads")
+    kind = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    real = kind(("GOMP_parallel", here))
+
+    @kind
+    def parallel(work, data, number, flags):
+        seen.append(number)
+        real(work, data, number, flags)
+
+    rest = [
+        ctypes.cast(getattr(here, f"omp_get_{name}"), ctypes.c_void_p)
+        for name in ("thread_num", "num_threads")
+    ]
+    library = native.library()
+    library.bptt_use_threads(ctypes.cast(parallel, ctypes.c_void_p), *rest)
+    try:
+        yield seen
+    finally:
+        native._share_threads(library)
 
 
 def assert_same_bits(ours, theirs):
@@ -66,16 +107,30 @@ def assert_same_bits(ours, theirs):
 @EACH_MODE
 @EACH_DTYPE
 @pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
-def test_the_same_bits_on_any_number_of_threads_and_from_run_to_run(mode, dtype, shape, path):
+def test_the_same_bits_on_any_number_of_threads_and_from_run_to_run(
+    mode, dtype, shape, path, monkeypatch
+):
     call = Call(mode, dtype, **shape)
     assert call.steps.batch * call.hidden**2 >= LARGE_STEP
     given = call.given()
-    with threads(1):
-        alone = call.run(native, given)
-        assert_same_bits(call.run(native, given), alone)
+    alone = on(1, lambda: call.run(native, given), monkeypatch)
+    assert_same_bits(on(1, lambda: call.run(native, given), monkeypatch), alone)
     for n in (2, 3, 4):
-        with threads(n):
-            assert_same_bits(call.run(native, given), alone)
+        assert_same_bits(on(n, lambda: call.run(native, given), monkeypatch), alone)
+
+
+@EACH_MODE
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no processor can be chosen")
+@pytest.mark.parametrize("processors", [1, 2])
+def test_the_same_bits_on_more_threads_than_processors(mode, processors, path, monkeypatch):
+    call = Call(mode, torch.float32, **LARGE["packed"])
+    given = call.given()
+    alone = on(1, lambda: call.run(native, given), monkeypatch)
+    with teams() as seen:
+        for n in (1, 2, 3, 4, 7):
+            found = on(n, lambda: call.run(native, given), monkeypatch, processors)
+            assert_same_bits(found, alone)
+    assert {2, 3, 4, 7} <= set(seen)  # they did run
 
 
 def test_calls_from_several_threads_at_the_same_time(path):
@@ -132,25 +187,59 @@ def same(a, b):
 """
 
 
-@needs_native
-@pytest.mark.skipif(sys.platform != "linux", reason="nothing says how many threads there are")
-def test_it_takes_as_many_threads_as_torch_says_now():
-    """No more than one at first; the pool then grows when there are to be more."""
-    out = run_apart(
-        START
-        + """
-def used():
-    with torch.no_grad():
-        lstm(x)
-    return len(os.listdir("/proc/self/task"))
+def large_call():
+    return Call("LSTM", torch.float32, **LARGE["batch"])
 
-for n in (1, 3, 4):
-    torch.set_num_threads(n)
-    print(used())
-"""
-    )
-    one, three, four = map(int, out.split())
-    assert (three - one, four - one) == (2, 3)
+
+@needs_native
+def test_it_takes_as_many_threads_as_torch_says_now(monkeypatch):
+    call = large_call()
+    for n in (1, 3, 4):
+        with teams() as seen:
+            on(n, lambda: call.run(native), monkeypatch)
+        assert seen[:1] == ([n] if n > 1 else [])  # alone it needs nobody
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no processor can be chosen")
+def test_it_takes_no_more_threads_than_it_may_run_on_processors():
+    call, given = large_call(), sorted(os.sched_getaffinity(0))
+
+    def run():
+        torch.set_num_threads(len(given) + 2)
+        for number in range(1, len(given) + 1):
+            os.sched_setaffinity(0, given[:number])
+            threads.refresh()
+            for _ in range(2):
+                call.run(native)
+                assert threads.allowed() == number
+            assert threads.explained()[0] == number
+
+    before = torch.get_num_threads()
+    try:
+        with teams() as seen, ThreadPoolExecutor(1) as fresh:
+            fresh.submit(run).result()
+    finally:
+        torch.set_num_threads(before)
+    assert all(n <= len(given) for n in seen)
+    assert seen[:1] == ([2] if len(given) > 1 else [])
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no processor can be chosen")
+def test_a_team_whose_threads_wait_for_a_processor_gets_smaller(monkeypatch):
+    call = Call("LSTM", torch.float32, (200,) * 9, 9, 90)
+    alone = on(1, lambda: call.run(native), monkeypatch)
+
+    def run():
+        for _ in range(10):
+            assert_same_bits(call.run(native), alone)
+
+    with teams() as seen:
+        on(4, run, monkeypatch, processors=1)
+    assert seen[0] == 4
+    assert min(seen) < 4
+    assert len(seen) < 20  # of 20 passes some ran on one thread
 
 
 @needs_native
@@ -161,8 +250,10 @@ def test_a_forked_child_and_its_threads_can_go_on():
         START
         + """
 before = run()
+assert bptt.kernels.backend().fewer is None or "processor" in bptt.kernels.backend().fewer
 child = os.fork()
 if child == 0:
+    assert str(bptt.kernels.backend()).endswith("1 thread (2 asked for, this is a forked child)")
     results = []
     others = [threading.Thread(target=lambda: results.append(lstm(x)[0].detach())) for _ in "12"]
     [t.start() for t in others]

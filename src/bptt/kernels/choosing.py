@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from bptt.errors import KernelError
-from bptt.kernels import native
+from bptt.kernels import native, threads
 
 VARIABLE = "BPTT_KERNELS"
 NAMES = ("auto", "native", "twin", *native.PATHS)
@@ -25,16 +25,19 @@ class Backend:
     path: str | None
     """The vectors that native kernels use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
     threads: int
-    """How many a call may take: torch's number."""
+    """How many a call may take: torch's number, or for native kernels less."""
     reason: str | None
     """Why they are not native, where they are not."""
+    fewer: str | None = None
+    """Why a call may take fewer threads than torch, where that is so."""
 
     def __str__(self) -> str:
         """Say it in one line."""
-        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        number = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
         if self.name == "native":
-            return f"native kernels, {self.path}, {threads}"
-        return f"plain torch (twin), {threads}: {self.reason}"
+            fewer = f" ({self.fewer})" if self.fewer else ""
+            return f"native kernels, {self.path}, {number}{fewer}"
+        return f"plain torch (twin), {number}: {self.reason}"
 
 
 @dataclass
@@ -57,16 +60,20 @@ def backend() -> Backend:
     ``portable``. Even native kernels leave to the twin what they do not have: an LSTM with a
     projection, other dtypes than float32 and float64, other devices.
 
+    A native call takes no more threads than there are processors for them, whatever torch's number:
+    those that the process may run on, or what its cgroup's quota of processor time is worth.
+
     Raises:
         bptt.errors.KernelError: what was asked for by name is not to be had here.
 
     >>> print(bptt.kernels.backend())  # doctest: +SKIP
     native kernels, avx2, 2 threads
     """
-    is_native = runs_native()
-    path = native.PATHS[native.library().bptt_path_in_use()] if is_native else None
-    name = "native" if is_native else "twin"
-    return Backend(name, path, torch.get_num_threads(), _choice.reason)
+    if not runs_native():
+        return Backend("twin", None, torch.get_num_threads(), _choice.reason)
+    path = native.PATHS[native.library().bptt_path_in_use()]
+    number, fewer = threads.explained()
+    return Backend("native", path, number, None, fewer)
 
 
 def runs_native() -> bool:

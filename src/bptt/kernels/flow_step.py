@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bptt.cells import Weights
+from bptt.kernels import threads
 from bptt.kernels.native import address, library
 
 # The fields of a bptt_flow_step, in order; an address of 0 is none.
@@ -69,7 +70,7 @@ def back(
     gates, hidden = step.of_hidden.shape[1:]
     call = _STEP.pack(
         given[0].dtype is torch.float64,
-        torch.get_num_threads(),
+        threads.allowed(),
         *(S, D),
         *(0 if step.w_ih is None else step.w_ih.shape[1], hidden, P, gates),
         norms[0].stride(0),

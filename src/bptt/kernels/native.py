@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bptt.cells import Cell, State, Weights
 from bptt.errors import KernelError
+from bptt.kernels import threads
 from bptt.kernels.find import library_path
 from bptt.kernels.passes import Crossing, Gradients
 from bptt.kernels.steps import Steps
@@ -69,26 +70,30 @@ def library() -> ctypes.CDLL:
 
 
 def _share_threads(found: ctypes.CDLL) -> None:
-    """Let the library run on the threads of torch's own OpenMP, so that the two never compete."""
+    """Let the library run on the threads of torch's own OpenMP, so that the two never compete.
+
+    Where there is none of GNU's kind, as on macOS, every call runs on one thread.
+    """
     here = ctypes.CDLL(None)
     names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
     if all(hasattr(here, name) for name in names):
         addresses = [ctypes.cast(getattr(here, name), ctypes.c_void_p) for name in names]
         found.bptt_use_threads.argtypes = [ctypes.c_void_p] * 3
         found.bptt_use_threads(*addresses)
+        threads.shared()
 
 
-def fma_peak(threads: int, seconds: float) -> float:
+def fma_peak(team: int, seconds: float) -> float:
     """Measure how many fused multiply-adds the processor does, in float32 and GFLOP/s.
 
     Args:
-        threads: how many, each on registers alone.
+        team: how many threads, each on registers alone.
         seconds: for how long.
 
     Raises:
         KernelError: there is no native library.
     """
-    return float(library().bptt_peak(threads, seconds))
+    return float(library().bptt_peak(team, seconds))
 
 
 def elementwise(name: str, x: Tensor) -> Tensor:
@@ -227,7 +232,7 @@ class _Given:
         call = _SEQUENCE.pack(
             CELLS[self.cell.mode],
             self.x.dtype is torch.float64,
-            torch.get_num_threads(),
+            threads.allowed(),
             self.steps.reverse,
             len(self.steps.sizes),
             self.steps.batch,
@@ -306,7 +311,7 @@ def cross_entropy(
     ]
     call = _READOUT.pack(
         hidden.dtype == torch.float64,
-        torch.get_num_threads(),
+        threads.allowed(),
         len(hidden),
         hidden.shape[1],
         len(weight),

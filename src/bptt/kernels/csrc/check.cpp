@@ -11,7 +11,12 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include "bptt_kernels.h"
+#include "limit.h"
 
 namespace {
 
@@ -41,6 +46,13 @@ void parallel(void (*work)(void *), void *data, unsigned threads, unsigned) {
     for (auto &other : others) other.join();
     own_number = 0;
     own_count = 1;
+}
+
+// A call from a thread that has made none yet, so that it has not learnt to take fewer threads.
+template <class Call> int as_first(Call call) {
+    int result = -1;
+    std::thread([&] { result = call(); }).join();
+    return result;
 }
 
 // ------------------------------------------------------------------------------------- shapes
@@ -177,9 +189,13 @@ public:
         auto y_alone = y;
         call.h_n = h_n.data(), call.c_n = at(c_n);
         call.y = y_alone.data();
-        bool done = bptt_forward(&call) == 0;
+        auto succeeds = [&](int (*pass)(const bptt_sequence *)) {
+            auto make = [&] { return pass(&call); };
+            return (threads > 1 ? as_first(make) : make()) == 0;
+        };
+        bool done = succeeds(bptt_forward);
         call.y = y.data(), call.kept = at(kept);
-        done = bptt_forward(&call) == 0 && done;
+        done = succeeds(bptt_forward) && done;
 
         auto dh = d_h, dc = d_c;
         auto dx = empty(!has(D_X) ? 0 : (has(BY_WINDOWS) ? walk_rows : rows) * I);
@@ -192,7 +208,7 @@ public:
         call.d_w_ih = at(dw_ih), call.d_w_hh = at(dw_hh);
         call.d_b_ih = at(db_ih), call.d_b_hh = at(db_hh), call.norms = norms.data();
         call.row_norms = row_norms.data();
-        done = bptt_backward(&call) == 0 && done;
+        done = succeeds(bptt_backward) && done;
         if (!done) return {};
         if (!same_bits(y, y_alone)) return {};
         return {{"y", y}, {"h_n", h_n}, {"c_n", c_n}, {"d_h", dh}, {"d_c", dc}, {"d_x", dx},
@@ -319,7 +335,7 @@ template <class T> bool check_readout() {
                                     V,               hidden.data(), weight.data(), bias.data(),
                                     targets.data(),  factors.data(), out.data(), d_h.data(),
                                     d_w.data(),      d_b.data()};
-            if (bptt_cross_entropy(&q) != 0) return std::vector<T>();
+            if (as_first([&] { return bptt_cross_entropy(&q); }) != 0) return std::vector<T>();
             for (const auto *more : {&d_h, &d_w, &d_b})
                 out.insert(out.end(), more->begin(), more->end());
             return out;
@@ -368,7 +384,7 @@ template <class T> bool check_flow() {
                 projection ? d_m.data() : nullptr, d_h.data(), lstm ? d_c.data() : nullptr,
                 of_inputs ? d_x.data() : nullptr, credit ? found.data() : nullptr, norms_h.data(),
                 lstm ? norms_c.data() : nullptr};
-            if (bptt_flow_back(&q) != 0) return std::vector<T>();
+            if (as_first([&] { return bptt_flow_back(&q); }) != 0) return std::vector<T>();
             for (const auto *more : {&d_c, &d_x}) d_h.insert(d_h.end(), more->begin(), more->end());
             for (const auto *more : {&found, &norms_h, &norms_c})
                 for (double e : *more) d_h.push_back(T(e));
@@ -394,6 +410,66 @@ bool check_callers() {
     other.join();
     std::printf("callers at the same time %s\n", same[0] && same[1] ? "agree" : "DIFFER");
     return same[0] && same[1];
+}
+
+// More threads than there are processors for them: each has to sleep while others run.
+bool check_crowd() {
+    constexpr int CROWD = 7;
+    const Problem<float> problem(BPTT_LSTM, {times(3, 60), 5, 70});
+    const auto expected = problem.run(1);
+    bool same = true;
+    std::thread([&] {
+#if defined(__linux__)
+        cpu_set_t own, one;
+        sched_getaffinity(0, sizeof own, &own);
+        int first = 0;
+        while (!CPU_ISSET(first, &own)) first++;
+        CPU_ZERO(&one);
+        CPU_SET(first, &one);
+        same = sched_setaffinity(0, sizeof one, &one) == 0;
+#endif
+        const int before = teams;
+        same = agree(problem.run(CROWD), expected, 0, "a crowd of threads", 0) && same;
+        same = teams == before + 3 && same;
+    }).join();
+    std::printf("%d threads on one processor %s\n", CROWD, same ? "agree" : "DIFFER");
+    return same;
+}
+
+// When a team gets smaller and when it grows again, on a clock of its own.
+bool check_limit() {
+    constexpr int64_t MS = 1000000;
+    Limit limit;
+    int64_t now = 0;
+    auto calls = [&](int64_t ms, int asked, double waited) {
+        int team = 0;
+        for (const int64_t end = now + ms * MS; now < end; now += MS) {
+            team = limit.team(asked, now);
+            if (team > 1) limit.took(team, MS, team == asked ? int64_t(waited * MS) : 0, now + MS);
+        }
+        return team;
+    };
+    const bool right[] = {
+        calls(1000, 2, 0.35) == 2,  // as long as two are faster
+        calls(20, 2, 0.5) == 1,     // half of the time is one thread's
+        calls(80, 2, 0.5) == 1,
+        calls(20, 2, 0.0) == 2,     // tried again
+        calls(1000, 2, 0.0) == 2,
+        calls(20, 4, 0.3) == 3,     // one of four is late: one less
+        calls(20, 1, 0.0) == 1,
+        calls(4000, 4, 0.0) == 4,
+    };
+    const bool all = std::all_of(std::begin(right), std::end(right), [](bool r) { return r; });
+    // In vain more and more seldom.
+    int tried = 0;
+    for (const int64_t end = now + 20000 * MS; now < end; now += MS) {
+        const int team = limit.team(2, now);
+        tried += team == 2;
+        if (team == 2) limit.took(team, MS, MS / 2, now + MS);
+    }
+    const bool seldom = 50 < tried && tried < 250;
+    std::printf("the limit of threads %s\n", all && seldom ? "is right" : "is WRONG");
+    return all && seldom;
 }
 
 // The functions on as many elements as do and do not fill vectors, and the peak's threads.
@@ -430,8 +506,8 @@ int main() {
     for (int cell = BPTT_TANH; cell <= BPTT_LSTM; cell++)
         for (bool ok : {check<float>(cell), check<double>(cell)}) same = same && ok;
     for (bool ok : {check_readout<float>(), check_readout<double>(), check_flow<float>(),
-                    check_flow<double>(), check_callers(), check_functions<float>(),
-                    check_functions<double>()})
+                    check_flow<double>(), check_callers(), check_crowd(), check_limit(),
+                    check_functions<float>(), check_functions<double>()})
         same = same && ok;
     return same ? 0 : 1;
 }

@@ -1,54 +1,10 @@
 // Threads of a call: who does what, and where they wait for each other.
 #pragma once
-#include <atomic>
-#include <cstdint>
-#if defined(_WIN32)
-#include <windows.h>
-#else
-#include <sched.h>
-#endif
-
+#include "barrier.h"
+#include "limit.h"
 #include "path.h"
 
 namespace {
-
-inline void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
-inline void give_way() {
-#if defined(_WIN32)
-    SwitchToThread();
-#else
-    sched_yield();
-#endif
-}
-
-// Spins for some microseconds, then lets others run: a core that something else uses must not
-// bring everything to a halt.
-class Barrier {
-public:
-    void wait(int team) {
-        if (team == 1) return;
-        const unsigned now = round_.load(std::memory_order_relaxed);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == team - 1) {
-            arrived_.store(0, std::memory_order_relaxed);
-            round_.store(now + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; round_.load(std::memory_order_acquire) == now; spins++)
-            if (spins < 4000) pause();
-            else give_way();
-    }
-
-private:
-    alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<unsigned> round_{0};
-};
 
 struct Range {
     int64_t begin, end;
@@ -71,23 +27,41 @@ struct Member {
     }
 };
 
-// Run work(member) on so many threads, or on fewer if no more are to be had.
-template <class Work> void run(const bptt_threads &threads, int team, Work work) {
+thread_local Limit limit;
+
+// Run work(member) on so many threads, or on fewer if no more are to be had or worth it.
+template <class Work> void run(const bptt_threads &threads, int asked, Work work) {
     struct Shared {
         const bptt_threads &threads;
         Work &work;
         Barrier barrier;
-    } shared{threads, work, {}};
-    if (team <= 1 || !threads.parallel) {
+        int team;
+        int64_t entered, left;  // when the caller did
+    } shared{threads, work, {}, 1, 0, 0};
+    const bool several = asked > 1 && threads.parallel;
+    const int64_t begun = several ? nanoseconds() : 0;
+    const int team = several ? limit.team(asked, begun) : 1;
+    if (team == 1) {
         work(Member{0, 1, &shared.barrier});
         return;
     }
     threads.parallel(
         [](void *data) {
             auto &s = *static_cast<Shared *>(data);
-            s.work(Member{s.threads.number(), s.threads.count(), &s.barrier});
+            const Member me{s.threads.number(), s.threads.count(), &s.barrier};
+            if (me.number == 0) s.team = me.team, s.entered = nanoseconds();
+            s.work(me);
+            me.wait();  // here, as OpenMP spins for long
+            if (me.number == 0) s.left = nanoseconds();
         },
         &shared, unsigned(team), 0);
+    if (shared.team == 1) return;
+    // OpenMP too waits, for who is late to begin or to leave.
+    constexpr int64_t USUAL = 50000;
+    const int64_t ended = nanoseconds();
+    const int64_t around = std::max<int64_t>(0, shared.entered - begun + ended - shared.left - USUAL);
+    const int64_t within = shared.barrier.waited() / (shared.team - 1);  // all but who was late
+    limit.took(shared.team, ended - begun, around + within, ended);
 }
 
 }  // namespace
