@@ -375,7 +375,8 @@ def test_carry_and_resets_are_what_arithmetic_says(
     shape = (6, 2) if per_sequence else (6,)
     carry, resets = torch.randint(0, 5, shape).double() / 2, torch.rand(shape) < 0.25
     given = x.transpose(0, 1) if batch_first else x
-    y, final = ours(given, hx, carry=carry, resets=resets)
+    laid_out = [v.t() if batch_first and per_sequence else v for v in (carry, resets)]
+    y, final = ours(given, hx, carry=laid_out[0], resets=laid_out[1])
     found = flat(y.transpose(0, 1) if batch_first else y, final)
     if not per_sequence:
         carry, resets = (v.unsqueeze(1).expand(6, 2) for v in (carry, resets))
@@ -428,8 +429,8 @@ def test_carry_and_resets_of_packed_sequences(name, lengths, bidirectional, seed
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"carry": torch.ones(4)}, RuntimeError, r"carry of shape \(5,\) or \(5, 2\).*got \(4,\)"),
-        ({"resets": torch.ones(2, 5) > 0}, RuntimeError, r"resets of shape.*got \(2, 5\)"),
+        ({"carry": torch.ones(4)}, ValueError, r"carry of shape \(5,\) or \(5, 2\).*got \(4,\)"),
+        ({"resets": torch.ones(2, 5) > 0}, ValueError, r"resets.*got \(2, 5\); transpose it"),
         ({"carry": torch.ones(5, dtype=torch.int64)}, ValueError, "carry must be floating-point"),
         ({"resets": torch.ones(5)}, ValueError, "resets must be bool, got torch.float32"),
         ({"resets": torch.ones(5).long()}, ValueError, "resets must be bool, got torch.int64"),

@@ -15,8 +15,9 @@ from bptt.flow.penalty import vanishing_penalty
 from bptt.language_model import LanguageModel
 from bptt.memory import Recompute, Store
 from bptt.recurrent import GRU, LSTM, RNN
+from bptt.stepwise import Stepwise
 from bptt.streams import Stream
-from bptt.unrolling import Stepwise, unroll
+from bptt.unrolling import unroll
 
 __version__ = "0.1.0.dev0"
 

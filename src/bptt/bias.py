@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bptt.credit.full import Full
-from bptt.credit.plan import Plan
 from bptt.credit.spelling import as_credit
 from bptt.errors import ConfigError
-from bptt.pytree import leaves_of, map_tensors
+from bptt.layout import Layout
+from bptt.pytree import map_tensors
 from bptt.unrolling import unroll
 
 
@@ -109,6 +109,8 @@ def estimator_error(
     if generator is None:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     credit = as_credit(credit)
+    where = {k: options.get(k) for k in ("batch_first", "state_batch_dim")}
+    layout = Layout.of(module, inputs, **where, where="estimator_error")
     state = map_tensors(torch.Tensor.detach, state)
     devices = sorted({p.device.index or 0 for p in wanted.values() if p.device.type == "cuda"})
 
@@ -121,7 +123,7 @@ def estimator_error(
 
     exact = gradient(Full())
     sums = [_Sums(g) for g in (torch.cat(exact), *exact)]
-    count = 1 if _draws_nothing(credit, inputs, generator) else draws
+    count = 1 if _draws_nothing(credit, layout.steps, generator) else draws
     for _ in range(count):
         estimate = gradient(credit)
         for s, g in zip(sums, (torch.cat(estimate), *estimate), strict=True):
@@ -132,11 +134,9 @@ def estimator_error(
     return EstimatorError(credit, count, total, dict(zip(wanted, each, strict=True)))
 
 
-def _draws_nothing(credit: Any, inputs: Any, generator: torch.Generator) -> bool:
+def _draws_nothing(credit: Any, steps: int, generator: torch.Generator) -> bool:
     """Whether two plans in a row are the same, and the generator was not asked for them."""
-    T = next(len(x) for x in leaves_of(inputs) if isinstance(x, Tensor))
     before = generator.get_state()
-    steps = credit.steps if isinstance(credit, Plan) else T
     one, other = (credit.plan(steps, 1, generator) for _ in range(2))
     same = one.blocks == other.blocks and bool((one.carry == other.carry).all())
     return same and torch.equal(before, generator.get_state())

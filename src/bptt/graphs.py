@@ -146,3 +146,33 @@ def autocast_as(were: list[dict[str, Any]]) -> Iterator[None]:
                 stack.callback(torch.clear_autocast_cache)
                 stack.enter_context(torch.autocast(**options))
         yield
+
+
+def nodes_between(roots: list[Tensor], known: list[Tensor], since: int, mark: int) -> str | None:
+    """Find a node of a graph that was made after ``since`` and up to ``mark``.
+
+    Args:
+        roots: where the graph is entered.
+        known: tensors behind which it is not followed.
+        since: nodes made up to here do not count, and are not followed.
+        mark: the last number that counts.
+
+    Returns:
+        The node's name, or None.
+    """
+    seen: set[Any] = {None, *(v.grad_fn for v in known)}
+    stack = [v.grad_fn for v in roots]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # a leaf, whose number tells nothing
+            continue
+        number = node._sequence_nr()
+        if number <= since:
+            continue
+        if number <= mark:
+            return str(node.name())
+        stack += [n for n, _ in node.next_functions]
+    return None

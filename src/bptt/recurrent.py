@@ -22,6 +22,7 @@ from bptt.kernels.sequence import (
 )
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows, windows_of
+from bptt.layout import Layout
 
 
 class _Rows(NamedTuple):
@@ -49,7 +50,7 @@ class _Recurrent(nn.RNNBase):
     unless ``credit``, ``carry`` or ``resets`` is given.
     """
 
-    takes_carry = True
+    takes_carry = takes_credit = True
     """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: nothing to gain
@@ -76,12 +77,15 @@ class _Recurrent(nn.RNNBase):
                 the same in every layer. The outputs do not depend on it. In the reverse direction
                 the gradient crosses the same boundaries the other way; windows that overlap have
                 no meaning there.
-            carry: in place of a credit, factors of the state's gradient, [T] or [T, B] (whatever
-                ``batch_first`` says): ``carry[t]`` multiplies it where it crosses from step t to
-                step t-1, in every layer. 1 passes, 0 cuts; 1 everywhere by default.
-            resets: [T] or [T, B] bool: the state is set to zero before step t where
-                ``resets[t]`` is true, and no gradient crosses. Sequences laid end to end do
-                not see each other; in the reverse direction neither.
+            carry: in place of a credit, factors of the state's gradient, [T], or one for each
+                sequence, [T, B], or [B, T] with ``batch_first``: that of step t multiplies it
+                where it crosses from step t to step t-1, in every layer. 1 passes, 0 cuts; 1
+                everywhere by default.
+            resets: bool, [T], or one for each sequence, [T, B], or [B, T] with ``batch_first``:
+                the state is set to zero before the steps where it is true, and no gradient
+                crosses. Sequences laid end to end do not see each other; in the reverse
+                direction neither. Those of a PackedSequence are laid out by ``batch_first`` too:
+                T is its longest sequence, and the order is that before packing.
             generator: draws what is random in the credit; torch's own by default.
 
         Returns:
@@ -89,9 +93,10 @@ class _Recurrent(nn.RNNBase):
             [T, B, D·H], laid out like the input; the final states are shaped like ``hx``.
 
         Raises:
+            TypeError: ``carry`` or ``resets`` is no tensor.
             ValueError: the input's dtype or number of dimensions is not one of those above, or
-                ``credit`` and ``carry`` are both given, or the credit has windows that overlap
-                and the module two directions.
+                the shape or dtype of ``carry`` or ``resets``; or ``credit`` and ``carry`` are both
+                given, or the credit has windows that overlap and the module two directions.
             RuntimeError: a size does not fit the module.
         """
         plain = credit is None and carry is None and resets is None
@@ -103,6 +108,8 @@ class _Recurrent(nn.RNNBase):
         if credit is not None:
             plan = self._plan(rows, credit, carry, generator)
             carry = None if plan.is_full else torch.from_numpy(plan.carry)
+            if carry is not None and carry.dim() == 2 and self.batch_first:
+                carry = carry.t()  # as a caller's would be
             if plan.blocks and rows.batch and torch.is_grad_enabled():
                 windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
         carry, resets = self._crossing(rows, carry, resets)
@@ -286,27 +293,18 @@ class _Recurrent(nn.RNNBase):
             return None, None
         T, B = len(rows.sizes), rows.batch
         order = _order(rows.like, "sorted_indices")
+        layout = Layout(T, None if rows.is_unbatched else B, 0, 1, self.batch_first, True)
         found: list[Tensor | None] = []
         for name, given, dtype in (
             ("carry", carry, self._dtype),
             ("resets", resets, torch.bool),
         ):
-            if given is None:
-                found.append(None)
-                continue
-            if tuple(given.shape) not in ((T,), (T, B)):
-                raise RuntimeError(
-                    f"bptt.{type(self).__name__}: expected {name} of shape {(T,)} or {(T, B)}, "
-                    f"[T] or [T, B], got {tuple(given.shape)}"
-                )
-            kind = "floating-point" if name == "carry" else "bool"
-            if not (given.is_floating_point() if name == "carry" else given.dtype == torch.bool):
-                raise ValueError(
-                    f"bptt.{type(self).__name__}: {name} must be {kind}, got {given.dtype}"
-                )
-            given = given.detach().to(rows.x.device, dtype)
-            given = given.unsqueeze(1).expand(T, B) if given.dim() == 1 else given
-            found.append(given if order is None else given.index_select(1, order))
+            at = layout.by_time(name, given, f"bptt.{type(self).__name__}")
+            if at is not None:
+                at = at.to(rows.x.device, dtype)
+                at = at.unsqueeze(1).expand(T, B) if at.dim() == 1 else at
+                at = at if order is None else at.index_select(1, order)
+            found.append(at)
         return found[0], found[1]
 
     # ------------------------------------------------------------ from rows to results

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -19,7 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from bptt.calls import (
+    check_batch,
+    check_output,
+    check_visible,
+    is_detached,
+    pair,
+    refuse_detached,
+)
 from bptt.credit.plan import Block, Plan
+from bptt.crossing import Crossing
 from bptt.graphs import (
     Gradients,
     added,
@@ -34,9 +44,10 @@ from bptt.graphs import (
     vjp,
     vjp_together,
 )
+from bptt.layout import Layout
 from bptt.memory import Action, Memory, Store
 from bptt.pytree import flatten, is_float, leaves_of, map_tensors
-from bptt.unrolling import check_output
+from bptt.unrolling import RETURNS, handed_on
 
 LONGEST = 128  # steps of a segment, where nothing is said
 
@@ -100,12 +111,14 @@ class _Flow:
 
 def run(
     module: Any,
-    steps: Any,
+    layout: Layout,
+    inputs: Any,
     state: Any,
     plan: Plan,
-    crossing: Any,
+    crossing: Crossing,
     memory: Memory | None,
     takes_carry: bool,
+    dim_is_given: bool,
 ) -> tuple[Any, Any]:
     """Run a module over a sequence; the arguments are those of :func:`bptt.unroll`, prepared."""
     if torch._C._are_functorch_transforms_active():
@@ -113,7 +126,8 @@ def run(
             "bptt.unroll: torch.func's transforms cannot see through what is run again; use "
             "memory=None and a credit without windows that overlap, such as bptt.Truncated(k)"
         )
-    replay = Replay(module, steps, plan, crossing, memory or Store(), takes_carry)
+    how = (plan, crossing, memory or Store(), takes_carry, dim_is_given)
+    replay = Replay(module, layout, inputs, *how)
     outputs, final = replay.forward(state)
     if not any(t.requires_grad for t in replay.tensors) or not torch.is_grad_enabled():
         return outputs, final
@@ -174,11 +188,14 @@ class Replay:
     """One sequence's run, from the forward pass to the end of the backward pass."""
 
     module: Any
-    steps: Any
+    layout: Layout
+    inputs: Any
     plan: Plan
-    crossing: Any
+    crossing: Crossing
     memory: Memory
     takes_carry: bool
+    dim_is_given: bool
+    """Whether the caller said where the batch lies in the state."""
     tensors: list[Tensor] = field(default_factory=list)
     """What gradients are found for: the inputs, the initial state, the parameters."""
     constants: list[Tensor] = field(default_factory=list)
@@ -186,7 +203,7 @@ class Replay:
 
     def __post_init__(self) -> None:
         """Cut the sequence into segments."""
-        T = self.steps.T
+        T = self.layout.steps
         length = self.memory.segment or min(LONGEST, math.isqrt(T - 1) + 1)
         places = {*range(0, T, length), *(b.first for b in self.plan.blocks)}
         places |= {b.since for b in self.plan.blocks}
@@ -202,10 +219,10 @@ class Replay:
 
     def forward(self, state: Any) -> tuple[Any, Any]:
         """Run all segments once, and keep what the schedule says."""
-        self.devices = devices_of(self.steps.inputs, state)
+        self.devices = devices_of(self.inputs, state)
         self.autocast = autocast_of(self.devices)
         self.initial = [s for s in leaves_of(state) if is_float(s)]
-        self.x = [x for x in leaves_of(self.steps.inputs) if is_float(x)]
+        self.x = [x for x in leaves_of(self.inputs) if is_float(x)]
         self.buffers: list[Any] | None = None
         self.known = False  # the outputs, so that what is run again need not give them
         self.random = random_state(self.devices)
@@ -224,7 +241,7 @@ class Replay:
                 break
             self._do(action)
         self.tensors = [*self.x, *self.initial, *self.owners]
-        given = [*leaves_of(self.steps.inputs), *leaves_of(state), self.crossing.resets]
+        given = [*leaves_of(self.inputs), *leaves_of(state), self.crossing.resets]
         self.constants += [v for v in given if isinstance(v, Tensor) and not is_float(v)]
         final, self.state = self.state, None
         return self._outputs(), final
@@ -319,13 +336,15 @@ class Replay:
             return
         first, end = self.segments[i]
         with torch.no_grad():
-            y, self.state = self._call(i, self.steps.piece(first, end), self._before(i))
+            y, self.state = self._call(
+                i, self.layout.piece(self.inputs, first, end), self._before(i)
+            )
         self._put(first, end, y)
 
     def _run(self, i: int) -> _Graph:
         """Run a segment with its graph, from leaves of its own."""
         first, end = self.segments[i]
-        x = map_tensors(as_leaf, self.steps.piece(first, end))
+        x = map_tensors(as_leaf, self.layout.piece(self.inputs, first, end))
         with torch.no_grad():
             before = self._before(i)
         before = map_tensors(lambda s: as_leaf(s, bool(i) or self._initial_wanted()), before)
@@ -333,6 +352,7 @@ class Replay:
             mark = sequence_number()
             y, after = self._call(i, x, before)
         self._put(first, end, y)
+        self._refuse_detached(i, x, before, (y, after))
         graph = _Graph(*(leaves_of(v) for v in (x, before, y, after)))
         self._find_parameters(graph, i, mark)
         self.state = map_tensors(torch.Tensor.detach, after)
@@ -355,23 +375,32 @@ class Replay:
         crossing: dict[str, Any] = {}
         if self.takes_carry:
             first, end = self.segments[i]
-            carry = torch.from_numpy(self.plan.carry[first:end])
-            resets = self.crossing.resets
-            crossing["carry"] = None if bool((carry == 1).all()) else carry
-            crossing["resets"] = None if resets is None else resets[first:end]
+            crossing = handed_on(self.crossing, self.layout, first, end)
         with autocast_as(self.autocast):
-            found: tuple[Any, Any]
             if self.replaced:
                 found = functional_call(self.module, self.named, (x, state), crossing)
             else:
                 found = self.module(x, state, **crossing)
-            return found
+        y, after = pair(found, *RETURNS)
+        if i == 0 and not self.known:
+            length = self.segments[0][1]
+            if not self.takes_carry and len(self.segments) > 1:
+                check_visible(after)
+            check_batch(self.module, after, self.layout, length, self.dim_is_given)
+        return y, after
+
+    def _refuse_detached(self, i: int, x: Any, before: Any, found: tuple[Any, Any]) -> None:
+        """Refuse a state without a graph where a gradient is to cross into the segment."""
+        _, end = self.segments[i]
+        crosses = end < self.layout.steps and (self.takes_carry or self.crossing.passes(end))
+        if crosses and self.wanted and not self.known and is_detached(*found):
+            refuse_detached(partial(self._call, i), x, before, "a single call of it")
 
     def _put(self, first: int, end: int, y: Any) -> None:
         """Write a segment's outputs where they belong, in the forward pass."""
         if self.known:
             return
-        time = self.steps.time
+        time = self.layout.time
         check_output(y, end - first, time)
         leaves, put = flatten(y)
         if self.buffers is None:
@@ -386,7 +415,7 @@ class Replay:
         if not isinstance(v, Tensor):
             return v
         shape = [*v.shape]
-        shape[self.steps.time] = self.steps.T
+        shape[self.layout.time] = self.layout.steps
         return v.new_empty(shape)
 
     def _outputs(self) -> Any:
@@ -428,7 +457,7 @@ class Replay:
         ]
         self.needed = needed[len(needed) - len(self.parameters) :]
         self.of_parameters: Gradients = [None] * len(self.parameters)
-        self.blocks = list(self.plan.blocks) or [Block(0, self.steps.T, 0)]
+        self.blocks = list(self.plan.blocks) or [Block(0, self.layout.steps, 0)]
         self.flows = [_Flow(self.blocks.pop(), of_final)]
         first, self.next = self.next, None
         with self._as_in_forward():
@@ -458,7 +487,7 @@ class Replay:
         """Take the gradients of all live blocks back through a segment."""
         first, end = self.segments[i]
         graph = self.graphs.pop(i)
-        time = self.steps.time
+        time = self.layout.time
         dy = [None if d is None else d.narrow(time, first, end - first) for d in self.of_outputs]
         if not self.flows or self.flows[-1].block.first >= end:  # the block before sets out
             nothing: Gradients = [None for s in graph.after if is_float(s)]
@@ -497,7 +526,7 @@ class Replay:
             if d is not None:
                 piece = next(rest)
                 if piece is not None:
-                    d.narrow(self.steps.time, first, end - first).copy_(piece)
+                    d.narrow(self.layout.time, first, end - first).copy_(piece)
         for n, need in enumerate(self.needed):
             if need:
                 self.of_parameters[n] = added(self.of_parameters[n], next(rest))

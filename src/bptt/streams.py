@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bptt.buffers import Buffers, modules_in
 from bptt.credit.full import Full
 from bptt.credit.spelling import as_credit
 from bptt.errors import ConfigError
-from bptt.pytree import leaves_of, map_tensors
+from bptt.layout import Layout, join
+from bptt.pytree import map_tensors, tensors_of
 from bptt.unrolling import unroll
 
-Run = Callable[[Any, Any], tuple[Any, Any]]
-"""``(inputs [T, B, ...], state) -> (outputs [T, B, ...], state)``."""
+Run = Callable[[Any, Any, Tensor | None], tuple[Any, Any]]
+"""``(inputs [T, B, ...], state, resets [T, B]) -> (outputs [T, B, ...], state)``."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,11 @@ class Stream:
     ``Truncated(every=k1, reach=k2)`` with windows of k1 steps, the gradient goes through the
     k2 - k1 steps before it, and has to be that of the parameters as they are now; the graph of
     the last update belongs to others. So those steps are run again, from the state that was
-    stored in front of them.
+    stored in front of them. What the module's buffers count, as BatchNorm's do, is counted once.
+
+    Windows may change in length, and so may what the credit reaches: as much of the past is run
+    again as is kept. Where the batch changes, or another sequence begins, begin with a new
+    ``Stream()``, or tell by ``resets`` which sequences begin anew.
 
     >>> import torch, bptt
     >>> rnn, data = bptt.GRU(3, 8), torch.randn(60, 2, 3)
@@ -40,51 +48,81 @@ class Stream:
     ...     optimizer.step()
     >>> stream.past.shape
     torch.Size([10, 2, 3])
+
+    The state now is what a forecast begins with, or another window:
+
+    >>> y, _ = rnn(torch.randn(7, 2, 3), stream.state)
     """
 
     state: Any = None
-    """The state before the ``past``, without a graph; None at the beginning of a stream."""
+    """The state now, after the last step, without a graph; None at the beginning of a stream."""
     past: Any = None
-    """The inputs that will be run again, [P, B, ...]; None where there are none."""
+    """The inputs that will be run again, [P, B, ...], laid out as the module's; None where there
+    are none."""
+    before: Any = None
+    """The state before the ``past``, without a graph; None where there is none."""
+    resets: Tensor | None = None
+    """Where the sequences of the ``past`` begin anew, [P] or [P, B]; None: nowhere."""
 
     def advance(
-        self, module: Any, inputs: Any, *, credit: Any = None, **options: Any
+        self,
+        module: Any,
+        inputs: Any,
+        *,
+        credit: Any = None,
+        resets: Tensor | None = None,
+        **options: Any,
     ) -> tuple[Any, Stream]:
         """Go on through a window.
 
         Args:
             module: what :func:`bptt.unroll` takes.
-            inputs: the window, a tensor [T, B, ...], or a nest of such.
+            inputs: the window, a tensor [T, B, ...], or a pytree of such; [B, T, ...] where the
+                module is ``batch_first``.
             credit: how far back the losses are credited. Where its ``history`` is above 0 the
                 window has to be one block of its losses, ``credit.window`` steps, or less at a
                 stream's end.
-            options: further ones of :func:`bptt.unroll`; no ``resets``.
+            resets: where sequences begin anew, as for :func:`bptt.unroll`, for the steps of the
+                window; those of the past are remembered.
+            options: further ones of :func:`bptt.unroll`: ``memory``, ``batch_first``...
 
         Returns:
             The outputs of the window, and where the stream stands after it.
 
         Raises:
             ConfigError: the window is longer than the credit's block.
+            ValueError: the window's batch is not that of the past.
         """
         credit = as_credit(Full() if credit is None else credit)
         length, window = getattr(credit, "history", 0), getattr(credit, "window", None)
-        time = int(bool(getattr(module, "batch_first", False)))
-        steps = next(x.shape[time] for x in leaves_of(inputs) if isinstance(x, Tensor))
-        if length and window is not None and steps > window:
+        where = {k: options.get(k) for k in ("batch_first", "state_batch_dim")}
+        layout = Layout.of(module, inputs, **where, where="Stream.advance")
+        at = layout.by_time("resets", resets, "Stream.advance")
+        if length and window is not None and layout.steps > window:
             raise ConfigError(
                 f"{credit!r} reaches back beyond a block of {window} steps, so a stream is "
-                f"trained in windows of {window}, got one of {steps}: split it, or give the whole "
-                "sequence to bptt.unroll"
+                f"trained in windows of {window}, got one of {layout.steps}: split it, or give "
+                "the whole sequence to bptt.unroll"
             )
         plan = Full() if length else credit
 
-        def run(x: Any, state: Any) -> tuple[Any, Any]:
-            y, state = unroll(module, x, state, credit=plan, **options)
-            return y, state
+        def run(x: Any, state: Any, at: Tensor | None) -> tuple[Any, Any]:
+            how = options | {"credit": plan, "resets": layout.as_given(at)}
+            return unroll(module, x, state, **how)
 
-        return self.through(run, inputs, length, time)
+        buffers = Buffers(modules_in(module)) if length else None
+        return self.through(run, inputs, length, layout.time, resets=at, buffers=buffers)
 
-    def through(self, run: Run, inputs: Any, length: int, time: int = 0) -> tuple[Any, Stream]:
+    def through(
+        self,
+        run: Run,
+        inputs: Any,
+        length: int,
+        time: int = 0,
+        *,
+        resets: Tensor | None = None,
+        buffers: Buffers | None = None,
+    ) -> tuple[Any, Stream]:
         """Do what :meth:`advance` does with whatever runs the network.
 
         Args:
@@ -92,38 +130,75 @@ class Stream:
             inputs: the window.
             length: how many steps the next update will run again.
             time: the dimension of time in inputs and outputs.
+            resets: of the window, [T] or [T, B], time first.
+            buffers: of the network, which what is run again must not change.
         """
-        if not length:
-            y, state = run(inputs, self.state)
+        if not length:  # a past that a longer credit left behind is not needed any more
+            y, state = run(inputs, self._now(run, time), resets)
             return y, Stream(_detached(state))
-        both = inputs if self.past is None else _join([self.past, inputs], time)
+        both, at = self._with_past(inputs, resets, time)
         new, steps = _length(inputs, time), _length(both, time)
-        keep = min(length, steps)
-        past = _piece(both, steps - keep, steps, time)
-        state, outputs = self.state, []
-        if keep < steps:
-            y, state = run(_piece(both, 0, steps - keep, time), state)
+        old, kept = steps - new, max(0, steps - length)
+        cuts = {0, kept, steps}
+        if buffers is not None and buffers.places:
+            cuts.add(old)
+        state = self.state if self.past is None else self.before
+        outputs, before = [], state
+        for first, end in pairwise(sorted(cuts)):
+            before = state if first == kept else before
+            counted = buffers is None or end > old
+            with nullcontext() if counted else buffers.aside():  # type: ignore[union-attr]
+                x, here = _piece(both, first, end, time), None if at is None else at[first:end]
+                y, state = run(x, state, here)
             outputs.append(y)
-        after = Stream(_detached(state), past)
-        y, _ = run(past, state)
-        y = _join([*outputs, y], time)
-        return _piece(y, steps - new, steps, time), after
+        past = None if at is None else at[kept:]
+        after = Stream(_detached(state), _piece(both, kept, steps, time), _detached(before), past)
+        return _piece(join(outputs, time), old, steps, time), after
+
+    def _now(self, run: Run, time: int) -> Any:
+        """Return the state before the next window; found again where a resumed stream lacks it."""
+        if self.state is not None or self.past is None:
+            return self.state
+        with torch.no_grad():
+            return run(self.past, self.before, self.resets)[1]
+
+    def _with_past(
+        self, inputs: Any, resets: Tensor | None, time: int
+    ) -> tuple[Any, Tensor | None]:
+        """Put the past in front of a window, and its resets in front of the window's."""
+        if self.past is None:
+            return inputs, resets
+        old, new = tensors_of(self.past), tensors_of(inputs)
+        shapes = [[tuple(x.movedim(time, 0).shape[1:]) for x in xs] for xs in (old, new)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "Stream.advance: expected a window whose inputs have, but for time, the shapes "
+                f"of the past that is run again, {shapes[0]}, got {shapes[1]}; begin with a new "
+                "Stream() where the batch changes"
+            )
+        both = join([self.past, inputs], time)
+        if self.resets is None and resets is None:
+            return both, None
+        lengths = (_length(self.past, time), _length(inputs, time))
+        given = [
+            torch.zeros(n, dtype=torch.bool) if r is None else r
+            for r, n in zip((self.resets, resets), lengths, strict=True)
+        ]
+        device = next(r.device for r in (resets, self.resets) if r is not None)
+        batch = max((r.shape[1] for r in given if r.dim() == 2), default=None)
+        if batch is not None:
+            given = [r if r.dim() == 2 else r.unsqueeze(1).expand(-1, batch) for r in given]
+        return both, torch.cat([r.to(device) for r in given])
 
 
-def _length(nest: Any, time: int) -> int:
-    return next(int(x.shape[time]) for x in leaves_of(nest) if isinstance(x, Tensor))
+def _length(tree: Any, time: int) -> int:
+    return int(tensors_of(tree)[0].shape[time])
 
 
-def _piece(nest: Any, first: int, end: int, time: int) -> Any:
-    return map_tensors(lambda x: x.narrow(time, first, end - first), nest)
-
-
-def _join(pieces: list[Any], time: int) -> Any:
-    """Put nests of tensors together along time."""
-    if len(pieces) == 1:
-        return pieces[0]
-    joined = (torch.cat(leaves, dim=time) for leaves in zip(*map(leaves_of, pieces), strict=True))
-    return map_tensors(lambda _: next(joined), pieces[0])
+def _piece(tree: Any, first: int, end: int, time: int) -> Any:
+    if (first, end) == (0, _length(tree, time)):
+        return tree
+    return map_tensors(lambda x: x.narrow(time, first, end - first), tree)
 
 
 def _detached(state: Any) -> Any:

@@ -45,7 +45,7 @@ class Setting:
 class TaskModel(nn.Module):
     """Recurrent layers and a readout at each step."""
 
-    takes_carry = True
+    takes_carry = takes_credit = True
     """What :func:`bptt.unroll` asks: that plans can be handed on."""
 
     def __init__(self, setting: Setting) -> None:

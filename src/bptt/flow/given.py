@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt.calls import refuse_cell
 from bptt.flow.network import as_ours
 from bptt.pytree import check_leaves, map_tensors, tensors_of
-from bptt.unrolling import refuse_cell
 
 
 class Layout(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bptt.flow.given import Given
 from bptt.flow.trajectory import Piece, Trajectory, following, reset_rows
-from bptt.unrolling import join
+from bptt.layout import join
 
 
 def vanishing_penalty(

@@ -16,15 +16,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bptt.calls import check_output
 from bptt.credit.full import Full
+from bptt.crossing import Crossing
 from bptt.flow.contract import call, check_attached, check_batch, check_step, floats
 from bptt.flow.cotangents import Cotangents
 from bptt.flow.flow import StateFlow
 from bptt.flow.given import Given, Layout
 from bptt.flow.limits import cannot_batch
 from bptt.flow.pairs import Found, Pairs
+from bptt.layout import join
 from bptt.pytree import is_float, map_tensors, named_leaves
-from bptt.unrolling import Crossing, check_output, join
 
 
 @dataclass

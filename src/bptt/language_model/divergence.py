@@ -84,7 +84,7 @@ def _on_the_way(model: LanguageModel, inputs: Tensor, targets: Tensor, stream: S
     was_training = model.training
     model.eval()
     try:
-        state: Any = stream.state
+        state: Any = stream.state if stream.past is None else stream.before
         for t in range(T):
             h, state = model.hidden(tokens[t : t + 1], state)
             for name, x in _seen(model, state, h[0], targets[t - before] if t >= before else None):
@@ -152,9 +152,9 @@ def _heard(
 ) -> list[Report]:
     """Run the batch again, forwards and backwards, and listen; no ``grad`` is touched."""
 
-    def run(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def run(tokens: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
         within = None if reach_back else credit
-        return model.hidden(tokens, state, credit=within, memory=memory)
+        return model.hidden(tokens, state, credit=within, memory=memory, resets=resets)
 
     readout = model.readout
     with torch.random.fork_rng([]), listen() as heard:

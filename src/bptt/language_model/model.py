@@ -34,7 +34,7 @@ class LanguageModel(nn.Module):
     >>> model.score("Once upon a time").perplexity                 # doctest: +SKIP
     """
 
-    takes_carry = True
+    takes_carry = takes_credit = True
     """What :func:`bptt.unroll` asks: that plans can be handed on."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config) -> None:

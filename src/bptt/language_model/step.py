@@ -77,8 +77,9 @@ class Step:
         """
         within = None if reach_back else credit
 
-        def run(tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-            return self.model.hidden(tokens, state, credit=within, memory=memory)
+        def run(tokens: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
+            how = {"credit": within, "memory": memory, "resets": resets}
+            return self.model.hidden(tokens, state, **how)
 
         hidden, after = stream.through(run, inputs, reach_back)
         readout = self.model.readout

@@ -402,7 +402,8 @@ class Training:
         for number, values in optimizer["state"].items():
             for name, value in values.items():
                 tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
-        for number, s in enumerate(leaves_of(self.stream.state)):
+        begin = self.stream.state if self.stream.past is None else self.stream.before
+        for number, s in enumerate(leaves_of(begin)):
             if s is not None:
                 tensors[f"state.{number}"] = s
         if self.stream.past is not None:
@@ -451,7 +452,7 @@ class Training:
             states = [tensors[k].to(self.device) for k in sorted(tensors) if k.startswith("state.")]
             state = None if not states else states[0] if len(states) == 1 else tuple(states)
             past = tensors["past"].to(self.device) if "past" in tensors else None
-            self.stream = Stream(state, past)
+            self.stream = Stream(state) if past is None else Stream(past=past, before=state)
             torch.set_rng_state(tensors["random.cpu"])
             if self.device.type == "cuda" and "random.cuda" in tensors:
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.device)

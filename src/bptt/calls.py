@@ -1,0 +1,177 @@
+"""Calls of a recurrent module in pieces: what is refused of its results, and why.
+
+A module called in pieces is cut, reset and run again by way of the state that it returns. A state
+that it keeps to itself, detaches or lays out otherwise would make all of that do nothing, or
+something else, so each of these is looked for and refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bptt.graphs import nodes_between
+from bptt.layout import Layout, declared, unwrapped
+from bptt.pytree import check_leaves, is_float, leaves_of, map_tensors, tensors_of
+
+
+def refuse_cell(module: Any, function: str) -> None:
+    """Refuse a cell, which takes single steps, and tell how to run it over all of them."""
+    inside = unwrapped(module) if isinstance(module, nn.Module) else module
+    if isinstance(inside, nn.RNNCellBase):
+        kind = type(inside).__name__
+        raise TypeError(
+            f"{function}: expected a module that goes over steps, got a {kind}, which takes one; "
+            f"wrap it: bptt.Stepwise(cell)"
+        )
+
+
+def refuse_bidirectional(module: Any) -> None:
+    """Refuse a module that cannot be called in pieces."""
+    if declared(module, "bidirectional", False):
+        raise ValueError(
+            "bptt.unroll: the module is bidirectional, so it cannot be run in pieces: what it "
+            "gives depends on the steps after them; use bptt.RNN, GRU or LSTM with "
+            "memory=None and a credit without windows that overlap, or credit=bptt.Full()"
+        )
+
+
+def pair(found: Any, of: str, expected: str) -> tuple[Any, Any]:
+    """Return ``(outputs, state)`` as a module returned them.
+
+    Raises:
+        TypeError: it returned anything else.
+    """
+    if isinstance(found, tuple | list) and len(found) == 2:
+        return found[0], found[1]
+    kind = type(found).__name__
+    got = f"a {kind}"
+    if isinstance(found, Tensor):
+        got = f"a tensor of shape {tuple(found.shape)}"
+    elif isinstance(found, tuple | list):
+        got = f"a {kind} of {len(found)}"
+    raise TypeError(f"{of} must return {expected}, got {got}")
+
+
+def check_output(y: Any, length: int, time: int) -> None:
+    """Refuse outputs that are not one for each step."""
+    for v in leaves_of(y):
+        if isinstance(v, Tensor) and (v.dim() <= time or v.shape[time] != length):
+            raise ValueError(
+                f"bptt.unroll: the module's output for {length} steps is {tuple(v.shape)}; "
+                f"dimension {time} has to be time"
+            )
+
+
+def check_visible(state: Any) -> None:
+    """Refuse a state that a plan or a memory cannot act on.
+
+    Raises:
+        TypeError: it contains an object whose tensors cannot be seen.
+        ValueError: it contains no tensor at all.
+    """
+    check_leaves(state, "bptt.unroll", "the state that the module returned")
+    if not tensors_of(state):
+        got = repr(state) if state in (None, (), [], {}) else f"a {type(state).__name__}"
+        raise ValueError(
+            f"bptt.unroll: the module returned a state without a tensor ({got}), on which credit, "
+            "resets and memory cannot act; return the state, (outputs, state), and take it as an "
+            "argument; a module that keeps it in itself, as snnTorch's with init_hidden=True, "
+            "has to hand it over"
+        )
+
+
+def check_batch(module: Any, state: Any, layout: Layout, length: int, is_given: bool) -> None:
+    """Refuse a state whose batch is not the inputs', which shows that time is elsewhere.
+
+    Args:
+        module: which returned it.
+        state: the state.
+        layout: of the inputs.
+        length: how many steps the module was given.
+        is_given: whether the caller said where the batch lies in the state.
+    """
+    if layout.batch is None or hasattr(unwrapped(module), "cell"):  # bptt.Stepwise: time is first
+        return
+    dim, B = layout.state_dim, layout.batch
+    stated = is_given or declared(module, "state_batch_dim") is not None
+    for s in tensors_of(state):
+        if not is_float(s) or s.dim() == 0 or (s.dim() > dim and s.shape[dim] == B):
+            continue
+        swapped = length != B and length in s.shape
+        absent = B not in s.shape and s.dim() > 1
+        if swapped or (layout.is_certain and (absent or stated)):
+            first = "" if layout.batch_first else "; inputs that are [B, T, ...] need "
+            first += "" if layout.batch_first else "batch_first=True"
+            raise ValueError(
+                f"bptt.unroll: of {length} steps of a batch of {B} the module made a state of "
+                f"shape {tuple(s.shape)}, where dimension {dim} should be the batch; say where it "
+                f"is with state_batch_dim{first}"
+            )
+
+
+# --------------------------------------------------------------------------- detached states
+
+
+def is_detached(y: Any, state: Any) -> bool:
+    """Whether outputs have a graph and the state that came with them has none at all."""
+    states = [state] if isinstance(state, Tensor) else [s for s in leaves_of(state) if is_float(s)]
+    if not states or not torch.is_grad_enabled() or any(s.requires_grad for s in states):
+        return False
+    return any(v.requires_grad for v in leaves_of(y) if isinstance(v, Tensor))
+
+
+def refuse_detached(run: Callable[[Any, Any], Any], x: Any, state: Any, unit: str) -> None:
+    """Refuse a module whose states have no graph even where one goes in.
+
+    Called where a state came without a graph. A network whose recurrent part has nothing to
+    learn, as a reservoir, makes such states by right, so it is run once more, from inputs and a
+    state that require gradients.
+
+    Args:
+        run: the module, or cell.
+        x: its inputs.
+        state: the state before them.
+        unit: what it was given, for the message.
+    """
+
+    def leaf(v: Tensor) -> Tensor:
+        return v.detach().requires_grad_(is_float(v))
+
+    with torch.random.fork_rng(), torch.enable_grad():
+        y, after = run(map_tensors(leaf, x), map_tensors(leaf, state))
+    if is_detached(y, after):
+        raise ValueError(
+            f"bptt.unroll: the module returns a detached state, so no loss is credited beyond "
+            f"{unit}, and the credit reaches further; return the state with its graph: it is cut "
+            "where the credit says"
+        )
+
+
+# ----------------------------------------------------------------------------- hidden states
+
+
+def refuse_hidden_path(found: Any, entered: Any, x: Any, since: int, mark: int) -> None:
+    """Refuse a piece that depends on the pieces before it otherwise than through its state.
+
+    Args:
+        found: the piece's outputs and final state.
+        entered: the state that went in.
+        x: its inputs.
+        since: the number of the last node before the sequence.
+        mark: the number of the last node before the piece.
+    """
+    roots, known = tensors_of(found), [*tensors_of(entered), *tensors_of(x)]
+    cached = [v for v in parametrize._cache.values() if isinstance(v, Tensor)]
+    node = nodes_between(roots, [*known, *cached], since, mark)
+    if node is not None:
+        raise ValueError(
+            f"bptt.unroll: the module's outputs depend on its earlier steps in another way than "
+            f"through the state that it returns (by {node}), so credit and resets do not act on "
+            "it: it keeps a state in itself; return that as part of the state, and take it as an "
+            "argument"
+        )

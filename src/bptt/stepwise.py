@@ -1,0 +1,76 @@
+"""A cell that takes single steps, as a module that goes over sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt.calls import is_detached, pair, refuse_detached
+from bptt.layout import unwrapped
+from bptt.pytree import leaves_of, map_tensors, tensors_of
+
+_RETURNS = (
+    "(output, state); a cell whose output is its state: "
+    "lambda x, s: (h := cell(x, s), h), with s None at first"
+)
+
+
+class Stepwise(nn.Module):
+    """A cell that takes single steps, as a module that goes over sequences.
+
+    Args:
+        cell: a callable ``(x_t [B, ...], state) -> (output, state)``, or one of torch.nn's
+            cells, ``(x_t, state) -> state``, whose output is h; compiled ones too.
+        state_batch_dim: where the batch lies in each of the state's tensors.
+
+    >>> import torch, bptt
+    >>> network = bptt.Stepwise(torch.nn.LSTMCell(4, 8))
+    >>> y, (h, c) = bptt.unroll(network, torch.randn(30, 3, 4), credit=bptt.Truncated(10))
+    >>> y.shape, c.shape
+    (torch.Size([30, 3, 8]), torch.Size([3, 8]))
+    """
+
+    batch_first = False
+
+    def __init__(self, cell: Callable[..., Any], state_batch_dim: int = 0) -> None:
+        super().__init__()
+        self.cell, self.state_batch_dim = cell, state_batch_dim
+
+    def forward(self, inputs: Any, state: Any = None) -> tuple[Any, Any]:
+        """Go over the steps.
+
+        Args:
+            inputs: [T, B, ...], or a pytree of such.
+            state: what the cell takes; None where it knows how to begin.
+
+        Returns:
+            The outputs of all steps, [T, B, ...] or a pytree of such, and the final state.
+
+        Raises:
+            TypeError: the cell does not return ``(output, state)``.
+            ValueError: it returns a state without its graph, beyond which nothing is credited.
+        """
+        T = len(tensors_of(inputs)[0])
+        is_torch_cell = isinstance(unwrapped(self.cell), nn.RNNCellBase)
+
+        def step(x: Any, state: Any) -> tuple[Any, Any]:
+            found = self.cell(x, state)
+            if is_torch_cell:
+                return (found[0] if isinstance(found, tuple) else found), found
+            return pair(found, "bptt.Stepwise: the cell", _RETURNS)
+
+        outputs, has_graph = [], False
+        for t in range(T):
+            x, before = map_tensors(itemgetter(t), inputs), state
+            output, state = step(x, before)
+            if t + 1 < T and not has_graph and is_detached(output, state):
+                refuse_detached(step, x, before, "one step")
+                has_graph = True  # it is a reservoir: looked at once
+            outputs.append(output)
+        pieces = [[v for v in leaves_of(y) if isinstance(v, Tensor)] for y in outputs]
+        stacked = iter([torch.stack(p) for p in zip(*pieces, strict=True)])
+        return map_tensors(lambda _: next(stacked), outputs[0]), state
