@@ -161,7 +161,7 @@ def nodes_between(roots: list[Tensor], known: list[Tensor], since: int, mark: in
         The node's name, or None.
     """
     seen: set[Any] = {None, *(v.grad_fn for v in known)}
-    stack = [v.grad_fn for v in roots]
+    stack: list[Any] = [v.grad_fn for v in roots]
     while stack:
         node = stack.pop()
         if node in seen:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,10 @@ def unwrapped(module: Any) -> Any:
     These are torch's DistributedDataParallel, DataParallel, FullyShardedDataParallel,
     AveragedModel and compiled modules, and those of Lightning Fabric and DeepSpeed.
     """
-    while (inside := _inside_of(type(module))) is not None:
+    kind: Any = type(module)
+    while (inside := _inside_of(kind)) is not None:
         module = getattr(module, inside)
+        kind = type(module)
     return module
 
 
@@ -158,7 +160,7 @@ class Layout:
                 f"{where}: expected {name} of shape {(T,)}{also}, got {shape}"
                 + ("; transpose it" if turned else "")
             )
-        given = given.detach()
+        given = cast(Tensor, given.detach())
         return given.t() if self.batch_first and given.dim() == 2 else given
 
     def as_given(self, of_steps: Tensor | None) -> Tensor | None:

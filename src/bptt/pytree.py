@@ -126,11 +126,11 @@ def _register(kind: type) -> None:
     with _lock:
         if kind in _registered:
             return
-        if known is None:
-            to, back = _attributes, _with_attributes(kind)
-        else:
+        to: Any = _attributes
+        back = _with_attributes(kind)
+        if known is not None:
             to, back = known.flatten_fn, _reordered(known.unflatten_fn)
-        optree.register_pytree_node(kind, to, back, namespace=_NAMESPACE)  # type: ignore[arg-type]
+        optree.register_pytree_node(kind, to, back, namespace=_NAMESPACE)
         _registered.add(kind)
 
 
@@ -143,7 +143,7 @@ def _attributes(instance: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, .
 
 def _with_attributes(kind: type) -> Callable[[Any, Any], Any]:
     def rebuild(names: tuple[str, ...], values: Any) -> Any:
-        instance = object.__new__(kind)  # as copy.copy does: __post_init__ has run before
+        instance: Any = object.__new__(kind)  # as copy.copy does: __post_init__ has run before
         for name, value in zip(names, values, strict=True):
             object.__setattr__(instance, name, value)  # frozen ones too
         return instance

@@ -108,7 +108,8 @@ class Stream:
 
         def run(x: Any, state: Any, at: Tensor | None) -> tuple[Any, Any]:
             how = options | {"credit": plan, "resets": layout.as_given(at)}
-            return unroll(module, x, state, **how)
+            y, state = unroll(module, x, state, **how)
+            return y, state
 
         buffers = Buffers(modules_in(module)) if length else None
         return self.through(run, inputs, length, layout.time, resets=at, buffers=buffers)

@@ -78,8 +78,8 @@ class Step:
         within = None if reach_back else credit
 
         def run(tokens: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
-            how = {"credit": within, "memory": memory, "resets": resets}
-            return self.model.hidden(tokens, state, **how)
+            hidden = self.model.hidden
+            return hidden(tokens, state, credit=within, memory=memory, resets=resets)
 
         hidden, after = stream.through(run, inputs, reach_back)
         readout = self.model.readout
