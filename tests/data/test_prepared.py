@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import errno
+import hashlib
 import itertools
+import json
 import multiprocessing
 import os
 import tempfile
@@ -31,7 +33,7 @@ from bptt.data import (
 from bptt.data import prepared as module
 from bptt.data.splitting import split
 from bptt.data.tokens import TokenWriter
-from bptt.errors import ConfigError, CorpusError
+from bptt.errors import BpttWarning, ConfigError, CorpusError
 
 Make = Callable[..., Corpus]
 
@@ -374,11 +376,95 @@ def test_a_damaged_entry_is_made_again(
     ids = first.train.ids.tolist()
     del first
     damage(entry)
-    assert load_prepared(entry.name) is None
-    again = prepare(corpus(story), reading="sentences")
+    with pytest.warns(BpttWarning, match=f"{entry.name} is damaged .*: the text is prepared again"):
+        assert load_prepared(entry.name) is None
+    with pytest.warns(BpttWarning, match="damaged") as told:
+        again = prepare(corpus(story), reading="sentences")
+    assert len(told) == 1
     assert again.train.ids.tolist() == ids
     assert load_prepared(entry.name) is not None
     assert [path.name for path in entry.parent.iterdir()] == [entry.name]
+
+
+def _changes(data: bytes, kind: str, place: int) -> bytes:
+    if kind == "cut":
+        return data[:place]
+    return data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :]
+
+
+def check_damage(corpus: Make, story: str, step: int) -> int:
+    """Flip bytes and cut files: the same text, or none with a warning. Returns the cases."""
+    first = prepare(corpus(story[:3000]), reading="lines", vocabulary=60)
+    expected = [part.ids.tolist() for part in (first.train, first.valid)]
+    entry = cache_directory() / "texts" / first.fingerprint
+    cases = 0
+    for path in sorted(entry.iterdir()):
+        data = path.read_bytes()
+        for kind in ("flip", "cut"):
+            for place in range(0, len(data), step):
+                path.write_bytes(_changes(data, kind, place))
+                with pytest.warns(BpttWarning, match="damaged"):
+                    assert load_prepared(entry.name) is None, (path, kind, place)
+                cases += 1
+        path.write_bytes(data)
+    again = load_prepared(entry.name)
+    assert again is not None
+    assert [part.ids.tolist() for part in (again.train, again.valid)] == expected
+    return cases
+
+
+def test_flips_and_cuts_in_the_cache_are_found(corpus: Make, story: str) -> None:
+    assert check_damage(corpus, story, 150) > 50
+
+
+@pytest.mark.long
+def test_every_flip_and_cut_in_the_cache_is_found(corpus: Make, story: str, survived) -> None:  # type: ignore[no-untyped-def]
+    survived("flips and cuts in cached text", check_damage(corpus, story, 1))
+
+
+def test_ids_beyond_the_vocabulary_are_refused(corpus: Make, story: str) -> None:
+    """Right digests, wrong content: what wrote it was wrong."""
+    entry = cache_directory() / "texts" / prepare(corpus(story)).fingerprint
+    ids = np.fromfile(entry / "train.ids", "<u2")
+    ids[5] = 60_000
+    ids.tofile(entry / "train.ids")
+    text = (entry / "meta.json").read_text().split("\n", 1)[1]
+    meta = json.loads(text)
+    meta["sha256"]["train.ids"] = hashlib.sha256(ids.tobytes()).hexdigest()
+    text = json.dumps(meta)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (entry / "meta.json").write_text(f"{digest}\n{text}")
+    with pytest.warns(BpttWarning, match="other ids than the vocabulary"):
+        assert load_prepared(entry.name) is None
+
+
+@pytest.mark.parametrize("change", ["grows", "shrinks", "changes", "turns white"])
+@pytest.mark.parametrize("reading", ["stream", "lines"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    corpus: Make, story: str, tmp_path: Path, change: str, reading: str
+) -> None:
+    """The cache held other text than its fingerprint said, for whoever came next."""
+    text, path = corpus(story * 5), tmp_path / "text.txt"
+    other = {
+        "grows": story * 5 + "more\n",
+        "shrinks": story * 4,
+        "changes": story * 3 + "X" + story * 2,
+        "turns white": " " * 900,
+    }[change]
+
+    def interfere(message: str, share: float | None) -> None:
+        if message == "splitting the text":
+            path.write_text(other, encoding="utf-8")
+
+    with pytest.raises(CorpusError, match=r"text.txt (changed while it was read|holds no text)"):
+        prepare(text, reading=reading, progress=interfere)
+    assert list((cache_directory() / "texts").iterdir()) == []
+    assert prepare(corpus(story * 5), reading=reading).train.ids.size > 0
+
+
+def test_validating_on_what_is_trained_on_is_warned_of(corpus: Make, story: str) -> None:
+    with pytest.warns(BpttWarning, match=r"other.txt holds the same text as text.txt"):
+        prepare(corpus(story), valid_corpus=corpus(story, "other.txt"))
 
 
 def _prepare_in_a_process(path: str) -> list[int]:
@@ -399,8 +485,7 @@ def test_who_comes_second_takes_what_is_there(
     corpus: Make, story: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare(corpus(story))
-    real, loads = module._load, iter([True])  # not there when looked for, there when renamed
-    monkeypatch.setattr(module, "_load", lambda e: None if next(loads, False) else real(e))
+    monkeypatch.setattr(module, "_find", lambda entry: None)  # not yet there when looked for
     assert same(prepare(corpus(story)), first)
     assert len(list((cache_directory() / "texts").iterdir())) == 1
 

@@ -36,6 +36,24 @@ def test_quotes_stay_with_their_sentences() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "今天天气很好。|我们去公园吧！|你想去吗？！|我不知道。",
+        "今日はいい天気です。|公園に行きましょう。|分かりません",
+        "今天天气很好。| 我们去公园吧！",
+        "他说：“你好。”|「はい。」|ｲｲ｡|次",
+        "Θέλεις να πάμε;| Δεν ξέρω; όχι.".replace("; ό", ";| ό"),
+        "Not here; nor here.",
+        "3.5，好。|It ends. |Again。",
+    ],
+)
+def test_other_full_stops_end_sentences(text: str) -> None:
+    expected = [part.strip() for part in text.split("|")]
+    assert list(sentences([text.replace("|", "")])) == expected
+    assert list(sentences(text.replace("|", ""))) == expected  # one by one
+
+
 def test_wikitext_numbers_are_not_split() -> None:
     text = "It weighs 2 @.@ 5 kg and costs 1 @,@ 000 . Next one ."
     assert list(sentences([text])) == text.replace("000 . ", "000 .|").split("|")

@@ -204,7 +204,7 @@ def check_random_tables(directory: Path, seeds: range) -> None:
         if suffix == ".tsv" and draw.random() < 0.5:
             alphabet += ",\u3000"
         if not how.get("doublequote", True):
-            how["escapechar"] = "\\"
+            how |= {"escapechar": "\\", "quoting": csv.QUOTE_ALL}
         rows = random_rows(draw, alphabet, width)
         if suffix == ".tsv":  # quotation marks that nothing closes
             rows[0][-1] = '"' + rows[0][-1]

@@ -109,6 +109,37 @@ def test_how_text_falls_into_words() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "می‌خواهم بروم",  # a joiner keeps two halves apart within a word
+        "hi 👨‍👩‍👧 bye",
+        "ok 👍🏽 fine",
+        "I ❤️ it",
+        "in 🇫🇷 now",
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f wins",
+        "press 1️⃣ or #️⃣",
+        "a soft\u00adhyphen\u00ad stays",
+        "\u200fשלום\u200f עולם 3.5\u200e",
+        "e\u0301tude हिन्दी 가나",
+        "zero\u200bwidth",
+        "\u2067left\u2069 , x",
+    ],
+)
+@pytest.mark.parametrize("sentences", [False, True])
+def test_what_is_invisible_ends_no_word_and_comes_back(text: str, sentences: bool) -> None:
+    tokenizer = Tokenizer.train([text], level="word", sentences=sentences)
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace(" ,", ",")
+    assert tokenizer.unknown not in tokenizer.encode(text)
+    if "\u200b" not in text and "#" not in text and " ," not in text:
+        assert words(text) == text.split()
+
+
+def test_what_ends_a_word_as_ever() -> None:
+    expected = "3.14 th ### a-b - x *** 1,000 ."
+    assert words("3.14th ### a-b- x*** 1,000.") == expected.split(" ")
+
+
 def test_wikitext_is_taken_as_it_is() -> None:
     text = " the <unk> co @-@ op 's 3 @.@ 5 , and 1 @,@ 000 . \n"
     tokenizer = Tokenizer.train([text], level="word")

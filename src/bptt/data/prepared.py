@@ -9,19 +9,22 @@ import re
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bptt.data.cache import cache_directory, cache_place
 from bptt.data.corpora import Corpus
 from bptt.data.splitting import Split, split
+from bptt.data.steady import Watched
 from bptt.data.tokenizer import Tokenizer, counting_tokenizer
 from bptt.data.tokens import Tokens, TokenWriter, as_encoded, check_reading, units
-from bptt.errors import BpttError, ConfigError, CorpusError
+from bptt.errors import BpttError, BpttWarning, ConfigError, CorpusError
 
 Progress = Callable[[str, "float | None"], None]
 """Called with what is being done and the share of it that is done, None where not known."""
@@ -33,6 +36,7 @@ LEAST = 10
 """Tokens that the training part and the held-out part must have, each."""
 
 _PARTS = ("train", "valid")
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, BpttError)
 _STALE = 24 * 3600.0  # seconds after which an unfinished entry was left by a process that died
 
 
@@ -116,21 +120,27 @@ def prepare(
     settings = _Settings(level, vocabulary, lowercase, reading, held_out, max_tokens)
     _check(settings, tokenizer, valid_corpus is not None)
     report = progress or (lambda message, share: None)
-    contents = [_content(corpus, report)]
-    if valid_corpus is not None:
-        contents.append(_content(valid_corpus, report))
-    fingerprint = _fingerprint([digest for digest, _ in contents], settings, tokenizer)
+    watched = Watched(corpus, report)
+    held_out_text = None if valid_corpus is None else Watched(valid_corpus, report)
+    contents = [watched.digest] + ([held_out_text.digest] if held_out_text else [])
+    if len(set(contents)) < len(contents):
+        warnings.warn(
+            f"{valid_corpus.name if valid_corpus else ''} holds the same text as {corpus.name}: "
+            "what is trained on is no measure of what is learnt; validate on another text",
+            BpttWarning,
+            stacklevel=2,
+        )
+    fingerprint = _fingerprint(contents, settings, tokenizer)
 
-    found = _load(_place(cache) / fingerprint)
+    found = _find(_place(cache) / fingerprint)
     if found is None:
         found = _build(
             _entries(cache),
             fingerprint,
-            corpus,
-            valid_corpus,
+            watched,
+            held_out_text,
             settings,
             tokenizer,
-            contents[0][1],
             report,
         )
     # The same text may have been prepared under another name.
@@ -150,7 +160,7 @@ def load_prepared(fingerprint: str, cache: Path | None = None) -> PreparedText |
     """
     if not re.fullmatch("[0-9a-f]{64}", fingerprint):
         return None
-    return _load(_place(cache) / fingerprint)
+    return _find(_place(cache) / fingerprint)
 
 
 # The fingerprint
@@ -170,16 +180,6 @@ def _check(settings: _Settings, tokenizer: Tokenizer | None, other_valid: bool) 
         Tokenizer.check_options(
             settings.level, settings.vocabulary, sentences=settings.reading != "stream"
         )
-
-
-def _content(corpus: Corpus, report: Progress) -> tuple[str, int]:
-    """The SHA-256 of a text as UTF-8, and its number of characters."""
-    digest, characters = hashlib.sha256(), 0
-    for piece in corpus.pieces():
-        report("reading the text", None)
-        digest.update(piece.encode("utf-8"))
-        characters += len(piece)
-    return digest.hexdigest(), characters
 
 
 def _fingerprint(contents: list[str], settings: _Settings, tokenizer: Tokenizer | None) -> str:
@@ -216,17 +216,16 @@ def _entries(cache: Path | None) -> Path:
 def _build(
     entries: Path,
     fingerprint: str,
-    corpus: Corpus,
-    valid_corpus: Corpus | None,
+    corpus: Watched,
+    valid_corpus: Watched | None,
     settings: _Settings,
     tokenizer: Tokenizer | None,
-    characters: int,
     report: Progress,
 ) -> PreparedText:
     _remove_stale(entries)
     place = Path(tempfile.mkdtemp(prefix=".building-", dir=entries))
     try:
-        sequences = settings.reading != "stream"
+        sequences, characters = settings.reading != "stream", corpus.characters
         report("splitting the text", None)
         counter = tokenizer or counting_tokenizer(
             settings.level, sentences=sequences, lowercase=settings.lowercase
@@ -254,7 +253,7 @@ def _build(
 def _write_parts(
     place: Path,
     where: Split,
-    valid_corpus: Corpus | None,
+    valid_corpus: Watched | None,
     tokenizer: Tokenizer,
     characters: int,
     report: Progress,
@@ -286,7 +285,7 @@ def _watched(
 
 
 def _check_lengths(
-    parts: dict[str, TokenWriter], corpus: Corpus, valid_corpus: Corpus | None
+    parts: dict[str, TokenWriter], corpus: Watched, valid_corpus: Watched | None
 ) -> None:
     train, valid = parts["train"].tokens, parts["valid"].tokens
     if train >= LEAST and valid >= LEAST:
@@ -302,12 +301,12 @@ def _check_lengths(
 def _write_meta(
     place: Path, fingerprint: str, name: str, tokenizer: Tokenizer, parts: dict[str, TokenWriter]
 ) -> None:
-    vocabulary = tokenizer.to_json().encode("utf-8")
+    (place / "tokenizer.json").write_bytes(tokenizer.to_json().encode("utf-8"))
     meta = {
         "fingerprint": fingerprint,
         "name": name,
-        "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest(),
         "dtype": parts["train"].dtype.str,
+        "sha256": {path.name: _sha256_of(path) for path in sorted(place.iterdir())},
         "parts": {
             part: {
                 "tokens": writer.tokens,
@@ -321,8 +320,17 @@ def _write_meta(
             for part, writer in parts.items()
         },
     }
-    (place / "tokenizer.json").write_bytes(vocabulary)
-    (place / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    text = json.dumps(meta, indent=1)
+    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    (place / "meta.json").write_text(f"{digest}\n{text}", encoding="utf-8")
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _publish(place: Path, entry: Path) -> PreparedText:
@@ -366,35 +374,65 @@ def _remove_stale(entries: Path) -> None:
 # Reading an entry
 
 
+def _find(entry: Path) -> PreparedText | None:
+    """An entry of the cache, or None if it is not there; one that is damaged is warned of."""
+    try:
+        return _checked(entry)
+    except _DAMAGE as error:
+        if not entry.exists():
+            return None
+        reason = " ".join(str(error).split())
+    warnings.warn(
+        f"the prepared text in {entry} is damaged ({reason}): the text is prepared again",
+        BpttWarning,
+        stacklevel=3,
+    )
+    return None
+
+
 def _load(entry: Path) -> PreparedText | None:
     """An entry of the cache, or None if it is not there or not whole."""
     try:
-        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
-        vocabulary = (entry / "tokenizer.json").read_bytes()
-        if hashlib.sha256(vocabulary).hexdigest() != meta["tokenizer_sha256"]:
-            return None
-        tokenizer = Tokenizer.from_json(vocabulary.decode("utf-8"))
-        train, valid = (_load_part(entry, part, meta) for part in _PARTS)
-        name, fingerprint = str(meta["name"]), str(meta["fingerprint"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BpttError):
+        return _checked(entry)
+    except _DAMAGE:
         return None
-    return PreparedText(train, valid, tokenizer, fingerprint, name)
 
 
-def _load_part(entry: Path, part: str, meta: dict[str, Any]) -> Tokens:
-    counts, dtype = meta["parts"][part], np.dtype(meta["dtype"])
-    ids, offsets = entry / f"{part}.ids", entry / f"{part}.offsets"
-    sequences = counts["sequences"]
-    if ids.stat().st_size != counts["tokens"] * dtype.itemsize:
-        raise ValueError(f"{ids} is not whole")
-    if offsets.stat().st_size != (8 * (sequences + 1) if sequences else 0):
-        raise ValueError(f"{offsets} is not whole")
+def _checked(entry: Path) -> PreparedText:
+    digest, text = (entry / "meta.json").read_bytes().split(b"\n", 1)
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        raise ValueError("meta.json is not what was written")
+    meta = json.loads(text)
+    if meta["fingerprint"] != entry.name:
+        raise ValueError("it is that of another text")
+    for name, expected in meta["sha256"].items():
+        if _sha256_of(entry / name) != expected:
+            raise ValueError(f"{name} is not what was written")
+    tokenizer = Tokenizer.load(entry / "tokenizer.json")
+    train, valid = (_load_part(entry, part, meta, tokenizer.size) for part in _PARTS)
+    return PreparedText(train, valid, tokenizer, entry.name, str(meta["name"]))
+
+
+def _load_part(entry: Path, part: str, meta: dict[str, Any], size: int) -> Tokens:
+    counts = meta["parts"][part]
+    ids = np.memmap(entry / f"{part}.ids", np.dtype(meta["dtype"]), "r")
+    offsets = None
+    if counts["sequences"]:
+        offsets = np.memmap(entry / f"{part}.offsets", "<i8", "r")
+    if len(ids) != counts["tokens"] or _largest(ids) >= size:
+        raise ValueError(f"{part}.ids has other ids than the vocabulary")
     return Tokens(
-        ids=np.memmap(ids, dtype, "r"),
-        offsets=np.memmap(offsets, "<i8", "r") if sequences else None,
+        ids=ids,
+        offsets=offsets,
         characters=counts["characters"],
         words=counts["words"],
         unknown=counts["unknown"],
         first_characters=counts["first_characters"],
         first_words=counts["first_words"],
     )
+
+
+def _largest(ids: NDArray[Any]) -> int:
+    """The largest id, without a copy of all."""
+    starts = range(0, len(ids), 1 << 22)
+    return max(int(ids[start : start + (1 << 22)].max()) for start in starts)

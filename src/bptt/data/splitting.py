@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bptt.data.chunks import BEGINNING_OF_SPACE, before_space, between, chunks
 from bptt.data.corpora import Corpus
 from bptt.data.sequences import Unfinished
+from bptt.data.steady import Watched
 from bptt.data.tokenizer import Tokenizer
 from bptt.data.tokens import as_encoded, batches, units
 from bptt.errors import CorpusError
@@ -30,7 +31,7 @@ class Split:
         stop: Where the held-out part ends.
     """
 
-    corpus: Corpus
+    corpus: Corpus | Watched
     reading: str
     middle: int
     stop: int
@@ -50,7 +51,7 @@ class Split:
 
 
 def split(
-    corpus: Corpus,
+    corpus: Corpus | Watched,
     reading: str,
     valid_fraction: float,
     counter: Tokenizer,
@@ -92,7 +93,7 @@ def split(
 
 
 def _split_stream(
-    corpus: Corpus, valid_fraction: float, counter: Tokenizer, max_tokens: int | None
+    corpus: Corpus | Watched, valid_fraction: float, counter: Tokenizer, max_tokens: int | None
 ) -> Split:
     stop = _place_of_token(corpus.pieces(), counter, max_tokens)
     if not valid_fraction:
@@ -156,7 +157,7 @@ class _Fitting:
 
 
 def _fitting_sequences(
-    corpus: Corpus, reading: str, counter: Tokenizer, max_tokens: int | None
+    corpus: Corpus | Watched, reading: str, counter: Tokenizer, max_tokens: int | None
 ) -> _Fitting:
     """How many sequences ``max_tokens`` tokens hold; None: all."""
     found = _Fitting()

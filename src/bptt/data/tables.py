@@ -123,26 +123,27 @@ def examine(
     """
     start, header = _header(read, name, column, tabs=tabs)
 
-    def first_fit(*dialects: Dialect) -> _Fit | _Misfit:
-        found = first = _examine(read, name, column, dialects[0])
-        for dialect in dialects[1:]:
-            if isinstance(found, _Fit):
-                return found
-            found = _examine(read, name, column, dialect)
-        return found if isinstance(found, _Fit) else first
+    def best(*dialects: Dialect) -> _Fit | _Misfit:
+        """The first in which all rows are of one length, else the first that fits, else why not."""
+        found = []
+        for dialect in dialects:
+            found.append(_examine(read, name, column, dialect))
+            if isinstance(found[-1], _Fit) and found[-1].uniform:
+                return found[-1]
+        return next((each for each in found if isinstance(each, _Fit)), found[0])
 
     spaced, literal = replace(start, spaces=True), replace(start, quotes=False)
     tidy = header[0] == header[0].strip() if len(header) == 1 else column in header
     order = (start, spaced) if tidy else (spaced, start)
-    quoted = first_fit(*order, *(replace(dialect, escapes=True) for dialect in order))
+    quoted = best(*order, *(replace(dialect, escapes=True) for dialect in order))
     if isinstance(quoted, _Fit) and quoted.spaces_before_quotes:
         again = _examine(read, name, column, spaced)
         if isinstance(again, _Fit) and again.rows == quoted.rows:
             quoted = again
-    plain = first_fit(literal)
+    plain = best(literal)
     if len(header) == 1 and isinstance(quoted, _Misfit) and isinstance(plain, _Misfit):
         alone = replace(start, separator=_NOTHING)
-        quoted = first_fit(alone, replace(alone, quotes=False))
+        quoted = best(alone, replace(alone, quotes=False))
     return _chosen(quoted, plain, tabs=tabs)
 
 
@@ -153,7 +154,8 @@ class _Fit:
     table: Table
     rows: int
     uniform: bool  # all rows have as many cells as the header
-    looks_quoted: bool = False  # all quotes at a cell's beginning are closed, some are doubled
+    closed: bool = True  # where a cell begins with a quotation mark, it ends with one
+    doubled: bool = False  # some quotation marks are doubled, as they are in quoted cells
     spaces_before_quotes: bool = False  # at the beginning of all cells that begin with a space
 
 
@@ -174,10 +176,12 @@ def _chosen(quoted: _Fit | _Misfit, plain: _Fit | _Misfit, *, tabs: bool) -> Tab
         return plain.table
     if quoted.table.skipped < plain.table.skipped:
         return quoted.table
-    if plain.uniform and plain.table.width > 1 and quoted.rows < plain.rows:
+    lines = plain.uniform and plain.table.width > 1 and not plain.doubled
+    if lines and quoted.rows < plain.rows:
         # Each line is a row by itself: a quotation mark that swallows lines closes nothing.
         return plain.table
-    return plain.table if tabs and not plain.looks_quoted else quoted.table
+    quotes_meant = plain.closed and plain.doubled
+    return plain.table if tabs and not quotes_meant else quoted.table
 
 
 def _examine(
@@ -198,9 +202,9 @@ def _examine(
                 first_skipped = first_skipped or number
             uniform = uniform and len(row) == table.width
             for cell in row:
-                if not dialect.quotes and cell.startswith('"'):
-                    closed = closed and _QUOTED.fullmatch(cell) is not None
-                    doubled = doubled or '""' in cell[1:-1]
+                if not dialect.quotes and '"' in cell:
+                    closed = closed and (cell[0] != '"' or bool(_QUOTED.fullmatch(cell)))
+                    doubled = doubled or '""' in cell
                 elif dialect.quotes and cell.startswith(" "):
                     closed = closed and _SPACED.fullmatch(cell) is not None
                     spaced = True
@@ -208,7 +212,7 @@ def _examine(
         return _Misfit(_unreadable(name, number + 1, error))
     assert table is not None  # there was a header
     table = replace(table, skipped=skipped, first_skipped=first_skipped)
-    return _Fit(table, number, uniform, closed and doubled, spaced and closed)
+    return _Fit(table, number, uniform, closed, doubled, spaced and closed)
 
 
 # The header

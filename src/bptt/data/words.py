@@ -4,14 +4,21 @@ from __future__ import annotations
 
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"
 
+# What is invisible and ends no word (UAX 29, rule WB4): joiners, soft hyphens, marks of direction.
+# Combining marks and variation selectors are \w; a zero width space does end a word.
+_FORMAT = r"[\p{Cf}&&[^\u200b]]"
+_IN_WORD = rf"(?:\w|{_FORMAT})"
+
 _PARTS = (
     r"<unk>",  # texts that were prepared by others, such as WikiText-2, say it so
     r"@[-,.]@",  # and write half @-@ way, 1 @,@ 000 and 3 @.@ 14
     r"(?<=\s)'(?:s|t|d|m|ll|re|ve)(?!\w)",  # and the boy 's
-    r"\d+(?:[.,]\d+)+",
-    r"\w+(?:['’-]\w+)*",  # know't, o'clock, half-way
-    r"([-.:=~*#<>])\1*",  # --, ..., ::, >>> and rulers are one token
-    r"[^\w\s]",
+    rf"\d+(?:[.,]\d+)+{_FORMAT}*",
+    rf"{_FORMAT}*\w{_IN_WORD}*(?:['’-]\w{_IN_WORD}*)*",  # know't, o'clock, half-way
+    # --, ..., ::, >>> and rulers are one token, unless an emoji begins with the last: #️⃣
+    rf"([-.:=~*#<>])\1*(?!\p{{M}}|{_FORMAT})",
+    rf"{_FORMAT}*(?![\w\s])\X{_FORMAT}*",  # one user-perceived character: 👨‍👩‍👧, 👍🏽, ❤️, 🇫🇷
+    rf"{_FORMAT}+",
 )
 PATTERN = "|".join(_PARTS)
 """A word where the text is read as sentences: a newline is white space."""
@@ -23,8 +30,8 @@ def _set(words: str) -> frozenset[str]:
     return frozenset(words.split(" "))
 
 
-_CLOSING = _set(". ... , ; : :: ! ? ) ] } % ’ ” … » @-@ @,@ @.@ -- / \n")
-_OPENING = _set("( [ { ‘ “ « @-@ @,@ @.@ -- / \n")
+_CLOSING = _set(". ... , ; : :: ! ? ) ] } % ’ ” … » @-@ @,@ @.@ -- / \u200b \n")
+_OPENING = _set("( [ { ‘ “ « @-@ @,@ @.@ -- / \u200b \n")
 _CLITICS = _set("'s 't 'd 'm 'll 're 've n't")
 _AS_WRITTEN = {"@-@": "-", "@,@": ",", "@.@": "."}
 
