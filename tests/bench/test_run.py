@@ -9,6 +9,7 @@ import torch
 
 from bptt.bench import SECTIONS, Bench, Limits, Row, SeedEpoch, Shape, Start, Watch, bench, run
 from bptt.bench.result import (
+    ALONE,
     EXACT,
     HEARD,
     JAX,
@@ -30,6 +31,16 @@ LITTLE = Effort(rounds=2, turn=0.0, steps=2, sentences=2, textbook=1)
 SMALL = Shape(3, 2, 4, 5)
 
 
+def no_process(situation, cells, shapes, effort, pace):
+    """What measure_crowded returns, without another process."""
+    times = {ALONE: [0.1], OURS: [0.1], TORCH: [0.2]}
+    return [
+        Row("threads", f"{c.upper()}, {situation}", str(s), 1, times, base=ALONE)
+        for c in cells
+        for s in shapes
+    ]
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Everything that a run measures, tiny, and without other processes."""
@@ -39,22 +50,32 @@ def small(monkeypatch):
     monkeypatch.setattr("bptt.bench.seed.SEED", tiny)
     monkeypatch.setattr(run, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0}))
     monkeypatch.setattr(run, "_measure_start", lambda: Start(None, 2.0, 1.0))
+    monkeypatch.setattr(run.crowded, "measure_crowded", no_process)
+    monkeypatch.setattr(run.crowded, "processors", lambda: [0, 1])
     monkeypatch.setattr(run.jax_scan, "load", lambda threads: (None, "JAX is not installed"))
 
 
 def parts(found):
-    return [
-        *dict.fromkeys(row.section for row in found.rows),
+    there = [
+        *(row.section for row in found.rows),
         *["seed"] * (found.seed_epoch is not None),
         *["start"] * (found.start is not None),
     ]
+    return [section for section in SECTIONS if section in there]
 
 
 def test_everything_is_measured(small):
     found = bench(effort=LITTLE)
     assert parts(found) == list(SECTIONS)
     layers = ["RNN", "GRU", "LSTM"]
-    assert [row.name for row in found.rows] == [*layers, "RNN", *layers, "RNN"]
+    rows = [row.name for row in found.rows if row.section != "threads"]
+    assert rows == [*layers, "RNN", *layers, "RNN"]
+    crowded = [f"{row.name} {row.shape}" for row in found.rows if row.section == "threads"]
+    assert crowded == [
+        f"LSTM, {situation} {shape}"
+        for situation in ("2 threads on 1", "4 threads on 2", "2 threads on 2, 1 busy")
+        for shape in ("200/64/64/64", "20/1/100/100")
+    ]
     assert found.notes == ["JAX is not installed"]
     assert not found.interrupted
     assert found.conditions["rounds"] == 2
@@ -76,6 +97,29 @@ def test_shapes_and_cells(small):
     ]
 
 
+def test_the_threads_part_takes_shapes_and_cells_too(small):
+    found = bench(shapes=[SMALL], cells=["gru"], only=["threads"], effort=LITTLE)
+    assert [f"{row.name} {row.shape}" for row in found.rows] == [
+        "GRU, 2 threads on 1 3/2/4/5",
+        "GRU, 4 threads on 2 3/2/4/5",
+        "GRU, 2 threads on 2, 1 busy 3/2/4/5",
+    ]
+
+
+def test_where_there_are_too_few_processors_a_line_says_so(small, monkeypatch):
+    monkeypatch.setattr(run.crowded, "processors", lambda: [3])
+    found = bench(only=["threads"], effort=LITTLE)
+    assert {row.name for row in found.rows} == {"LSTM, 2 threads on 1"}
+    assert found.notes[1:] == [
+        "4 threads on 2: not measured, this process may run on 1 only",
+        "2 threads on 2, 1 busy: not measured, this process may run on 1 only",
+    ]
+    monkeypatch.setattr(run.crowded, "processors", list)
+    found = bench(only=["threads"], effort=LITTLE)
+    assert not found.rows
+    assert found.notes[1].startswith("threads: not measured, this system")
+
+
 def test_threads_are_set_for_the_run_alone(small, monkeypatch):
     before = torch.get_num_threads()
     other = 1 if before > 1 else 2
@@ -90,9 +134,10 @@ def test_threads_are_set_for_the_run_alone(small, monkeypatch):
         ({"cells": ["tree"]}, "--cell must be one of rnn, gru, lstm, got 'tree'"),
         (
             {"only": ["all"]},
-            "--only must be one of kernels, model, credit, sight, seed, start, got 'all'",
+            "--only must be one of kernels, model, credit, sight, seed, start, threads, got 'all'",
         ),
         ({"threads": 0}, "--threads must be from 1 to 1024, got 0"),
+        ({"threads": 2, "only": ["threads"]}, "--threads: the part threads has numbers of its own"),
     ],
 )
 def test_what_cannot_be_measured(given, said):
@@ -152,6 +197,7 @@ def found():
     model = {OURS: [0.1, 0.1], TORCH: [0.4, 0.4]}
     losses = {OURS: 9.0, TORCH: 9.0}
     sight = {UPDATE: [0.1] * 3, HEARD: [0.11, 0.12, 0.1], TOLD: [0.001] * 3, LOOK: [0.3] * 3}
+    crowded = {ALONE: [0.1, 0.1], OURS: [0.11, 0.13], TORCH: [0.2, 0.4]}
     return Bench(
         about,
         Limits(200.0, None, {"torch.mm 1024": 120.0, "NumPy (blas) 2048": 150.0}),
@@ -161,6 +207,7 @@ def found():
             Row("model", "LSTM 2 layers", "10000/650/20/35", 10**9, model, [], 700, losses),
             Row("credit", "RNN", "35/20/200/200", None, {EXACT: [0.1], WINDOWS: [0.3]}, base=EXACT),
             Row("sight", "RNN", "8000/100/1/20", None, sight, tokens=20, base=UPDATE),
+            Row("threads", "LSTM, 2 threads on 1", "3/2/4/5", 1, crowded, base=ALONE),
         ],
         SeedEpoch(79_000, {OURS: (2.0, 2000), TORCH: (3.0, 79_000), TEXTBOOK: (5.0, 5)}),
         Start(1.5, 2.5, 0.5),
@@ -191,6 +238,8 @@ def test_the_tables(found):
         "300",
         "2.6%",
     ]  # 1 / 100, 10 / 10 / 100, 300 / 500 / 100
+    crowded = next(line for line in lines if "3/2/4/5" in line)
+    assert crowded[-6:] == ["3/2/4/5", "100", "120", "300", "1.20", "3.00"]
     assert "bptt       1.3 min (extrapolated from 2,000 sentences)" in text
     assert "torch.nn     3.0 s, 0.0380 times bptt (all of it run)" in text
     assert "textbook    21.9 h, 1,000 times bptt (extrapolated from 5 sentences)" in text

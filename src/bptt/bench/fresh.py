@@ -89,3 +89,22 @@ def beginning(kernels: str) -> dict[str, float | None]:
         "first_call": first,
         "later_call": statistics.median(milliseconds(step) for _ in range(20)),
     }
+
+
+def crowded(
+    jobs: list[tuple[str, str]],
+    processors: list[int],
+    situation: dict[str, int],
+    effort: dict[str, Any],
+) -> Any:
+    """Time layers on some processors only: see :mod:`bptt.bench.crowded`."""
+    import os
+    import signal
+
+    os.sched_setaffinity(0, processors)  # before torch looks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends the run after it
+
+    from bptt.bench.crowded import Situation, in_turns
+    from bptt.bench.timing import Effort
+
+    return in_turns(jobs, Situation(**situation), Effort(**effort))

@@ -86,7 +86,7 @@ def measure_layer(cell: str, shape: Shape, effort: Effort, pace: Pace, *, jax: b
     Returns:
         The row; who did not compute what torch.nn computes is not in it, and a note says so.
     """
-    contenders, notes = _agreeing(_contenders(cell, shape, jax=jax), reference=TORCH)
+    contenders, notes = agreeing(_contenders(cell, shape, jax=jax), reference=TORCH)
     times = take_turns(contenders, effort, pace)
     name = cell.upper()
     about = [f"{name} {shape}: {note}" for note in notes]
@@ -115,6 +115,11 @@ def _problem(shape: Shape) -> tuple[Tensor, Tensor]:
     return torch.randn(T, B, shape.inputs), torch.randn(T, B, shape.hidden)
 
 
+def torch_and_ours(cell: str, shape: Shape) -> dict[str, Contender]:
+    """Return torch.nn's layer and ours with the same weights, by name."""
+    return _contenders(cell, shape, jax=False)
+
+
 def _contenders(cell: str, shape: Shape, *, jax: bool) -> dict[str, Contender]:
     torch.manual_seed(0)
     x, d_y = _problem(shape)
@@ -130,10 +135,10 @@ def _contenders(cell: str, shape: Shape, *, jax: bool) -> dict[str, Contender]:
     return found
 
 
-def _agreeing(
+def agreeing(
     contenders: Mapping[str, Contender], reference: str
 ) -> tuple[dict[str, Contender], list[str]]:
-    """Leave out who computes something else than the reference; say so."""
+    """Leave out who computes something else than the reference; return the others, and notes."""
     right, notes = {}, []
     expected = contenders[reference].found()
     for name, contender in contenders.items():

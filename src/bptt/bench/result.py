@@ -9,6 +9,8 @@ from typing import Any
 OURS, TORCH, JAX, TEXTBOOK = "bptt", "torch.nn", "JAX", "textbook"
 EXACT, WINDOWS = "exact", "windows"
 """Who is measured, and the two ways of assigning credit, both ours."""
+ALONE = "bptt on one thread"
+"""Ours, beside itself on several."""
 UPDATE, HEARD, TOLD, LOOK = "update", "listening", "told", "look"
 """An update of a language model, one that is listened to, being told of it, a look at the text."""
 
@@ -29,9 +31,9 @@ class Row:
     """Contenders side by side in one job."""
 
     section: str
-    """``"kernels"``, ``"model"``, ``"credit"`` or ``"sight"``."""
+    """``"kernels"``, ``"model"``, ``"credit"``, ``"sight"`` or ``"threads"``."""
     name: str
-    """The cell, and the number of layers where it is not one."""
+    """The cell, the number of layers where it is not one, and the threads and processors."""
     shape: str
     flop: int | None
     """Of a step; None where the contenders do not do the same."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bptt.bench import fresh, jax_scan
+from bptt.bench import crowded, fresh, jax_scan
 from bptt.bench.layers import measure_credit, measure_layer
 from bptt.bench.models import measure_model
 from bptt.bench.processor import conditions, measure_limits
@@ -29,6 +29,7 @@ SECTIONS = {
     "sight": "seeing how far the gradient reaches, as a share of the training time",
     "seed": "an epoch of the seed's job, beside the textbook",
     "start": "loading the library and the first call, in a fresh process",
+    "threads": "a layer where threads have to share processors",
 }
 """What can be measured; the processor's limits always are."""
 
@@ -75,7 +76,8 @@ def bench(
         cells: of ``"rnn"``, ``"gru"``, ``"lstm"``; all by default. They choose among the layers,
             not among the language models.
         only: sections of :data:`SECTIONS`; all by default.
-        threads: of the processor, for everyone; torch's number by default.
+        threads: of the processor, for everyone; torch's number by default. The section
+            ``"threads"`` has numbers of its own.
         effort: how many rounds, and how long a turn; ``Effort()`` by default, ``Effort.quick()``
             for a first look.
         watch: is told how it goes.
@@ -91,6 +93,8 @@ def bench(
     _check("only", only, SECTIONS)
     if threads is not None and not 1 <= threads <= 1024:
         raise ConfigError(f"--threads must be from 1 to 1024, got {threads}")
+    if threads is not None and list(only) == ["threads"]:
+        raise ConfigError("--threads: the part threads has numbers of its own; leave it out")
     watch, effort = watch or Watch(), effort or Effort()
     with _threads(threads):
         jax, no_jax = jax_scan.load(torch.get_num_threads())
@@ -98,9 +102,10 @@ def bench(
         if no_jax is not None:
             found.notes.append(no_jax)
         pace = _Pace(watch, stop)
+        found.notes += _not_possible(only or list(SECTIONS))
         wanted = _jobs(
-            shapes or SHAPES,
-            [c for c in GATES if c in (cells or GATES)],
+            shapes,
+            [c for c in GATES if c in cells],
             only or list(SECTIONS),
             effort,
             pace,
@@ -137,8 +142,8 @@ def _jobs(
 ) -> list[Job]:
     jobs: list[Job] = [("the processor's limits", partial(measure_limits, 5 * effort.turn))]
     if "kernels" in only:
-        for cell in cells:
-            for shape in shapes:
+        for cell in cells or GATES:
+            for shape in shapes or SHAPES:
                 work = partial(measure_layer, cell, shape, effort, pace, jax=jax)
                 jobs.append((f"{cell.upper()} {shape}", work))
     if "model" in only:
@@ -146,7 +151,7 @@ def _jobs(
             work = partial(measure_model, m, effort, pace)
             jobs.append((f"language model, {m.name} {m}", work))
     if "credit" in only:
-        for cell in cells:
+        for cell in cells or GATES:
             work = partial(measure_credit, cell, SHAPES[0], effort, pace)
             jobs.append((f"{cell.upper()} {SHAPES[0]}, windows", work))
     if "sight" in only:
@@ -157,7 +162,28 @@ def _jobs(
         jobs.append(("the seed's epoch", partial(measure_seed_epoch, effort, pace)))
     if "start" in only:
         jobs.append(("the start of a process", _measure_start))
+    if "threads" in only:
+        of = cells or crowded.CELLS, shapes or crowded.SHAPES
+        jobs += [
+            (str(s), partial(crowded.measure_crowded, s, *of, effort, pace))
+            for s in crowded.SITUATIONS
+            if s.processors <= len(crowded.processors())
+        ]
     return jobs
+
+
+def _not_possible(only: Sequence[str]) -> list[str]:
+    """Say what of the section threads cannot be measured here."""
+    have = len(crowded.processors())
+    if "threads" not in only:
+        return []
+    if have == 0:
+        return ["threads: not measured, this system lets no process choose its processors"]
+    return [
+        f"{s}: not measured, this process may run on {have} only"
+        for s in crowded.SITUATIONS
+        if s.processors > have
+    ]
 
 
 def _measure_start() -> Start:
@@ -175,9 +201,11 @@ def _run(found: Bench, jobs: Sequence[Job], watch: Watch, pace: Pace) -> None:
     found.interrupted = pace.stopped()
 
 
-def _put(found: Bench, measured: Limits | Row | SeedEpoch | Start) -> None:
+def _put(found: Bench, measured: Limits | Row | list[Row] | SeedEpoch | Start) -> None:
     if isinstance(measured, Row):
         found.rows.append(measured)
+    elif isinstance(measured, list):
+        found.rows += measured
     elif isinstance(measured, Limits):
         found.limits = measured
     elif isinstance(measured, SeedEpoch):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bptt.bench.result import (
+    ALONE,
     EXACT,
     HEARD,
     JAX,
@@ -52,6 +53,11 @@ def write_bench(found: Bench, width: int = WIDTH) -> str:
             "What seeing how far the gradient reaches adds; shape: V/H/B/T",
             "sight",
             _sight,
+        ),
+        (
+            "A training step of a layer whose threads have to share processors; shape: T/B/I/H",
+            "threads",
+            _crowded,
         ),
     ):
         rows = [row for row in found.rows if row.section == section]
@@ -138,6 +144,19 @@ def _sight(rows: Sequence[Row], peak: float | None, width: int) -> Table:
         for name in (UPDATE, HEARD, TOLD, LOOK)
     ]
     return _table(rows, [*columns, ("share\nof time", lambda row: percent(share_of(row)))])
+
+
+def _crowded(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+    return _table(
+        rows,
+        [
+            ("one thread\nms", lambda row: number(row.milliseconds(ALONE))),
+            ("bptt\nms", lambda row: number(row.milliseconds(OURS))),
+            ("torch\nms", lambda row: number(row.milliseconds(TORCH))),
+            ("bptt\n/one thread", lambda row: number(row.ratio(OURS))),
+            ("torch\n/one thread", lambda row: number(row.ratio(TORCH))),
+        ],
+    )
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:

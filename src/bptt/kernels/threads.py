@@ -120,7 +120,7 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
 
 def _cgroups(memberships: str, mounts: str) -> Iterator[str]:
     """Yield the directories of the process's cgroups that may limit it."""
-    paths = {}  # by version
+    paths: dict[str, PurePosixPath] = {}  # by version
     for line in memberships.splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
