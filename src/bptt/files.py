@@ -1,54 +1,107 @@
-"""Files are written beside and renamed: there is a whole old one or a whole new one, always."""
+"""Files are written beside their place and renamed: there is always a whole old one or new one."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, *content: bytes | memoryview | str, follow_links: bool = True) -> None:
     """Write a file beside its place, then move it there.
 
     Args:
-        path: where; an existing file is replaced, a link is followed, and what is no file, such
-            as a pipe, is written to.
-        content: text is written as UTF-8.
+        path: the file; an existing one is replaced, and what is no file, such as a pipe, is written
+            to.
+        content: its parts, one after another; text is written as UTF-8.
+        follow_links: whether a symbolic link is followed; otherwise the file takes its place.
 
     Raises:
         OSError: it could not be written; what was there before is still there.
     """
-    data = content.encode() if isinstance(content, str) else content
+    parts = [part.encode() if isinstance(part, str) else part for part in content]
     with named(path):
-        if path.exists() and not path.is_file():
+        if not follow_links:
+            _replace(path, parts)
+        elif path.exists() and not path.is_file():
             with path.open("wb") as file:
-                file.write(data)
+                _write(file.fileno(), parts)
         else:
-            _replace(Path(os.path.realpath(path)), data)
+            _replace(Path(os.path.realpath(path)), parts)
 
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a file, all of it or nothing.
 
     Args:
-        path: the file; made if there is none.
-        line: without its end.
+        path: the file; made if there is none. A symbolic link is not followed.
+        line: the line without its end.
 
     Raises:
         OSError: it could not be written; what was there before is still there.
     """
-    data = (line + "\n").encode()
-    with named(path), path.open("ab", buffering=0) as file:
-        before = file.tell()
+    with named(path):
+        descriptor = os.open(
+            path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _NO_LINKS | _BINARY, 0o666
+        )
         try:
-            if file.write(data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except BaseException:
-            file.truncate(before)
-            raise
+            before = os.fstat(descriptor).st_size
+            try:
+                _write(descriptor, [(line + "\n").encode()])
+            except BaseException:
+                os.ftruncate(descriptor, before)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def read_whole(path: Path, most: int) -> bytes:
+    """Read a file.
+
+    Args:
+        path: the file.
+        most: its largest size in bytes.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a plain file, or larger; nothing was read then.
+    """
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"its {size:,} bytes are more than the {most:,} that it may have")
+        return file.read(most)
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file to read it, but no device, and no pipe, which would wait for a writer.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a plain file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _BINARY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is not a plain file")
+    return os.fdopen(descriptor, "rb")
+
+
+def sync_directory(path: Path) -> None:
+    """Make sure that what was renamed in a directory survives a power failure."""
+    if os.name == "nt":
+        return  # a directory cannot be opened there
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def share(path: Path) -> None:
@@ -56,30 +109,47 @@ def share(path: Path) -> None:
     path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
-    beside = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        share(beside)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Let errors name what was asked for, and not what is beside it."""
+    """Let errors name the file that was asked for, not the one beside it."""
     try:
         yield
     except OSError as e:
         if e.errno is None:
             raise
+        if e.errno == errno.ELOOP and path.is_symlink():
+            reason = "it is a symbolic link, which is not written through: put the file itself here"
+            raise OSError(e.errno, reason, str(path)) from None
         raise OSError(e.errno, e.strerror, str(path)) from None
+
+
+_BINARY = getattr(os, "O_BINARY", 0)  # on Windows
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+
+
+def _replace(path: Path, parts: list[bytes | memoryview]) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
+    beside = Path(name)
+    try:
+        try:
+            _write(descriptor, parts)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        share(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def _write(descriptor: int, parts: list[bytes | memoryview]) -> None:
+    for part in parts:
+        rest = memoryview(part)
+        while rest:
+            written = os.write(descriptor, rest)
+            rest = rest[written:]
 
 
 def _umask() -> int:

@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from bptt.documents import sealed
 from bptt.errors import ConfigError
 from bptt.language_model.config import Config, read_options
 
 
 def test_goes_through_json_unchanged(tmp_path):
     config = Config(corpus=("a.txt", "b.txt"), cell="rnn", nonlinearity="relu", patience=3)
-    config.save(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(sealed(config.to_dict()))
     assert Config(**read_options(tmp_path / "config.json")) == config
 
 

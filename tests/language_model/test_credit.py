@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bptt.data import Streams
+from bptt.documents import sealed
 from bptt.errors import CheckpointError, ConfigError
 from bptt.language_model import Config, LanguageModel, Run, resume, start, train
 from bptt.language_model.config import read_options
@@ -520,7 +521,7 @@ def test_refuses_what_does_not_fit_and_says_what_would(options, message):
 )
 def test_what_fits_goes_through_config_json_unchanged(tmp_path, options):
     config = Config(**options)
-    config.save(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(sealed(config.to_dict()))
     assert Config(**read_options(tmp_path / "config.json")) == config
 
 

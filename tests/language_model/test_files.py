@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
+from pathlib import Path
 
 import pytest
 
-from bptt import files
-from bptt.files import append_line, write_whole
+from bptt.files import append_line, read_whole, write_whole
 
 
 def test_a_link_stays_one(tmp_path):
@@ -47,21 +48,62 @@ def test_a_line_is_added_whole_or_not_at_all(tmp_path, monkeypatch):
     append_line(path, "zwölf")
     assert path.read_bytes() == "one\nzwölf\n".encode()
 
-    real = files.Path.open
+    real = os.write
 
-    def almost_full(self, *arguments, **options):
-        file = real(self, *arguments, **options)
+    def almost_full(descriptor, data):
+        if len(data) < 5:
+            raise OSError(28, "No space left on device")
+        return real(descriptor, data[:3])
 
-        class Short(type(file)):
-            def write(self, data):
-                return super().write(data[:3])
-
-        file.close()
-        return Short(self, "ab")
-
-    monkeypatch.setattr(files.Path, "open", almost_full)
+    monkeypatch.setattr(os, "write", almost_full)
     with pytest.raises(OSError, match="No space left") as caught:
         append_line(path, "three")
     monkeypatch.undo()
     assert caught.value.filename == str(path)
     assert path.read_bytes() == "one\nzwölf\n".encode()
+
+
+def test_what_is_renamed_is_synced_with_its_directory(tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda d: synced.append(os.fstat(d).st_ino) or real(d))
+    write_whole(tmp_path / "a", "new")
+    assert synced == [(tmp_path / "a").stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_a_directory_that_cannot_be_synced_is_no_reason_to_stop(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+
+
+def test_where_links_are_not_followed(tmp_path):
+    target, link = tmp_path / "mine", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    with pytest.raises(OSError, match="symbolic link, which is not written through"):
+        append_line(link, "more")
+    write_whole(link, "new", follow_links=False)
+    assert not link.is_symlink()
+    assert (target.read_text(), link.read_text()) == ("old", "new")
+
+
+def test_what_is_no_plain_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="not a plain file"):
+            read_whole(path, 100)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "holes").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="are more than the 1,000 that it may have"):
+        read_whole(tmp_path / "holes", 1000)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 
+from bptt.documents import line_of
 from bptt.errors import BpttWarning, CheckpointError, ConfigError
 from bptt.language_model import Run, resume, start
 
@@ -79,7 +79,7 @@ def test_the_old_run_is_put_back_when_the_new_one_cannot_come(run, small, monkey
     real = Path.rename
 
     def rename(path, target):
-        if ".new-" in path.name:
+        if path.name == ".bptt-new":
             raise OSError(5, "Input/output error")
         return real(path, target)
 
@@ -93,11 +93,31 @@ def test_a_run_in_a_directory_that_is_there_already(small, tmp_path):
     out = tmp_path / "mine"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    (out / "model.safetensors").write_text("of a run whose config.json was deleted")
     start(small, out).close()
     assert (out / "notes.txt").read_text() == "mine"
-    assert not (out / "model.safetensors").exists()
     assert resume(out).progress.updates == 0
+
+
+def test_files_of_the_names_of_a_runs_are_not_replaced_unless_told(small, tmp_path):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "model.safetensors").write_text("mine, or of a run whose config.json was deleted")
+    before = everything(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.safetensors is in the way of a new run"):
+        start(small, out)
+    assert everything(tmp_path) == before
+    start(small, out, overwrite=True).close()
+    assert not (out / "model.safetensors").exists()
+
+
+def test_the_model_of_another_program_is_not_replaced(small, tmp_path):
+    out = tmp_path / "theirs"
+    out.mkdir()
+    (out / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"], "n_layer": 12}')
+    before = everything(tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.json of another program: choose another --out"):
+        start(small, out, overwrite=True)
+    assert everything(tmp_path) == before
 
 
 def test_a_new_run_may_be_read_by_others(small, tmp_path):
@@ -186,17 +206,44 @@ def test_a_checkpoint_is_read_once(run, monkeypatch):
 def test_a_measurement_is_a_line(run):
     path = run.path / "metrics.jsonl"
     before = path.read_text()
-    run.append_metrics({"update": 9})
-    assert path.read_text() == before + json.dumps({"update": 9}) + "\n"
+    number = before.count("\n")
+    run.append_metrics(number, {"update": 9})
+    assert path.read_text() == before + line_of(number, {"update": 9}) + "\n"
+    assert run.metrics()[-1] == {"update": 9}
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe\x80 no text\n", b"5\n", b'{"update": 3'])
-def test_damaged_measurements_are_no_reason_not_to_go_on(run, damage):
+def test_what_is_no_measurement_is_left_out(run, damage):
     path = run.path / "metrics.jsonl"
+    whole = run.metrics()
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(lines[0] + damage + b"".join(lines[1:]))
-    assert run.metrics() == [json.loads(lines[0])]
+    path.write_bytes(lines[0] + damage + b"\n" + b"".join(lines[1:]))
+    assert run.metrics() == whole
     resume(run.path)
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone", "joined", "cut in two"])
+def test_a_damaged_measurement_costs_itself_and_is_said(run, damage):
+    path = run.path / "metrics.jsonl"
+    whole = run.metrics()
+    assert len(whole) == 5
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = {
+        "changed": lines[2].replace(b"epoch", b"epocH"),
+        "gone": b"",
+        "joined": lines[2].replace(b"\n", b"!"),
+        "cut in two": lines[2].replace(b"epoch", b"\n"),
+    }[damage]
+    path.write_bytes(b"".join(lines))
+    if damage == "joined":
+        assert run.metrics() == whole
+        return
+    rest = [*whole[:2], *whole[3:]]
+    with pytest.warns(BpttWarning, match=r"metrics\.jsonl is damaged: 1 of its 5 measurements"):
+        assert run.metrics() == rest
+    with pytest.warns(BpttWarning, match=r"metrics\.jsonl is damaged: 1 of its 5 measurements"):
+        resume(run.path)
+    assert run.metrics() == rest  # and it was said
 
 
 def test_tensors_are_those_of_the_first_moment(small, tmp_path):

@@ -6,21 +6,31 @@ import signal
 from pathlib import Path
 from types import FrameType
 
+_WATCHED = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    _WATCHED[signal.SIGHUP] = "SIGHUP"
+
 
 class Signals:
-    """The first Ctrl-C or SIGTERM is noted, to be acted on after the update; a second is final."""
+    """The first Ctrl-C, SIGTERM or SIGHUP is noted, to be acted on after the update.
+
+    A second one is final. Under nohup, which ignores SIGHUP, it stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
 
     def __enter__(self) -> Signals:
-        self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        heard = set(_WATCHED)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            heard.remove(signal.SIGHUP)
+        self.before = {s: signal.signal(s, self._note) for s in heard}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
-        self.received = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        self.received = _WATCHED[signal.Signals(number)]
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():

@@ -15,10 +15,14 @@ import typer
 
 from bptt.cli.display import Display
 from bptt.cli.options import with_config_options
-from bptt.cli.running import Signals, first_free
+from bptt.cli.running import Signals
+from bptt.credit.spelling import is_own
 from bptt.errors import ConfigError
 from bptt.language_model import Config, Training, resume, start
 from bptt.language_model.config import read_options
+from bptt.language_model.lock import Lock
+from bptt.language_model.making import claim_first_free, give_up
+from bptt.language_model.session import refuse_code
 
 
 @with_config_options("corpus", "reading")
@@ -59,6 +63,14 @@ def train(
     lines: Annotated[
         bool, typer.Option("--lines", help="read line by line, each a sequence of its own")
     ] = False,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="let the file of --resume or --config name a credit module.Class, which runs the "
+            "module's code",
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")] = False,
     *,
     options: dict[str, Any],
@@ -87,13 +99,22 @@ def train(
     try:
         with display.preparing() as progress:
             if resume_:
-                training = resume(resume_, options, watch=display, progress=progress)
+                training = resume(
+                    resume_, options, allow_code=allow_code, watch=display, progress=progress
+                )
             else:
                 given = read_options(config) if config else {}
+                if config and "credit" not in options and not allow_code:
+                    refuse_code(given.get("credit", "full"), config)
                 settled = Config(**{**given, **options})
-                with _directory(out, settled) as where:
+                with _directory(out, settled) as (where, lock):
                     training = start(
-                        settled, where, overwrite=overwrite, watch=display, progress=progress
+                        settled,
+                        where,
+                        overwrite=overwrite,
+                        lock=lock,
+                        watch=display,
+                        progress=progress,
                     )
     except KeyboardInterrupt:
         display.say("Interrupted before training began; nothing was started.")
@@ -121,9 +142,11 @@ def _run(training: Training, display: Display) -> None:
         with display.training(training):
             reason = training.fit(stop)
     go_on = f"go on with: bptt train --resume {training.run.path}"
-    if reason == "SIGTERM":
-        display.say(f"Terminated and saved; {go_on}")
-        raise typer.Exit(128 + signal.SIGTERM)
+    if is_own(training.config.credit):
+        go_on += " --allow-code"
+    if reason in ("SIGTERM", "SIGHUP"):
+        display.say(f"{reason} came, all is saved; {go_on}")
+        raise typer.Exit(128 + signal.Signals[reason])
     if reason == "Ctrl-C":
         display.say(f"Interrupted and saved; {go_on}")
     elif reason == "time":
@@ -137,22 +160,22 @@ def _run(training: Training, display: Display) -> None:
 
 
 @contextmanager
-def _directory(out: Path | None, config: Config) -> Iterator[Path]:
+def _directory(out: Path | None, config: Config) -> Iterator[tuple[Path, Lock | None]]:
     """The run's directory; where none is named, one of its text's name and the first free number.
 
-    It is taken at once, so that two trainings begun together do not choose the same one.
+    That one is locked at once, so that two trainings begun together do not choose the same one.
     """
     if out is not None:
-        yield out
+        yield out, None
         return
     name = "python" if not config.corpus else Path(config.corpus[0]).stem
     name = "stdin" if name == "-" else name or "text"
     Path("runs").mkdir(exist_ok=True)
-    path = first_free(Path("runs"), name)
+    path, lock = claim_first_free(Path("runs"), name)
     try:
-        yield path
+        yield path, lock
     except BaseException:
-        for made in (path, Path("runs")):
-            with suppress(OSError):  # there is something in it
-                made.rmdir()
+        give_up(path, lock)
+        with suppress(OSError):  # there is something in it
+            Path("runs").rmdir()
         raise

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
+import warnings
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -11,8 +12,9 @@ from typing import Any, Literal, get_args, get_type_hints
 from bptt.credit import Credit
 from bptt.credit import parse as parse_credit
 from bptt.credit.spelling import is_own
-from bptt.errors import ConfigError
-from bptt.files import write_whole
+from bptt.documents import MOST, SEAL, parse, unseal
+from bptt.errors import BpttWarning, ConfigError
+from bptt.files import read_whole
 from bptt.memory import parse as parse_memory
 
 TEXT, MODEL, TRAINING, RUNNING = "Text", "Model", "Training", "Running"
@@ -83,7 +85,7 @@ class Config:
     cell: Literal["rnn", "gru", "lstm"] = _option("lstm", MODEL, "the recurrent network")
     nonlinearity: Literal["tanh", "relu", "sigmoid"] = _option("tanh", MODEL, "of the rnn cell")
     hidden: int = _option(200, MODEL, "hidden units of each layer", least=1)
-    layers: int = _option(1, MODEL, "recurrent layers", least=1)
+    layers: int = _option(1, MODEL, "recurrent layers", least=1, most=1000)
     embedding: int | None = _option(
         None, MODEL, "the embedding's size (default: that of the hidden layer)", least=1
     )
@@ -117,9 +119,13 @@ class Config:
         least=0,
         most=1e38,  # a number of float32
     )
-    momentum: float = _option(0.0, TRAINING, "of sgd", least=0)
-    weight_decay: float = _option(0.0, TRAINING, "L2 penalty; decoupled for adamw", least=0)
-    clip: float = _option(1.0, TRAINING, "scale the gradient down to this norm; 0: never", least=0)
+    momentum: float = _option(0.0, TRAINING, "of sgd", least=0, most=1)
+    weight_decay: float = _option(
+        0.0, TRAINING, "L2 penalty; decoupled for adamw", least=0, most=1e38
+    )
+    clip: float = _option(
+        1.0, TRAINING, "scale the gradient down to this norm; 0: never", least=0, most=1e38
+    )
     schedule: Literal["halve", "constant", "linear", "cosine"] = _option(
         "halve",
         TRAINING,
@@ -259,13 +265,9 @@ class Config:
             return self.learning_rate
         return 1.0 if self.optimizer == "sgd" else 0.003
 
-    def to_json(self) -> str:
-        """Write the options as JSON, one a line."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    def save(self, path: Path) -> None:
-        """Write config.json."""
-        write_whole(path, self.to_json())
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options by name, as JSON can hold them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def changed(self, **options: Any) -> Config:
         """Return a copy with other options."""
@@ -278,25 +280,45 @@ def fields_by_name() -> dict[str, Field[Any]]:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Read options from a JSON file: a run's config.json, or part of one.
+    """Read options from a JSON file of the user's: any of them, or a run's config.json.
 
     Raises:
         ConfigError: it is missing, not JSON, or names an option that there is not.
     """
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))
+        found = parse(read_whole(path, MOST))
     except OSError as e:
         raise ConfigError(f"cannot read the configuration {path}: {e.strerror or e}") from None
     except ValueError as e:
-        raise ConfigError(f"{path} is not a JSON file: {e}") from None
-    if not isinstance(options, dict):
+        raise ConfigError(f"{path} is not a JSON file of options: {e}") from None
+    if isinstance(found, dict) and SEAL in found:
+        try:
+            unseal(found)
+        except ValueError:
+            warnings.warn(
+                f"{path} is not as bptt wrote it: it is taken as it is (leave out its line {SEAL} "
+                "to say that you have edited it)",
+                BpttWarning,
+                stacklevel=2,
+            )
+        del found[SEAL]
+    return as_options(found, path)
+
+
+def as_options(found: Any, path: Path) -> dict[str, Any]:
+    """Check what a JSON file of options holds.
+
+    Raises:
+        ConfigError: it is no object, names an option that there is not, or a value does not suit.
+    """
+    if not isinstance(found, dict):
         raise ConfigError(f'{path} must hold an object, {{"option": value}}')
-    unknown = sorted(options.keys() - _TYPES.keys())
+    unknown = sorted(found.keys() - _TYPES.keys())
     if unknown:
         raise ConfigError(
             f"{path}: there is no option {', '.join(unknown)}; there are {', '.join(_TYPES)}"
         )
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     for name, value in options.items():
         _check(name, value)
     return options
@@ -305,10 +327,9 @@ def read_options(path: Path) -> dict[str, Any]:
 def _check(name: str, value: Any) -> None:
     """Refuse a value of another type than the option's, or out of its bounds."""
     hint, about = _TYPES[name], fields_by_name()[name].metadata
-    least, most = about["least"], about["most"]
     flag = "--" + name.replace("_", "-")
     if get_args(hint) and isinstance(get_args(hint)[0], str):  # Literal
-        if value not in get_args(hint):
+        if not isinstance(value, str) or value not in get_args(hint):
             raise ConfigError(f"{flag} must be one of {', '.join(get_args(hint))}, got {value!r}")
         return
     kinds = tuple(t for t in (get_args(hint) or (hint,)) if t is not Ellipsis)
@@ -316,7 +337,7 @@ def _check(name: str, value: Any) -> None:
         right = isinstance(value, tuple | list) and all(isinstance(v, str) for v in value)
     elif float in kinds:
         right = isinstance(value, (*kinds, int)) and not isinstance(value, bool)
-        right = right and (value is None or math.isfinite(value))
+        right = right and (not isinstance(value, float) or math.isfinite(value))
     else:
         right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if not right:
@@ -324,10 +345,31 @@ def _check(name: str, value: Any) -> None:
         names = " or ".join(words.get(k, k.__name__) for k in kinds)
         names = "a list of str" if hint == tuple[str, ...] else names
         raise ConfigError(f"{flag} must be {names}, got {value!r}")
-    if least is not None and value is not None and value < least:
+    if isinstance(value, int | float):
+        _check_bounds(flag, value, about["least"], about["most"])
+    for text in value if isinstance(value, tuple | list) else [value]:
+        if isinstance(text, str):
+            _check_text(flag, text)
+
+
+def _check_bounds(flag: str, value: float, least: float | None, most: float | None) -> None:
+    most = _LARGEST if most is None else most  # what floats and torch can hold
+    if least is not None and value < least:
         raise ConfigError(f"{flag} must be at least {least}, got {value}")
-    if most is not None and value is not None and value > most:
+    if value > most:
         raise ConfigError(f"{flag} must be at most {most}, got {value}")
 
 
+def _check_text(flag: str, text: str) -> None:
+    """Refuse what no system can take as the name of a file."""
+    try:
+        os.fsencode(text)
+        is_right = "\0" not in text
+    except UnicodeEncodeError:
+        is_right = False
+    if not is_right:
+        raise ConfigError(f"{flag} must be text without null and lone surrogates, got {text!r}")
+
+
+_LARGEST = 2**63 - 1
 _TYPES = get_type_hints(Config)

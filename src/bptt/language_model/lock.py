@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bptt.errors import BpttWarning, ConfigError
+from bptt.files import named
+
+HAS_LOCKS = sys.platform != "win32"
 
 if sys.platform != "win32":
     import fcntl
@@ -22,29 +25,45 @@ class Lock:
 
     Args:
         run: the run's directory, in which ``.lock`` is made.
-        name: what to call it in the message of an error.
 
     Raises:
         ConfigError: another one is held.
+        OSError: the file cannot be made, or is a symbolic link.
     """
 
-    def __init__(self, run: Path, name: Path) -> None:
+    def __init__(self, run: Path) -> None:
         self.release: Callable[[], object] = lambda: None
         if sys.platform == "win32":
             return
-        descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        # Closing it lets go of the lock.
-        self.release = weakref.finalize(self, os.close, descriptor)
+        path = run / ".lock"
+        while True:
+            with named(path):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            # Closing it lets go of the lock.
+            self.release = weakref.finalize(self, os.close, descriptor)
+            self._take(descriptor, run)
+            if _is_at(descriptor, path):
+                return
+            self.release()  # the one who held it before has removed the file
+
+    def _take(self, descriptor: int, run: Path) -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
             raise ConfigError(
-                f"another process is training {name}: wait for it or stop it"
+                f"another process is training {run}: wait for it or stop it"
             ) from None
         except OSError as e:
             warnings.warn(
-                f"{name} cannot be locked here ({e.strerror}): see that nothing else trains it",
+                f"{run} cannot be locked here ({e.strerror}): see that nothing else trains it",
                 BpttWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False

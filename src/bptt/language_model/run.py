@@ -9,35 +9,34 @@
     .lock                   held by the process that trains it
 
 Every file is written beside its place and renamed, and so is a new run as a whole; a checkpoint is
-one file. So there is a usable run at any moment. There is no pickle in it.
+one file. So there is a usable run at any moment. There is no pickle in it, and each file has a
+digest, tokenizer.json in text.json: what was damaged, or edited, is refused.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
+import hashlib
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 from torch import Tensor
 
 from bptt.data import Tokenizer
-from bptt.errors import CheckpointError, ConfigError
-from bptt.files import append_line, share, write_whole
-from bptt.language_model.config import Config, read_options
+from bptt.data.rules import check_rules
+from bptt.documents import line_of, lines_in, read_sealed, sealed
+from bptt.errors import BpttWarning, CheckpointError
+from bptt.files import append_line, read_whole, write_whole
+from bptt.language_model.config import Config, as_options
+from bptt.language_model.expected import check_checkpoint, check_weights, weights_kinds
 from bptt.language_model.lock import Lock
+from bptt.language_model.making import Creation, check_free, finish_interrupted, is_run
 from bptt.language_model.model import LanguageModel, check_device
+from bptt.language_model.tensors import Checkpoint, Kind, read_tensors, write_tensors
 
-FORMAT = "bptt-1"
-Checkpoint = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tensors by name, and all else, as JSON can hold it."""
-
-_LATER = ("model.safetensors", "metrics.jsonl", "tensorboard")  # what training adds
-_AT_ONCE = ("tokenizer.json", "text.json", "checkpoint.safetensors", ".lock", "config.json")
+_MOST = 1 << 30  # bytes of a tokenizer, or of all measurements
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Run:
     path: Path
 
     def check(self) -> None:
-        """Make sure that there is a run here.
+        """Make sure that there is a run here; finish what a killed `--overwrite` began.
 
         Raises:
             CheckpointError: there is not.
@@ -56,7 +55,9 @@ class Run:
             raise CheckpointError(
                 f"there is no run at {self.path}: give the directory that `bptt train` made"
             )
-        missing = [n for n in ("config.json", "tokenizer.json") if not (self.path / n).is_file()]
+        finish_interrupted(self.path)
+        names = ("config.json", "tokenizer.json", "text.json")
+        missing = [n for n in names if not (self.path / n).is_file()]
         if missing:
             raise CheckpointError(f"{self.path} is not a run: it has no {' and no '.join(missing)}")
 
@@ -66,13 +67,7 @@ class Run:
         Raises:
             ConfigError: there is one already, and it shall stay, or a file is in the way.
         """
-        if self.exists and not overwrite:
-            raise ConfigError(
-                f"there is a run in {self.path} already: go on with it by --resume {self.path}, "
-                "replace it by --overwrite, or choose another --out"
-            )
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"--out {self.path} is a file; choose a directory")
+        check_free(self.path, overwrite=overwrite)
 
     def create(
         self,
@@ -82,10 +77,19 @@ class Run:
         checkpoint: Checkpoint,
         *,
         overwrite: bool = False,
+        lock: Lock | None = None,
     ) -> Lock:
-        """Make the run beside its place and move it there, in place of an old one if told so.
+        """Make the run as a whole, in place of an old one if told so.
 
         Other files that are there stay. If it fails, everything is as it was.
+
+        Args:
+            config: the options.
+            tokenizer: the vocabulary.
+            text: what the text is; has its ``fingerprint``.
+            checkpoint: the state before the first update.
+            overwrite: whether a run that is there is replaced.
+            lock: of the directory, if it is held already.
 
         Returns:
             The lock, held.
@@ -94,85 +98,112 @@ class Run:
             ConfigError: there is a run already, or another process trains it.
             OSError: it cannot be written.
         """
-        place = self.path.resolve()
-        old = Lock(place, self.path) if self.exists else None
-        # In a directory that is there already, because only it may be ours to write in.
-        within = place if place.is_dir() and not old else place.parent
-        within.mkdir(parents=True, exist_ok=True)
-        new = Run(Path(tempfile.mkdtemp(prefix=f".{place.name}.new-", dir=within)))
-        try:
-            share(new.path)
-            lock = Lock(new.path, self.path)
-            tokenizer.save(new.path / "tokenizer.json")
-            write_whole(new.path / "text.json", json.dumps(text, indent=2) + "\n")
+        with Creation(self.path, lock, overwrite=overwrite) as creation:
+            new = Run(creation.new)
+            vocabulary = tokenizer.to_json().encode()
+            text = {**text, "tokenizer_sha256": hashlib.sha256(vocabulary).hexdigest()}
+            new._write("tokenizer.json", vocabulary)
+            new._write("text.json", sealed(text))
             new.save_checkpoint(*checkpoint)
-            config.save(new.path / "config.json")
-            self.check_free(overwrite=overwrite)
-            _move_in(new.path, place, replace=old is not None)
-        except BaseException:
-            shutil.rmtree(new.path, ignore_errors=True)
-            raise
-        finally:
-            if old is not None:
-                old.release()
-        return lock
-
-    def remove_leftovers(self) -> None:
-        """Remove what a kill left of files that were being written; only under the lock."""
-        for name in (*_AT_ONCE, *_LATER):
-            for path in self.path.glob(f".{name}.*.new"):
-                path.unlink()
+            new.save_config(config)
+            return creation.finish()
 
     @property
     def exists(self) -> bool:
         """Whether a run is here already."""
-        return (self.path / "config.json").exists()
+        return is_run(self.path)
 
     def config(self) -> Config:
-        """Read config.json."""
+        """Read config.json.
+
+        Raises:
+            CheckpointError: it is missing, damaged, or was edited.
+        """
         self.check()
+        path = self.path / "config.json"
         try:
-            return Config(**read_options(self.path / "config.json"))
-        except ConfigError as e:
-            raise CheckpointError(f"the run {self.path} has a damaged config.json: {e}") from None
+            return Config(**as_options(read_sealed(path), path))
+        except (OSError, ValueError) as e:  # and ConfigError, which is a ValueError
+            raise CheckpointError(
+                f"{path} is damaged, or was edited: {_reason(e)}; put back what was there. A run's "
+                f"options change by `bptt train --resume` with new ones; `bptt train --config` "
+                "makes a new run of an edited copy"
+            ) from None
+
+    def save_config(self, config: Config) -> None:
+        """Write config.json."""
+        self._write("config.json", sealed(config.to_dict()))
 
     def tokenizer(self) -> Tokenizer:
-        """Read tokenizer.json."""
-        self.check()
-        return Tokenizer.load(self.path / "tokenizer.json")
+        """Read tokenizer.json.
+
+        Raises:
+            CheckpointError: it is damaged, or not one that `bptt train` makes.
+        """
+        path = self.path / "tokenizer.json"
+        digest = self.text()["tokenizer_sha256"]
+        try:
+            content = read_whole(path, _MOST)
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise ValueError("text.json has the sha256 of another content")
+            text = content.decode()
+            check_rules(text)
+        except (OSError, ValueError) as e:
+            raise CheckpointError(
+                f"{path} is damaged, or not of a run: {_reason(e)}; put back what was there, or "
+                "train again"
+            ) from None
+        return Tokenizer.from_json(text, name=str(path))
 
     def text(self) -> dict[str, Any]:
-        """Read text.json."""
+        """Read text.json.
+
+        Raises:
+            CheckpointError: it is missing or damaged.
+        """
+        self.check()
         path = self.path / "text.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or not isinstance(found.get("fingerprint"), str):
-                raise ValueError("no fingerprint in it")
+            found = read_sealed(path)
+            for name in ("fingerprint", "tokenizer_sha256"):
+                if not re.fullmatch("[0-9a-f]{64}", str(found.get(name))):
+                    raise ValueError(f"no {name} in it")
+            if type(found.get("unigram_perplexity")) is not float:
+                raise ValueError("no unigram_perplexity in it")
             return found
         except (OSError, ValueError) as e:
-            raise CheckpointError(f"{path} is missing or damaged: {e}") from None
+            raise CheckpointError(
+                f"{path} is missing or damaged: {_reason(e)}; put back what was there, or train "
+                "again"
+            ) from None
 
     # ------------------------------------------------------------------------- weights
 
     def save_model(self, model: LanguageModel, about: dict[str, Any]) -> None:
         """Write model.safetensors: the weights, and where they come from."""
-        _write(self.path / "model.safetensors", weights_of(model), about)
+        write_tensors(self.path / "model.safetensors", weights_of(model), about)
 
     def load_model(self, device: str = "cpu") -> LanguageModel:
         """Read the best model; before the first evaluation, the last checkpoint's.
 
         Raises:
             CheckpointError: a file is missing or damaged, or does not fit config.json.
+            ConfigError: there is no such device, or not the memory for the model.
         """
         config, tokenizer = self.config(), self.tokenizer()
-        model = LanguageModel(tokenizer, config)
         path = self.path / "model.safetensors"
         if path.exists():
-            weights, _ = _read(path)
+            expected = weights_kinds(config, tokenizer)
+
+            def check(found: dict[str, Kind]) -> None:
+                check_weights(found, expected)
+
+            weights, about = read_tensors(path, check)
+            self._check_text(path, about)
         else:
+            weights = with_prefix(self.load_checkpoint()[0], "model.")
             path = self.path / "checkpoint.safetensors"
-            weights, _ = _read(path)
-            weights = with_prefix(weights, "model.")
+        model = LanguageModel(tokenizer, config)
         load_weights(model, weights, path)
         return model.to(check_device(device)).eval()
 
@@ -180,81 +211,78 @@ class Run:
 
     def save_checkpoint(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Write checkpoint.safetensors: tensors by name, and all else as JSON in its header."""
-        _write(self.path / "checkpoint.safetensors", tensors, about)
+        write_tensors(self.path / "checkpoint.safetensors", tensors, about)
 
     def load_checkpoint(self) -> Checkpoint:
         """Read what :meth:`save_checkpoint` wrote.
 
         Raises:
-            CheckpointError: it is missing or damaged.
+            CheckpointError: it is missing, damaged, or does not fit config.json.
         """
-        self.check()
-        return _read(self.path / "checkpoint.safetensors")
+        config = self.config()
+        expected = weights_kinds(config, self.tokenizer())
+        path = self.path / "checkpoint.safetensors"
+
+        def check(found: dict[str, Kind]) -> None:
+            check_checkpoint(found, config, expected)
+
+        tensors, about = read_tensors(path, check)
+        self._check_text(path, about)
+        return tensors, about
+
+    def _check_text(self, path: Path, about: dict[str, Any]) -> None:
+        if about.get("text") != self.text()["fingerprint"]:
+            raise CheckpointError(
+                f"{path} is of another run, whose text is not that of text.json: put back what was "
+                "there"
+            )
 
     # -------------------------------------------------------------------------- metrics
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        append_line(self.path / "metrics.jsonl", json.dumps(line))
+    def append_metrics(self, number: int, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl, the how manieth it is, from 0 on."""
+        append_line(self.path / "metrics.jsonl", line_of(number, line))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl; what a kill cut short, or what is damaged, ends it."""
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return []
-        found = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                measured = json.loads(line)
-            except ValueError:
-                break
-            if not isinstance(measured, dict):
-                break
-            found.append(measured)
-        return found
+        """Read metrics.jsonl, but for lines that are damaged; a warning counts them."""
+        found = self._lines()
+        _warn_of_lost(self.path / "metrics.jsonl", found, max(found, default=-1) + 1)
+        return [found[n] for n in sorted(found)]
 
     def keep_metrics(self, count: int) -> int:
-        """Take back all lines but the first ones, and say how many these are."""
-        kept = [json.dumps(m) + "\n" for m in self.metrics()[:count]]
-        write_whole(self.path / "metrics.jsonl", "".join(kept))
-        return len(kept)
+        """Take back all lines but the first ones, and return how many of these there are."""
+        path = self.path / "metrics.jsonl"
+        kept = {n: line for n, line in self._lines().items() if n < count}
+        _warn_of_lost(path, kept, count)
+        lines = [line_of(i, kept[n]) + "\n" for i, n in enumerate(sorted(kept))]
+        self._write("metrics.jsonl", "".join(lines))
+        return len(lines)
+
+    def _lines(self) -> dict[int, dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return {}
+        try:
+            return lines_in(read_whole(path, _MOST))
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"{path} cannot be read: {_reason(e)}") from None
+
+    def _write(self, name: str, content: str | bytes) -> None:
+        write_whole(self.path / name, content, follow_links=False)
 
 
-def _move_in(new: Path, place: Path, *, replace: bool) -> None:
-    """Move a new run to its place; config.json, which makes it one, comes last."""
-    if replace:
-        _replace(new, place)
-    elif not place.exists():
-        new.rename(place)
-    else:
-        for name in _LATER:
-            _remove(place / name)
-        for name in _AT_ONCE:
-            if (new / name).exists():
-                (new / name).replace(place / name)
-        new.rmdir()
+def _reason(e: Exception) -> str:
+    return (e.strerror if isinstance(e, OSError) else None) or str(e)
 
 
-def _replace(new: Path, place: Path) -> None:
-    """Put a new run in the place of an old one; what is not of the run goes over to it."""
-    aside = new.with_name(new.name.replace(".new-", ".old-"))
-    place.rename(aside)
-    try:
-        new.rename(place)
-    except BaseException:
-        aside.rename(place)
-        raise
-    for path in aside.iterdir():
-        if path.name not in (*_AT_ONCE, *_LATER) and not path.match(".*.new"):
-            path.rename(place / path.name)
-    shutil.rmtree(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _warn_of_lost(path: Path, found: dict[int, Any], count: int) -> None:
+    lost = count - len(found)
+    if lost:
+        warnings.warn(
+            f"{path} is damaged: {lost} of its {count} measurements are lost",
+            BpttWarning,
+            stacklevel=4,
+        )
 
 
 def weights_of(model: LanguageModel) -> dict[str, Tensor]:
@@ -268,8 +296,13 @@ def weights_of(model: LanguageModel) -> dict[str, Tensor]:
 def load_weights(model: LanguageModel, weights: dict[str, Tensor], path: Path) -> None:
     """Put weights into a model.
 
+    Args:
+        model: whose they are.
+        weights: the tensors by name, of the right shapes.
+        path: where they were.
+
     Raises:
-        CheckpointError: they are not this model's, or not all finite, which training never saves.
+        CheckpointError: they are not all finite, which training never saves.
     """
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
@@ -278,39 +311,11 @@ def load_weights(model: LanguageModel, weights: dict[str, Tensor], path: Path) -
                 "take a copy of the run from before"
             )
     weights = dict(weights)
-    if model.config.tied and "embedding.weight" in weights:
+    if model.config.tied:
         weights["readout.weight"] = weights["embedding.weight"]
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as e:
-        reason = " ".join(str(e).split())
-        raise CheckpointError(
-            f"{path} does not fit the run's config.json and tokenizer.json: {reason}"
-        ) from None
+    model.load_state_dict(weights)
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Pick the tensors whose names begin with the prefix, and take it off."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    # One entry: the library writes several in an order that differs from process to process.
-    header = {"about": json.dumps({"format": FORMAT, **about})}
-    write_whole(path, safetensors.torch.save(tensors, header))
-
-
-def _read(path: Path) -> Checkpoint:
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: the run was stopped before it was first saved")
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-        about = json.loads(header.get("about", "{}"))
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is not of the format {FORMAT}: it is no file of a run")
-        return tensors, about
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as e:
-        raise CheckpointError(f"{path} cannot be read or is damaged: {e}") from None

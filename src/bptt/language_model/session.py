@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bptt.credit.spelling import is_own
 from bptt.data import (
     PreparedText,
     load_prepared,
@@ -20,8 +21,10 @@ from bptt.data import (
 from bptt.errors import BpttWarning, CheckpointError, ConfigError
 from bptt.files import named
 from bptt.kernels import backend
+from bptt.language_model.checkpoint import read_about
 from bptt.language_model.config import RUNNING, Config, fields_by_name
 from bptt.language_model.lock import Lock
+from bptt.language_model.making import refuse_links, remove_leavings
 from bptt.language_model.run import Run
 from bptt.language_model.training import Training, Watch
 
@@ -40,6 +43,7 @@ def start(
     out: Path,
     *,
     overwrite: bool = False,
+    lock: Lock | None = None,
     watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> Training:
@@ -49,6 +53,7 @@ def start(
         config: the options.
         out: the run's directory; it may exist, but not hold a run.
         overwrite: whether a run that is there is replaced.
+        lock: of the run's directory, if it is held already.
         watch: is told how training goes.
         progress: is told how the preparation of the text goes.
 
@@ -69,7 +74,9 @@ def start(
     training = Training(config, run, text, watch or Watch())
     about, checkpoint = describe(text), training.checkpoint()
     with named(out):
-        training.lock = run.create(config, text.tokenizer, about, checkpoint, overwrite=overwrite)
+        training.lock = run.create(
+            config, text.tokenizer, about, checkpoint, overwrite=overwrite, lock=lock
+        )
     return training
 
 
@@ -77,6 +84,7 @@ def resume(
     path: Path,
     changes: dict[str, Any] | None = None,
     *,
+    allow_code: bool = False,
     watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> Training:
@@ -85,28 +93,34 @@ def resume(
     Args:
         path: the run's directory.
         changes: options to do otherwise; only those of :data:`MAY_CHANGE` can change.
+        allow_code: whether the run may name a credit ``module.Class``, which is imported and so
+            runs code. Naming the same credit in ``changes`` allows it too.
         watch: is told how training goes.
         progress: is told how the preparation of the text goes.
 
     Raises:
         CheckpointError: the run is damaged, or its text is not what it was.
         ConfigError: an option cannot change, or another process trains the run.
+        OSError: something cannot be written.
     """
     run = Run(path)
-    was = run.config()
-    config = was.changed(**(changes or {}))
+    was, changes = run.config(), changes or {}
+    config = was.changed(**changes)
     for name in fields_by_name():
         if name not in MAY_CHANGE and getattr(config, name) != getattr(was, name):
             raise ConfigError(
                 f"--{name.replace('_', '-')} cannot change when a run is resumed; what can is "
                 + ", ".join("--" + n.replace("_", "-") for n in sorted(MAY_CHANGE))
             )
-    lock = Lock(path, path)
+    if "credit" not in changes and not allow_code:
+        refuse_code(was.credit, path / "config.json")
+    refuse_links(path)
+    lock = Lock(path)
     try:
-        run.remove_leftovers()
+        remove_leavings(path)
         training = _resumed(run, config, watch or Watch(), progress)
         if config != was:
-            config.save(path / "config.json")
+            run.save_config(config)
     except BaseException:
         lock.release()
         raise
@@ -114,18 +128,31 @@ def resume(
     return training
 
 
+def refuse_code(credit: str, path: Path) -> None:
+    """Refuse a credit whose class would be imported, named in a file that may be a stranger's.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if is_own(credit):
+        raise ConfigError(
+            f"{path} names the credit {credit!r}, which runs the code of a module: say "
+            "--allow-code (in Python allow_code=True) if you trust it"
+        )
+
+
 def _resumed(run: Run, config: Config, watch: Watch, progress: Progress | None) -> Training:
     tokenizer, checkpoint = run.tokenizer(), run.load_checkpoint()
-    about = checkpoint[1]
-    if about.get("torch") != torch.__version__:
+    about = read_about(checkpoint[1], run.path / "checkpoint.safetensors")
+    if about.torch != torch.__version__:
         warnings.warn(
-            f"{run.path} was trained with torch {about.get('torch')}, this is "
+            f"{run.path} was trained with torch {about.torch}, this is "
             f"{torch.__version__}: it goes on, but perhaps not to the same bits",
             BpttWarning,
             stacklevel=3,
         )
     # The same number of threads, because sums are split between them.
-    _use_threads(config.threads or about.get("threads"))
+    _use_threads(config.threads or about.threads)
     text = _text_of(run, config, progress)
     if tokenizer.to_json() != text.tokenizer.to_json():
         raise CheckpointError(

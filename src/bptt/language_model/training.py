@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bptt.credit import Credit
 from bptt.data import Batch, PreparedText, Sentences, Streams
-from bptt.errors import CheckpointError, ConfigError, DivergedError
+from bptt.errors import ConfigError, DivergedError
+from bptt.language_model.checkpoint import Progress, checkpoint_of, restore
 from bptt.language_model.config import Config
 from bptt.language_model.divergence import (
     NORMS_KEPT,
@@ -22,15 +23,16 @@ from bptt.language_model.divergence import (
     norms_in_words,
 )
 from bptt.language_model.evaluation import evaluate
+from bptt.language_model.expected import check_memory
 from bptt.language_model.lock import Lock
 from bptt.language_model.model import LanguageModel, check_device
 from bptt.language_model.probe import Probe
-from bptt.language_model.run import Checkpoint, Run, load_weights, weights_of, with_prefix
+from bptt.language_model.run import Run
 from bptt.language_model.score import Score, perplexity
 from bptt.language_model.sight import LARGEST, Reach, Sight, looks_every, reach_of
 from bptt.language_model.step import Step
+from bptt.language_model.tensors import Checkpoint
 from bptt.memory import parse as parse_memory
-from bptt.pytree import leaves_of
 from bptt.streams import Stream
 
 STEPS = 35  # of a stream's window, where neither --steps nor the credit says
@@ -54,38 +56,6 @@ class Watch:
 
 
 @dataclass
-class Progress:
-    """Where training is. With the weights and the reader's place, all that it depends on."""
-
-    updates: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    """Spent in training, over all sessions."""
-    halvings: int = 0
-    rate: float = 0.0
-    """The learning rate of the last update."""
-    gradient_norm: float = 0.0
-    """Before clipping, at the last update."""
-    norms: list[float] = field(default_factory=list)
-    """The gradient's norms of the last updates, the newest last."""
-    rewinds: int = 0
-    """How often training diverged and went back; each time halved the rate."""
-    last_valid: float | None = None
-    best_valid: float | None = None
-    worse: int = 0
-    """Evaluations since the best one."""
-    nats: float = 0.0
-    """Summed loss since the last line of metrics.jsonl, and its tokens."""
-    counted: int = 0
-    epoch_nats: float = 0.0
-    """Summed loss of this epoch so far, and its tokens."""
-    epoch_tokens: int = 0
-    evaluated_at: int = -1
-    measurements: int = 0
-    """Lines of metrics.jsonl."""
-
-
-@dataclass
 class Training:
     """A model in training, with everything that has to be saved to go on with it."""
 
@@ -106,7 +76,7 @@ class Training:
         self.step = Step(self.model, self.optimizer, config.clip)
         self.credit = config.make_credit()
         self.memory = parse_memory(config.memory) if config.memory else None
-        self.reader = self._make_reader()
+        self.reader = self.make_reader()
         self.progress = Progress()
         self.sight = Sight(self.model, self.text.train, config, self._looks_every())
         self.stream = Stream()
@@ -237,10 +207,11 @@ class Training:
             learnt = {f"credit_{k}": v for k, v in self.credit.state_dict().items()}
             self._measure(credit=repr(self.credit), **learnt)
             if self.config.is_carried:  # an epoch begins, with windows of another length
-                epoch, self.reader = self.reader.epoch, self._make_reader()
+                epoch, self.reader = self.reader.epoch, self.make_reader()
                 self.reader.epoch = epoch
 
-    def _make_reader(self) -> Streams | Sentences:
+    def make_reader(self) -> Streams | Sentences:
+        """Make what gives the batches, from the first one on."""
         return make_reader(self.config, self.text, self.credit)
 
     def _diverged(self, what: str) -> DivergedError:
@@ -360,7 +331,11 @@ class Training:
         best = self.progress.best_valid
         is_best = math.isfinite(score.loss) and (best is None or score.loss < best)
         if is_best:
-            about = {"updates": self.progress.updates, "valid": score.to_dict()}
+            about = {
+                "text": self.text.fingerprint,
+                "updates": self.progress.updates,
+                "valid": score.to_dict(),
+            }
             self.run.save_model(self.model, about)
         return is_best
 
@@ -377,7 +352,7 @@ class Training:
             "gradient_norm": p.gradient_norm,
             **values,
         }
-        self.run.append_metrics(line)
+        self.run.append_metrics(p.measurements, line)
         p.measurements += 1
         self.watch.measured(line)
 
@@ -397,30 +372,7 @@ class Training:
 
     def checkpoint(self) -> Checkpoint:
         """All that it takes to go on from here: what :meth:`resume` takes."""
-        tensors = {f"model.{k}": v for k, v in weights_of(self.model).items()}
-        optimizer = self.optimizer.state_dict()
-        for number, values in optimizer["state"].items():
-            for name, value in values.items():
-                tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
-        begin = self.stream.state if self.stream.past is None else self.stream.before
-        for number, s in enumerate(leaves_of(begin)):
-            if s is not None:
-                tensors[f"state.{number}"] = s
-        if self.stream.past is not None:
-            tensors["past"] = self.stream.past
-        tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        about = {
-            "progress": asdict(self.progress),
-            "reader": self.reader.state_dict(),
-            "credit": self.credit.state_dict(),
-            "sight": self.sight.state_dict(),
-            "groups": optimizer["param_groups"],
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        return tensors, about
+        return checkpoint_of(self)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was written.
@@ -431,39 +383,16 @@ class Training:
         Raises:
             CheckpointError: it is damaged, or another run's.
         """
-        tensors, about = checkpoint
-        path = self.run.path / "checkpoint.safetensors"
-        load_weights(self.model, with_prefix(tensors, "model."), path)
-        try:
-            self.progress = Progress(**about["progress"])
-            lines = about["progress"]["measurements"]
-            self.credit.load_state_dict(about["credit"])
-            self.reader = self._make_reader()
-            self.reader.load_state_dict(about["reader"])
-            if "sight" in about:  # not in those of earlier versions
-                self.sight.load_state_dict(about["sight"])
-            per_parameter: dict[int, dict[str, Tensor]] = {}
-            for name, value in with_prefix(tensors, "optimizer.").items():
-                number, key = name.split(".", 1)
-                per_parameter.setdefault(int(number), {})[key] = value
-            self.optimizer.load_state_dict(
-                {"state": per_parameter, "param_groups": about["groups"]}
-            )
-            states = [tensors[k].to(self.device) for k in sorted(tensors) if k.startswith("state.")]
-            state = None if not states else states[0] if len(states) == 1 else tuple(states)
-            past = tensors["past"].to(self.device) if "past" in tensors else None
-            self.stream = Stream(state) if past is None else Stream(past=past, before=state)
-            torch.set_rng_state(tensors["random.cpu"])
-            if self.device.type == "cuda" and "random.cuda" in tensors:
-                torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as e:
-            raise CheckpointError(f"{path} does not fit this run: {e}") from None
+        restore(self, checkpoint)
         self.updates_saved = self.progress.updates
         # What was measured after it was written is measured again.
-        self.progress.measurements = self.run.keep_metrics(lines)
+        self.progress.measurements = self.run.keep_metrics(self.progress.measurements)
 
 
 def _make_model(config: Config, text: PreparedText, device: torch.device) -> LanguageModel:
+    # Weights, gradients, and what the optimizer remembers of each.
+    copies = 4 if config.optimizer != "sgd" else 3 if config.momentum else 2
+    check_memory(config, text.tokenizer.size, copies=copies)
     try:
         return LanguageModel(text.tokenizer, config).to(device)
     except RuntimeError as e:

@@ -1,0 +1,134 @@
+"""The tensors that a run's files hold, as its options have them, before any memory is taken."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from bptt.data import Tokenizer
+from bptt.errors import ConfigError
+from bptt.language_model.config import Config
+from bptt.language_model.model import LanguageModel
+from bptt.language_model.tensors import Kind
+
+_GATES = {"rnn": 1, "gru": 3, "lstm": 4}
+_STATES = {"rnn": 1, "gru": 1, "lstm": 2}
+_RANDOM = {"random.cpu": 5056, "random.cuda": 16}  # bytes of torch's generators
+
+
+def check_memory(config: Config, vocabulary: int, *, copies: int = 1) -> None:
+    """Refuse a model that this machine has not the memory for.
+
+    Args:
+        config: the sizes of its layers.
+        vocabulary: V.
+        copies: how many numbers there are for each weight.
+
+    Raises:
+        ConfigError: it is too large.
+    """
+    E, H, gates = config.embedding_size, config.hidden, _GATES[config.cell]
+    layers = gates * H * (E + H + 2 + (config.layers - 1) * (2 * H + 2))
+    weights = layers + vocabulary * (E + H + 1)
+    there = _memory()
+    if there is not None and 4 * weights * copies > there:
+        raise ConfigError(
+            f"not enough memory for --hidden {H}, --layers {config.layers}, --embedding {E} and "
+            f"{vocabulary} tokens: use less"
+        )
+
+
+def weights_kinds(config: Config, tokenizer: Tokenizer) -> dict[str, Kind]:
+    """The tensors of model.safetensors by name.
+
+    Raises:
+        ConfigError: the model is too large for this machine.
+    """
+    check_memory(config, tokenizer.size)
+    with torch.device("meta"):
+        weights = LanguageModel(tokenizer, config).state_dict()
+    if config.tied:
+        del weights["readout.weight"]
+    return {name: Kind(w.dtype, tuple(w.shape)) for name, w in weights.items()}
+
+
+def check_weights(found: dict[str, Kind], expected: dict[str, Kind]) -> None:
+    """See that there are just these tensors.
+
+    Raises:
+        ValueError: there are others.
+    """
+    for name in [*expected, *found]:
+        is_there, wanted = found.get(name, "missing"), expected.get(name, "none")
+        if is_there != wanted:
+            raise ValueError(
+                f"it does not fit the run's config.json and tokenizer.json: {name} is {is_there}, "
+                f"expected {wanted}"
+            )
+
+
+def check_checkpoint(found: dict[str, Kind], config: Config, expected: dict[str, Kind]) -> None:
+    """See that there is what training goes on from.
+
+    Args:
+        found: the tensors of checkpoint.safetensors by name.
+        config: the run's options.
+        expected: what :func:`weights_kinds` says of the model.
+
+    Raises:
+        ValueError: something is missing, or of another shape.
+    """
+    rest = dict(found)
+    model = {n: rest.pop(n) for n in found if n.startswith("model.")}
+    check_weights(model, {f"model.{name}": kind for name, kind in expected.items()})
+    optimizer = {n: rest.pop(n) for n in found if n.startswith("optimizer.")}
+    if optimizer:  # there is none before the first update
+        check_weights(optimizer, _optimizer(config, list(expected.values())))
+    for name, kind in rest.items():
+        if not _fits(name, kind, config):
+            raise ValueError(f"it does not fit the run's config.json: {name} is {kind}")
+    states = {n for n in rest if n.startswith("state.")}
+    if "random.cpu" not in rest or len(states) not in (0, _STATES[config.cell]):
+        raise ValueError("the random numbers, or a part of the hidden state, are missing in it")
+
+
+def _optimizer(config: Config, weights: list[Kind]) -> dict[str, Kind]:
+    """What an optimizer remembers, by parameter."""
+    if config.optimizer == "sgd":
+        names = ["momentum_buffer"] if config.momentum else []
+    else:
+        names = ["exp_avg", "exp_avg_sq"]
+    kinds = {f"optimizer.{i}.{n}": w for i, w in enumerate(weights) for n in names}
+    if config.optimizer != "sgd":
+        kinds.update({f"optimizer.{i}.step": _NUMBER for i in range(len(weights))})
+    return kinds
+
+
+def _fits(name: str, kind: Kind, config: Config) -> bool:
+    """Whether a tensor is a hidden state, past tokens, or what a generator remembers."""
+    if name in _RANDOM:
+        return kind == (torch.uint8, (_RANDOM[name],))
+    if name == "past":  # [P, B]
+        return kind.dtype == torch.int64 and kind.shape[1:] == (config.batch_size,)
+    if name not in [f"state.{i}" for i in range(_STATES[config.cell])] or len(kind.shape) != 3:
+        return False
+    layers, batch, hidden = kind.shape
+    # The last batch of what is shuffled may be a small one.
+    whole = batch == config.batch_size or (not config.is_carried and batch < config.batch_size)
+    return (
+        kind.dtype == torch.float32
+        and (layers, hidden) == (config.layers, config.hidden)
+        and (whole)
+    )
+
+
+_NUMBER = Kind(torch.float32, ())
+
+
+def _memory() -> int | None:
+    """The bytes of this machine's memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
