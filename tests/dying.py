@@ -19,6 +19,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+import safetensors
+
 TESTS = Path(__file__).parent
 CHANGES = {
     *("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod"),
@@ -45,14 +47,14 @@ class Server:
             },
         )
 
-    def __call__(self, name: str, *, die_after: float | None = None, **arguments):
+    def __call__(self, function: str, *, die_after: float | None = None, **arguments):
         """Return what the function does, and whether it was killed before that."""
-        request = {"name": name, "die_after": die_after, "arguments": arguments}
+        request = {"name": function, "die_after": die_after, "arguments": arguments}
         print(json.dumps(request), file=self.process.stdin, flush=True)
         status, result = json.loads(self.process.stdout.readline())
         if status == -signal.SIGKILL:
             return None, True
-        assert status == 0, f"{name}{arguments}: {result}"
+        assert status == 0, f"{function}{arguments}: {result}"
         return result, False
 
     def close(self) -> None:
@@ -260,10 +262,7 @@ def _judge(result: dict, case: str, expected, found, said) -> None:
 
 def _less(found, expected) -> bool:
     """Whether only measurements are missing."""
-    return all(
-        a[1:] == b[1:] and len(b[0]) - 2 <= len(a[0]) < len(b[0]) and all(m in b[0] for m in a[0])
-        for a, b in [(found, expected)]
-    ) or (found[1:] == expected[1:] and all(m in expected[0] for m in found[0]))
+    return found[1:] == expected[1:] and all(m in expected[0] for m in found[0])
 
 
 def _used(place: Path, name: str):
@@ -285,7 +284,7 @@ def _used(place: Path, name: str):
     weights = "".join(_digest(w) for w in model.state_dict().values())
     ids = model.tokenizer.encode("John sees Jane again.")
     torch.manual_seed(0)
-    return measured, weights, state, ids, vars(model.config).__repr__()
+    return measured, weights, state, ids, repr(model.config)
 
 
 def _digest(tensor) -> str:
@@ -317,7 +316,7 @@ def mutate(out: str, name: str, cases: list) -> dict:
                 _trained_on(place)
             result["used"] += 1
         except BpttError as e:
-            if "\n" in str(e) or len(str(e)) > 1500:
+            if "\n" in str(e):
                 result["wrong"].append(f"{path} {str(value)[:80]}: not one line: {str(e)[:300]}")
             result["refused"] += 1
         except Exception:
@@ -328,6 +327,12 @@ def mutate(out: str, name: str, cases: list) -> dict:
         for other, content in whole.items():
             (place / other).write_bytes(content)
     return result
+
+
+def about_of(path: Path) -> dict:
+    """What the header of a file of tensors holds beside them."""
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["about"])
 
 
 def _put(place: Path, name: str, path: list, value: list) -> None:
