@@ -93,7 +93,7 @@ def test_a_text_with_nothing_to_predict_is_refused(run, text):
         ("word", "John sees Jane", 2, len(" sees Jane")),
         ("word", "Zacharias sees Jane", 2, len(" sees Jane")),  # an unknown first token
         ("char", "John sees Jane", 3, len("ohn sees Jane")),
-        ("char", "I am John", 2, len(" am John")),
+        ("char", "I am John again", 3, len(" am John again")),
     ],
 )
 def test_what_is_not_predicted_is_not_counted(small, tmp_path, level, text, words, characters):

@@ -24,7 +24,7 @@ from rich.progress import (
 
 from bptt.errors import ConfigError
 from bptt.language_model import Score, Training, Watch, evaluate
-from bptt.language_model.score import perplexity
+from bptt.language_model.score import beside, perplexity
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -52,6 +52,7 @@ class Display(Watch):
         self.epoch_loss: float | None = None
         self.horizon = ""
         self.begun = (0.0, 0.0, 0)
+        self.unknown = ""  # of what is trained on
 
     def say(self, text: str) -> None:
         """Print a line of plain text."""
@@ -85,12 +86,13 @@ class Display(Watch):
     def begin(self, training: Training, *, resumed: bool) -> None:
         """Say what is going to be trained, on what, where."""
         config, text = training.config, training.text
+        self.unknown = beside(text.train.unknown_share)
         parameters = sum(p.numel() for p in training.model.parameters())
         V = text.tokenizer.size
         cell = config.cell.upper() + (f" ({config.nonlinearity})" if config.cell == "rnn" else "")
         self.say(
             f"Text: {text.name}; {len(text.train.ids):,} {config.level} tokens to train on, "
-            f"{len(text.valid.ids):,} held out; vocabulary {V:,}."
+            f"{len(text.valid.ids):,} held out{beside(text.valid.unknown_share)}; vocabulary {V:,}."
         )
         self.say(
             f"Model: {config.layers} × {cell} of {config.hidden}, {parameters:,} parameters; an "
@@ -150,7 +152,7 @@ class Display(Watch):
             epoch=f"{reader.epoch + 1}/{config.epochs}",
             rate=self._rate(training),
             loss=self.average,
-            perplexity=shown(perplexity(self.average)),
+            perplexity=shown(perplexity(self.average)) + self.unknown,
             horizon=self.horizon,
         )
 
@@ -164,10 +166,11 @@ class Display(Watch):
         """Print a line for the evaluation."""
         learnt = ""
         if self.epoch_loss is not None:
-            learnt = f"training perplexity {shown(perplexity(self.epoch_loss))}  "
+            learnt = f"training perplexity {shown(perplexity(self.epoch_loss))}{self.unknown}  "
         best = "" if is_best else " (not the best)"
         self.say(
-            f"{_when(training):<13} {learnt}validation perplexity {shown(score.perplexity)}, "
+            f"{_when(training):<13} {learnt}validation perplexity {shown(score.perplexity)}"
+            f"{beside(score.unknown_share)}, "
             f"{_bits(score.bits_per_character)} bits per character{best}{self.horizon}  "
             f"{self._rate(training):,.0f} tokens/s"
         )
@@ -185,7 +188,7 @@ class Display(Watch):
             self.line_shown = now
             self.say(
                 f"{'update ' + format(line['update'], ','):<13} loss {line['loss']:.3f}  "
-                f"perplexity {shown(line['perplexity'])}{self.horizon}"
+                f"perplexity {shown(line['perplexity'])}{self.unknown}{self.horizon}"
             )
         when = f"{'update ' + format(line['update'], ','):<13}"
         if "credit" in line:
@@ -230,8 +233,9 @@ class Display(Watch):
         score = evaluate(best, training.text.valid, batch_size=training.config.batch_size)
         unigram = training.run.text()["unigram_perplexity"]
         self.say(
-            f"Validation perplexity {shown(score.perplexity)}, {score.bits_per_character:.3f} bits "
-            f"per character; a unigram model's is {unigram:,.2f}."
+            f"Validation perplexity {shown(score.perplexity)}{beside(score.unknown_share)}, "
+            f"{score.bits_per_character:.3f} bits per character; a unigram model's is "
+            f"{unigram:,.2f}."
         )
         if training.progress.rewinds:
             times = f"{training.progress.rewinds} time{'s' * (training.progress.rewinds > 1)}"

@@ -13,6 +13,7 @@ from bptt.data import encode_corpus, open_corpus
 from bptt.files import write_whole
 from bptt.language_model import Run
 from bptt.language_model import evaluate as measure
+from bptt.language_model.score import beside, warn_of_unknown
 from bptt.language_model.session import text_of_run
 
 
@@ -53,6 +54,7 @@ def evaluate(
         prepared = text_of_run(found)
         name, tokens = f"the validation part of {prepared.name}", prepared.valid
     score = measure(model, tokens, batch_size=batch_size, steps=25 * batch_size)
+    warn_of_unknown(score.unknown_share, name, model.tokenizer.level)
     document = json.dumps({"run": str(run), "text": name, **score.to_dict()}, indent=2) + "\n"
     if json_ is not None and str(json_) == "-":
         typer.echo(document, nl=False)
@@ -62,10 +64,11 @@ def evaluate(
     typer.echo(
         f"text                {name}\n"
         f"loss                {score.loss:.4f} nats per token\n"
-        f"perplexity          {shown(score.perplexity)} per token, "
+        f"perplexity          {shown(score.perplexity)} per token"
+        f"{beside(score.unknown_share)}, "
         f"{shown(score.word_perplexity)} per word\n"
         f"bits per character  {score.bits_per_character:.4f}\n"
-        f"counted             {score.tokens:,} tokens predicted, {score.unknown:,} of the text "
+        f"counted             {score.tokens:,} tokens predicted, {score.unknown:,} of them "
         f"unknown, {score.words:,} words, {score.characters:,} characters\n"
         f"protocol            {score.protocol}"
     )

@@ -50,6 +50,12 @@ class Tokens:
     first_characters: int = 0
     first_words: int = 0
 
+    @property
+    def unknown_share(self) -> float:
+        """The share of the tokens that are the unknown one, start tokens not counted."""
+        starts = 0 if self.offsets is None else len(self.offsets) - 1
+        return self.unknown / max(1, len(self.ids) - starts)
+
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, *, reading: str) -> Tokens:
     """Encode a corpus into a temporary file, such as for evaluation.

@@ -41,9 +41,11 @@ def evaluate(
     """
     training = model.training
     model.eval()
+    unknown = tokens.unknown
     try:
         if tokens.offsets is None:
             nats, count = _stream(model, tokens.ids, steps)
+            unknown -= int(tokens.ids[0]) == model.tokenizer.unknown
             protocol = (
                 "one stream, the state carried from the first token to the last; the first token "
                 "is not predicted"
@@ -61,7 +63,7 @@ def evaluate(
         tokens=count,
         words=tokens.words - tokens.first_words,
         characters=tokens.characters - tokens.first_characters,
-        unknown=tokens.unknown,
+        unknown=unknown,
         protocol=protocol,
     )
 

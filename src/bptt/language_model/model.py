@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bptt.data import Tokenizer, encode_text
 from bptt.errors import ConfigError
 from bptt.language_model.config import Config
-from bptt.language_model.score import Score
+from bptt.language_model.score import Score, warn_of_unknown
 from bptt.memory import Memory
 from bptt.recurrent import GRU, LSTM, RNN
 from bptt.unrolling import unroll
@@ -162,12 +162,17 @@ class LanguageModel(nn.Module):
     def score(self, text: str) -> Score:
         """Measure how well the model predicts a text.
 
+        Line ends and byte order marks are treated as those of a file. A text of which many tokens
+        are unknown is warned of.
+
         Raises:
             bptt.errors.CorpusError: the text has no token to predict.
         """
         from bptt.language_model.evaluation import evaluate
 
-        return evaluate(self, encode_text(text, self.tokenizer, reading=self.config.reading))
+        score = evaluate(self, encode_text(text, self.tokenizer, reading=self.config.reading))
+        warn_of_unknown(score.unknown_share, "the text", self.tokenizer.level)
+        return score
 
 
 def check_device(name: str) -> torch.device:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bptt.data.decoding import as_read
+from bptt.data.tokens import as_encoded
 from bptt.errors import BpttWarning, ConfigError
 from bptt.language_model.model import LanguageModel
 
@@ -39,7 +41,7 @@ def sample_stream(
         raise ConfigError(f"--top-p must be above 0 and at most 1, got {top_p}")
     if seed is not None and not 0 <= seed < 2**63:
         raise ConfigError(f"--seed must be at least 0 and below 2**63, got {seed}")
-    given = model.tokenizer.encode(prompt)
+    given = model.tokenizer.encode(_prepared(prompt, model.config.reading))
     if model.tokenizer.unknown in given:
         warnings.warn(
             f"{given.count(model.tokenizer.unknown)} of the prompt's {len(given)} tokens are not "
@@ -54,6 +56,15 @@ def sample_stream(
         yield from drawn
 
     return _readable(model, ids())
+
+
+def _prepared(prompt: str, reading: str) -> str:
+    """A prompt as the text of a file is given to the tokenizer, but for a space at its end."""
+    prompt = as_read(prompt)
+    if reading != "sentences":
+        return prompt
+    prompt = prompt.lstrip()
+    return as_encoded(prompt, reading) + " " * prompt[-1:].isspace()
 
 
 def _readable(model: LanguageModel, ids: Iterator[int]) -> Iterator[str]:

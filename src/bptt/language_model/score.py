@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+
+from bptt.errors import BpttWarning
+
+MANY = 0.1
+"""The share of unknown tokens from which a perplexity is warned of."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class Score:
     characters: int
     """Characters that were predicted, so not those of a stream's first token."""
     unknown: int
-    """Tokens of the text that are the unknown token: what they hid was not predicted."""
+    """Predicted tokens that are the unknown token: what they hid was not predicted."""
     protocol: str
     """What was done, in words."""
 
@@ -27,6 +33,11 @@ class Score:
     def loss(self) -> float:
         """Nats a token."""
         return self.nats / self.tokens
+
+    @property
+    def unknown_share(self) -> float:
+        """Unknown tokens over all: the larger it is, the less the perplexity says."""
+        return self.unknown / self.tokens
 
     @property
     def perplexity(self) -> float:
@@ -55,6 +66,7 @@ class Score:
             "words": self.words,
             "characters": self.characters,
             "unknown": self.unknown,
+            "unknown_share": self.unknown_share,
             "protocol": self.protocol,
         }
 
@@ -62,3 +74,30 @@ class Score:
 def perplexity(nats: float) -> float:
     """exp(nats per token), or inf where that is too large for a number."""
     return math.exp(nats) if nats < 700 else math.inf
+
+
+def beside(unknown_share: float) -> str:
+    """Write the share of unknown tokens, to stand beside a perplexity; nothing if there is none.
+
+    >>> beside(0.0531), beside(0.0)
+    (' (5.3 % unknown)', '')
+    """
+    return f" ({100 * unknown_share:.1f} % unknown)" if unknown_share else ""
+
+
+def warn_of_unknown(share: float, name: str, level: str) -> None:
+    """Warn where so much of a text is unknown that its perplexity says little.
+
+    Args:
+        share: the share of its tokens that are unknown.
+        name: what to call the text.
+        level: what a token is, which says what would know them.
+    """
+    if share >= MANY:
+        larger = ", or a larger --vocabulary" if level == "word" else ""
+        warnings.warn(
+            f"{100 * share:.0f} % of the tokens of {name} are unknown, and what they hide is "
+            f"not predicted: the perplexity says little; --level bpe knows every word{larger}",
+            BpttWarning,
+            stacklevel=3,
+        )

@@ -26,6 +26,7 @@ from bptt.language_model.config import RUNNING, Config, fields_by_name
 from bptt.language_model.lock import Lock
 from bptt.language_model.making import refuse_links, remove_leavings
 from bptt.language_model.run import Run
+from bptt.language_model.score import warn_of_unknown
 from bptt.language_model.training import Training, Watch
 
 MAY_CHANGE = {
@@ -69,6 +70,8 @@ def start(
     backend()  # kernels that there are not are refused before there is a run
     _use_threads(config.threads)
     text = _prepare(config, progress)
+    name = f"the held-out part of {text.name}"
+    warn_of_unknown(text.valid.unknown_share, name, config.level)
     # So that the run can be resumed, and its config.json given back, from another directory.
     config = config.changed(corpus=_absolute(config.corpus), valid=_absolute(config.valid))
     training = Training(config, run, text, watch or Watch())
@@ -186,6 +189,7 @@ def describe(text: PreparedText) -> dict[str, Any]:
         "valid_characters": text.valid.characters,
         "valid_words": text.valid.words,
         "valid_unknown": text.valid.unknown,
+        "valid_unknown_share": text.valid.unknown_share,
         "unigram_perplexity": unigram_perplexity(text.train, text.valid, text.tokenizer.size),
     }
 
