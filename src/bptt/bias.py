@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bptt.buffers import Buffers, modules_in
 from bptt.credit.full import Full
 from bptt.credit.spelling import as_credit
 from bptt.errors import ConfigError
@@ -76,7 +77,7 @@ def estimator_error(
 
     Args:
         module: what :func:`bptt.unroll` takes.
-        inputs: [T, B, ...], or a nest of such.
+        inputs: [T, B, ...], or a pytree of such.
         loss_fn: ``outputs -> scalar``.
         credit: the estimator.
         state: the initial state; None where the module knows how to begin. No gradient is
@@ -84,7 +85,7 @@ def estimator_error(
         draws: how many estimates to draw, at least 2; a credit that plans the same twice is not
             drawn again.
         generator: draws the plans; by default one that torch's own seeds. Dropout falls on the
-            same units in every pass.
+            same units in every pass, and the module's buffers are left as they were.
         parameters: whose gradients to look at, by name; the module's own by default.
         options: further ones of :func:`bptt.unroll`: ``memory``, ``resets``, ``per_sequence``...
 
@@ -110,14 +111,22 @@ def estimator_error(
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     credit = as_credit(credit)
     where = {k: options.get(k) for k in ("batch_first", "state_batch_dim")}
+    buffers = Buffers(modules_in(module))
     layout = Layout.of(module, inputs, **where, where="estimator_error")
     state = map_tensors(torch.Tensor.detach, state)
     devices = sorted({p.device.index or 0 for p in wanted.values() if p.device.type == "cuda"})
 
     def gradient(of: Any) -> list[Tensor]:
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with torch.random.fork_rng(devices), torch.enable_grad(), buffers.aside():
             y, _ = unroll(module, inputs, state, credit=of, generator=generator, **options)
-            found = torch.autograd.grad(loss_fn(y), list(wanted.values()), allow_unused=True)
+            loss = loss_fn(y)
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+                raise ConfigError(
+                    f"estimator_error: loss_fn must return a scalar, got {got}; sum it, or take "
+                    "the mean"
+                )
+            found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
         pairs = zip(found, wanted.values(), strict=True)
         return [(torch.zeros_like(p) if g is None else g).double().flatten() for g, p in pairs]
 

@@ -7,13 +7,16 @@ something else, so each of these is looked for and refused.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bptt.buffers import Buffers
 from bptt.graphs import nodes_between
 from bptt.layout import Layout, declared, unwrapped
 from bptt.pytree import check_leaves, is_float, leaves_of, map_tensors, tensors_of
@@ -28,6 +31,42 @@ def refuse_cell(module: Any, function: str) -> None:
             f"{function}: expected a module that goes over steps, got a {kind}, which takes one; "
             f"wrap it: bptt.Stepwise(cell)"
         )
+
+
+def check_callable(module: Any, function: str) -> None:
+    """Refuse what cannot be called with inputs and a state.
+
+    Raises:
+        TypeError: it is not callable, or takes other arguments.
+    """
+    if not callable(module):
+        raise TypeError(
+            f"{function}: expected a module, or a function (inputs, state) -> (outputs, state), "
+            f"got {module!r}"
+        )
+    inside = unwrapped(module) if isinstance(module, nn.Module) else module
+    if isinstance(inside, nn.Module):
+        takes_both = _takes(type(inside).forward, 3)
+    else:
+        takes_both = not inspect.isfunction(inside) or _takes(inside, 2)
+    if not takes_both:
+        name = type(inside).__name__ if isinstance(inside, nn.Module) else inside.__name__
+        raise TypeError(
+            f"{function}: expected a module that is called as module(inputs, state), and {name} "
+            "does not take both; give it a state, or wrap it: lambda x, s: ..."
+        )
+
+
+@cache
+def _takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with so many arguments."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:  # one without a signature, written in C
+        return True
+    return True
 
 
 def refuse_bidirectional(module: Any) -> None:
@@ -125,7 +164,9 @@ def is_detached(y: Any, state: Any) -> bool:
     return any(v.requires_grad for v in leaves_of(y) if isinstance(v, Tensor))
 
 
-def refuse_detached(run: Callable[[Any, Any], Any], x: Any, state: Any, unit: str) -> None:
+def refuse_detached(
+    run: Callable[[Any, Any], Any], buffers: Buffers, x: Any, state: Any, unit: str
+) -> None:
     """Refuse a module whose states have no graph even where one goes in.
 
     Called where a state came without a graph. A network whose recurrent part has nothing to
@@ -134,6 +175,7 @@ def refuse_detached(run: Callable[[Any, Any], Any], x: Any, state: Any, unit: st
 
     Args:
         run: the module, or cell.
+        buffers: those that it changes.
         x: its inputs.
         state: the state before them.
         unit: what it was given, for the message.
@@ -142,7 +184,7 @@ def refuse_detached(run: Callable[[Any, Any], Any], x: Any, state: Any, unit: st
     def leaf(v: Tensor) -> Tensor:
         return v.detach().requires_grad_(is_float(v))
 
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.random.fork_rng(), torch.enable_grad(), buffers.aside():
         y, after = run(map_tensors(leaf, x), map_tensors(leaf, state))
     if is_detached(y, after):
         raise ValueError(

@@ -29,8 +29,17 @@ def vjp(outputs: list[Any], inputs: list[Tensor], given: Gradients, *, keep: boo
     if not used or not inputs:
         return [None] * len(inputs)
     ys, ds = zip(*used, strict=True)
-    with _without_hooks(inputs):
-        return list(torch.autograd.grad(ys, inputs, ds, retain_graph=keep, allow_unused=True))
+    try:
+        with _without_hooks(inputs):
+            return list(torch.autograd.grad(ys, inputs, ds, retain_graph=keep, allow_unused=True))
+    except RuntimeError as e:
+        if "non-empty donated buffers" not in str(e):
+            raise
+        raise RuntimeError(
+            "bptt.unroll: the module was compiled, by an earlier call, for a single backward pass, "
+            "and windows that overlap take several; set torch._functorch.config.donated_buffer = "
+            "False, and call torch._dynamo.reset() once"
+        ) from e
 
 
 def vjp_together(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.func import functional_call
 
+from bptt.buffers import Buffers, Values, copies, modules_in
 from bptt.calls import (
     check_batch,
     check_output,
@@ -45,6 +47,7 @@ from bptt.graphs import (
     vjp_together,
 )
 from bptt.layout import Layout
+from bptt.limits import cannot_batch
 from bptt.memory import Action, Memory, Store
 from bptt.pytree import flatten, is_float, leaves_of, map_tensors
 from bptt.unrolling import RETURNS, handed_on
@@ -67,6 +70,8 @@ class _Stored(NamedTuple):
 
     state: Any
     random: list[Tensor]
+    buffers: Values
+    """Copies of the module's buffers."""
     slot: int | None
 
 
@@ -82,17 +87,17 @@ class _Slots:
         self.room = [s.new_empty(capacity, *s.shape) for s in self.like]
         self.free = list(range(capacity))
 
-    def store(self, state: Any, random: list[Tensor]) -> _Stored:
+    def store(self, state: Any, random: list[Tensor], buffers: Values) -> _Stored:
         """Copy a state, if it is like the others and there is room, or keep it as it is."""
         tensors = [s for s in leaves_of(state) if isinstance(s, Tensor)]
         alike = [(s.shape, s.dtype, s.device) for s in tensors] == [
             (s.shape, s.dtype, s.device) for s in self.like
         ]
         if not (alike and self.free):
-            return _Stored(state, random, None)
+            return _Stored(state, random, buffers, None)
         slot = self.free.pop()
-        copies = iter([room[slot].copy_(s) for room, s in zip(self.room, tensors, strict=True)])
-        return _Stored(map_tensors(lambda _: next(copies), state), random, slot)
+        copied = iter([room[slot].copy_(s) for room, s in zip(self.room, tensors, strict=True)])
+        return _Stored(map_tensors(lambda _: next(copied), state), random, buffers, slot)
 
     def drop(self, stored: _Stored) -> None:
         """Make room for another one."""
@@ -178,11 +183,6 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
-
-
 @dataclass
 class Replay:
     """One sequence's run, from the forward pass to the end of the backward pass."""
@@ -214,6 +214,9 @@ class Replay:
         self.graphs: dict[int, _Graph] = {}
         self.ready: _Graph | None = None  # of segment 0, run to see how large it is
         self.together = not self.takes_carry
+        self.recomputes = True  # as far as is known
+        self.noted: dict[int, list[Tensor]] = {}
+        self.strayed: list[tuple[int, Tensor]] = []
 
     # ------------------------------------------------------------------- the forward pass
 
@@ -223,7 +226,7 @@ class Replay:
         self.autocast = autocast_of(self.devices)
         self.initial = [s for s in leaves_of(state) if is_float(s)]
         self.x = [x for x in leaves_of(self.inputs) if is_float(x)]
-        self.buffers: list[Any] | None = None
+        self.joined: list[Any] | None = None
         self.known = False  # the outputs, so that what is run again need not give them
         self.random = random_state(self.devices)
         self.wanted = torch.is_grad_enabled()
@@ -243,6 +246,11 @@ class Replay:
         self.tensors = [*self.x, *self.initial, *self.owners]
         given = [*leaves_of(self.inputs), *leaves_of(state), self.crossing.resets]
         self.constants += [v for v in given if isinstance(v, Tensor) and not is_float(v)]
+        if self.recomputes:
+            self.is_constant = [
+                now is before and (now is None or torch.equal(now, copy))
+                for now, before, copy in self._buffers_now()
+            ]
         final, self.state = self.state, None
         return self._outputs(), final
 
@@ -250,10 +258,14 @@ class Replay:
         """Note what the module computes with, so that it will be the same in the backward pass."""
         self.parameters: list[Tensor] = []  # as the segments' graphs know them
         self.owners: list[Tensor] = []  # and as the caller does
-        self.modes: list[tuple[nn.Module, bool]] = []
         self.named: dict[str, Tensor] = {}
+        modules = modules_in(self.module)
+        self.modes = [(m, m.training) for m in modules]
+        self.buffers = Buffers(modules)
+        self.first_buffers = self.buffers.values()
+        self.first_copies = self.last_copies = copies(self.first_buffers)
+        self.last_buffers = self.first_buffers
         if isinstance(self.module, nn.Module):
-            self.modes = [(m, m.training) for m in self.module.modules()]
             # What is no leaf was put there by torch.func.functional_call.
             leaves: dict[Tensor, Tensor] = {
                 p: p if p.is_leaf else as_leaf(p) for p in self.module.parameters()
@@ -261,14 +273,16 @@ class Replay:
             self.owners = [p for p in leaves if p.requires_grad]
             self.parameters = [leaves[p] for p in self.owners]
             self.constants += [p for p in leaves if not p.requires_grad]
-            self.named = {n: leaves.get(v, v) for n, v in _named(self.module)}
+            named = self.module.named_parameters(remove_duplicate=False)
+            self.named = {n: leaves[p] for n, p in named}
         self.replaced = self._is_replaced()
 
     def _is_replaced(self) -> bool:
-        """Whether the module has other parameters or buffers now than the segments are to use."""
+        """Whether the module has other parameters now than the segments are to use."""
         if not isinstance(self.module, nn.Module):
             return False
-        return any(self.named.get(n) is not v for n, v in _named(self.module))
+        named = self.module.named_parameters(remove_duplicate=False)
+        return any(self.named.get(n) is not p for n, p in named)
 
     def _schedule(self) -> Iterator[Action]:
         """Run the first segment to see how much memory its graph takes, then plan."""
@@ -276,6 +290,7 @@ class Replay:
         size = 0
         seen: set[int] = set()
 
+        @torch.compiler.disable
         def count(t: Tensor) -> tuple[Tensor, int]:
             nonlocal size
             storage = t.untyped_storage()
@@ -284,6 +299,7 @@ class Replay:
                 size += storage.nbytes()
             return t.detach(), t._version  # t itself would keep itself alive
 
+        @torch.compiler.disable
         def unchanged(packed: tuple[Tensor, int]) -> Tensor:  # autograd does not look, given hooks
             t, version = packed
             if t._version != version:
@@ -299,20 +315,23 @@ class Replay:
         after, self.state = self.state, before
         self.ready_state = after
         states = [s for s in leaves_of(after) if isinstance(s, Tensor)]
-        per_state = sum(s.nbytes for s in states) + sum(r.nbytes for r in self.random)
+        per_state = sum(v.nbytes for v in (*states, *self.random, *self._changed()))
         schedule = self.memory.schedule(
             len(self.segments), state_bytes=per_state, segment_bytes=size
         )
+        self.recomputes = schedule.states is not None
         self.slots = _Slots(after, min(schedule.states or 0, len(self.segments)))
         return schedule.actions()
 
     def _do(self, action: Action) -> None:
         kind, i, to = action
         if kind == "keep":
-            self.stored[i] = self.slots.store(self.state, self._random_before(i))
+            how = (self._random_before(i), self._buffers_before(i))
+            self.stored[i] = self.slots.store(self.state, *how)
         elif kind == "restore":
             self.state = self.stored[i].state
             self._set_random(self.stored[i].random)
+            self._set_buffers(self.stored[i].buffers)
         elif kind == "drop":
             self.slots.drop(self.stored.pop(i))
         elif kind == "advance":
@@ -376,12 +395,13 @@ class Replay:
         if self.takes_carry:
             first, end = self.segments[i]
             crossing = handed_on(self.crossing, self.layout, first, end)
-        with autocast_as(self.autocast):
+        with autocast_as(self.autocast), self._compiling():
             if self.replaced:
                 found = functional_call(self.module, self.named, (x, state), crossing)
             else:
                 found = self.module(x, state, **crossing)
         y, after = pair(found, *RETURNS)
+        self._compare(i, y, after)
         if i == 0 and not self.known:
             length = self.segments[0][1]
             if not self.takes_carry and len(self.segments) > 1:
@@ -389,12 +409,19 @@ class Replay:
             check_batch(self.module, after, self.layout, length, self.dim_is_given)
         return y, after
 
+    def _compiling(self) -> AbstractContextManager[Any]:
+        """Let a module that is compiled now keep its buffers where losses go back side by side."""
+        if not self.plan.blocks:
+            return nullcontext()
+        return functorch_config.patch(donated_buffer=False)  # type: ignore[no-any-return]
+
     def _refuse_detached(self, i: int, x: Any, before: Any, found: tuple[Any, Any]) -> None:
         """Refuse a state without a graph where a gradient is to cross into the segment."""
         _, end = self.segments[i]
         crosses = end < self.layout.steps and (self.takes_carry or self.crossing.passes(end))
         if crosses and self.wanted and not self.known and is_detached(*found):
-            refuse_detached(partial(self._call, i), x, before, "a single call of it")
+            run = partial(self._call, i)
+            refuse_detached(run, self.buffers, x, before, "a single call of it")
 
     def _put(self, first: int, end: int, y: Any) -> None:
         """Write a segment's outputs where they belong, in the forward pass."""
@@ -403,11 +430,11 @@ class Replay:
         time = self.layout.time
         check_output(y, end - first, time)
         leaves, put = flatten(y)
-        if self.buffers is None:
+        if self.joined is None:
             self.put = put
-            self.buffers = [self._buffer(v) for v in leaves]
-        assert self.buffers is not None
-        for buffer, v in zip(self.buffers, leaves, strict=True):
+            self.joined = [self._buffer(v) for v in leaves]
+        assert self.joined is not None
+        for buffer, v in zip(self.joined, leaves, strict=True):
             if isinstance(v, Tensor):
                 buffer.narrow(time, first, end - first).copy_(v.detach())
 
@@ -419,8 +446,8 @@ class Replay:
         return v.new_empty(shape)
 
     def _outputs(self) -> Any:
-        assert self.buffers is not None
-        outputs, self.buffers = self.put(self.buffers), None
+        assert self.joined is not None
+        outputs, self.joined = self.put(self.joined), None
         self.known = True
         return outputs
 
@@ -464,6 +491,7 @@ class Replay:
             self._reverse(first.segment)
             for action in self.actions:
                 self._do(action)
+        self._refuse_strayed()
         found = [*self.of_x, *self.of_initial, *self.of_parameters]
         del self.of_outputs, self.of_x, self.of_initial, self.of_parameters
         return found
@@ -471,7 +499,7 @@ class Replay:
     @contextmanager
     def _as_in_forward(self) -> Iterator[None]:
         """The module as it was; afterwards it, and the random numbers, as they are now."""
-        now = random_state(self.devices)
+        now, own = random_state(self.devices), self.buffers.values()
         self.replaced = self._is_replaced()
         switched = [(m, mode) for m, mode in self.modes if m.training is not mode]
         try:
@@ -482,6 +510,7 @@ class Replay:
             for m, mode in switched:
                 m.training = not mode
             self._set_random(now)
+            self.buffers.put(own)
 
     def _reverse(self, i: int) -> None:
         """Take the gradients of all live blocks back through a segment."""
@@ -540,11 +569,13 @@ class Replay:
         if self.together:
             try:
                 return vjp_together(outputs, inputs, each)
-            except (RuntimeError, NotImplementedError):
+            except RuntimeError as e:  # a NotImplementedError is one too
+                if not cannot_batch(e):
+                    raise
                 self.together = False  # an operation without a batched derivative: one by one
         return [vjp(outputs, inputs, gradients, keep=True) for gradients in each]
 
-    # -------------------------------------------------------------------- random numbers
+    # ------------------------------------------------- random numbers, buffers, and the rest
 
     def _random_before(self, i: int) -> list[Tensor]:
         """The generators' states before a segment; the same object while nothing is drawn."""
@@ -558,3 +589,59 @@ class Replay:
         torch.set_rng_state(states[0])
         for device, s in zip(self.devices, states[1:], strict=True):
             torch.get_device_module(device).set_rng_state(s, device)
+
+    def _buffers_now(self) -> Iterator[tuple[Any, Any, Any]]:
+        return zip(self.buffers.values(), self.first_buffers, self.first_copies, strict=True)
+
+    def _changed(self) -> list[Tensor]:
+        """The buffers that the module has changed."""
+        return [
+            now
+            for now, before, copy in self._buffers_now()
+            if now is not None and not (now is before and torch.equal(now, copy))
+        ]
+
+    def _buffers_before(self, i: int) -> Values:
+        """Copies of the buffers before a segment, the same ones while they do not change."""
+        if self.ready is None or i:
+            now = self.buffers.values()
+            self.last_copies = copies(now, (self.last_buffers, self.last_copies))
+            self.last_buffers = now
+        return self.last_copies
+
+    def _set_buffers(self, stored: Values) -> None:
+        """Hand the module what it had before a segment: copies, to be changed again."""
+        again = copies(stored)
+        triples = zip(self.is_constant, self.first_buffers, again, strict=True)
+        self.buffers.put([first if same else new for same, first, new in triples])
+
+    def _compare(self, i: int, y: Any, after: Any) -> None:
+        """Note some numbers of a segment's results, or compare them where it was run again."""
+        if not (self.wanted and self.recomputes):
+            return
+        some = [_some(v) for v in leaves_of((y, after)) if is_float(v)]
+        if not self.known:
+            self.noted[i] = some
+            return
+        for before, now in zip(self.noted[i], some, strict=True):
+            away = (now - before).nan_to_num().norm() > 0.05 * before.nan_to_num().norm()
+            self.strayed.append((i, away))
+
+    def _refuse_strayed(self) -> None:
+        """Refuse a module that does something else when it is run again."""
+        strayed, self.strayed = self.strayed, []
+        for i, away in strayed:
+            if bool(away):
+                first, end = self.segments[i]
+                raise RuntimeError(
+                    f"bptt.unroll: the steps {first} to {end - 1} gave other results when memory= "
+                    "ran them again: the module keeps a state in itself, or draws from a "
+                    "generator that is not torch's; return all of the state, or use memory=None"
+                )
+
+
+def _some(v: Tensor) -> Tensor:
+    """Some numbers of a tensor, from all over it, in double precision."""
+    flat = v.detach().reshape(-1)
+    picked = flat[:: max(1, len(flat) // 64)]
+    return (torch.view_as_real(picked) if picked.is_complex() else picked).double()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bptt.buffers import Buffers, modules_in
 from bptt.calls import is_detached, pair, refuse_detached
 from bptt.layout import unwrapped
 from bptt.pytree import leaves_of, map_tensors, tensors_of
@@ -68,7 +69,7 @@ class Stepwise(nn.Module):
             x, before = map_tensors(itemgetter(t), inputs), state
             output, state = step(x, before)
             if t + 1 < T and not has_graph and is_detached(output, state):
-                refuse_detached(step, x, before, "one step")
+                refuse_detached(step, Buffers(modules_in(self.cell)), x, before, "one step")
                 has_graph = True  # it is a reservoir: looked at once
             outputs.append(output)
         pieces = [[v for v in leaves_of(y) if isinstance(v, Tensor)] for y in outputs]

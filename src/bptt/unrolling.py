@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt.buffers import Buffers, modules_in
 from bptt.calls import (
     check_batch,
+    check_callable,
     check_output,
     check_visible,
     is_detached,
@@ -63,8 +65,10 @@ def unroll(
             from the state that it returned, has to be what it gives for all of them at once. It
             is called with consecutive pieces of the inputs, which are cut where the plan wants
             something done to the gradient.
-        inputs: a tensor [T, B, ...], or any nest of tuples, lists and dictionaries of such.
-        state: any nest of tensors, or None where the module knows how to begin.
+        inputs: a tensor [T, B, ...], or a pytree of such.
+        state: a pytree of tensors, or None where the module knows how to begin: tuples, named
+            tuples, lists, dictionaries, dataclasses, and what is registered with
+            ``torch.utils._pytree``. Other values than tensors are handed on as they are.
         credit: how far back losses are credited: :class:`bptt.Full`, the default,
             :class:`bptt.Truncated`, :class:`bptt.Randomized`, :class:`bptt.Adaptive`, a
             :class:`bptt.Plan`, or your own; or its spelling, as ``"truncated:20"``.
@@ -74,9 +78,11 @@ def unroll(
             torch draws from its own generators is drawn again as it was, so dropout falls on the
             same units; a generator of the module's own, or NumPy's, is not set back. None leaves
             it to autograd: everything, and second derivatives too, which the other two do not
-            know.
-        resets: [T] or [T, B] bool: the state is set to zero before step t where ``resets[t]``
-            is true, and no gradient crosses.
+            know. The module's buffers, as BatchNorm's, are for a step that is run again what
+            they were the first time, and count it once; attributes of other kinds are not set
+            back.
+        resets: bool, [T], or one for each sequence, [T, B], or [B, T] with ``batch_first``: the
+            state is set to zero before the steps where it is true, and no gradient crosses.
         generator: draws what is random in the credit; torch's own by default.
         per_sequence: whether the credit may treat the sequences of the batch differently, as
             :class:`bptt.Randomized` does. By default only for modules that take ``carry``
@@ -84,14 +90,18 @@ def unroll(
             any sequence is cut, so all are cut at the same steps and its pieces stay long.
         state_batch_dim: where the batch lies in each of the state's tensors; by default the
             module's own attribute of that name, or 1 as in torch.nn: [L, B, H].
-        batch_first: whether inputs and outputs are [B, T, ...]; by default what the module's
-            attribute of that name says, or False.
+        batch_first: whether inputs and outputs are [B, T, ...], and ``resets`` [B, T]; by default
+            what the module's attribute of that name says, or False.
 
     Returns:
         ``(outputs, state)``, as the module gives them.
 
     Raises:
-        ValueError: sizes do not fit; or the module is bidirectional and would have to be called
+        TypeError: the module does not return ``(outputs, state)``, or its state contains an
+            object whose tensors cannot be seen.
+        ValueError: the module returns a state without a tensor, or a detached one, where the
+            plan, ``resets`` or ``memory`` has to act on it, or it keeps another one in itself;
+            sizes do not fit; or the module is bidirectional and would have to be called
             in pieces, which would change what it computes.
         RuntimeError: a backward pass is run twice with ``memory``, or a tensor changed in
             between.
@@ -106,6 +116,9 @@ def unroll(
     """
     memory = parse_memory(memory) if isinstance(memory, str) else memory
     refuse_cell(module, "bptt.unroll")
+    check_callable(module, "bptt.unroll")
+    if hasattr(state, "plan"):
+        raise TypeError(f"bptt.unroll: {state!r} was given as the state; write credit={state!r}")
     layout = Layout.of(module, inputs, batch_first, state_batch_dim)
     crossings = layout.by_time("resets", resets)
     takes_carry = bool(declared(module, "takes_carry", False))
@@ -178,8 +191,8 @@ def _in_pieces(
             refuse_hidden_path((y, state), before, x, since, mark)
         crosses = end < layout.steps and crossing.passes(end)
         if crosses and not has_graph and is_detached(y, state):
-            run = partial(_run, module)
-            refuse_detached(run, x, before, "a single call of it")
+            run, buffers = partial(_run, module), Buffers(modules_in(module))
+            refuse_detached(run, buffers, x, before, "a single call of it")
             has_graph = True
         outputs.append(y)
     return join(outputs, layout.time), state

@@ -68,7 +68,7 @@ def parse(spelling: str) -> Credit:
     except Exception as e:  # a class of the user's may raise anything
         raise ConfigError(
             f"credit {spelling!r} cannot be made, {type(e).__name__}: {_line(e)}"
-        ) from None
+        ) from e
 
 
 def as_credit(given: Any) -> Any:
@@ -82,6 +82,8 @@ def as_credit(given: Any) -> Any:
     Truncated(20)
     """
     credit = parse(given) if isinstance(given, str) else given
+    if isinstance(credit, int) and not isinstance(credit, bool):
+        raise TypeError(f"expected a credit, got {credit!r}: bptt.Truncated({credit}) is meant?")
     if isinstance(credit, type) or not hasattr(credit, "plan"):
         raise TypeError(
             "expected a credit, such as bptt.Truncated(20), its spelling, 'truncated:20', or an "
@@ -111,7 +113,7 @@ def _import(name: str, spelling: str) -> type[Credit]:
     except Exception as e:  # a module of the user's may raise anything
         raise ConfigError(
             f"credit {spelling!r} cannot be imported, {type(e).__name__}: {_line(e)}"
-        ) from None
+        ) from e
     finally:
         sys.path.remove(here)
     if not (isinstance(found, type) and issubclass(found, Credit)) or found.plan is Credit.plan:

@@ -23,9 +23,9 @@ from bptt.flow.contract import call, check_attached, check_batch, check_step, fl
 from bptt.flow.cotangents import Cotangents
 from bptt.flow.flow import StateFlow
 from bptt.flow.given import Given, Layout
-from bptt.flow.limits import cannot_batch
 from bptt.flow.pairs import Found, Pairs
 from bptt.layout import join
+from bptt.limits import cannot_batch
 from bptt.pytree import is_float, map_tensors, named_leaves
 
 

@@ -22,8 +22,8 @@ from torch.autograd import forward_ad
 from bptt.cells import BY_MODE, Cell, Weights
 from bptt.flow.contract import call, check_batch, check_step
 from bptt.flow.given import Given
-from bptt.flow.limits import cannot_differentiate_forwards
 from bptt.flow.untouched import same_random_numbers, untouched
+from bptt.limits import cannot_differentiate_forwards
 from bptt.pytree import flatten, is_float, map_tensors
 
 Step = Callable[[Any, Tensor], Tensor]
