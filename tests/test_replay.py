@@ -834,7 +834,7 @@ def test_after_the_backward_pass_only_what_was_given_is_held(memory, monkeypatch
     assert not replay.stored
     assert not replay.flows
     assert replay.ready is None
-    assert replay.buffers is None
+    assert replay.joined is None
 
 
 def test_the_module_is_left_as_it_is():

@@ -36,9 +36,9 @@ def vjp(outputs: list[Any], inputs: list[Tensor], given: Gradients, *, keep: boo
         if "non-empty donated buffers" not in str(e):
             raise
         raise RuntimeError(
-            "bptt.unroll: the module was compiled, by an earlier call, for a single backward pass, "
-            "and windows that overlap take several; set torch._functorch.config.donated_buffer = "
-            "False, and call torch._dynamo.reset() once"
+            "bptt.unroll: torch compiled the module for a single backward pass, and windows that "
+            "overlap take several; set torch._functorch.config.donated_buffer = False before it "
+            "is first called, or call torch._dynamo.reset() after that"
         ) from e
 
 

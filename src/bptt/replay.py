@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as functorch_config
 from torch.func import functional_call
 
 from bptt.buffers import Buffers, Values, copies, modules_in
@@ -395,7 +394,7 @@ class Replay:
         if self.takes_carry:
             first, end = self.segments[i]
             crossing = handed_on(self.crossing, self.layout, first, end)
-        with autocast_as(self.autocast), self._compiling():
+        with autocast_as(self.autocast):
             if self.replaced:
                 found = functional_call(self.module, self.named, (x, state), crossing)
             else:
@@ -408,12 +407,6 @@ class Replay:
                 check_visible(after)
             check_batch(self.module, after, self.layout, length, self.dim_is_given)
         return y, after
-
-    def _compiling(self) -> AbstractContextManager[Any]:
-        """Let a module that is compiled now keep its buffers where losses go back side by side."""
-        if not self.plan.blocks:
-            return nullcontext()
-        return functorch_config.patch(donated_buffer=False)  # type: ignore[no-any-return]
 
     def _refuse_detached(self, i: int, x: Any, before: Any, found: tuple[Any, Any]) -> None:
         """Refuse a state without a graph where a gradient is to cross into the segment."""
