@@ -156,3 +156,19 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def expanded(path: str | Path) -> Path:
+    """Put the user's home directory in the place of ``~``, where that is what it means.
+
+    Args:
+        path: as it was given; one that begins with ``~name`` may also be a file of that name.
+    """
+    path = Path(path)
+    first = path.parts[0] if path.parts else ""
+    if first.startswith("~") and (first == "~" or not os.path.lexists(path)):
+        try:
+            return path.expanduser()
+        except RuntimeError:  # no such user
+            pass
+    return path

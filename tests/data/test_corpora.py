@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bptt.data import Corpus, open_corpus
+from bptt.data import Corpus, cache_directory, load_prepared, open_corpus, prepare
 from bptt.data.corpora import PIECE, _cut
-from bptt.errors import BpttWarning, CorpusError
+from bptt.errors import BpttWarning, ConfigError, CorpusError
 
 
 def text_of(corpus: Corpus) -> str:
@@ -112,6 +112,58 @@ def test_a_file_that_vanishes_is_refused_when_it_is_read(tmp_path: Path) -> None
         text_of(corpus)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_links_are_followed_once_and_broken_ones_counted(tmp_path: Path) -> None:
+    root = tmp_path / "books"
+    write(tmp_path / "elsewhere/b.txt", "b")
+    write(root / "a.txt", "a")
+    (root / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    assert text_of(open_corpus([root])) == "a\n\nb"
+    (root / "gone.txt").symlink_to(tmp_path / "nowhere")
+    (root / "self.txt").symlink_to(root / "self.txt")
+    os.mkfifo(root / "pipe.txt")
+    with pytest.warns(BpttWarning, match=r"3 that are no files, .* the first is .*gone\.txt"):
+        assert text_of(open_corpus([root])) == "a\n\nb"
+
+
+def test_a_file_that_is_read_twice_is_warned_of(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "a")
+    for sources in ([path, path], [tmp_path, path]):
+        with pytest.warns(BpttWarning, match=r"a\.txt is read 2 times"):
+            open_corpus(sources)
+
+
+def test_a_name_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write(tmp_path / "~notes.txt", "notes")
+    write(tmp_path / "home/book.txt", "book")
+    corpus = open_corpus("~notes.txt")
+    assert text_of(corpus) == "notes"
+    assert corpus.sources == (str(tmp_path / "~notes.txt"),)
+    assert text_of(open_corpus("~/book.txt")) == "book"
+    refused("~nobody-of-that-name/x.txt", match="no file or directory ~nobody-of-that-name/x.txt")
+
+
+def test_a_cache_in_no_home_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BPTT_CACHE", "~nobody-of-that-name/x")
+    with pytest.raises(ConfigError, match=r"~nobody-of-that-name/x .* BPTT_CACHE"):
+        cache_directory()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    path.write_text("text " * 100)
+    corpus = open_corpus([path])
+    assert text_of(corpus) == "text " * 100
+    text = prepare(corpus, level="char")
+    found = load_prepared(text.fingerprint)
+    assert found is not None
+    assert found.name == os.fsdecode(b"caf\xe9.txt")
+
+
 # Encodings
 
 
@@ -174,12 +226,27 @@ def test_binary_and_other_encodings_are_refused_with_both_remedies(
 
 
 def test_text_that_is_hard_to_hold(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "x" * 70_000 + "\0")  # beyond what is looked at for NULs
-    assert text_of(open_corpus([path])).endswith("\0")
+    path = write(tmp_path / "a.txt", "x" * 70_000 + "\0")  # beyond the first block
+    with pytest.raises(CorpusError, match=r"a\.txt has a NUL byte after its first 65,536 bytes"):
+        text_of(open_corpus([path]))
     path = write(tmp_path / "b.txt", b"a +2D0- b +2D3eAA- c" + b"." * 100)  # surrogates
     text = text_of(open_corpus([path], encoding="utf-7"))
     assert text.startswith("a \ufffd b \U0001f600 c") or "\ufffd" in text
     text.encode("utf-8")
+
+
+def test_marks_within_a_text_are_left_out_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "\ufeffone\n\ufefftwo" + "x" * 70_000 + "\ufeff")
+    corpus = open_corpus([path])
+    with pytest.warns(BpttWarning, match="2 byte order marks within the text left out") as told:
+        assert text_of(corpus) == text_of(corpus) == "one\ntwo" + "x" * 70_000
+    assert len(told) == 1
+
+
+def test_an_encoding_that_the_mark_denies_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "\ufefftext")
+    refused(path, encoding="latin-1", match="mark of utf-8, but .* latin-1: leave that out")
+    assert text_of(open_corpus([path], encoding="utf8")) == "text"
 
 
 @pytest.mark.parametrize("newline", ["\r\n", "\r", "\n"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import platformdirs
 
 from bptt.errors import ConfigError
+from bptt.files import expanded
 
 
 def cache_place() -> Path:
@@ -16,9 +17,17 @@ def cache_place() -> Path:
 
     Returns:
         ``$BPTT_CACHE`` where that is set, else the user's cache directory of this platform.
+
+    Raises:
+        ConfigError: If it is in the home directory of a user who has none.
     """
     chosen = os.environ.get("BPTT_CACHE")
-    path = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("bptt")
+    path = expanded(chosen) if chosen else platformdirs.user_cache_path("bptt")
+    if path.parts[0].startswith("~") and not path.exists():
+        raise ConfigError(
+            f"the cache directory {path} is in a home directory that does not exist: "
+            "set the environment variable BPTT_CACHE to a directory that does"
+        )
     return path.absolute()
 
 

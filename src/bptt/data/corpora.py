@@ -15,6 +15,7 @@ import tempfile
 import warnings
 import weakref
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import cast
 from bptt.data import builtin, tables
 from bptt.data.decoding import check_encoding, decoded
 from bptt.errors import BpttWarning, CorpusError
+from bptt.files import expanded
 
 PIECE = 1 << 16
 """The most characters in a piece of text."""
@@ -196,11 +198,23 @@ def open_corpus(
         )
     for file in files:
         _try(file)
-    absolute = ["-" if str(s) == "-" else str(Path(s).expanduser().absolute()) for s in sources]
+    _warn_of_copies(files)
+    absolute = ["-" if str(s) == "-" else str(expanded(s).absolute()) for s in sources]
     corpus = Corpus(_name(sources, files), absolute, files)
     for spool in spools:
         weakref.finalize(corpus, spool.unlink, missing_ok=True)
     return corpus
+
+
+def _warn_of_copies(files: Sequence[_File]) -> None:
+    read = Counter(os.path.realpath(file.path) for file in files)
+    if copies := [file for file in files if read[os.path.realpath(file.path)] > 1]:
+        warnings.warn(
+            f"{copies[0].name} is read {read[os.path.realpath(copies[0].path)]} times, so what is "
+            "held out may be trained on too: give each file once",
+            BpttWarning,
+            stacklevel=3,
+        )
 
 
 def _find(
@@ -210,7 +224,7 @@ def _find(
     if str(source) == "-":
         spool = _spool(getattr(sys.stdin, "buffer", None), "standard input")
         return [_File(spool, "standard input", encoding, column)], spool
-    path = Path(source).expanduser()
+    path = expanded(source)
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -240,11 +254,23 @@ def _walk(directory: Path, column: str | None) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    found = []
-    for folder, folders, names in os.walk(directory, onerror=refuse):
-        folders[:] = [f for f in folders if not f.startswith(".")]
+    found, broken = [], []
+    seen = set()  # links may lead back
+    for folder, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
+        place = os.path.realpath(folder)
+        folders[:] = [] if place in seen else [f for f in folders if not f.startswith(".")]
         paths = [Path(folder, name) for name in names if not name.startswith(".")]
-        found += [p for p in paths if _kind(p) in suffixes and p.is_file() and p.stat().st_size]
+        paths = [] if place in seen else [p for p in paths if _kind(p) in suffixes]
+        seen.add(place)
+        broken += [p for p in paths if not p.is_file()]
+        found += [p for p in paths if p.is_file() and p.stat().st_size]
+    if broken:
+        warnings.warn(
+            f"{directory}: {len(broken):,} that are no files, such as broken links, left out; the "
+            f"first is {min(broken)}",
+            BpttWarning,
+            stacklevel=4,
+        )
     if not found:
         raise CorpusError(
             f"directory {directory} holds no text: looked for {' '.join(suffixes)} "

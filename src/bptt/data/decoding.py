@@ -84,16 +84,23 @@ def decoded(
         Blocks of text, none of them empty, without lone surrogates.
 
     Raises:
-        CorpusError: If the first block shows that this is not text in that encoding.
+        CorpusError: If this is not text in that encoding.
     """
     block = file.read(BLOCK)
     offset = 0  # in the file, of the end of what was decoded
+    marked, mark = _from_mark(block)
     if encoding is None:
-        encoding, mark = _from_mark(block)
+        encoding = marked or "utf-8"
         block, offset = block[mark:], mark
+    elif marked is not None and not _is_unicode(encoding):
+        raise CorpusError(
+            f"{name} begins with the mark of {marked}, but its encoding was said to be {encoding}: "
+            "leave that out (--encoding)"
+        )
     decoder = codecs.getincrementaldecoder(encoding)(_HANDLER)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     bad, first_bad, beginning = 0, None, True
+    marks = 0
     while True:
         final = not block
         offset += len(block)
@@ -112,6 +119,13 @@ def decoded(
             text = text.removeprefix("\ufeff")
             _check_text(text, name, encoding, bad)
             beginning = False
+        if "\0" in text:
+            raise CorpusError(
+                f"{name} has a NUL byte after its first {BLOCK:,} bytes, so it is not all text: "
+                "take out what is not, or name its encoding (--encoding)"
+            )
+        marks += text.count("\ufeff")
+        text = text.replace("\ufeff", "")
         if text := well_formed(newlines.decode(text, final)):
             yield text
         if final:
@@ -119,6 +133,13 @@ def decoded(
         block = file.read(BLOCK)
     if bad and beginning:
         _check_text("", name, encoding, bad)
+    if marks and warn:
+        warnings.warn(
+            f"{name}: {marks:,} byte order mark{'s' * (marks > 1)} within the text left out, as if "
+            "files had been joined",
+            BpttWarning,
+            stacklevel=2,
+        )
     if bad and warn:
         warnings.warn(
             f"{name}: {bad:,} undecodable byte sequence{'s' * (bad > 1)} became U+FFFD, the first "
@@ -157,11 +178,15 @@ def as_read(text: str) -> str:
     return well_formed(text)
 
 
-def _from_mark(block: bytes) -> tuple[str, int]:
+def _from_mark(block: bytes) -> tuple[str | None, int]:
     for mark, encoding in _MARKS:
         if block.startswith(mark):
             return encoding, len(mark)
-    return "utf-8", 0
+    return None, 0
+
+
+def _is_unicode(encoding: str) -> bool:
+    return codecs.lookup(encoding).name.startswith(("utf", "gb18030"))
 
 
 def _check_text(text: str, name: str, encoding: str, bad: int) -> None:

@@ -6,8 +6,11 @@ import codecs
 import functools
 import json
 import os
+import re
+import threading
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from tokenizers import Tokenizer as Backend
 from bptt.data.chunks import chunks
 from bptt.data.decoding import well_formed
 from bptt.data.words import END, PATTERN, START, STREAM_PATTERN, UNKNOWN, Joiner
-from bptt.errors import CheckpointError, ConfigError, CorpusError
+from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError
 from bptt.files import write_whole
 
 # The library's threads warn, and can hang, in a process that forks after they were used. One
@@ -33,6 +36,9 @@ DEFAULT_VOCABULARY = 8000
 """Entries of a word or BPE vocabulary where no size is given."""
 
 _CHARACTER = r"[\s\S]"
+_RUN = 256
+_UNBROKEN = re.compile(rf"\S{{{_RUN}}}|\s{{{_RUN}}}")
+_SECONDS = 5e-6  # that the trainer takes for a character of such text
 _MARKS = (  # start and end tokens of our own files and of those of others
     (START, END),
     ("[CLS]", "[SEP]"),
@@ -453,9 +459,66 @@ def _train_bpe(skeleton: Backend, texts: Iterable[str], size: int, special: list
         special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    backend.train_from_iterator(texts, trainer)
+    feed = _Feed(texts)
+    _interruptibly(lambda: backend.train_from_iterator(feed, trainer), feed)
     # Taken out of its tokenizer, in which the special tokens would be searched for in all text.
     return backend.model
+
+
+class _Feed:
+    """Text for the trainer, without long runs of characters that it would take as one word.
+
+    A merge goes through all words that it occurs in, so that a megabyte without white space took
+    20 seconds. Cut into parts of :data:`_RUN` characters it takes one or two.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = texts
+        self.cut = 0  # characters of text without white space
+        self.is_read = self.is_stopped = False
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self.texts:
+            if self.is_stopped:
+                return
+            start = 0
+            for run in _UNBROKEN.finditer(text):
+                yield text[start : run.end()]
+                start = run.end()
+                self.cut += _RUN
+            yield text[start:]
+        self.is_read = True
+
+
+def _interruptibly(work: Callable[[], None], feed: _Feed) -> None:
+    """Do what the library does not let be interrupted, so that Ctrl-C is heard meanwhile."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # raised again below, in the thread that waits
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    told = False
+    try:
+        while thread.is_alive():
+            thread.join(0.05)
+            seconds = feed.cut * _SECONDS
+            if feed.is_read and seconds > 5 and not told:
+                told = True
+                warnings.warn(
+                    f"{feed.cut:,} characters without white space: to make their BPE vocabulary "
+                    f"may take {seconds:,.0f} seconds; --level char and byte take none",
+                    BpttWarning,
+                    stacklevel=5,
+                )
+    finally:
+        feed.is_stopped = True
+    if failed:
+        raise failed[0]
 
 
 def _frequent_words(

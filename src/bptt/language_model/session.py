@@ -19,7 +19,7 @@ from bptt.data import (
     unigram_perplexity,
 )
 from bptt.errors import BpttWarning, CheckpointError, ConfigError
-from bptt.files import named
+from bptt.files import expanded, named
 from bptt.kernels import backend
 from bptt.language_model.checkpoint import read_about
 from bptt.language_model.config import RUNNING, Config, fields_by_name
@@ -200,7 +200,7 @@ def _use_threads(threads: int | None) -> None:
 
 
 def _absolute(sources: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(s if s == "-" else str(Path(s).expanduser().absolute()) for s in sources)
+    return tuple(s if s == "-" else str(expanded(s).absolute()) for s in sources)
 
 
 def _prepare(config: Config, progress: Progress | None) -> PreparedText:
