@@ -9,7 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bptt.pytree import is_float, leaves_of, map_tensors
+from bptt.buffers import Buffers, modules_in
+from bptt.calls import pair
+from bptt.layout import Layout
+from bptt.pytree import check_leaves, is_float, leaves_of, map_tensors
 
 
 class Decay(NamedTuple):
@@ -29,6 +32,7 @@ def measure_decay(
     *,
     lags: int,
     state_batch_dim: int | None = None,
+    batch_first: bool | None = None,
 ) -> Decay:
     """Measure ‖∂L_t/∂h_{t-k}‖ for the loss of the last step.
 
@@ -38,50 +42,58 @@ def measure_decay(
 
     Args:
         module: any callable ``(inputs [T, B, ...], state) -> (outputs [T, B, ...], state)``.
-        inputs: [T, B, ...], or a nest of such.
+        inputs: [T, B, ...], or a pytree of such.
         loss: ``outputs [1, B, ...] of the last step -> scalar``, a sum or mean over the sequences.
         state: the initial state; None where the module knows how to begin.
         lags: how many lags to look at, from 0 on; fewer where there are fewer steps.
         state_batch_dim: where the batch lies in the state's tensors; by default as for
             :func:`bptt.unroll`.
+        batch_first: whether inputs and outputs are [B, T, ...], likewise.
 
     Raises:
-        ValueError: there is a single step and no state before it.
+        TypeError: the module does not return outputs and a state whose tensors can be seen.
+        ValueError: there is a single step and no state before it; or no tensor of the state has
+            a gradient, or its batch is elsewhere.
     """
-    dim = int(getattr(module, "state_batch_dim", 1)) if state_batch_dim is None else state_batch_dim
-    first = next(x for x in leaves_of(inputs) if isinstance(x, Tensor))
-    is_batch = first.dim() >= (3 if isinstance(module, torch.nn.RNNBase) else 2)
-    time = int(is_batch and bool(getattr(module, "batch_first", False)))
-    T = first.shape[time]
+    layout = Layout.of(module, inputs, batch_first, state_batch_dim, where="measure_decay")
+    T, dim, buffers = layout.steps, layout.state_dim, Buffers(modules_in(module))
     lags = max(2, min(lags, T))
-
-    def piece(first: int, end: int) -> Any:
-        return map_tensors(lambda x: x.narrow(time, first, end - first), inputs)
-
     begin = T - lags + 1  # lag k is the state before step T - k, so lags - 1 of them
     if begin == 0 and state is None:
         raise ValueError(
             "measure_decay: expected two steps or more, or a state before the only one, got one "
             "step and state=None"
         )
-    with torch.no_grad():
-        _, state = module(piece(0, begin), state) if begin else (None, state)
+    with torch.no_grad(), buffers.aside():
+        if begin:
+            _, state = _call(module, layout, inputs, 0, begin, state)
     state = map_tensors(lambda s: s.detach().requires_grad_(is_float(s)), state)
     before: list[list[Tensor]] = []
-    with torch.enable_grad():
+    with torch.enable_grad(), buffers.aside():
         for t in range(begin, T):
             # As it goes into the step: that h is computed from c counts in the step before.
             state = map_tensors(lambda s: s.view_as(s), state)
             before.append([s for s in leaves_of(state) if is_float(s)])
-            y, state = module(piece(t, t + 1), state)
+            y, state = _call(module, layout, inputs, t, t + 1, state)
         flat = [s for step in before for s in step if s.requires_grad]
+        if not flat:
+            raise ValueError(
+                "measure_decay: the module returned a state without a tensor that can have a "
+                "gradient; return the state, (outputs, state), and take it as an argument"
+            )
         found = iter(torch.autograd.grad(loss(y), flat, allow_unused=True))
 
     def rows(s: Tensor) -> Tensor:
         gradient = next(found) if s.requires_grad else None
         gradient = torch.zeros_like(s) if gradient is None else gradient
-        if not is_batch or s.dim() <= dim:
+        if layout.batch is None:
             return gradient.reshape(1, -1)
+        if s.dim() <= dim or s.shape[dim] != layout.batch:
+            raise ValueError(
+                f"measure_decay: one of the state's tensors is {tuple(s.shape)}, where dimension "
+                f"{dim} should be the batch of {layout.batch}; say where it is with "
+                "state_batch_dim"
+            )
         return gradient.movedim(dim, 0).flatten(1)
 
     gradients = [torch.cat([rows(s) for s in step], dim=1).double() for step in before][::-1]
@@ -93,3 +105,13 @@ def measure_decay(
         sums.append(float(total.norm()))
     norms = torch.stack([g.norm(dim=1) for g in gradients], dim=1)
     return Decay(norms.cpu().numpy(), np.array(sums))
+
+
+def _call(
+    module: Any, layout: Layout, inputs: Any, first: int, end: int, state: Any
+) -> tuple[Any, Any]:
+    """Run the module over some steps."""
+    found = module(layout.piece(inputs, first, end), state)
+    y, after = pair(found, "measure_decay: the module", "(outputs, state)")
+    check_leaves(after, "measure_decay", "the state that the module returned")
+    return y, after
