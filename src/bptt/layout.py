@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -160,8 +160,8 @@ class Layout:
                 f"{where}: expected {name} of shape {(T,)}{also}, got {shape}"
                 + ("; transpose it" if turned else "")
             )
-        given = cast(Tensor, given.detach())
-        return given.t() if self.batch_first and given.dim() == 2 else given
+        of_steps: Tensor = given.detach()
+        return of_steps.t() if self.batch_first and of_steps.dim() == 2 else of_steps
 
     def as_given(self, of_steps: Tensor | None) -> Tensor | None:
         """Undo :meth:`by_time`: lay [T, B] out as the module takes it."""

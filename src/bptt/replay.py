@@ -289,7 +289,7 @@ class Replay:
         size = 0
         seen: set[int] = set()
 
-        @torch.compiler.disable
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def count(t: Tensor) -> tuple[Tensor, int]:
             nonlocal size
             storage = t.untyped_storage()
@@ -298,7 +298,7 @@ class Replay:
                 size += storage.nbytes()
             return t.detach(), t._version  # t itself would keep itself alive
 
-        @torch.compiler.disable
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def unchanged(packed: tuple[Tensor, int]) -> Tensor:  # autograd does not look, given hooks
             t, version = packed
             if t._version != version:

@@ -387,10 +387,8 @@ def test_where_the_batch_lies_may_be_said():
     module = Linear(torch.eye(3) / 2)
     found = measure_decay(module, torch.randn(5, 4, 3), lambda y: y.sum(), lags=3)
     assert found.norms.shape == (4, 3)
-    wrong = measure_decay(
-        module, torch.randn(5, 4, 3), lambda y: y.sum(), lags=3, state_batch_dim=1
-    )
-    assert wrong.norms.shape == (3, 3)
+    with pytest.raises(ValueError, match=r"\(4, 3\), where dimension 1 should be the batch of 4"):
+        measure_decay(module, torch.randn(5, 4, 3), lambda y: y.sum(), lags=3, state_batch_dim=1)
 
 
 def test_a_single_step_needs_a_state_before_it():

@@ -86,9 +86,10 @@ def measure_decay(
     def rows(s: Tensor) -> Tensor:
         gradient = next(found) if s.requires_grad else None
         gradient = torch.zeros_like(s) if gradient is None else gradient
-        if layout.batch is None:
+        has_batch = s.dim() > dim and s.shape[dim] == layout.batch
+        if layout.batch is None or not (has_batch or layout.is_certain):
             return gradient.reshape(1, -1)
-        if s.dim() <= dim or s.shape[dim] != layout.batch:
+        if not has_batch:
             raise ValueError(
                 f"measure_decay: one of the state's tensors is {tuple(s.shape)}, where dimension "
                 f"{dim} should be the batch of {layout.batch}; say where it is with "
