@@ -566,7 +566,10 @@ def test_a_credit_of_ones_own_trains_and_is_saved(short, tmp_path, monkeypatch):
     assert len([m for m in run.metrics() if m.get("credit_epochs")]) == 2
     assert run.load_checkpoint()[1]["credit"] == {"epochs": 2}
     assert run.load_checkpoint()[1]["reader"]["steps"] == 5
-    on = resume(run.path, {"epochs": 3})
+    with pytest.raises(ConfigError, match="runs the code of a module: say --allow-code"):
+        resume(run.path, {"epochs": 3})
+    resume(run.path, {"credit": config.credit}).close()  # which says so too
+    on = resume(run.path, {"epochs": 3}, allow_code=True)
     assert on.credit.epochs == 2
     on.fit()
     on.close()
@@ -580,7 +583,7 @@ def test_a_credit_of_ones_own_trains_and_is_saved(short, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run.load_model().sample("John", length=3, seed=0)
     with pytest.raises(ConfigError, match=r"directory of own_for_training\.py"):
-        resume(run.path, {"epochs": 4})
+        resume(run.path, {"epochs": 4}, allow_code=True)
     (here / "again").mkdir()
     with pytest.raises(ConfigError, match="cannot be imported"):
         start(config, here / "again")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bptt.credit import Credit
+from bptt.credit.spelling import is_own
 from bptt.data import Batch, PreparedText, Sentences, Streams
 from bptt.errors import ConfigError, DivergedError
 from bptt.language_model.checkpoint import Progress, checkpoint_of, restore
@@ -220,6 +221,7 @@ class Training:
         back = f", having gone back {p.rewinds} time{'s' * (p.rewinds > 1)}" if p.rewinds else ""
         may_clip = not config.clip and max(p.norms, default=0.0) > 1  # or it would change nothing
         remedy = "--clip 1" if may_clip else f"--lr {config.base_rate / 2:g}"
+        remedy += " --allow-code" * is_own(config.credit)
         return DivergedError(
             f"training diverged {what}; {norms_in_words(p.norms)}, the learning rate was "
             f"{p.rate:g}",
