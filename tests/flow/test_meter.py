@@ -390,4 +390,4 @@ def test_a_probe_in_words():
         str(Probe(1, Horizon(0.01, 12, True), decay, 0.1, (1.0,)))
         == "horizon 12, decay 0.912 a step"
     )
-    assert str(Probe(1, Horizon(0.01, 12, False), None, 0.1, (1.0,))) == "horizon > 12"
+    assert str(Probe(1, Horizon(0.01, 12, False), None, 0.1, (1.0,))) == "horizon ≥ 12"

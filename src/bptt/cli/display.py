@@ -193,7 +193,7 @@ class Display(Watch):
         when = f"{'update ' + format(line['update'], ','):<13}"
         if "credit" in line:
             self.say(f"{when} credit {line['credit']}")
-        for kind in ("alarm", "alarm_over", "warning"):
+        for kind in ("alarm", "alarm_over"):
             if kind in line:
                 self.say(f"{when} {kind.replace('_', ' ')}: {line[kind]}")
         self.epoch_loss = line.get("epoch_loss", self.epoch_loss)
@@ -243,6 +243,8 @@ class Display(Watch):
                 f"Training diverged and went back {times}; the learning rate is "
                 f"{0.5**training.progress.rewinds:g} of --lr since."
             )
+        if training.sight.remark is not None:
+            self.say(f"How far the gradient reaches: {training.sight.remark}.")
         length = 80 if training.config.level in ("word", "bpe") else 300
         self.say("A sample:")
         self.say(
@@ -256,7 +258,7 @@ def _horizon(line: dict[str, Any]) -> str:
     lag = line["horizon"]
     if lag is None:
         return "  no horizon"
-    return f"  horizon {'' if line['horizon_settled'] else '> '}{lag}"
+    return f"  horizon {'' if line['horizon_settled'] else '≥ '}{lag}"
 
 
 def shown(perplexity: float) -> str:

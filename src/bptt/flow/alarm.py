@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from bptt.flow.course import Course
 from bptt.flow.lags import DecayFit, Horizon
 from bptt.kernels import reports
 
@@ -18,6 +19,8 @@ JUMPS = 100.0
 """An alarm: the gradient's norm is so many times the median, or falls to the inverse of it."""
 GROWS = 10.0
 """An alarm: the state's gradient grows to so many times itself on its way back."""
+WILD = 1e6
+"""An alarm in any case: where it grows so much more, or is not finite, no clipping helps."""
 DIES_WITHIN = 2
 """An alarm: all but the threshold of the gradient is within so many lags,"""
 LOOKS = 3
@@ -50,10 +53,10 @@ class Probe(NamedTuple):
         return horizon if self.decay is None else f"{horizon}, decay {self.decay.beta:.3g} a step"
 
     def horizon_in_words(self) -> str:
-        """``horizon 12``, or ``horizon > 12`` where the lags followed do not settle it."""
+        """``horizon 12``, or ``horizon ≥ 12`` where the lags followed do not settle it."""
         if self.horizon.lag is None:
             return "no horizon"
-        return f"horizon {'' if self.horizon.reached else '> '}{self.horizon.lag}"
+        return f"horizon {'' if self.horizon.reached else '≥ '}{self.horizon.lag}"
 
 
 def growth_of(heard: list[reports.Report]) -> float | None:
@@ -86,8 +89,15 @@ def alarm_of(
     growth: float | None,
     probe: Probe | None,
     dying: int,
+    course: Course | None = None,
+    clipped: bool = False,
 ) -> str | None:
-    """Say what is wrong, if anything is.
+    """Return what is wrong, in words, if anything is.
+
+    A gradient that is large, that grows on its way back, or that is small because all is learnt,
+    is what many a run has that learns well. Where the loss is known these are alarms only as long
+    as it has risen, or has not fallen at all: :class:`bptt.flow.course.Course`. A single jump is
+    one at once, unless the gradient is clipped.
 
     Args:
         norm: the gradient's, before clipping.
@@ -95,9 +105,24 @@ def alarm_of(
         growth: what :func:`growth_of` gave.
         probe: the last look.
         dying: how many looks in a row, with the last one, found that it dies: :func:`dies`.
+        course: of the losses, with that of this update; None: it is not known.
+        clipped: whether the gradient is scaled down before the update is made.
     """
     if not math.isfinite(norm):
         return f"the gradient is not finite: its norm is {norm:g}"
+    strange = _strange(norm, before, growth, probe)
+    if strange is not None:
+        trouble = None if course is None else course.trouble()
+        jumps = strange.startswith("the gradient jumps") and not clipped
+        most = max(growth or 0.0, 0.0 if probe is None else probe.growth)
+        if course is None or jumps or trouble is not None or not most < WILD:
+            return strange if trouble is None else f"{strange}; {trouble}"
+    return dies(probe) if probe is not None and dying >= LOOKS else None
+
+
+def _strange(
+    norm: float, before: Sequence[float], growth: float | None, probe: Probe | None
+) -> str | None:
     usual = median(before) if len(before) >= ENOUGH else None
     if usual is not None and norm > JUMPS * usual:
         return (
@@ -119,7 +144,7 @@ def alarm_of(
             f"the gradient dies away: its norm is {norm:.3g}, {norm / usual:.3g} of the median of "
             f"the last {len(before)} updates"
         )
-    return dies(probe) if probe is not None and dying >= LOOKS else None
+    return None
 
 
 def dies(probe: Probe) -> str | None:

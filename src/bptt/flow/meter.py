@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bptt.errors import CheckpointError
 from bptt.flow.alarm import REMEMBERED, Probe, alarm_of, dies, growth_of
+from bptt.flow.course import Course
 from bptt.flow.lags import ByLag, DecayFit, Horizon, find_horizon, fit_decay, mean_ratio
 from bptt.flow.untouched import untouched
 from bptt.kernels import reports
@@ -63,7 +65,10 @@ class FlowMeter:
     It raises an alarm where
 
     - the gradient's norm is not finite, or 100 times the median of the last 100, or 1/100 of it;
-    - the state's gradient grows tenfold on its way back: it explodes;
+    - the state's gradient grows tenfold on its way back: it explodes. Many a run learns well with
+      such gradients, above all if they are clipped. Where :meth:`update` is given the loss, growth,
+      and a norm that dies away, are an alarm only as long as the loss has risen by a tenth of what
+      was learnt, or has not fallen within 100 updates;
     - 99 % of it is within 2 steps in three looks in a row: it dies. Before a network has learnt
       anything that is usual.
 
@@ -75,6 +80,8 @@ class FlowMeter:
         state_batch_dim: where the batch lies in each of the state's tensors, as for
             :func:`bptt.gradient_flow`.
         batch_first: whether inputs are [B, T, ...], likewise.
+        clipped: whether the gradient is clipped before each update: a jump of its norm is then an
+            alarm only if the loss suffers, where that is known.
 
     Attributes:
         reading: The last :class:`Reading`; None before the first update.
@@ -112,6 +119,7 @@ class FlowMeter:
         threshold: float = 0.01,
         state_batch_dim: int | None = None,
         batch_first: bool | None = None,
+        clipped: bool = False,
     ) -> None:
         for name, value, least in (("every", every, 0), ("lags", lags, 2)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -122,6 +130,7 @@ class FlowMeter:
             raise ValueError(f"FlowMeter: threshold must be between 0 and 1, got {threshold!r}")
         self.module, self.every, self.lags, self.threshold = module, every, lags, threshold
         self.state_batch_dim, self.batch_first = state_batch_dim, batch_first
+        self.clipped = clipped
         self.reading: Reading | None = None
         self._updates = 0
         self._has_checked = False  # that the losses depend on their own steps only
@@ -129,6 +138,7 @@ class FlowMeter:
         self._growth: float | None = None
         self._probe: Probe | None = None
         self._dying = 0  # looks in a row at which it died
+        self._course = Course()
 
     @property
     def is_due(self) -> bool:
@@ -157,6 +167,8 @@ class FlowMeter:
         loss_fn: Callable[[Any], Tensor] | None = None,
         state: Any = None,
         resets: Tensor | None = None,
+        *,
+        loss: float | Tensor | None = None,
     ) -> Reading:
         """Take note of an update, after the backward pass.
 
@@ -169,6 +181,8 @@ class FlowMeter:
             state: the state before the batch.
             resets: [T], or [T, B] ([B, T] where the module is ``batch_first``) bool: where the
                 state is set to zero before a step.
+            loss: of the batch, a number. Where it is given, a gradient that explodes or dies away
+                is an alarm only as long as the loss has risen, or does not fall.
 
         Returns:
             What there is to see. An alarm is in it as long as its reason lasts.
@@ -188,7 +202,17 @@ class FlowMeter:
         self._updates += 1
         if is_due and inputs is not None:
             self.look(inputs, loss_fn, state, resets)
-        alarm = alarm_of(value, self._norms, self._growth, self._probe, self._dying)
+        if loss is not None:
+            self._course.add(float(loss))
+        alarm = alarm_of(
+            value,
+            self._norms,
+            self._growth,
+            self._probe,
+            self._dying,
+            None if loss is None else self._course,
+            self.clipped,
+        )
         if math.isfinite(value):
             self._norms.append(value)
         self.reading = Reading(self._updates, value, self._growth, self._probe, alarm)
@@ -214,10 +238,16 @@ class FlowMeter:
                 flow = flow if found is None else self._flow(found, inputs, loss_fn, state, resets)
         self._has_checked = True
         # As flow.by_lag, without its quantiles, which take longer than all the rest.
-        norms = flow.of_each()[:, 0].flip(1)[:, : flow.lags].cpu().numpy()
-        mean, ratio = norms.mean(0), np.full(norms.shape[1], np.nan)
+        (t,) = flow.times
+        norms = flow.of_each()[:, 0, : t + 1].flip(1)[:, : flow.lags].cpu().numpy()
+        if resets is not None:
+            by_time = resets.t() if resets.dim() == 2 and self._is_batch_first() else resets
+            norms = own_lags(norms, by_time[: t + 1].flip(0).cpu().numpy())
+        count = np.maximum(1, (~np.isnan(norms)).sum(0))
+        mean, ratio = np.nansum(norms, 0) / count, np.full(norms.shape[1], np.nan)
+        mean[np.isnan(norms).all(0)] = np.nan
         ratio[1:] = mean_ratio(norms[:, 1:], norms[:, :-1])
-        lags, count = np.arange(len(mean)), np.full(len(mean), flow.batch)
+        lags = np.arange(len(mean))
         found = ByLag(lags, mean, mean, mean, count, ratio)
         decay = fit_decay(found)
         growth = float(mean[1:].max() / mean[1]) if len(mean) > 2 and mean[1] > 0 else 0.0
@@ -227,6 +257,10 @@ class FlowMeter:
         self._probe = Probe(self._updates, horizon, decay, growth, tuple(by_lag.tolist()))
         self._dying = self._dying + 1 if dies(self._probe) else 0
         return self._probe
+
+    def _is_batch_first(self) -> bool:
+        own = getattr(self.module, "batch_first", False)
+        return bool(own if self.batch_first is None else self.batch_first)
 
     def _steps(self, inputs: Any) -> int:
         from bptt.flow.given import Layout
@@ -279,6 +313,7 @@ class FlowMeter:
             "norms": list(self._norms),
             "growth": self._growth,
             "dying": self._dying,
+            "course": self._course.state_dict(),
             "probe": None
             if probe is None
             else {
@@ -299,6 +334,9 @@ class FlowMeter:
             updates, norms = int(state["updates"]), [float(n) for n in state["norms"]]
             growth = None if state["growth"] is None else float(state["growth"])
             dying = int(state.get("dying", 0))
+            course = Course()
+            if "course" in state:  # not in those of earlier versions
+                course.load_state_dict(state["course"])
             probe = None
             if (found := state["probe"]) is not None:
                 decay = None if found["decay"] is None else DecayFit(*found["decay"])
@@ -307,7 +345,23 @@ class FlowMeter:
         except (KeyError, TypeError, ValueError) as e:
             raise CheckpointError(f"the saved state of a FlowMeter is damaged: {e!r}") from None
         self._updates, self._growth, self._probe, self._dying = updates, growth, probe, dying
-        self._norms = deque(norms, maxlen=REMEMBERED)
+        self._norms, self._course = deque(norms, maxlen=REMEMBERED), course
+
+
+def own_lags(norms: NDArray[np.float64], resets: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Leave out the lags that a loss does not have, since its sequence begins after them.
+
+    Args:
+        norms: ‖∂L_t/∂state_{t-k}‖, [B, lags].
+        resets: from the last step back, [T] or [T, B].
+
+    Returns:
+        The norms, NaN where there is no such lag; without the lags that no loss has.
+    """
+    begun = resets.reshape(len(resets), -1)[: norms.shape[1]].cumsum(0).astype(bool).T  # [B, lags]
+    there = np.ones_like(norms, dtype=bool)
+    there[:, 1:] = ~begun[:, : norms.shape[1] - 1]
+    return np.where(there, norms, np.nan)[:, there.any(0)]
 
 
 def _norm_of(module: Any) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -75,3 +77,48 @@ def places(tokens: Tokens, seed: list[int], lags: int, count: int) -> NDArray[np
         fitting = offsets[:-1][sizes >= length]
         starts = fitting[random.integers(0, len(fitting), count)]
     return np.stack([ids[s : s + length] for s in starts], axis=1).astype(np.int64)
+
+
+class Drawn(NamedTuple):
+    """Losses of a text, each with the tokens before it; they are those after the last step."""
+
+    inputs: NDArray[np.int64]
+    """[steps, count]."""
+    targets: NDArray[np.int64]
+    """[count]."""
+    resets: NDArray[np.bool_] | None
+    """Where a sequence begins: what stands before it does not belong to it, [steps, count]. None:
+    all goes on from before."""
+
+
+def draw_losses(tokens: Tokens, seed: list[int], lags: int, count: int) -> Drawn:
+    """Draw losses of a text, any of them as likely as any other.
+
+    Each has so many lags, and in streams some steps before them to warm the state up; in
+    sentences and lines as many as there are from its sequence's beginning.
+
+    Args:
+        tokens: the text.
+        seed: says which losses.
+        lags: how many are to be looked at.
+        count: how many losses.
+    """
+    if tokens.offsets is None:
+        found = places(tokens, seed, lags, count)
+        return Drawn(found[:-1], found[-1], None)
+    ids, offsets = tokens.ids, tokens.offsets
+    most = np.maximum(np.diff(offsets) - 1, 0)  # losses of each sequence
+    before = np.cumsum(most)
+    drawn = np.random.default_rng(seed).integers(0, before[-1], count)
+    sequence = np.searchsorted(before, drawn, side="right")
+    at = drawn - (before - most)[sequence]  # the loss after this many tokens of its sequence
+    steps = int(min(at.max() + 1, lags + WARM_UP))
+    inputs = np.zeros((steps, count), np.int64)
+    resets = np.zeros((steps, count), np.bool_)
+    targets = np.zeros(count, np.int64)
+    for b, (i, t) in enumerate(zip(sequence, at, strict=True)):
+        n = min(int(t) + 1, steps)
+        end = int(offsets[i] + t + 1)
+        inputs[steps - n :, b], targets[b] = ids[end - n : end], ids[end]
+        resets[steps - n, b] = True
+    return Drawn(inputs, targets, resets)

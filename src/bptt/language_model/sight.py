@@ -20,7 +20,7 @@ from bptt.flow.alarm import LOOKS, Probe, dies
 from bptt.flow.meter import LISTENS_EVERY, FlowMeter
 from bptt.language_model.config import Config
 from bptt.language_model.model import LanguageModel
-from bptt.language_model.probe import places
+from bptt.language_model.probe import draw_losses
 from bptt.losses import linear_cross_entropy
 
 LAGS = 100  # that are looked at, from 0 on
@@ -32,6 +32,7 @@ LOOKS_LONG = 10  # in a row that find the credit far too long: what is near is l
 QUIET = 300  # updates without an alarm, and it is over
 LARGEST = 512  # steps of a plan that is looked at
 DRAWS = 16
+STEPS = 35  # of a stream's window, where neither --steps nor the credit says
 
 
 class Reach(NamedTuple):
@@ -113,8 +114,10 @@ def looks_every(tokens: float) -> int:
 class Sight:
     """Looks how far the gradient reaches, every so many updates, and says what is worth saying.
 
-    It looks at stretches of the training text, drawn by seed and update, longer than a window: at
-    the loss after 9 to 24 of them, over 100 lags. It changes nothing of the training.
+    It looks at 9 to 24 losses of the training text, drawn by seed and update, any of them as likely
+    as any other, over as many as 100 lags. So the horizon is that of :func:`bptt.gradient_flow` for
+    all losses, as ``bptt flow`` shows it, up to what the sample and the text make of it. It changes
+    nothing of the training.
 
     Args:
         model: in training.
@@ -125,21 +128,24 @@ class Sight:
 
     def __init__(self, model: LanguageModel, tokens: Tokens, config: Config, every: int) -> None:
         self.model, self.tokens, self.config = model, tokens, config
-        self.meter = FlowMeter(model.recurrent, every, lags=LAGS)
+        self.meter = FlowMeter(model.recurrent, every, lags=LAGS, clipped=config.clip > 0)
         self.has_looked = False  # in this epoch
         self.alarms: dict[str, dict[str, int]] = {}  # of each kind: since when, seen last, is said
         self.in_a_row = {"short": 0, "long": 0}
-        self.warned: list[str] = []
+        self.remark: str | None = None  # of the credit, as the last look found it
 
     def listening(self) -> AbstractContextManager[None]:
         """Listen to the backward pass of an update."""
         return self.meter.listening() if self.meter.every else nullcontext()
 
-    def updated(self, norm: float, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
-        """Be told of an update.
+    def updated(
+        self, norm: float, loss: float, update: int, reach: Callable[[int], Reach]
+    ) -> dict[str, Any]:
+        """Take note of an update.
 
         Args:
             norm: of the gradient, before clipping.
+            loss: of the batch.
             update: which one it was, from 1 on.
             reach: gives that of the credit, for sequences of so many steps.
 
@@ -149,7 +155,7 @@ class Sight:
         if not self.meter.every:
             return {}
         found = self._look(update, reach) if self.meter.is_due else {}
-        found.update(self._alarm(self.meter.update(norm).alarm, update))
+        found.update(self._alarm(self.meter.update(norm, loss=loss).alarm, update))
         return found
 
     def epoch_ended(self, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
@@ -188,9 +194,10 @@ class Sight:
 
     def _look(self, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
         count = min(SEQUENCES, 8 + self.config.batch_size)
-        found = places(self.tokens, [self.config.seed, update], LAGS, count)
-        ids = torch.from_numpy(found).to(self.model.embedding.weight.device)
-        inputs, targets = ids[:-1], ids[-1]
+        drawn = draw_losses(self.tokens, [self.config.seed, update], LAGS, count)
+        where = self.model.embedding.weight.device
+        inputs, targets = (torch.from_numpy(a).to(where) for a in drawn[:2])
+        resets = None if drawn.resets is None else torch.from_numpy(drawn.resets).to(where)
         with torch.no_grad():
             x = self.model.embedding(inputs)
 
@@ -200,39 +207,37 @@ class Sight:
             last = linear_cross_entropy(h[-1], W, b, targets, reduction="sum")
             return torch.cat([last.new_zeros(len(h) - 1), last.unsqueeze(0)])
 
-        probe = self.meter.look(x, losses)
+        probe = self.meter.look(x, losses, resets=resets)
         self.has_looked = True
         return {**_as_measured(probe), **self._compare(probe, reach(len(inputs)))}
 
     def _compare(self, probe: Probe, reach: Reach) -> dict[str, Any]:
-        """Compare the horizon with the credit's reach; warn once of either."""
+        """Compare the horizon with the credit's reach; keep what is to be said of it at the end."""
         by_lag = np.array(probe.by_lag)
         if probe.horizon.lag is None:
             return {}
         beyond = reach.beyond(by_lag)
-        found: dict[str, Any] = {"beyond_credit": round(beyond, 5)}
         lag, is_settled = probe.horizon.lag, probe.horizon.reached
         holds = {  # where it dies a shorter credit is no remedy
-            "short": not reach.is_whole and (lag > reach.most or beyond > LOST),
+            "short": not reach.is_whole and beyond > LOST,
             "long": not reach.is_whole
             and is_settled
             and reach.most > FAR * max(1, lag)
             and not dies(probe),
         }
-        for kind, needed in (("short", LOOKS), ("long", LOOKS_LONG)):
+        for kind in holds:
             self.in_a_row[kind] = self.in_a_row[kind] + 1 if holds[kind] else 0
-            if self.in_a_row[kind] >= needed and kind not in self.warned:
-                self.warned.append(kind)
-                found["warning"] = (
-                    _too_short(probe, reach, beyond, self.config)
-                    if kind == "short"
-                    else _far_too_long(probe, reach)
-                )
-        return found
+        self.remark = None
+        if self.in_a_row["short"] >= LOOKS:
+            self.remark = _too_short(probe, reach, beyond, self.config)
+        elif self.in_a_row["long"] >= LOOKS_LONG:
+            self.remark = _far_too_long(probe, reach)
+        said = {} if self.remark is None else {"remark": self.remark}
+        return {"beyond_credit": round(beyond, 5), **said}
 
     def state_dict(self) -> dict[str, Any]:
         """Give all that it remembers, as JSON can hold it."""
-        names = ("has_looked", "alarms", "in_a_row", "warned")
+        names = ("has_looked", "alarms", "in_a_row", "remark")
         return {"meter": self.meter.state_dict(), **{n: getattr(self, n) for n in names}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -244,7 +249,7 @@ class Sight:
         try:
             self.meter.load_state_dict(state["meter"])
             self.has_looked = bool(state["has_looked"])
-            self.warned = list(state["warned"])
+            self.remark = None if state["remark"] is None else str(state["remark"])
             self.alarms = {
                 kind: {name: int(seen[name]) for name in ("since", "last", "said")}
                 for kind, seen in state["alarms"].items()
@@ -270,20 +275,21 @@ def _as_measured(probe: Probe) -> dict[str, Any]:
 
 def _too_short(probe: Probe, reach: Reach, beyond: float, config: Config) -> str:
     lag = probe.horizon.lag or 1
-    within = f"within {lag} steps" if probe.horizon.reached else f"not even within {lag} steps"
+    within = "" if probe.horizon.reached else "not even "
     if config.reading != "stream":
-        remedy = "--credit full would credit each loss to its sequence's beginning"
+        remedy = "--credit full credits each loss to its sequence's beginning"
     elif config.sampling == "random":
-        remedy = f"--steps {4 * lag} would credit three losses of four {lag} steps back or more"
+        remedy = f"with --steps {4 * lag} three losses of four reach {lag} steps back or more"
     else:
+        W = config.steps or config.make_credit().window or STEPS
         remedy = (
-            f"--credit truncated:every={lag},reach={2 * lag} would credit each loss {lag} steps "
-            "back or more"
+            f"--credit truncated:every={W},reach={W + lag} credits each loss {lag} steps back or "
+            f"more, and runs {lag} steps more for each update"
         )
     return (
-        f"the credit is too short: a loss is credited {reach.most} steps back at most, "
-        f"{reach.mean:.0f} on average, and 99 % of its gradient is {within}; {100 * beyond:.2g} % "
-        f"of it is lost. {remedy}"
+        f"losses are credited {reach.most} steps back at most, {reach.mean:.0f} on average; by its "
+        f"norms {100 * beyond:.2g} % of the gradient lies beyond, and 99 % {within}within {lag} "
+        f"steps. If the model misses what is further back: {remedy}"
     )
 
 
@@ -291,8 +297,7 @@ def _far_too_long(probe: Probe, reach: Reach) -> str:
     lag = max(2, probe.horizon.lag or 0)
     every = max(10, lag)  # an update for fewer steps would cost more than the reach saves
     return (
-        f"the credit is far longer than needed so far: a loss is credited {reach.most} steps "
-        f"back at most, more than {FAR} times as far as 99 % of its gradient goes, which is "
-        f"within {probe.horizon.lag}. --credit truncated:every={every},reach={every + lag} would "
-        "give nearly the same gradient; keep it if longer dependencies are still to be learnt"
+        f"losses are credited {reach.most} steps back at most, and by its norms 99 % of the "
+        f"gradient lies within {probe.horizon.lag}. If nothing further back is still to be learnt, "
+        f"--credit truncated:every={every},reach={every + lag} takes less time for each update"
     )

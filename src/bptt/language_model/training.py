@@ -30,13 +30,12 @@ from bptt.language_model.model import LanguageModel, check_device
 from bptt.language_model.probe import Probe
 from bptt.language_model.run import Run
 from bptt.language_model.score import Score, perplexity
-from bptt.language_model.sight import LARGEST, Reach, Sight, looks_every, reach_of
+from bptt.language_model.sight import LARGEST, STEPS, Reach, Sight, looks_every, reach_of
 from bptt.language_model.step import Step
 from bptt.language_model.tensors import Checkpoint
 from bptt.memory import parse as parse_memory
 from bptt.streams import Stream
 
-STEPS = 35  # of a stream's window, where neither --steps nor the credit says
 LOG_EVERY = 100  # updates between the lines of metrics.jsonl
 
 
@@ -162,7 +161,7 @@ class Training:
         self.stream = taken.stream
         self.progress.gradient_norm = taken.norm
         self.progress.norms = [*self.progress.norms, taken.norm][-NORMS_KEPT:]
-        seen = self.sight.updated(taken.norm, self.progress.updates + 1, self._reach)
+        seen = self.sight.updated(taken.norm, taken.loss, self.progress.updates + 1, self._reach)
         self._count(taken.loss * batch.tokens, batch.tokens, time.monotonic() - started, **seen)
         return taken.loss
 
