@@ -403,7 +403,7 @@ def test_the_horizon_is_shown_beside_the_loss_and_measured(here):
 
     out, err = bptt(
         "train", "book.txt", *SMALL[:2], *SMALL[4:], "--epochs", 2, "--out", "run", "--tensorboard",
-        "--flow-every", 20, "--credit", "truncated:2",
+        "--flow-every", 20, "--credit", "truncated:1",
     )  # fmt: skip
     assert not err
     lines = [json.loads(line) for line in (here / "run/metrics.jsonl").read_text().splitlines()]
@@ -417,7 +417,7 @@ def test_the_horizon_is_shown_beside_the_loss_and_measured(here):
     assert "warning" not in out
     remark = [m for m in lines if "horizon" in m][-1]["remark"]
     assert out.count(f"How far the gradient reaches: {remark}.\n") == 1
-    assert out.count("losses are credited 1 steps back at most") == 1
+    assert out.count("losses are credited 0 steps back at most") == 1
     events = EventAccumulator(str(here / "run/tensorboard")).Reload().Scalars("horizon")
     assert [(e.step, e.value) for e in events] == [(m["update"], m["horizon"]) for m in seen]
 

@@ -126,6 +126,22 @@ def test_of_a_stream_that_goes_on_what_is_looked_at_is_an_excerpt(bptt, trained)
     assert [f["excerpt"] for f in (whole, part, sentence)] == [False, True, False]
 
 
+def test_what_is_suggested_fits_the_windows_of_the_run_and_says_whether_it_was_measured(
+    bptt, trained
+):
+    stream, *_ = documents(bptt, trained / "stream")
+    sentence, *_ = documents(bptt, trained / "sentences")
+    W = json.loads((trained / "stream/config.json").read_text())["steps"] or 35
+    found, own = stream["suggested_reach"], sentence["suggested_reach"]
+    assert found["every"] == W
+    assert own["every"] == own["reach"]
+    out, _ = bptt(trained / "stream")
+    K, measured = found["reach"], found["measured"]
+    known = "estimate" if measured is None else f"bias {measured:.2f}"
+    assert f"  {K} ({known})  " in out.splitlines()[1]
+    assert (measured is None) == (found["why"] is not None)
+
+
 def test_where_the_gradient_explodes_the_run_says_where_to_clip(bptt, trained, tmp_path):
     import safetensors.torch
 

@@ -391,3 +391,47 @@ def test_a_probe_in_words():
         == "horizon 12, decay 0.912 a step"
     )
     assert str(Probe(1, Horizon(0.01, 12, False), None, 0.1, (1.0,))) == "horizon ≥ 12"
+
+
+# ------------------------------------------------------------------------ lags that there are
+
+
+def test_where_the_last_steps_have_no_loss_lags_count_from_the_last_that_has():
+    torch.manual_seed(1)
+    module, x = bptt.LSTM(I, H), x_of()
+
+    def early(y):
+        found = losses(y)
+        return found * (torch.arange(T) <= 20).unsqueeze(1)
+
+    probe = bptt.FlowMeter(module, every=1, lags=15).look(x, early)
+    flow = bptt.gradient_flow(module, x, early, times=[20], lags=15)
+    assert probe.by_lag == pytest.approx(flow.by_lag.mean, rel=1e-5)
+    assert probe.horizon.lag == flow.horizon()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_loss_has_no_lags_before_its_sequence_begins(batch_first):
+    """The mean at a lag is over the sequences that have it, as if each were looked at alone."""
+    torch.manual_seed(1)
+    module, x = bptt.LSTM(I, H, batch_first=batch_first), x_of()
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    begins = [30, 37, 0, 39]
+    for b, t in enumerate(begins):
+        resets[t, b] = True
+    resets[12, 0] = True  # an earlier episode, which is not its own
+
+    def own(y):
+        return losses(y.transpose(0, 1) if batch_first else y)
+
+    turned = (lambda v: v.transpose(0, 1)) if batch_first else (lambda v: v)
+    meter = bptt.FlowMeter(module, every=1, lags=20)
+    probe = meter.look(turned(x), own, resets=turned(resets))
+    norms = torch.full((B, 20), torch.nan)
+    for b, t in enumerate(begins):
+        alone = x[t:, b : b + 1]
+        flow = bptt.gradient_flow(module, turned(alone), own, times=[T - t - 1], lags=20)
+        norms[b, : flow.lags] = flow.of_each()[0, 0].flip(0)[: flow.lags]
+    assert probe.by_lag == pytest.approx(norms.nanmean(0), rel=1e-4)
+    short = meter.look(turned(x[:, :2]), own, resets=turned(resets[:, :2]))
+    assert short.lags == 10  # the longer one begins ten steps before the end

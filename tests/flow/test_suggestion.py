@@ -145,11 +145,14 @@ def test_of_a_network_that_was_trained_further_nothing_is_measured():
     assert f"not measured ({found.why}); bptt.estimator_error measures it" in flow.advice[-1].text
 
 
-def test_dropout_in_training_is_not_measured_as_if_it_were_the_same_network():
+def test_with_dropout_it_is_measured_only_where_the_same_units_are_dropped():
     torch.manual_seed(0)
     lstm = bptt.LSTM(3, 8, 2, dropout=0.5)
-    flow = bptt.gradient_flow(lstm, torch.randn(30, B, 3))
-    assert "drops units at random" in flow.suggestion().why
+    one, other = (bptt.gradient_flow(lstm, torch.randn(30, B, 3)) for _ in range(2))
+    assert other.suggestion().measured is not None
+    torch.rand(7)  # now others would be
+    assert one.suggestion().measured is None
+    assert "drops units at random" in one.suggestion().why
 
 
 def test_without_parameters_there_is_no_bias_to_measure():

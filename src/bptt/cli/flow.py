@@ -22,6 +22,7 @@ from bptt.flow import GradientFlow
 from bptt.flow.truncation import tail
 from bptt.language_model import Config, LanguageModel, Run
 from bptt.language_model.flow import flow_of
+from bptt.language_model.sight import window_of
 from bptt.language_model.model import check_device
 from bptt.language_model.session import text_of_run
 
@@ -185,7 +186,9 @@ def _of_run(path: Path, what: _Given, tokens: int, device: str) -> GradientFlow:
         found = text_of_run(run).valid
     flow = flow_of(model, found, tokens=tokens, name=path.resolve().name)
     norms = [m["gradient_norm"] for m in run.metrics() if m.get("gradient_norm") is not None]
-    return replace(flow, gradient_norm=median(norms) if norms else None)
+    return replace(
+        flow, gradient_norm=median(norms) if norms else None, window=window_of(model.config)
+    )
 
 
 def _variants(cells: list[str], nonlinearities: list[str]) -> Iterator[tuple[str, str]]:
@@ -295,14 +298,23 @@ def _wrapped(text: str, first: str = "") -> list[str]:
 
 
 def _row(f: GradientFlow) -> tuple[str, ...]:
-    horizon, decay, reach = f.horizon(), f.decay, f.suggest_truncation()
+    horizon, decay = f.horizon(), f.decay
     words: list[Any] = [
         f.name,
         f.steps,
         f"{f.losses.mean():.3f}",
         "-" if horizon is None else f"{'' if f.settles() else '≥ '}{horizon}",
         "-" if decay is None else f"{decay.beta:.3f} ± {decay.error:.3f}",
-        reach or (f"> {f.lags - 1}" if f.lags > 2 and tail(f) is not None else "-"),
+        _reach(f),
         f.verdict.kind,
     ]
     return tuple(map(str, words))
+
+
+def _reach(f: GradientFlow) -> str:
+    """Write the suggested reach, with what is known of its bias."""
+    found = f.suggestion(every=f.window)
+    if found.reach is None:
+        return f"> {f.lags - 1}" if f.lags > 2 and tail(f) is not None else "-"
+    known = "estimate" if found.measured is None else f"bias {found.measured:.2f}"
+    return f"{found.reach} ({known})"

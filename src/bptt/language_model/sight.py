@@ -97,6 +97,17 @@ def _weights(credit: Credit, steps: int) -> NDArray[np.float64]:
     return W
 
 
+def window_of(config: Config) -> int | None:
+    """Return the steps of a stream's window; None where nothing lies before it.
+
+    >>> window_of(Config()), window_of(Config(credit="truncated:every=10,reach=35"))
+    (35, 10)
+    """
+    if not config.is_carried:
+        return None
+    return config.steps or config.make_credit().window or STEPS
+
+
 def looks_every(tokens: float) -> int:
     """Say how many updates there are from one look to the next, unless an option says so.
 
@@ -281,7 +292,7 @@ def _too_short(probe: Probe, reach: Reach, beyond: float, config: Config) -> str
     elif config.sampling == "random":
         remedy = f"with --steps {4 * lag} three losses of four reach {lag} steps back or more"
     else:
-        W = config.steps or config.make_credit().window or STEPS
+        W = window_of(config)
         remedy = (
             f"--credit truncated:every={W},reach={W + lag} credits each loss {lag} steps back or "
             f"more, and runs {lag} steps more for each update"
