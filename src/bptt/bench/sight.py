@@ -66,7 +66,7 @@ def measure_sight(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
         return timed(listen)
 
     def told() -> float:
-        return timed(partial(sight.updated, 1.0, 1, _whole))
+        return timed(partial(sight.updated, 1.0, 1.0, 1, _whole))
 
     def look() -> float:
         return timed(partial(sight.epoch_ended, 1, _whole))

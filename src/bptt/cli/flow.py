@@ -22,9 +22,9 @@ from bptt.flow import GradientFlow
 from bptt.flow.truncation import tail
 from bptt.language_model import Config, LanguageModel, Run
 from bptt.language_model.flow import flow_of
-from bptt.language_model.sight import window_of
 from bptt.language_model.model import check_device
 from bptt.language_model.session import text_of_run
+from bptt.language_model.sight import window_of
 
 SENTENCES = {
     "short": "Jane opened the door. John came in behind her. Jane smiled at John",

@@ -240,6 +240,7 @@ class FlowMeter:
         # As flow.by_lag, without its quantiles, which take longer than all the rest.
         (t,) = flow.times
         norms = flow.of_each()[:, 0, : t + 1].flip(1)[:, : flow.lags].cpu().numpy()
+        norms[:, 1:] = np.where(np.isnan(norms[:, 1:]), math.inf, norms[:, 1:])  # not finite
         if resets is not None:
             by_time = resets.t() if resets.dim() == 2 and self._is_batch_first() else resets
             norms = own_lags(norms, by_time[: t + 1].flip(0).cpu().numpy())
@@ -248,13 +249,13 @@ class FlowMeter:
         mean[np.isnan(norms).all(0)] = np.nan
         ratio[1:] = mean_ratio(norms[:, 1:], norms[:, :-1])
         lags = np.arange(len(mean))
-        found = ByLag(lags, mean, mean, mean, count, ratio)
-        decay = fit_decay(found)
+        by_lag = ByLag(lags, mean, mean, mean, count, ratio)
+        decay = fit_decay(by_lag)
         growth = float(mean[1:].max() / mean[1]) if len(mean) > 2 and mean[1] > 0 else 0.0
         growth = growth if np.isfinite(mean[1:]).all() else math.inf
-        by_lag = np.where(np.isnan(mean) & (lags == 0), 0, mean)
-        horizon = find_horizon(found, decay, self.threshold)
-        self._probe = Probe(self._updates, horizon, decay, growth, tuple(by_lag.tolist()))
+        horizon = find_horizon(by_lag, decay, self.threshold)
+        known = np.where(np.isnan(mean) & (lags == 0), 0, mean)
+        self._probe = Probe(self._updates, horizon, decay, growth, tuple(known.tolist()))
         self._dying = self._dying + 1 if dies(self._probe) else 0
         return self._probe
 

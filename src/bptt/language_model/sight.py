@@ -292,7 +292,7 @@ def _too_short(probe: Probe, reach: Reach, beyond: float, config: Config) -> str
     elif config.sampling == "random":
         remedy = f"with --steps {4 * lag} three losses of four reach {lag} steps back or more"
     else:
-        W = window_of(config)
+        W = window_of(config) or STEPS
         remedy = (
             f"--credit truncated:every={W},reach={W + lag} credits each loss {lag} steps back or "
             f"more, and runs {lag} steps more for each update"
