@@ -60,7 +60,7 @@ class Model(nn.Module):
 class Symbols:
     """What all data here have in common: symbols one-hot, or inputs as they are."""
 
-    rate, updates, baseline, longest = 0.005, 1000, 1.0, LENGTH
+    rate, updates, baseline, longest, looks = 0.005, 1000, 1.0, LENGTH, 1
 
     def losses(self, y: Tensor, targets: Tensor) -> Tensor:
         """The loss of each step and sequence, [T, B]; 0 where nothing is asked."""
@@ -104,7 +104,7 @@ class Lines(Symbols):
 
     names, words = 10, 30
     inputs = outputs = names + words + 9
-    updates, rate, baseline = 4000, 0.003, 2.303
+    updates, rate, baseline, longest, looks = 9000, 0.003, 2.303, 0, 5
 
     def line(self, rng: random.Random, fill: int) -> list[int]:
         a, b = rng.sample(range(self.names), 2)
@@ -119,10 +119,10 @@ class Lines(Symbols):
         fill = rng.choice([0, 3, 6, 10, 15, 20, 25, 30])
         return self.of([self.line(rng, fill) for _ in range(BATCH)])
 
-    def long(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A batch of the longest lines."""
+    def look(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One of the longest lines."""
         rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-        return self.of([self.line(rng, 30) for _ in range(BATCH)])
+        return self.of([self.line(rng, 30)])
 
     def of(self, lines: list[list[int]]) -> tuple[Tensor, Tensor]:
         symbols = torch.tensor(lines).t()
@@ -130,7 +130,7 @@ class Lines(Symbols):
 
     def asked(self, y: Tensor, targets: Tensor) -> Tensor:
         """The loss of the name at the end."""
-        return self.losses(y, targets)[-1]
+        return self.losses(y, targets)[-1, 0]
 
 
 class Task(Symbols):
@@ -182,10 +182,11 @@ def mean(losses: Tensor, targets: Tensor) -> Tensor:
     return losses.sum() / (targets != IGNORED).sum()
 
 
-def look(model: Model, data: Any, biases: list[float]) -> list[tuple[Any, ...]]:
+def look(
+    model: Model, data: Any, biases: list[float], generator: torch.Generator
+) -> list[tuple[Any, ...]]:
     """For each bias: K estimated, its bias, K suggested, its bias here and elsewhere, least K."""
-    draw = getattr(data, "long", data.batch)
-    generator = torch.Generator().manual_seed(99)
+    draw = getattr(data, "look", data.batch)
     batches = [draw(generator), draw(generator)]
     known: dict[tuple[int, int], float] = {}
 
@@ -219,11 +220,12 @@ def look(model: Model, data: Any, biases: list[float]) -> list[tuple[Any, ...]]:
 
 def solved(model: Model, data: Any) -> float:
     with torch.no_grad():
-        x, targets = getattr(data, "long", data.batch)(torch.Generator().manual_seed(7))
-        y = model(x)[0]
         if hasattr(data, "asked"):
-            return float(data.asked(y, targets).mean()) / data.baseline
-        return float(mean(data.losses(y, targets), targets)) / data.baseline
+            generator = torch.Generator().manual_seed(7)
+            lines = [data.look(generator) for _ in range(50)]
+            return sum(float(data.asked(model(x)[0], t)) for x, t in lines) / 50 / data.baseline
+        x, targets = data.batch(torch.Generator().manual_seed(7))
+        return float(mean(data.losses(model(x)[0], targets), targets)) / data.baseline
 
 
 def main() -> None:
@@ -243,7 +245,11 @@ def main() -> None:
         data, (cell, layers) = PROBLEMS[name](), KINDS[kind]
         model = train(data, cell, layers, given.updates or data.updates, seed)
         share, what = solved(model, data), f"{name}, {layers} × {cell}, seed {seed}"
-        for bias, guess, of_guess, K, here, other, least in look(model, data, given.biases):
+        generator = torch.Generator().manual_seed(99)
+        rows = [look(model, data, given.biases, generator) for _ in range(data.looks)]
+        for bias, guess, of_guess, K, here, other, least in (
+            row for found in rows for row in found
+        ):
             for key, value in zip(worst, (of_guess, here, other), strict=True):
                 worst[key] = max(worst[key], value / bias)
             print(

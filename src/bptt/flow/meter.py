@@ -251,8 +251,9 @@ class FlowMeter:
         lags = np.arange(len(mean))
         by_lag = ByLag(lags, mean, mean, mean, count, ratio)
         decay = fit_decay(by_lag)
-        growth = float(mean[1:].max() / mean[1]) if len(mean) > 2 and mean[1] > 0 else 0.0
-        growth = growth if np.isfinite(mean[1:]).all() else math.inf
+        growth = math.inf
+        if np.isfinite(mean[1:]).all():
+            growth = float(mean[1:].max() / mean[1]) if len(mean) > 2 and mean[1] > 0 else 0.0
         horizon = find_horizon(by_lag, decay, self.threshold)
         known = np.where(np.isnan(mean) & (lags == 0), 0, mean)
         self._probe = Probe(self._updates, horizon, decay, growth, tuple(known.tolist()))
