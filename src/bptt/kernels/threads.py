@@ -135,8 +135,8 @@ def _cgroups(memberships: str, mounts: str) -> Iterator[str]:
             continue
         # A container may have its own cgroup mounted, under the path that it has on the host, or
         # be in one that lies outside of what it sees.
-        path = paths[version]
-        inside = path.relative_to(seen) if path.is_relative_to(seen) else PurePosixPath()
+        own = paths[version]
+        inside = own.relative_to(seen) if own.is_relative_to(seen) else PurePosixPath()
         for part in (inside, *inside.parents) if ".." not in inside.parts else ("",):
             yield f"{mounted}/{part}"
 

@@ -436,40 +436,37 @@ bool check_crowd() {
     return same;
 }
 
-// When a team gets smaller and when it grows again, on a clock of its own.
+// When a team gets smaller and when it grows again.
 bool check_limit() {
     constexpr int64_t MS = 1000000;
     Limit limit;
-    int64_t now = 0;
-    auto calls = [&](int64_t ms, int asked, double waited) {
-        int team = 0;
-        for (const int64_t end = now + ms * MS; now < end; now += MS) {
-            team = limit.team(asked, now);
-            if (team > 1) limit.took(team, MS, team == asked ? int64_t(waited * MS) : 0, now + MS);
+    // Calls of a millisecond each, in which a team of `late` threads waits for a part of the time.
+    auto calls = [&](int number, int asked, int late, double waited) {
+        int team = 0, tried = 0;
+        for (int i = 0; i < number; i++) {
+            team = limit.team(asked);
+            tried += team == asked;
+            limit.took(team, asked, MS, team == late ? int64_t(waited * MS) : 0);
         }
-        return team;
+        return std::make_pair(team, tried);
     };
     const bool right[] = {
-        calls(1000, 2, 0.35) == 2,  // as long as two are faster
-        calls(20, 2, 0.5) == 1,     // half of the time is one thread's
-        calls(80, 2, 0.5) == 1,
-        calls(20, 2, 0.0) == 2,     // tried again
-        calls(1000, 2, 0.0) == 2,
-        calls(20, 4, 0.3) == 3,     // one of four is late: one less
-        calls(20, 1, 0.0) == 1,
-        calls(4000, 4, 0.0) == 4,
+        calls(1000, 2, 2, 0.35).first == 2,  // as long as two are faster
+        calls(20, 2, 2, 0.5).first == 1,     // half of the time is one thread's
+        calls(80, 2, 2, 0.5).first == 1,
+        calls(20, 2, 2, 0.0).first == 2,     // tried again
+        calls(1000, 2, 2, 0.0).first == 2,
+        calls(20, 4, 4, 0.3).first == 3,     // one of four is late: one less
+        calls(20, 1, 1, 0.0).first == 1,
+        calls(4000, 4, 4, 0.0).first == 4,
     };
-    const bool all = std::all_of(std::begin(right), std::end(right), [](bool r) { return r; });
-    // In vain more and more seldom.
-    int tried = 0;
-    for (const int64_t end = now + 20000 * MS; now < end; now += MS) {
-        const int team = limit.team(2, now);
-        tried += team == 2;
-        if (team == 2) limit.took(team, MS, MS / 2, now + MS);
-    }
-    const bool seldom = 50 < tried && tried < 250;
-    std::printf("the limit of threads %s\n", all && seldom ? "is right" : "is WRONG");
-    return all && seldom;
+    bool all = std::all_of(std::begin(right), std::end(right), [](bool r) { return r; });
+    const int tried = calls(20000, 2, 2, 0.5).second;
+    all = all && 50 < tried && tried < 250;  // in vain more and more seldom
+    limit.took(2, 2, 3600000 * MS, 3600000 * MS);  // the process was stopped for an hour
+    all = all && calls(9900, 2, 2, 0).first == 1 && calls(200, 2, 2, 0).first == 2;
+    std::printf("the limit of threads %s\n", all ? "is right" : "is WRONG");
+    return all;
 }
 
 // The functions on as many elements as do and do not fill vectors, and the peak's threads.

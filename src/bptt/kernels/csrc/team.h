@@ -38,11 +38,15 @@ template <class Work> void run(const bptt_threads &threads, int asked, Work work
         int team;
         int64_t entered, left;  // when the caller did
     } shared{threads, work, {}, 1, 0, 0};
-    const bool several = asked > 1 && threads.parallel;
-    const int64_t begun = several ? nanoseconds() : 0;
-    const int team = several ? limit.team(asked, begun) : 1;
+    if (asked <= 1 || !threads.parallel) {
+        work(Member{0, 1, &shared.barrier});
+        return;
+    }
+    const int64_t begun = nanoseconds();
+    const int team = limit.team(asked);
     if (team == 1) {
         work(Member{0, 1, &shared.barrier});
+        limit.took(1, asked, nanoseconds() - begun, 0);
         return;
     }
     threads.parallel(
@@ -55,13 +59,12 @@ template <class Work> void run(const bptt_threads &threads, int asked, Work work
             if (me.number == 0) s.left = nanoseconds();
         },
         &shared, unsigned(team), 0);
-    if (shared.team == 1) return;
+    const int64_t wall = nanoseconds() - begun;
     // OpenMP too waits, for who is late to begin or to leave.
     constexpr int64_t USUAL = 50000;
-    const int64_t ended = nanoseconds();
-    const int64_t around = std::max<int64_t>(0, shared.entered - begun + ended - shared.left - USUAL);
-    const int64_t within = shared.barrier.waited() / (shared.team - 1);  // all but who was late
-    limit.took(shared.team, ended - begun, around + within, ended);
+    const int64_t around = wall - (shared.left - shared.entered) - USUAL;
+    const int64_t within = shared.barrier.waited() / std::max(1, shared.team - 1);  // all but one
+    limit.took(shared.team, asked, wall, std::max<int64_t>(0, around) + within);
 }
 
 }  // namespace
