@@ -81,8 +81,8 @@ def check_step(given: Given, t: int, state: Any) -> None:
         state: the state before it.
 
     Raises:
-        ValueError: the module keeps a state in itself, or detaches the one that it is handed or
-            returns.
+        ValueError: the module keeps a state in itself, detaches the one that it is handed or
+            returns, or mixes the sequences of a batch.
     """
     x, before = given.layout.piece(given.inputs, t), _leaves(state)
     with _aside(given):
@@ -95,12 +95,29 @@ def check_step(given: Given, t: int, state: Any) -> None:
                 f"module returned two different results, so it keeps a state in itself; {WAY_OUT}"
             )
         check_attached(given, after)
+        if (given.layout.batch or 1) > 1:
+            _check_independent(given, before, y, after)
         found = _gradients((y, after), before)
     if all(g is None for g in found):
         raise ValueError(_detached(given, "the state that it is handed, or does not use it"))
     is_whole = None not in found and all(s.requires_grad for s in floats(after))
     if not is_whole and t + 1 < given.layout.steps and not _goes_on(given, t, state):
         raise ValueError(_detached(given, "a part of the state"))
+
+
+def _check_independent(given: Given, before: Any, y: Any, after: Any) -> None:
+    """Refuse a step whose first sequence depends on the state of another one."""
+    layout, dim = given.layout, given.layout.state_dim
+    own = [v.narrow(1 - layout.time, 0, 1) for v in floats(y)]
+    own += [s.narrow(dim, 0, 1) for s in floats(after)]
+    for g in _gradients(own, before):
+        if g is not None and bool(g.narrow(dim, 1, g.shape[dim] - 1).any()):
+            raise ValueError(
+                f"{given.function}: what the module returns for one sequence depends on the state "
+                f"of another one; expected the batch in dimension {1 - layout.time} of the inputs "
+                f"and outputs and in dimension {dim} of the state (say where it is with "
+                "batch_first and state_batch_dim), and sequences that are independent"
+            )
 
 
 def _detached(given: Given, what: str) -> str:
@@ -147,7 +164,8 @@ def _gradients(of: Any, state: Any) -> list[Tensor | None]:
     if not roots:
         return [None] * len(leaves)
     ones = [torch.ones_like(v) for v in roots]
-    return list(torch.autograd.grad(roots, leaves, ones, allow_unused=True))
+    found = torch.autograd.grad(roots, leaves, ones, retain_graph=True, allow_unused=True)
+    return list(found)
 
 
 def _are_close(first: list[Tensor], second: list[Tensor]) -> bool:

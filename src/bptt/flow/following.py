@@ -115,6 +115,8 @@ def gradient_flow(
     _check_words(layout.steps, tokens=tokens, targets=targets)
     _check_switches(excerpt=excerpt, check=check)
     _check_budget(budget)
+    _check_switch("attribution", attribution)
+    _check_switch("dynamics", dynamics)
     attributed = _is_attributed(attribution, inputs)
     has_dynamics = _has_dynamics(dynamics, given)
     begin = partial(cotangents, loss_fn=loss_fn, pairs=pairs, time=layout.time, check=check)
@@ -155,7 +157,6 @@ def gradient_flow(
 
 
 def _is_attributed(wanted: bool | None, inputs: Any) -> bool:
-    _check_switch("attribution", wanted)
     can = any(is_float(x) for x in leaves_of(inputs))
     if wanted and not can:
         raise ValueError(
@@ -166,24 +167,23 @@ def _is_attributed(wanted: bool | None, inputs: Any) -> bool:
 
 
 def _has_dynamics(wanted: bool | None, given: Given) -> bool:
-    _check_switch("dynamics", wanted)
     if wanted:
         given.needs_batch()
     return given.ours is not None if wanted is None else wanted
 
 
-def _check_switch(name: str, value: bool | None) -> None:
+def _check_switch(name: str, value: object) -> None:
     if not isinstance(value, bool | None):
         raise TypeError(f"gradient_flow: {name} must be True, False or None, got {value!r}")
 
 
-def _check_switches(**given: bool) -> None:
+def _check_switches(**given: object) -> None:
     for name, value in given.items():
         if not isinstance(value, bool):
             raise TypeError(f"gradient_flow: {name} must be True or False, got {value!r}")
 
 
-def _check_budget(budget: int) -> None:
+def _check_budget(budget: object) -> None:
     if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
         raise ValueError(f"gradient_flow: budget must be a number of bytes, got {budget!r}")
 

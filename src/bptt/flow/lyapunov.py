@@ -99,7 +99,7 @@ def lyapunov_exponents(
         return merge([exponents_of(layer, k, warmup) for layer in layers], k)
 
 
-def _check(k: int | None, warmup: int | None) -> None:
+def _check(k: object, warmup: object) -> None:
     for name, value in (("k", k), ("warmup", warmup)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
             raise ValueError(f"lyapunov_exponents: {name} must be a whole number, got {value!r}")

@@ -379,8 +379,9 @@ def _norm_of(module: Any) -> float:
     )
 
 
-def _number(norm: float | Tensor) -> float:
-    if isinstance(norm, bool | str) or (isinstance(norm, Tensor) and norm.numel() != 1):
+def _number(norm: Any) -> float:
+    is_number = isinstance(norm, float | int) and not isinstance(norm, bool)
+    if not is_number and not (isinstance(norm, Tensor) and norm.numel() == 1):
         raise TypeError(f"FlowMeter.update: expected the gradient's norm, a number, got {norm!r}")
     return float(norm)
 
