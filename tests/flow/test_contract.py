@@ -107,7 +107,7 @@ def returns_an_object(self, x, state):
         (detaches_the_cell, ValueError, "detaches a part of the state"),
         (detaches_the_cell_that_comes, ValueError, "detaches a part of the state"),
         (is_without_graph, ValueError, "detaches the state that it returns"),
-        (returns_outputs_only, TypeError, "got Tensor; .*init_hidden=False"),
+        (returns_outputs_only, TypeError, "got a Tensor; .*init_hidden=False"),
         (keeps_its_state, ValueError, "keeps a state in itself; take the state as an argument"),
         (keeps_its_state_behind_another, ValueError, "keeps a state in itself"),
         (returns_no_state, TypeError, "got None; .*init_hidden=False"),
@@ -122,7 +122,7 @@ def test_a_state_that_cannot_be_followed_is_refused(measurement, body, error, me
 
 def test_outputs_in_one_tensor_of_two_sequences_are_no_pair():
     """Of B = 2 a tensor can be unpacked as if it were outputs and a state."""
-    with pytest.raises(TypeError, match=r"expected the module to return \(outputs, state\)"):
+    with pytest.raises(TypeError, match=r"the module must return \(outputs, state\)"):
         gradient_flow(lambda x, s: x[0], torch.randn(4, 2, 3))
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -25,12 +26,13 @@ def call(given: Given, x: Any, state: Any) -> tuple[Any, Any]:
     Raises:
         TypeError: it did not.
     """
-    found = given.module(x, map_tensors(Tensor.clone, state))  # it may change its own in place
+    with _eagerly():
+        found = given.module(x, map_tensors(Tensor.clone, state))  # it may change its own in place
     if not isinstance(found, tuple | list) or len(found) != 2:
-        what = type(found).__name__
-        what = f"{what} of {len(found)}" if isinstance(found, tuple | list) else what
+        got = f"a {type(found).__name__}"
+        got = f"{got} of {len(found)}" if isinstance(found, tuple | list) else got
         raise TypeError(
-            f"{given.function}: expected the module to return (outputs, state), got {what}; if it "
+            f"{given.function}: the module must return (outputs, state), got {got}; if it "
             f"keeps its state in itself, {WAY_OUT}"
         )
     y, after = found
@@ -42,6 +44,14 @@ def call(given: Given, x: Any, state: Any) -> tuple[Any, Any]:
             f"module, got {kind}; if it keeps its state in itself, {WAY_OUT}"
         )
     return y, after
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """Run what is compiled as it was written: derivatives forwards and batches are not compiled."""
+    if "torch._dynamo" not in sys.modules:  # nothing is, and to load it takes seconds
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def check_batch(given: Given, state: Any) -> None:
@@ -84,7 +94,7 @@ def check_step(given: Given, t: int, state: Any) -> None:
         ValueError: the module keeps a state in itself, detaches the one that it is handed or
             returns, or mixes the sequences of a batch.
     """
-    x, before = given.layout.piece(given.inputs, t), _leaves(state)
+    x, before = given.layout.piece(given.inputs, t, t + 1), _leaves(state)
     with _aside(given):
         with same_random_numbers(given.inputs, given.parameters):
             y, after = call(given, x, before)
@@ -145,11 +155,11 @@ def _goes_on(given: Given, t: int, state: Any) -> bool:
         with _aside(given):
             before = _leaves(state)
             if at_once:
-                y, _ = call(given, layout.piece(given.inputs, t, 2), before)
+                y, _ = call(given, layout.piece(given.inputs, t, t + 2), before)
                 y = map_tensors(lambda v: v.narrow(layout.time, 1, 1), y)
             else:
-                _, between = call(given, layout.piece(given.inputs, t), before)
-                y, _ = call(given, layout.piece(given.inputs, t + 1), between)
+                _, between = call(given, layout.piece(given.inputs, t, t + 1), before)
+                y, _ = call(given, layout.piece(given.inputs, t + 1, t + 2), between)
             pairs = zip(floats(before), _gradients(y, before), strict=True)
             found.append([torch.zeros_like(s) if g is None else g for s, g in pairs])
     return _are_close(*found)

@@ -110,7 +110,7 @@ def gradient_flow(
         state_batch_dim=state_batch_dim,
         batch_first=batch_first,
     )
-    layout = given.layout
+    module, layout = given.module, given.layout
     pairs = Pairs.of(layout.steps, layout.batch or 1, times, lags)
     _check_words(layout.steps, tokens=tokens, targets=targets)
     _check_switches(excerpt=excerpt, check=check)

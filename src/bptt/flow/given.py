@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,64 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt.calls import refuse_cell
 from bptt.flow.network import as_ours
-from bptt.pytree import check_leaves, map_tensors, tensors_of
-
-
-class Layout(NamedTuple):
-    """Where time and batch lie in the inputs, and the batch in the state."""
-
-    steps: int
-    batch: int | None
-    """None where there is no dimension of it."""
-    time: int
-    state_dim: int
-
-    @classmethod
-    def of(
-        cls,
-        module: Any,
-        inputs: Any,
-        batch_first: bool | None,
-        state_batch_dim: int | None,
-        function: str = "gradient_flow",
-    ) -> Layout:
-        """Find it out, as :func:`bptt.unroll` does.
-
-        Raises:
-            ValueError: the inputs are not all of the same number of steps, or ``batch_first`` is
-                not what the module says.
-        """
-        own = getattr(module, "batch_first", None)
-        if None not in (own, batch_first) and bool(own) is not bool(batch_first):
-            raise ValueError(
-                f"{function}: batch_first={batch_first} was given, and the module has "
-                f"batch_first={own}; leave it out"
-            )
-        first = bool(own if batch_first is None else batch_first)
-        tensors = tensors_of(inputs)
-        batched = 3 if isinstance(module, nn.RNNBase) else 2
-        is_batch = bool(tensors) and tensors[0].dim() >= batched
-        time = int(first and is_batch)
-        lengths = {x.shape[time] if x.dim() > time else 0 for x in tensors}
-        if len(lengths) != 1 or 0 in lengths:
-            layout = "[B, T, ...]" if first else "[T, B, ...]"
-            raise ValueError(
-                f"{function}: expected inputs {layout}, all of the same number of steps, at "
-                f"least one; got {', '.join(str(tuple(x.shape)) for x in tensors) or 'no tensor'}"
-            )
-        dim = getattr(module, "state_batch_dim", 1) if state_batch_dim is None else state_batch_dim
-        batch = tensors[0].shape[1 - time] if is_batch else None
-        return cls(lengths.pop(), batch, time, int(dim))
-
-    def piece(self, inputs: Any, t: int, steps: int = 1) -> Any:
-        """Return the inputs of one step, or of more."""
-        return map_tensors(lambda x: x.narrow(self.time, t, steps), inputs)
-
-    def by_sequence(self, g: Tensor, dim: int) -> Tensor:
-        """Lay out [n, ...] as [n, B, rest], the batch being dimension ``dim`` of what n counts."""
-        if self.batch is None:
-            return g.reshape(len(g), 1, -1)
-        return g.movedim(1 + dim, 1).flatten(2) if g.dim() > 2 else g.unsqueeze(2)
+from bptt.layout import Layout, declared, unwrapped
+from bptt.pytree import check_leaves, tensors_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +66,8 @@ class Given:
                 f"{function}: expected inputs [T, B, ...], got a PackedSequence; look at sequences "
                 "of the same length together, or at one at a time"
             )
-        layout = Layout.of(module, inputs, batch_first, state_batch_dim, function)
+        module = bare(module)
+        layout = Layout.of(module, inputs, batch_first, state_batch_dim, where=function)
         if layout.batch == 0:
             raise ValueError(f"{function}: expected one sequence at least, got a batch of 0")
         ours = as_ours(module)
@@ -134,8 +79,8 @@ class Given:
         if state is not None:
             check_leaves(state, function, "the initial state")
         _check_devices(function, module, inputs, state)
-        resets = _time_first(function, resets, layout)
-        return cls(function, module, ours, inputs, state, layout, resets)
+        at = layout.by_time("resets", resets, function)
+        return cls(function, module, ours, inputs, state, layout, at)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -163,7 +108,7 @@ def _check_module(function: str, module: Any) -> None:
             f"{function}: no gradient can be found under torch.inference_mode(); leave it out, "
             "or use torch.no_grad()"
         )
-    if getattr(module, "bidirectional", False):
+    if declared(module, "bidirectional", False):
         raise ValueError(
             f"{function}: the module is bidirectional: its outputs and states depend on later "
             "steps too, so that a loss has no lag; use bidirectional=False"
@@ -179,20 +124,17 @@ def _check_devices(function: str, module: Any, inputs: Any, state: Any) -> None:
         )
 
 
-def _time_first(function: str, resets: Tensor | None, layout: Layout) -> Tensor | None:
-    """Check resets, and bring them to [T] or [T, B]."""
-    if resets is None:
-        return None
-    T, B = layout.steps, layout.batch or 1
-    both, words = ((B, T), "[B, T]") if layout.time else ((T, B), "[T, B]")
-    is_bool = isinstance(resets, Tensor) and resets.dtype == torch.bool
-    if not is_bool or tuple(resets.shape) not in ((T,), both):
-        found = type(resets).__name__
-        if isinstance(resets, Tensor):
-            found = f"{resets.dtype} of {tuple(resets.shape)}"
-        raise ValueError(
-            f"{function}: expected resets bool of shape {(T,)} or {both}, [T] or {words}, "
-            f"got {found}"
-        )
-    resets = resets.detach()
-    return resets.t() if layout.time and resets.dim() == 2 else resets
+def bare(module: Any) -> Any:
+    """Return the module inside wrappers that would do more than run it.
+
+    DistributedDataParallel would talk to the other processes, which may not measure, and a compiled
+    module be compiled once more, for single steps. What shards the parameters stays.
+    """
+    inside = unwrapped(module)
+    return module if _is_sharded(module) else inside
+
+
+def _is_sharded(module: Any) -> bool:
+    sharding = ("FullyShardedDataParallel", "DeepSpeedEngine")
+    parts = module.modules() if isinstance(module, nn.Module) else []
+    return any(type(part).__name__ in sharding for part in parts)

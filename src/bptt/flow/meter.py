@@ -20,6 +20,7 @@ from bptt.flow.course import Course
 from bptt.flow.lags import ByLag, DecayFit, Horizon, find_horizon, fit_decay, mean_ratio
 from bptt.flow.untouched import untouched
 from bptt.kernels import reports
+from bptt.layout import Layout
 from bptt.pytree import is_float, leaves_of
 
 if TYPE_CHECKING:
@@ -234,8 +235,8 @@ class FlowMeter:
             last = self._steps(inputs) - 1
             flow = self._flow(last, inputs, loss_fn, state, resets)
             if loss_fn is not None and last > 0 and _is_zero(flow):
-                found = self._last_loss(inputs, loss_fn, state, resets)
-                flow = flow if found is None else self._flow(found, inputs, loss_fn, state, resets)
+                t = self._last_loss(inputs, loss_fn, state, resets)
+                flow = flow if t is None else self._flow(t, inputs, loss_fn, state, resets)
         self._has_checked = True
         # As flow.by_lag, without its quantiles, which take longer than all the rest.
         (t,) = flow.times
@@ -265,10 +266,8 @@ class FlowMeter:
         return bool(own if self.batch_first is None else self.batch_first)
 
     def _steps(self, inputs: Any) -> int:
-        from bptt.flow.given import Layout
-
         options = (self.batch_first, self.state_batch_dim)
-        return Layout.of(self.module, inputs, *options, "FlowMeter").steps
+        return Layout.of(self.module, inputs, *options, where="FlowMeter").steps
 
     def _flow(self, t: int, inputs: Any, loss_fn: Any, state: Any, resets: Any) -> GradientFlow:
         from bptt.flow.following import gradient_flow

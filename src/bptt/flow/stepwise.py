@@ -22,9 +22,9 @@ from bptt.crossing import Crossing
 from bptt.flow.contract import call, check_attached, check_batch, check_step, floats
 from bptt.flow.cotangents import Cotangents
 from bptt.flow.flow import StateFlow
-from bptt.flow.given import Given, Layout
+from bptt.flow.given import Given
 from bptt.flow.pairs import Found, Pairs
-from bptt.layout import join
+from bptt.layout import Layout, join, unwrapped
 from bptt.limits import cannot_batch
 from bptt.pytree import is_float, map_tensors, named_leaves
 
@@ -94,7 +94,7 @@ def _run(given: Given, pairs: Pairs, check: bool) -> tuple[list[_Step], list[Any
             checked = True
         with torch.enable_grad():
             state = map_tensors(_leaf, state)
-            x = map_tensors(_leaf, layout.piece(given.inputs, t))
+            x = map_tensors(_leaf, layout.piece(given.inputs, t, t + 1))
             y, after = call(given, x, crossing.reset(t, state))
         check_output(y, 1, layout.time)
         check_batch(given, after)
@@ -126,7 +126,8 @@ def _leaf(v: Tensor) -> Tensor:
 def _names(module: Any, state: Any) -> list[str]:
     """Call the tensors by their place in the nest; those of torch.nn's cells as they are called."""
     places = [place for place, leaf in named_leaves(state) if is_float(leaf)]
-    if isinstance(getattr(module, "cell", None), nn.RNNCellBase) or isinstance(module, nn.RNNBase):
+    cell = unwrapped(getattr(module, "cell", None))
+    if isinstance(cell, nn.RNNCellBase) or isinstance(module, nn.RNNBase):
         return ["hidden", "cell"][: len(places)]
     return [place or "state" for place in places]
 
@@ -225,7 +226,7 @@ class _Walk:
         for g in self.given:
             layered = _is_layered(g[0], self.layout)
             for part in g.unbind(1) if layered else [g]:
-                rows = self.layout.by_sequence(part, 0 if layered else dim)
+                rows = by_sequence(self.layout, part, 0 if layered else dim)
                 self.norms[n][:, place, s] = _real(rows).double().norm(dim=2).t()
                 n += 1
 
@@ -233,11 +234,18 @@ class _Walk:
         total: Any = 0
         dim = 1 - self.layout.time
         for x, g in zip(step.x, found, strict=True):
-            g, x = self.layout.by_sequence(g, dim), self.layout.by_sequence(x.detach()[None], dim)
+            g, x = by_sequence(self.layout, g, dim), by_sequence(self.layout, x.detach()[None], dim)
             flows = _real(g).double() * _real(x)
             total = total + flows.sum(2).t()
         assert self.attribution is not None
         self.attribution[:, self.running, s] = total
+
+
+def by_sequence(layout: Layout, g: Tensor, dim: int) -> Tensor:
+    """Lay out [n, ...] as [n, B, rest], the batch being dimension ``dim`` of what n counts."""
+    if layout.batch is None:
+        return g.reshape(len(g), 1, -1)
+    return g.movedim(1 + dim, 1).flatten(2) if g.dim() > 2 else g.unsqueeze(2)
 
 
 def _real(v: Tensor) -> Tensor:

@@ -282,15 +282,15 @@ def _follow_layers(given: Given) -> Iterator[Trajectory]:
     x = inputs.unsqueeze(1) if inputs.dim() == 2 else inputs
     if module.batch_first and inputs.dim() == 3:
         x = x.transpose(0, 1)
-    given = None if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
-    if given is not None and inputs.dim() == 2:
-        given = tuple(s.unsqueeze(1) for s in given)
+    states = None if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
+    if states is not None and inputs.dim() == 2:
+        states = tuple(s.unsqueeze(1) for s in states)
     for layer in range(module.num_layers):
         w = _weights(module, layer)
         step, size = _cell_step(cell, w), sum(_sizes(cell, w))
         rows = x.new_zeros(x.shape[1], size)
-        if given is not None:
-            rows = torch.cat([s[layer] for s in given], dim=1)
+        if states is not None:
+            rows = torch.cat([s[layer] for s in states], dim=1)
         before, after = [], []
         for t, x_t in enumerate(x):
             before.append(reset_rows(resets, t, rows))
@@ -336,7 +336,7 @@ def _cell_step(cell: Cell, w: Weights) -> Step:
 def _follow_steps(given: Given) -> Trajectory:
     layout, state, resets = given.layout, given.state, given.resets
     T, B, dim = layout.steps, layout.batch or 1, layout.state_dim
-    xs = [layout.piece(given.inputs, t) for t in range(T)]
+    xs = [layout.piece(given.inputs, t, t + 1) for t in range(T)]
     forms: dict[int, _Form] = {}
     before, after = [], []
     for t, x in enumerate(xs):
