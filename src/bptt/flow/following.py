@@ -53,8 +53,8 @@ def gradient_flow(
     where torch knows how to batch it, and one by one where it does not.
 
     Gradients are those of the network as it is: in training mode units are dropped, the same ones
-    for all losses, which takes numbers from torch's generator as any forward pass does. No ``grad``
-    of a parameter is touched.
+    for all losses. The module and torch's generators are left as they were: no ``grad``, buffer or
+    attribute changes, and the next call drops the same units again unless torch is seeded.
 
     Args:
         module: what :func:`bptt.unroll` takes: ``(inputs, state) -> (outputs, state)``, in one
@@ -78,7 +78,8 @@ def gradient_flow(
             each product with a Jacobian, which takes 10 to 20 times as long as all the rest.
         excerpt: whether the sequences are cut out of longer ones, as a window is of a stream. What
             is suggested then takes into account that the gradient goes on beyond the first step.
-        resets: [T] or [T, B] bool: the state is set to zero before step t where it is true.
+        resets: [T], or [T, B] ([B, T] where the module is ``batch_first``) bool: the state is set
+            to zero before step t where it is true.
         tokens: what is fed in at each step, in words, for reports, [T].
         targets: what is to be predicted, [T].
         name: what to call it in a report; by default the module's class and size.
@@ -88,13 +89,15 @@ def gradient_flow(
         budget: bytes that gradients on their way may take; the losses of as many steps as fit
             into it travel together. Results do not depend on it.
         check: whether to make sure that the losses followed depend on their own steps only, which
-            takes a second backward pass through ``loss_fn``.
+            takes a second backward pass through ``loss_fn``; and of a foreign module, by some more
+            calls of one step, that all of its state is in what it returns.
 
     Raises:
         RuntimeError: it is called under ``torch.inference_mode()``.
-        TypeError: the module is nothing that can be called.
-        ValueError: sizes do not fit; the module has two directions; losses are not one for each
-            step, or depend on other steps.
+        TypeError: the module cannot be called, or does not return outputs and a state whose
+            tensors can be seen; or an option is of another type.
+        ValueError: sizes do not fit; the module has two directions, keeps a state in itself or
+            detaches it; losses are not one for each step, or depend on other steps.
 
     >>> import torch, bptt
     >>> flow = bptt.gradient_flow(torch.nn.LSTM(3, 8), torch.randn(50, 4, 3))
