@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import bptt
+import bptt.pytree
 from bptt.errors import ConfigError
 
 
@@ -139,3 +140,79 @@ def test_memory_changes_no_more_than_the_rounding():
         ):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
         stream = after
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "torch", "batch_first", "cell"])
+@pytest.mark.parametrize("each", [True, False])
+def test_resets_cover_the_past_that_runs_again(kind, each):
+    module, x = network(kind), torch.randn(16, 2, 3).double()
+    resets = torch.zeros(16, 2, dtype=torch.bool) if each else torch.zeros(16, dtype=torch.bool)
+    if each:
+        resets[5, 1] = resets[10, 0] = resets[11, 1] = True
+    else:
+        resets[5] = resets[10] = True
+    time = int(kind == "batch_first")
+    if time:
+        x, resets = x.transpose(0, 1), resets.t() if each else resets
+    of_time = time if each else 0
+    credit = bptt.Truncated(every=4, reach=10)
+    y, _ = bptt.unroll(module, x, credit=credit, resets=resets)
+    whole = torch.autograd.grad(y.square().sum(), list(module.parameters()))
+    total = [torch.zeros_like(p) for p in module.parameters()]
+    stream, outputs = bptt.Stream(), []
+    for n, (window, at) in enumerate(zip(x.split(4, time), resets.split(4, of_time), strict=True)):
+        given = at if n != 3 or at.any() else None  # without any, the same as all False
+        z, stream = stream.advance(module, window, credit=credit, resets=given)
+        found = torch.autograd.grad(z.square().sum(), list(module.parameters()))
+        total = [a + b for a, b in zip(total, found, strict=True)]
+        outputs.append(z.detach())
+    torch.testing.assert_close(torch.cat(outputs, time), y.detach(), rtol=0, atol=1e-12)
+    for a, b in zip(total, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "torch", "cell"])
+@pytest.mark.parametrize("reach", [4, 6, 13])
+def test_the_state_is_the_state_now(kind, reach):
+    module, x = network(kind), torch.randn(21, 2, 3).double()
+    _, _, stream = along(module, x[:16], bptt.Truncated(every=4, reach=reach))
+    _, final = module(x[:16])
+    torch.testing.assert_close(module(x[16:], stream.state)[0], module(x)[0][16:])
+    for a, b in zip(bptt.pytree.leaves_of(stream.state), bptt.pytree.leaves_of(final), strict=True):
+        torch.testing.assert_close(a, b.detach())
+        assert not a.requires_grad
+
+
+def test_windows_and_reach_may_change_in_length():
+    module, x = network("gru"), torch.randn(20, 2, 3).double()
+    stream, outputs, first = bptt.Stream(), [], 0
+    for every, reach in ((4, 8), (2, 9), (5, 6), (3, 3), (1, 12), (5, 5)):
+        credit = bptt.Truncated(every=every, reach=reach)
+        y, stream = stream.advance(module, x[first : first + every], credit=credit)
+        outputs.append(y)
+        first += every
+    torch.testing.assert_close(torch.cat(outputs), module(x)[0], rtol=0, atol=1e-12)
+
+
+def test_a_window_of_another_batch_is_refused():
+    module, credit = network("gru"), bptt.Truncated(every=3, reach=6)
+    _, stream = bptt.Stream().advance(module, torch.randn(3, 2, 3).double(), credit=credit)
+    with pytest.raises(
+        ValueError, match=r"\[\(2, 3\)\], got \[\(4, 3\)\]; begin with a new Stream"
+    ):
+        stream.advance(module, torch.randn(3, 4, 3).double(), credit=credit)
+
+
+def test_batch_first_may_be_given():
+    gru = network("batch_first")
+    credit, x = bptt.Truncated(every=3, reach=8), torch.randn(2, 12, 3).double()
+    want, outputs, _ = along(gru, x, credit)
+    total, stream, found = [torch.zeros_like(p) for p in gru.parameters()], bptt.Stream(), []
+    for window in x.split(3, dim=1):
+        y, stream = stream.advance(lambda x, s: gru(x, s), window, credit=credit, batch_first=True)
+        gradients = torch.autograd.grad(y.square().sum(), list(gru.parameters()))
+        total = [a + b for a, b in zip(total, gradients, strict=True)]
+        found.append(y.detach())
+    torch.testing.assert_close(torch.cat(found, 1), outputs)
+    for a, b in zip(total, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
