@@ -411,8 +411,9 @@ class Replay:
     def _refuse_detached(self, i: int, x: Any, before: Any, found: tuple[Any, Any]) -> None:
         """Refuse a state without a graph where a gradient is to cross into the segment."""
         _, end = self.segments[i]
-        crosses = end < self.layout.steps and (self.takes_carry or self.crossing.passes(end))
-        if crosses and self.wanted and not self.known and is_detached(*found):
+        if end == self.layout.steps or self.known or not is_detached(*found):
+            return
+        if self.takes_carry or self.crossing.passes(end):
             run = partial(self._call, i)
             refuse_detached(run, self.buffers, x, before, "a single call of it")
 

@@ -119,11 +119,18 @@ def unroll(
     check_callable(module, "bptt.unroll")
     if hasattr(state, "plan"):
         raise TypeError(f"bptt.unroll: {state!r} was given as the state; write credit={state!r}")
-    layout = Layout.of(module, inputs, batch_first, state_batch_dim)
-    crossings = layout.by_time("resets", resets)
     takes_carry = bool(declared(module, "takes_carry", False))
     takes_credit = bool(declared(module, "takes_credit", False))
-    if takes_credit and memory is None and per_sequence is not False:
+    if takes_carry and state_batch_dim not in (None, own := declared(module, "state_batch_dim", 1)):
+        raise ValueError(
+            f"bptt.unroll: state_batch_dim={state_batch_dim} was given, and the module, which "
+            f"takes carry and resets itself, has {own}; leave it out"
+        )
+    hands_on = takes_credit and memory is None and per_sequence is not False
+    if not hands_on or batch_first is not None:
+        layout = Layout.of(module, inputs, batch_first, state_batch_dim)
+        crossings = layout.by_time("resets", resets)
+    if hands_on:
         how = {"credit": credit, "resets": resets, "generator": generator}
         return pair(module(inputs, state, **how), *RETURNS)
     if per_sequence is None:
@@ -178,19 +185,20 @@ def _in_pieces(
     if len(cuts) > 1:
         refuse_bidirectional(module)
     outputs, has_graph, since = [], False, sequence_number()
+    looked_at = {*cuts[1:3], cuts[-1]} - {0}  # a state kept in the module shows in each of them
     for first, end in pairwise([*cuts, layout.steps]):
         x, before = layout.piece(inputs, first, end), crossing.enter(first, state)
-        mark = sequence_number()
+        mark = sequence_number() if first in looked_at else 0
         y, state = pair(module(x, before), *RETURNS)
         check_output(y, end - first, layout.time)
         if first == 0:
             if len(cuts) > 1:
                 check_visible(state)
             check_batch(module, state, layout, end, is_given)
-        elif torch.is_grad_enabled():
+        elif first in looked_at and torch.is_grad_enabled():
             refuse_hidden_path((y, state), before, x, since, mark)
-        crosses = end < layout.steps and crossing.passes(end)
-        if crosses and not has_graph and is_detached(y, state):
+        is_settled = has_graph or end == layout.steps
+        if not is_settled and is_detached(y, state) and crossing.passes(end):
             run, buffers = partial(_run, module), Buffers(modules_in(module))
             refuse_detached(run, buffers, x, before, "a single call of it")
             has_graph = True
