@@ -67,7 +67,7 @@ def serve() -> None:
     """Answer requests until there are no more."""
     import torch
 
-    import bptt.cli.main  # all that children may need
+    import bptt.cli.command_line  # all that children may need
     import bptt.data.rules
     import bptt.language_model.session
 

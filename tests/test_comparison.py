@@ -483,16 +483,16 @@ ERRORS = {
     "a task there is not": (["cpy", ["full"]], {}, "neither a task nor a file 'cpy'.*copy-stream"),
     "a credit there is not": (["copy", ["fll"]], {}, "no credit 'fll'"),
     "twice": (["copy", ["full", "full"]], {}, "full is given twice"),
-    "another task's option": (["adding", ["full"]], {"lag": 3}, "adding has no option 'lag'"),
+    "another task's option": (["adding", ["full"]], {"lag": 3}, "adding has no option lag"),
     "an option of a made task": ([Adding(), ["full"]], {"length": 3}, "made already"),
-    "seeds": (["copy"], {"seeds": 0}, "seeds must be at least 1, got 0"),
-    "hidden": (["copy"], {"hidden": 0}, "hidden must be at least 1"),
-    "layers": (["copy"], {"layers": 0}, "layers must be at least 1"),
-    "updates": (["copy"], {"updates": 0}, "updates must be at least 1"),
-    "rate": (["copy"], {"learning_rate": math.nan}, "learning rate must be above 0"),
-    "minutes": (["copy"], {"max_minutes": 0}, "max minutes must be above 0"),
+    "seeds": (["copy"], {"seeds": 0}, "seeds must be from 1 to 1000000, got 0"),
+    "hidden": (["copy"], {"hidden": 0}, "hidden must be from 1 to"),
+    "layers": (["copy"], {"layers": 0}, "layers must be from 1 to"),
+    "updates": (["copy"], {"updates": 0}, "updates must be from 1 to"),
+    "rate": (["copy"], {"learning_rate": math.nan}, "learning_rate must be above 0"),
+    "minutes": (["copy"], {"max_minutes": 0}, "max_minutes must be above 0"),
     "target": (["copy"], {"target": -1.0}, "target must be above 0"),
-    "threads": (["copy"], {"threads": 0}, "threads must be at least 1"),
+    "threads": (["copy"], {"threads": 0}, "threads must be from 1 to"),
     "cell": (["copy"], {"cell": "cnn"}, "cell must be one of lstm, gru, rnn"),
     "memory": (["copy"], {"memory": "none"}, "memory must be"),
 }
@@ -594,5 +594,5 @@ def test_a_text_s_divergence(book):
 
 
 def test_a_text_has_no_lag(book):
-    with pytest.raises(ConfigError, match="a text has no option 'lag'"):
+    with pytest.raises(ConfigError, match="a text has no option lag"):
         compare(str(book), ["full"], lag=3)

@@ -1,56 +1,37 @@
 """Train recurrent networks through time.
 
-The public names of the package are the ones imported here, and those of the modules that the
+The public names of the package are those of :mod:`bptt.public`, and those of the modules that the
 documentation's reference describes; everything else is private.
 """
 
-from bptt import init, losses, memory
-from bptt.bias import estimator_error
-from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
-from bptt.flow.flow import GradientFlow
-from bptt.flow.following import gradient_flow
-from bptt.flow.lyapunov import lyapunov_exponents
-from bptt.flow.meter import FlowMeter
-from bptt.flow.penalty import vanishing_penalty
-from bptt.language_model import LanguageModel
-from bptt.memory import Recompute, Store
-from bptt.recurrent import GRU, LSTM, RNN
-from bptt.stepwise import Stepwise
-from bptt.streams import Stream
-from bptt.unrolling import unroll
+import importlib
+import os.path
+import sys
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
-__all__ = [  # noqa: RUF022  # grouped by part
-    # Networks
-    "GRU",
-    "LSTM",
-    "RNN",
-    "Stepwise",
-    "Stream",
-    # How far back a loss is credited
-    "Adaptive",
-    "Credit",
-    "Full",
-    "Plan",
-    "Randomized",
-    "Truncated",
-    "estimator_error",
-    "unroll",
-    # How far the gradient reaches
-    "FlowMeter",
-    "GradientFlow",
-    "gradient_flow",
-    "lyapunov_exponents",
-    "vanishing_penalty",
-    # What a backward pass keeps
-    "Recompute",
-    "Store",
-    "memory",
-    # Initial weights
-    "init",
-    # The loss of a readout
-    "losses",
-    # Language models
-    "LanguageModel",
-]
+
+def _is_command() -> bool:
+    """Whether this process is the command ``bptt``, or ``python -m bptt``.
+
+    The command loads torch only once it knows that it needs it, and can be interrupted meanwhile.
+    """
+    name = sys.argv[0] if getattr(sys, "argv", None) else ""
+    if name == "-m":  # this package is what Python is about to run
+        options = sys.orig_argv[:-1]
+        return any(o == "-m" and m == "bptt" for o, m in zip(options, sys.orig_argv[1:]))  # noqa: B905
+    return os.path.splitext(os.path.basename(name))[0] == "bptt"  # noqa: PTH119, PTH122
+
+
+if TYPE_CHECKING or not _is_command():
+    from bptt.public import *  # noqa: F403
+    from bptt.public import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Load the public names when the first one is asked for."""
+        if name == "public" or (name.startswith("__") and name != "__all__"):
+            raise AttributeError(f"module 'bptt' has no attribute {name!r}")
+        public = importlib.import_module("bptt.public")
+        return globals()[name] if name in globals() else getattr(public, name)

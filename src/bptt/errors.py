@@ -4,6 +4,15 @@ Everything here derives from :class:`BpttError`, so that the command line can pr
 line and leave with a non-zero status, while a programming error keeps its traceback.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_as_options = False
+_ARGUMENTS = {"corpus": "a text"}  # given without the name of an option
+_FLAGS = {"reading"}  # options that the command line spells as their value: --lines
+
 
 class BpttError(Exception):
     """Something that was given cannot be used. The message is one line and names the remedy."""
@@ -40,3 +49,33 @@ class DivergedError(BpttError, ArithmeticError):
 
 class BpttWarning(UserWarning):
     """Something the user should know that does not stop the work."""
+
+
+def spelled(name: str, value: object = None) -> str:
+    """Spell an argument as whoever reads the message gave it, with its value if there is one.
+
+    >>> print(spelled("batch_size"), spelled("batch_size", 0))
+    batch_size batch_size=0
+    >>> with spell_options():
+    ...     print(spelled("batch_size"), spelled("batch_size", 0))
+    --batch-size --batch-size 0
+    """
+    if _as_options:
+        if name in _ARGUMENTS:
+            return _ARGUMENTS[name]
+        if name in _FLAGS and value is not None:
+            return f"--{value}"
+        option = "--" + name.replace("_", "-")
+        return option if value is None else f"{option} {value}"
+    return name if value is None else f"{name}={value!r}"
+
+
+@contextmanager
+def spell_options() -> Iterator[None]:
+    """Let messages speak of options, as the command line does, rather than of arguments."""
+    global _as_options
+    before, _as_options = _as_options, True
+    try:
+        yield
+    finally:
+        _as_options = before

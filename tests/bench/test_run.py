@@ -131,13 +131,15 @@ def test_threads_are_set_for_the_run_alone(small, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"cells": ["tree"]}, "--cell must be one of rnn, gru, lstm, got 'tree'"),
+        ({"cells": ["tree"]}, "cell must be one of rnn, gru, lstm, got 'tree'"),
         (
             {"only": ["all"]},
-            "--only must be one of kernels, model, credit, sight, seed, start, threads, got 'all'",
+            "only must be one of kernels, model, credit, sight, seed, start, threads, got 'all'",
         ),
-        ({"threads": 0}, "--threads must be from 1 to 1024, got 0"),
-        ({"threads": 2, "only": ["threads"]}, "--threads: the part threads has numbers of its own"),
+        ({"threads": 0}, "threads must be from 1 to 1024, got 0"),
+        ({"threads": 2, "only": ["threads"]}, "threads: the part threads has numbers of its own"),
+        ({"only": ["seed"], "cells": ["rnn"]}, "cell has no effect on seed: leave it out, or add"),
+        ({"only": ["model", "credit"], "shapes": [Shape(1, 1, 1, 1)]}, "shape has no effect on"),
     ],
 )
 def test_what_cannot_be_measured(given, said):

@@ -19,6 +19,7 @@ from bptt.cli.bench import Show
 
 SMALL = ["--shape", "5/2/3/4", "--rounds", "1", "--quick"]
 ALL_SMALL = ["--rounds", "1", "--quick", "--sentences", "2"]
+ONE_ROUND = ["--rounds", "1", "--quick"]
 
 
 @pytest.fixture
@@ -94,11 +95,11 @@ def test_a_shape_alone_means_layers(bptt):
 
 
 def test_a_cell_alone_means_layers(bptt):
-    assert names(measured(bptt, "--cell", "gru", *ALL_SMALL)) == ["kernels GRU 3/2/4/5"]
+    assert names(measured(bptt, "--cell", "gru", *ONE_ROUND)) == ["kernels GRU 3/2/4/5"]
 
 
 def test_parts(bptt):
-    found = measured(bptt, *SMALL, "--only", "credit", "--only", "start", "--cell", "lstm")
+    found = measured(bptt, *ONE_ROUND, "--only", "credit", "--only", "start", "--cell", "lstm")
     assert names(found) == ["credit LSTM 3/2/4/5"]
     assert found["start"] == {
         "load_milliseconds": None,
@@ -162,9 +163,11 @@ def test_the_files(bptt, tmp_path):
         (["--sentences", "0"], "--sentences must be at least 1, got 0"),
         (["--json", "."], "--json . is a directory: give a file in it"),
         (["--json", "no/a.json"], "--json no/a.json: make the directory no first"),
-        (["--figure", "a.jpg"], "--figure a.jpg: give a name that ends in .png, .svg, .pdf"),
-        (["--json", "a.svg", "--figure", "a.svg"], "--json and --figure are both a.svg"),
-        (["--only", "seed", "--figure", "a.svg"], "--figure draws layers and language models"),
+        (["--figure", "a.jpg"], "--figure a.jpg: expected a name that ends in .png, .svg or .pdf"),
+        (["--json", "a.svg", "--figure", "a.svg"], "--json and --figure are the same file, a.svg"),
+        (["--only", "seed", "--figure", "a.svg"], "--figure has no effect on seed: leave it out"),
+        (["--only", "seed", "--rounds", "2"], "--rounds has no effect on seed: leave it out"),
+        (["--shape", "1/2/3/4", "--sentences", "2"], "--sentences has no effect on kernels"),
     ],
 )
 def test_what_cannot_be(fails, arguments, said):

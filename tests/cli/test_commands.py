@@ -13,7 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-SMALL = ["--hidden", "16", "--steps", "10", "--batch-size", "4", "--threads", "1"]
+SMALL_ROWS = ["--hidden", "16", "--batch-size", "4", "--threads", "1"]
+SMALL = [*SMALL_ROWS, "--steps", "10"]
 
 
 def story(sentences: int = 300) -> str:
@@ -101,7 +102,7 @@ def test_train_evaluate_sample(here):
 
 
 def test_standard_input_and_lines(here):
-    out, _ = bptt("train", "-", *SMALL, "--epochs", 1, "--lines", "--out", "run", text=story())
+    out, _ = bptt("train", "-", *SMALL_ROWS, "--epochs", 1, "--lines", "--out", "run", text=story())
     assert "standard input" in out
     out, _ = bptt("train", "--resume", "run", "--epochs", 2)
     assert "epoch 2/2" in out
@@ -114,7 +115,7 @@ def test_a_table_sentence_by_sentence(here):
     (here / "comments.csv").write_text("id,body\n" + rows)
     out, _ = bptt(
         "train", "comments.csv", "--column", "body", "--level", "word", "--vocabulary", 8000,
-        "--sentences", "--cell", "rnn", *SMALL, "--epochs", 1, "--out", "run",
+        "--sentences", "--cell", "rnn", *SMALL_ROWS, "--epochs", 1, "--out", "run",
     )  # fmt: skip
     assert "RNN (tanh)" in out
     assert json.loads((here / "run/config.json").read_text())["reading"] == "sentences"
@@ -188,7 +189,7 @@ def test_the_time_may_be_limited(here):
 
 
 def test_a_credit_and_a_budget_of_memory(here):
-    options = ["train", "book.txt", *SMALL[:2], *SMALL[4:], "--epochs", 2]
+    options = ["train", "book.txt", *SMALL_ROWS, "--epochs", 2]
     out, err = bptt(
         *options, "--credit", "truncated:every=5,reach=20", "--memory", "recompute:2,segment=5",
         "--out", "run",
@@ -213,7 +214,7 @@ def test_a_credit_and_a_budget_of_memory(here):
 def test_what_an_adaptive_credit_measures_is_shown_and_kept(here):
     pytest.importorskip("tensorboard")
     out, _ = bptt(
-        "train", "book.txt", *SMALL[:2], *SMALL[4:], "--epochs", 2, "--tensorboard",
+        "train", "book.txt", *SMALL_ROWS, "--epochs", 2, "--tensorboard",
         "--credit", "adaptive:0.9,start=9,most=20", "--out", "run",
     )  # fmt: skip
     assert "Credit: Adaptive(0.9, start=9, most=20; reach 9 assumed, nothing measured yet)" in out
@@ -343,6 +344,25 @@ BAD = {
         ["train", "book.txt", "--on-divergence", "rewind", "--most-rewinds", "0"],
         "--most-rewinds must be at least 1, got 0",
     ),
+    "steps of what has none": (
+        ["train", "book.txt", "--sentences", "--steps", "7"],
+        "--steps 7 is for --stream, got --sentences: leave --steps out",
+    ),
+    "two texts to validate on": (
+        ["train", "book.txt", "--valid", "book.txt", "--valid-fraction", ".4"],
+        "--valid-fraction 0.4 has no effect beside --valid: leave --valid-fraction out",
+    ),
+    "going back where it stops": (
+        ["train", "book.txt", "--most-rewinds", "5"],
+        "--most-rewinds 5 is for --on-divergence rewind, got --on-divergence stop",
+    ),
+    "a column of no text": (["evaluate", "x", "--column", "b"], "--column b has no effect without"),
+    "nothing as a place": (["train", "book.txt", "--out", ""], "--out is empty"),
+    "twice": (
+        ["train", "--lr", "1", "--learning-rate", "2"],
+        "--learning-rate or --lr was given 2",
+    ),
+    "yes and no": (["train", "--tied", "--no-tied"], "--tied or --no-tied was given 2 times"),
     "a window too short": (
         ["train", "book.txt", "--credit", "truncated:20", "--steps", "10"],
         "leave --steps out",
@@ -402,7 +422,7 @@ def test_the_horizon_is_shown_beside_the_loss_and_measured(here):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out, err = bptt(
-        "train", "book.txt", *SMALL[:2], *SMALL[4:], "--epochs", 2, "--out", "run", "--tensorboard",
+        "train", "book.txt", *SMALL_ROWS, "--epochs", 2, "--out", "run", "--tensorboard",
         "--flow-every", 20, "--credit", "truncated:1", "--max-tokens", 400,
     )  # fmt: skip
     assert not err

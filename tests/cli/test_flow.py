@@ -113,8 +113,10 @@ def test_a_table_and_another_encoding(bptt, fails, trained, tmp_path):
         assert found["tokens"][:3] == ["Jane", "greets", "John"]
         (found,) = documents(bptt, *given, "--file", "old.txt", "--encoding", "latin-1")
         assert found["tokens"][1] == "Jane"
-    assert "--column is of a file" in fails(run, "--column", "body")
-    assert "--encoding is of a file" in fails(run, "--text", text, "--encoding", "latin-1")
+    assert "--column body has no effect without --file" in fails(run, "--column", "body")
+    assert "--encoding latin-1 has no effect without --file" in fails(
+        run, "--text", text, "--encoding", "latin-1"
+    )
 
 
 def test_of_a_stream_that_goes_on_what_is_looked_at_is_an_excerpt(bptt, trained):
@@ -243,7 +245,7 @@ def test_what_does_not_fit_together(fails, trained):
     assert "untrained rnn" in fails("--cell", "gru", "--nonlinearity", "tanh")
     assert "untrained rnn" in fails(run, "--nonlinearity", "tanh")
     for option in ("--hidden", "--layers", "--seed"):
-        assert f"{option} is of an untrained network" in fails(run, option, "1")
+        assert f"{option} 1 has no effect without --cell" in fails(run, option, "1")
 
 
 def test_runs_and_texts_that_cannot_be_used(fails, trained, tmp_path):

@@ -434,7 +434,7 @@ def test_nothing_asked_has_no_accuracy():
         (
             "adding",
             {"lag": 3},
-            "the task adding has no option 'lag'; it has batch_size, seed, length, marks",
+            "the task adding has no option lag; it has batch_size, seed, length, marks",
         ),
         ("copy", {"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ("copy", {"seed": -1}, "seed must be at least 0 and below 2**63, got -1"),

@@ -18,21 +18,21 @@ def test_goes_through_json_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden": 0}, "--hidden must be at least 1, got 0"),
-        ({"hidden": 2.5}, "--hidden must be a whole number, got 2.5"),
-        ({"hidden": True}, "--hidden must be a whole number, got True"),
-        ({"cell": "lstn"}, "--cell must be one of rnn, gru, lstm, got 'lstn'"),
+        ({"hidden": 0}, "hidden must be at least 1, got 0"),
+        ({"hidden": 2.5}, "hidden must be a whole number, got 2.5"),
+        ({"hidden": True}, "hidden must be a whole number, got True"),
+        ({"cell": "lstn"}, "cell must be one of rnn, gru, lstm, got 'lstn'"),
         (
             {"learning_rate": float("nan")},
-            "--learning-rate must be a finite number or null, got nan",
+            "learning_rate must be a finite number or null, got nan",
         ),
-        ({"learning_rate": -1.0}, "--learning-rate must be at least 0"),
-        ({"corpus": "book.txt"}, "--corpus must be a list of str, got 'book.txt'"),
-        ({"valid": "book.txt"}, "--valid must be a list of str, got 'book.txt'"),
-        ({"seed": 2**63}, "--seed must be at most 9223372036854775807, got 9223372036854775808"),
-        ({"vocabulary": 10**21}, "--vocabulary must be at most 1000000000"),
-        ({"threads": 1025}, "--threads must be at most 1024, got 1025"),
-        ({"patience": "3"}, "--patience must be a whole number or null"),
+        ({"learning_rate": -1.0}, "learning_rate must be at least 0"),
+        ({"corpus": "book.txt"}, "corpus must be a list of str, got 'book.txt'"),
+        ({"valid": "book.txt"}, "valid must be a list of str, got 'book.txt'"),
+        ({"seed": 2**63}, "seed must be at most 9223372036854775807, got 9223372036854775808"),
+        ({"vocabulary": 10**21}, "vocabulary must be at most 1000000000"),
+        ({"threads": 1025}, "threads must be at most 1024, got 1025"),
+        ({"patience": "3"}, "patience must be a whole number or null"),
     ],
 )
 def test_refuses_values_of_the_wrong_kind_in_a_file(tmp_path, options, message):
@@ -44,17 +44,17 @@ def test_refuses_values_of_the_wrong_kind_in_a_file(tmp_path, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden": 0}, "--hidden must be at least 1, got 0"),
+        ({"hidden": 0}, "hidden must be at least 1, got 0"),
         (
             {"learning_rate": float("inf")},
-            "--learning-rate must be a finite number or null, got inf",
+            "learning_rate must be a finite number or null, got inf",
         ),
-        ({"dropout": 1.0}, "--dropout must be at least 0 and below 1"),
-        ({"valid_fraction": 1.5}, "--valid-fraction"),
-        ({"tied": True, "embedding": 3}, "--tied needs an embedding of the hidden layer's size"),
-        ({"nonlinearity": "relu"}, "is for --cell rnn, got --cell lstm"),
-        ({"momentum": 0.9}, "--momentum is for --optimizer sgd"),
-        ({"sampling": "random", "reading": "lines"}, "--sampling random is for streams"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"valid_fraction": 1.5}, "valid_fraction"),
+        ({"tied": True, "embedding": 3}, "tied needs an embedding of the hidden layer's size"),
+        ({"nonlinearity": "relu"}, "nonlinearity='relu' is for cell='rnn', got cell='lstm': leave"),
+        ({"momentum": 0.9}, "momentum=0.9 is for optimizer='sgd', got"),
+        ({"sampling": "random", "reading": "lines"}, "sampling='random' is for reading='stream'"),
     ],
 )
 def test_refuses_what_does_not_fit(options, message):

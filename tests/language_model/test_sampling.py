@@ -91,14 +91,16 @@ def test_drawn_as_often_as_the_probabilities_say():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"length": -1}, "--length"),
-        ({"temperature": -1.0}, "--temperature"),
-        ({"temperature": math.nan}, "--temperature"),
-        ({"top_k": 0}, "--top-k"),
-        ({"top_p": 0.0}, "--top-p"),
-        ({"top_p": 1.5}, "--top-p"),
-        ({"seed": -1}, "--seed"),
-        ({"seed": 2**63}, "--seed"),
+        ({"length": -1}, "length must be"),
+        ({"temperature": -1.0}, "temperature must be"),
+        ({"temperature": math.nan}, "temperature must be"),
+        ({"top_k": 0}, "top_k must be"),
+        ({"top_p": 0.0}, "top_p must be"),
+        ({"top_p": 1.5}, "top_p must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"seed": 2**63}, "seed must be"),
+        ({"temperature": 0.0, "top_k": 3}, "top_k=3 has no effect with temperature=0"),
+        ({"temperature": -0.0, "top_p": 0.5}, "top_p=0.5 has no effect with temperature=0"),
     ],
 )
 def test_options_out_of_range_are_refused_at_once(model, options, message):

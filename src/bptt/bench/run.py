@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -19,7 +19,7 @@ from bptt.bench.seed import measure_seed_epoch
 from bptt.bench.shapes import GATES, MODELS, SHAPES, Shape
 from bptt.bench.sight import measure_sight
 from bptt.bench.timing import Effort, Pace, Stopped
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, spelled
 from bptt.kernels import backend
 
 SECTIONS = {
@@ -32,6 +32,31 @@ SECTIONS = {
     "threads": "a layer where threads have to share processors",
 }
 """What can be measured; the processor's limits always are."""
+
+
+USED_BY = {
+    "shape": ("kernels", "threads"),
+    "cell": ("kernels", "credit", "threads"),
+    "rounds": ("kernels", "model", "credit", "sight", "threads"),
+    "sentences": ("seed",),
+    "figure": ("kernels", "model"),
+}
+"""The sections in which an option has an effect."""
+
+
+def check_used(given: Iterable[str], sections: Sequence[str]) -> None:
+    """Refuse options that have no effect in the sections that are measured.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for option in given:
+        used = USED_BY.get(option, ())
+        if used and sections and not {*used} & {*sections}:
+            raise ConfigError(
+                f"{spelled(option)} has no effect on {' and '.join(sections)}: leave it out, or "
+                "add " + " or ".join(spelled("only", section) for section in used)
+            )
 
 
 class Watch:
@@ -91,10 +116,13 @@ def bench(
     """
     _check("cell", cells, GATES)
     _check("only", only, SECTIONS)
+    check_used([n for n, given in (("shape", shapes), ("cell", cells)) if given], only)
     if threads is not None and not 1 <= threads <= 1024:
-        raise ConfigError(f"--threads must be from 1 to 1024, got {threads}")
+        raise ConfigError(f"{spelled('threads')} must be from 1 to 1024, got {threads}")
     if threads is not None and list(only) == ["threads"]:
-        raise ConfigError("--threads: the part threads has numbers of its own; leave it out")
+        raise ConfigError(
+            f"{spelled('threads')}: the part threads has numbers of its own; leave it out"
+        )
     watch, effort = watch or Watch(), effort or Effort()
     with _threads(threads):
         jax, no_jax = jax_scan.load(torch.get_num_threads())
@@ -118,7 +146,7 @@ def bench(
 def _check(option: str, given: Sequence[str], known: Sequence[str] | dict[str, Any]) -> None:
     for name in given:
         if name not in known:
-            raise ConfigError(f"--{option} must be one of {', '.join(known)}, got {name!r}")
+            raise ConfigError(f"{spelled(option)} must be one of {', '.join(known)}, got {name!r}")
 
 
 @contextmanager

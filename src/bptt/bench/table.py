@@ -43,7 +43,7 @@ def print_bench(found: Bench, console: Console) -> None:
 
 def write_bench(found: Bench, width: int = WIDTH) -> str:
     """Write what was measured as plain text."""
-    console = Console(file=io.StringIO(), width=width, highlight=False, emoji=False)
+    console = Console(file=io.StringIO(), width=width, highlight=False, emoji=False, markup=False)
     console.print("\n".join(heading(found)), markup=False)
     for title, section, write in (
         (f"A training step of a layer; shape: T/B/I/H{LEGEND}", "kernels", _steps),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, spelled
 
 Step = Callable[[], float]
 """Does its work once, and gives the seconds that what is to be timed took."""
@@ -38,9 +38,12 @@ class Effort:
 
     def __post_init__(self) -> None:
         """Check that there is something to measure."""
-        for name, least in (("rounds", 1), ("sentences", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        for name, most in (("rounds", 10**6), ("sentences", 79_000)):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{spelled(name)} must be at least 1, got {value}")
+            if value > most:
+                raise ConfigError(f"{spelled(name)} must be at most {most}, got {value}")
 
     @classmethod
     def quick(cls) -> Effort:

@@ -1,5 +1,19 @@
 """The command line: parse, call, print."""
 
-from bptt.cli.main import main
+import sys
+
+from bptt.cli.interrupts import Interrupts
 
 __all__ = ["main"]
+
+
+def main() -> None:
+    """Run ``bptt``, as its script does; what the user did wrong is one line and a status."""
+    interrupts = Interrupts()
+    with interrupts.handled():
+        from bptt.cli.command_line import (
+            run,
+        )  # not before a signal is heard, because it takes its time
+
+        status = run(interrupts)
+    sys.exit(status)

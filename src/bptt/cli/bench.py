@@ -3,10 +3,9 @@
 # No `from __future__ import annotations`: as in train.py.
 
 import json
-import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -15,12 +14,12 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bptt.bench import SECTIONS, Bench, Effort, Shape, Watch, bench, print_bench
+from bptt.bench.run import check_used
 from bptt.cli.display import Display
+from bptt.cli.places import check_places
 from bptt.cli.running import Signals
-from bptt.errors import ConfigError
 from bptt.files import write_whole
-
-PICTURES = (".png", ".svg", ".pdf")
+from bptt.shell import quoted
 
 
 def bench_(
@@ -94,9 +93,9 @@ def bench_(
     shapes = [Shape.parse(s) for s in shape or ()]
     sections = only or (["kernels"] if shape or cell else [])
     effort = _effort(quick, rounds, sentences)
-    _check_files(json_, figure)
-    if figure is not None and sections and not {"kernels", "model"} & set(sections):
-        raise ConfigError("--figure draws layers and language models: add --only kernels or model")
+    check_places(json=json_, figure=figure)
+    given = {"rounds": rounds, "sentences": sentences, "figure": figure}
+    check_used([n for n, value in given.items() if value is not None], sections)
     show = Show()
     with Signals() as signals:
         with show.progress():
@@ -109,7 +108,8 @@ def bench_(
                 watch=show,
                 stop=lambda: signals.received,
             )
-        show.conclude(found, write(found, json_, figure))
+        show.conclude(found)
+        show.written(write(found, json_, figure))
     if found.interrupted:
         is_term = signals.received == "SIGTERM"
         raise typer.Exit(128 + (signal.SIGTERM if is_term else signal.SIGINT))
@@ -121,28 +121,11 @@ def _effort(quick: bool, rounds: int | None, sentences: int | None) -> Effort:
     return replace(effort, **{k: v for k, v in given.items() if v is not None})
 
 
-def _check_files(json_: Path | None, figure: Path | None) -> None:
-    """Refuse, before minutes of work, what could not be written after them."""
-    for option, path in (("--json", json_), ("--figure", figure)):
-        if path is None:
-            continue
-        if path.is_dir():
-            raise ConfigError(f"{option} {path} is a directory: give a file in it")
-        if not path.parent.is_dir():
-            raise ConfigError(f"{option} {path}: make the directory {path.parent} first")
-        if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-            raise ConfigError(f"{option} {path} cannot be written: choose a place that can be")
-    if figure is not None and figure.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--figure {figure}: give a name that ends in {', '.join(PICTURES)}")
-    if json_ is not None and figure is not None and json_.resolve() == figure.resolve():
-        raise ConfigError(f"--json and --figure are both {json_}: give each a file of its own")
-
-
 def write(found: Bench, json_: Path | None, figure: Path | None) -> list[Path]:
     """Write the files that are asked for; give those that there is something for."""
     written = []
     if json_ is not None:
-        text = json.dumps(found.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+        text = json.dumps(found.to_dict(), indent=1, allow_nan=False)
         write_whole(json_, text + "\n")
         written.append(json_)
     if figure is not None and found.has_steps:
@@ -191,11 +174,16 @@ class Show(Watch):
         if self.bar is not None and not self.bar.disable:
             self.bar.update(self.task, completed=(self.number + share) / self.jobs, refresh=True)
 
-    def conclude(self, found: Bench, written: list[Path]) -> None:
+    def conclude(self, found: Bench) -> None:
         """Print the tables."""
         if found.interrupted:
             self.display.say("Interrupted; what was measured until then:\n")
-        with suppress(OSError):
-            print_bench(found, self.console)
-        if written:
-            self.display.say(f"\nWritten: {' and '.join(map(str, written))}.")
+        print_bench(found, self.console)
+
+    def written(self, files: list[Path]) -> None:
+        """Say where the files are."""
+        if files:
+            self.display.say(f"\nWritten: {' and '.join(map(quoted, files))}.")
+
+
+command = bench_

@@ -15,21 +15,22 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from typer.core import TyperCommand
 
+from bptt.cli.commands import Command
 from bptt.cli.display import Display
 from bptt.cli.running import Signals, first_free
 from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
 from bptt.data import TASKS
 from bptt.errors import ConfigError
 from bptt.files import write_whole
+from bptt.shell import quoted
 
 RESULT, PICTURE = "comparison.json", "comparison.png"
 OF_TASKS, OF_TEXTS = "Tasks", "Texts"
 _SEVERAL = "--credit"
 
 
-class SeveralCredits(TyperCommand):
+class SeveralCredits(Command):
     """A command whose ``--credit A B C`` means ``--credit A --credit B --credit C``.
 
     It takes no arguments, so whatever follows a credit and is no option is another one.
@@ -209,6 +210,8 @@ def compare_(
     bptt compare --cell gru --credit full truncated:every=5,reach=30 --seeds 5
     bptt compare --task book.txt --credit full truncated:5 mine.Fading:0.9
     """
+    if overwrite and not out:
+        raise ConfigError("--overwrite has no effect without --out: leave it out")
     show = Show(quiet)
     with Signals() as signals, _directory(out, task, overwrite) as where:
         with show.progress():
@@ -232,8 +235,9 @@ def compare_(
         if not found.credits:
             show.say("Interrupted before a run was finished; nothing is written.")
             raise typer.Exit(_status(signals.received))
+        show.conclude(found)
         write(found, where)
-    show.conclude(found, where)
+    show.written(where)
     if found.interrupted:
         raise typer.Exit(_status(signals.received))
 
@@ -246,7 +250,7 @@ def write(found: Comparison, where: Path) -> None:
     """Write comparison.json and comparison.png."""
     from bptt.report.comparison import as_png
 
-    text = json.dumps(found.to_dict(), allow_nan=False, ensure_ascii=False)
+    text = json.dumps(found.to_dict(), allow_nan=False)
     write_whole(where / RESULT, text + "\n")
     write_whole(where / PICTURE, as_png(found.figure()))
 
@@ -272,7 +276,7 @@ class Show(Watch):
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[loss]}"),
+            TextColumn("{task.fields[loss]}", markup=False),
             TimeRemainingColumn(),
         )
         shown = self.console.is_terminal
@@ -312,14 +316,16 @@ class Show(Watch):
             f"{trial.seed}: {how}, loss {loss:.3g}, {took:.1f} s"
         )
 
-    def conclude(self, found: Comparison, where: Path) -> None:
+    def conclude(self, found: Comparison) -> None:
         """Print the table."""
         if found.interrupted:
             self.say("Interrupted; the runs that were finished:")
         self.say("")
-        with suppress(OSError):
-            print_comparison(found, self.console)
-        self.say(f"\nWritten: {where / RESULT} and {where / PICTURE}.")
+        print_comparison(found, self.console)
+
+    def written(self, where: Path) -> None:
+        """Say where the files are."""
+        self.say(f"\nWritten: {quoted(where / RESULT)} and {quoted(where / PICTURE)}.")
 
 
 @contextmanager
@@ -348,3 +354,6 @@ def _directory(out: Path | None, task: str, overwrite: bool) -> Iterator[Path]:
             with suppress(OSError):  # there is something in it
                 p.rmdir()
         raise
+
+
+command, COMMAND = compare_, SeveralCredits

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -22,28 +19,20 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from bptt.cli.terminal import Console, visible
 from bptt.errors import ConfigError
 from bptt.language_model import Score, Training, Watch, evaluate
 from bptt.language_model.score import beside, perplexity
+from bptt.shell import quoted
 
 SECONDS_BETWEEN_LINES = 10.0
-
-
-class _Console(Console):
-    """A console whose reader may go away: the work goes on without a word."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123  # until the process ends
 
 
 class Display(Watch):
     """Shows training on standard output."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = _Console(quiet=quiet, highlight=False, emoji=False)
-        # Where there is no terminal, a line is a line.
-        self.console.soft_wrap = not self.console.is_terminal
+        self.console = Console(quiet=quiet)
         self.line_shown = time.monotonic()
         self.bar: Progress | None = None
         self.task = TaskID(0)
@@ -56,10 +45,7 @@ class Display(Watch):
 
     def say(self, text: str) -> None:
         """Print a line of plain text."""
-        try:
-            self.console.print(text, markup=False)
-        except OSError:  # as of a full disk behind `> log`
-            self.console.quiet = True
+        self.console.print(visible(text))  # before rich drops what it knows to be a control
 
     # ------------------------------------------------------------------ before training
 
@@ -250,7 +236,7 @@ class Display(Watch):
         self.say(
             "  " + best.sample(length=length, temperature=0.7, seed=0).strip().replace("\n", "\n  ")
         )
-        self.say(f"The run is in {training.run.path}.")
+        self.say(f"The run is in {quoted(training.run.path)}.")
 
 
 def _horizon(line: dict[str, Any]) -> str:

@@ -9,12 +9,17 @@ from typing import Annotated
 import typer
 
 from bptt.cli.display import shown
+from bptt.cli.places import STANDARD_OUTPUT, check_places
+from bptt.cli.terminal import echo
 from bptt.data import encode_corpus, open_corpus
 from bptt.files import write_whole
 from bptt.language_model import Run
 from bptt.language_model import evaluate as measure
 from bptt.language_model.score import beside, warn_of_unknown
 from bptt.language_model.session import text_of_run
+from bptt.together import Table, With, check_together
+
+TOGETHER: Table = {"column": With(("corpus",)), "encoding": With(("corpus",))}
 
 
 def evaluate(
@@ -44,6 +49,9 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure how well a run's best model predicts a text."""
+    given = {"column": column, "encoding": encoding, "corpus": corpus}
+    check_together(TOGETHER, [n for n in TOGETHER if given[n] is not None], given.get)
+    check_places(json=json_)
     found = Run(run)
     model = found.load_model(device)
     reading = model.config.reading
@@ -56,12 +64,10 @@ def evaluate(
     score = measure(model, tokens, batch_size=batch_size, steps=25 * batch_size)
     warn_of_unknown(score.unknown_share, name, model.tokenizer.level)
     document = json.dumps({"run": str(run), "text": name, **score.to_dict()}, indent=2) + "\n"
-    if json_ is not None and str(json_) == "-":
-        typer.echo(document, nl=False)
+    if str(json_) == STANDARD_OUTPUT:
+        echo(document, end="")
         return
-    if json_ is not None:
-        write_whole(json_, document)
-    typer.echo(
+    echo(
         f"text                {name}\n"
         f"loss                {score.loss:.4f} nats per token\n"
         f"perplexity          {shown(score.perplexity)} per token"
@@ -72,3 +78,8 @@ def evaluate(
         f"unknown, {score.words:,} words, {score.characters:,} characters\n"
         f"protocol            {score.protocol}"
     )
+    if json_ is not None:
+        write_whole(json_, document)
+
+
+command = evaluate

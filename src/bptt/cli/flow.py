@@ -15,6 +15,8 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 
+from bptt.cli.places import STANDARD_OUTPUT, check_places
+from bptt.cli.terminal import echo, on_one_line
 from bptt.data import Corpus, Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
 from bptt.errors import ConfigError
 from bptt.files import write_whole
@@ -25,6 +27,12 @@ from bptt.language_model.flow import flow_of
 from bptt.language_model.model import check_device
 from bptt.language_model.session import text_of_run
 from bptt.language_model.sight import window_of
+from bptt.together import Table, With, check_together
+
+TOGETHER: Table = {
+    **dict.fromkeys(("column", "encoding"), With(("file",))),
+    **dict.fromkeys(("hidden", "layers", "seed"), With(("cell",))),
+}
 
 SENTENCES = {
     "short": "Jane opened the door. John came in behind her. Jane smiled at John",
@@ -123,17 +131,14 @@ def flow(
         )
     if text is not None and file is not None:
         raise ConfigError("give --text or --file, not both")
-    for option, given in (("--column", column), ("--encoding", encoding)):
-        if file is None and given is not None:
-            raise ConfigError(f"{option} is of a file: give --file too, or leave it out")
+    given = {
+        **{"file": file, "column": column, "encoding": encoding},
+        **{"cell": cell, "hidden": hidden, "layers": layers, "seed": seed},
+    }
+    check_together(TOGETHER, [n for n in TOGETHER if given[n] is not None], given.get)
     if nonlinearity and "rnn" not in (cell or []):
         raise ConfigError("--nonlinearity is of an untrained rnn: give --cell rnn too")
-    for option, number in (("--hidden", hidden), ("--layers", layers), ("--seed", seed)):
-        if runs and number is not None:
-            raise ConfigError(
-                f"{option} is of an untrained network: a run has its own; leave it out"
-            )
-    _check_places(html, json_, figure)
+    check_places(html=html, json=json_, figure=figure)
     what = _Given(text, file, column, encoding)
     if runs:
         flows = [_of_run(run, what, tokens, device) for run in runs]
@@ -141,17 +146,20 @@ def flow(
         variants = list(_variants(cell or [], nonlinearity or ["tanh"]))
         options = {"hidden": hidden or 100, "layers": layers or 1, "seed": seed or 0}
         flows = list(_untrained(variants, what, tokens, device, options))
+    document = json.dumps([f.to_dict() for f in flows], allow_nan=False) + "\n"
+    if str(json_) == STANDARD_OUTPUT:
+        echo(document, end="")
+    else:
+        echo(describe(flows))
     if html is not None:
         flows[0].save_html(html, *flows[1:])
     if figure is not None:
         _write_figure(figure, flows)
-    if json_ is not None:
-        document = json.dumps([f.to_dict() for f in flows], allow_nan=False) + "\n"
-        if str(json_) == "-":
-            typer.echo(document, nl=False)
-            return
+    if json_ is not None and str(json_) != STANDARD_OUTPUT:
         write_whole(json_, document)
-    typer.echo(describe(flows))
+
+
+command = flow
 
 
 # ------------------------------------------------------------------------------- what to look at
@@ -243,31 +251,11 @@ def _title(cell: str, phi: str) -> str:
 # ------------------------------------------------------------------------------- what is written
 
 
-def _check_places(html: Path | None, json_: Path | None, figure: Path | None) -> None:
-    """See to it, before anything is measured, that all that is to be written has its own place."""
-    given = (("--html", html), ("--json", json_), ("--figure", figure))
-    taken: dict[Path, str] = {}
-    for option, path in given:
-        if path is None or (option == "--json" and str(path) == "-"):
-            continue
-        if str(path) == "-":
-            raise ConfigError(f"{option} -: only --json writes to the standard output; give a file")
-        if option == "--figure" and _format(path) not in ("png", "svg", "pdf"):
-            raise ConfigError(f"--figure {path}: expected a name that ends in .png, .svg or .pdf")
-        other = taken.setdefault(path.resolve(), option)
-        if other != option:
-            raise ConfigError(f"{other} and {option} are the same file, {path}: give two")
-
-
-def _format(path: Path) -> str:
-    return path.suffix.lower().lstrip(".")
-
-
 def _write_figure(path: Path, flows: list[GradientFlow]) -> None:
     from bptt.report.flow import draw_flow  # matplotlib takes its time
 
     picture = io.BytesIO()
-    draw_flow(*flows).savefig(picture, format=_format(path))
+    draw_flow(*flows).savefig(picture, format=path.suffix.lower()[1:])
     write_whole(path, picture.getvalue())
 
 
@@ -280,7 +268,7 @@ def describe(flows: list[GradientFlow]) -> str:
         for row in rows
     ]
     for f in flows:
-        lines += ["", *_wrapped(f"{f.name}: {f.verdict.words}")]
+        lines += ["", *_wrapped(f"{on_one_line(f.name)}: {f.verdict.words}")]
         for a in f.advice:
             lines += _wrapped(f"{a.text} [{a.source}]", "  - ")
     return "\n".join(line.rstrip() for line in lines)
@@ -300,7 +288,7 @@ def _wrapped(text: str, first: str = "") -> list[str]:
 def _row(f: GradientFlow) -> tuple[str, ...]:
     horizon, decay = f.horizon(), f.decay
     words: list[Any] = [
-        f.name,
+        on_one_line(f.name),
         f.steps,
         f"{f.losses.mean():.3f}",
         "-" if horizon is None else f"{'' if f.settles() else '≥ '}{horizon}",

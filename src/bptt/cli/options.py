@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from bptt.language_model.config import Config, fields_by_name
+from bptt.errors import spell_options
+from bptt.language_model.config import TOGETHER, Config, fields_by_name
 
 
 def with_config_options(
@@ -26,7 +27,11 @@ def with_config_options(
 
         def command(**given: Any) -> None:
             options = {n: given.pop(n) for n in names}
-            options = {n: v for n, v in options.items() if v is not None and v != []}
+            options = {
+                n: tuple(v) if isinstance(v, list) else v
+                for n, v in options.items()
+                if v is not None and v != []
+            }
             function(options=options, **given)
 
         offered = [*own, *(_parameter(n) for n in names)]
@@ -50,6 +55,9 @@ def _parameter(name: str) -> inspect.Parameter:
         flags = [f"{flag}/--no-{flag[2:]}"]
     elif field.default not in (None, ()):
         help += f" (default: {field.default})"
+    if name in TOGETHER:
+        with spell_options():
+            help += f" ({TOGETHER[name].hint})"
     several = hint == tuple[str, ...]
     option = typer.Option(
         *flags,

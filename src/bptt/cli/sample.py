@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from bptt.cli.terminal import echo
 from bptt.language_model import LanguageModel
 
 
@@ -29,11 +31,19 @@ def sample(
     ] = None,
     device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
 ) -> None:
-    """Print text drawn from a run's best model, as it is drawn."""
+    """Print text drawn from a run's best model, as it is drawn.
+
+    On a terminal, control characters in it are shown as escapes, such as
+    \\x1b; into a file or a pipe it goes as it is.
+    """
+    to_terminal = sys.stdout.isatty()
     model = LanguageModel.load(run, device=device)
     pieces = model.sample_stream(
         prompt, length=length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
     for piece in pieces:
-        typer.echo(piece, nl=False)
-    typer.echo()
+        echo(piece, end="", raw=not to_terminal)
+    echo("")
+
+
+command = sample

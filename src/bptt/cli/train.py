@@ -23,6 +23,7 @@ from bptt.language_model.config import read_options
 from bptt.language_model.lock import Lock
 from bptt.language_model.making import claim_first_free, give_up
 from bptt.language_model.session import refuse_code
+from bptt.shell import quoted
 
 
 @with_config_options("corpus", "reading")
@@ -95,30 +96,36 @@ def train(
         raise ConfigError(
             "--resume goes on in the run's own directory: leave out --out, --overwrite and --config"
         )
+    if resume_ and (corpus or chosen):
+        raise ConfigError(
+            "--resume goes on with the run's own text, read as it was: leave out the text, "
+            "--stream, --sentences and --lines"
+        )
+    if overwrite and not out:
+        raise ConfigError("--overwrite has no effect without --out: leave it out")
+    if allow_code and not (resume_ or config):
+        raise ConfigError("--allow-code has no effect without --resume or --config: leave it out")
     display = Display(quiet)
-    try:
-        with display.preparing() as progress:
-            if resume_:
-                training = resume(
-                    resume_, options, allow_code=allow_code, watch=display, progress=progress
+    with display.preparing() as progress:
+        if resume_:
+            training = resume(
+                resume_, options, allow_code=allow_code, watch=display, progress=progress
+            )
+        else:
+            given = read_options(config) if config else {}
+            if config and "credit" not in options and not allow_code:
+                refuse_code(given.get("credit", "full"), config)
+            settled = Config(**given).changed(**options)
+            settled.check_together(options)
+            with _directory(out, settled) as (where, lock):
+                training = start(
+                    settled,
+                    where,
+                    overwrite=overwrite,
+                    lock=lock,
+                    watch=display,
+                    progress=progress,
                 )
-            else:
-                given = read_options(config) if config else {}
-                if config and "credit" not in options and not allow_code:
-                    refuse_code(given.get("credit", "full"), config)
-                settled = Config(**{**given, **options})
-                with _directory(out, settled) as (where, lock):
-                    training = start(
-                        settled,
-                        where,
-                        overwrite=overwrite,
-                        lock=lock,
-                        watch=display,
-                        progress=progress,
-                    )
-    except KeyboardInterrupt:
-        display.say("Interrupted before training began; nothing was started.")
-        raise typer.Exit(128 + signal.SIGINT) from None
     display.begin(training, resumed=resume_ is not None)
     _run(training, display)
 
@@ -141,7 +148,7 @@ def _run(training: Training, display: Display) -> None:
 
         with display.training(training):
             reason = training.fit(stop)
-    go_on = f"go on with: bptt train --resume {training.run.path}"
+    go_on = f"go on with: bptt train --resume {quoted(training.run.path)}"
     if is_own(training.config.credit):
         go_on += " --allow-code"
     if reason in ("SIGTERM", "SIGHUP"):
@@ -157,6 +164,9 @@ def _run(training: Training, display: Display) -> None:
     display.conclude(training)
     if reason == "Ctrl-C":
         raise typer.Exit(128 + signal.SIGINT)
+
+
+command = train
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from bptt.comparison.result import Comparison, CreditResult, Stop, Trial
 from bptt.comparison.tasks import CELLS, CLIP, WINDOW, Run, Setting, generator_of
 from bptt.credit import parse
 from bptt.data import TASKS, Task, make_task
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, spelled
 from bptt.memory import Memory
 from bptt.memory import parse as parse_memory
 
@@ -97,25 +97,28 @@ def compare(
     True
     """
     kind = _kind(task)
-    for name, value in (("seeds", seeds), ("hidden", hidden), ("layers", layers)):
-        if value < 1:
-            raise ConfigError(f"{name} must be at least 1, got {value}")
-    if updates is not None and updates < 1:
-        raise ConfigError(f"updates must be at least 1, got {updates}")
+    _check_counts(seeds=seeds, hidden=hidden, layers=layers, updates=updates, threads=threads)
     if cell not in CELLS:
-        raise ConfigError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}")
-    if not 0 < learning_rate < math.inf:
-        raise ConfigError(f"learning rate must be above 0 and finite, got {learning_rate}")
-    if max_minutes is not None and not max_minutes > 0:
-        raise ConfigError(f"max minutes must be above 0, got {max_minutes}")
-    if target is not None and not 0 < target < math.inf:
-        raise ConfigError(f"target must be above 0 and finite, got {target}")
+        raise ConfigError(f"{spelled('cell')} must be one of {', '.join(CELLS)}, got {cell!r}")
+    reals = {"learning_rate": learning_rate, "max_minutes": max_minutes, "target": target}
+    for name, value in reals.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{spelled(name)} must be above 0 and finite, got {value}")
     network = {"cell": cell, "hidden": hidden, "layers": layers, "learning_rate": learning_rate}
     course = _Course(seeds, max_minutes, watch or Watch(), stop)
     with _threads(threads), torch.random.fork_rng(devices=[]):
         if kind is None:
             return _on_text(str(task), credits, network, updates, memory, target, course, options)
         return _on_task(task, credits, network, updates, memory, target, course, options)
+
+
+_MOST = {"seeds": 10**6, "hidden": 10**6, "layers": 1000, "updates": 10**9, "threads": 1024}
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and not 1 <= value <= _MOST[name]:
+            raise ConfigError(f"{spelled(name)} must be from 1 to {_MOST[name]}, got {value}")
 
 
 def _kind(task: str | Task) -> str | None:
@@ -253,12 +256,15 @@ def _on_text(
 
     for option in options:
         if option not in texts.OPTIONS:
-            raise ConfigError(f"a text has no option {option!r}; it has {', '.join(texts.OPTIONS)}")
+            raise ConfigError(
+                f"a text has no option {spelled(option)}; it has "
+                + ", ".join(map(spelled, texts.OPTIONS))
+            )
     corpus = () if source == BUILT_IN else (source,)
     config = Config(
         corpus=corpus,
         memory=memory if memory is None or isinstance(memory, str) else memory.spelling,  # type: ignore[attr-defined]
-        **{**texts.DEFAULTS, **network, **options},
+        **{**texts.defaults(options.get("level")), **network, **options},
     )
     assert config.steps is not None
     made = _credits(credits or defaults(config.steps))
@@ -346,8 +352,6 @@ def _conditions(
 @contextmanager
 def _threads(wanted: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
-    if wanted is not None and wanted < 1:
-        raise ConfigError(f"threads must be at least 1, got {wanted}")
     torch.set_num_threads(wanted or before)
     try:
         yield

@@ -38,7 +38,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
 
 def write_comparison(found: Comparison) -> str:
     """Write what was found as plain text."""
-    console = Console(file=io.StringIO(), width=WIDTH, highlight=False, emoji=False)
+    console = Console(file=io.StringIO(), width=WIDTH, highlight=False, emoji=False, markup=False)
     console.print(_written(found))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()

@@ -36,6 +36,11 @@ OPTIONS = ("level", "vocabulary", "lowercase", "max_tokens", "steps", "batch_siz
 EVALUATIONS = 20
 
 
+def defaults(level: str | None) -> dict[str, Any]:
+    """The options of a text, where none are given, at a level; bytes are all known."""
+    return {k: v for k, v in DEFAULTS.items() if k != "vocabulary" or level != "byte"}
+
+
 @dataclass
 class _Follow(Watch):
     """Notes the losses on the text that is held out."""

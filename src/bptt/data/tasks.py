@@ -32,7 +32,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bptt.data.readers import IGNORED
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, spelled
+
+MOST = 10**6  # of what is counted: steps, sequences, symbols
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class Task(ABC):
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
         if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be at least 0 and below 2**63, got {self.seed}")
+            raise ConfigError(
+                f"{spelled('seed')} must be at least 0 and below 2**63, got {self.seed}"
+            )
 
     @property
     @abstractmethod
@@ -305,7 +309,8 @@ class CopyStream(_Copying):
         _at_least("shortest", self.shortest, 2)
         if self.longest < self.shortest:
             raise ConfigError(
-                f"longest must be at least shortest, {self.shortest}, got {self.longest}"
+                f"{spelled('longest')} must be at least {spelled('shortest')}, {self.shortest}, "
+                f"got {self.longest}"
             )
 
     @property
@@ -569,7 +574,8 @@ def make_task(name: str, **options: Any) -> Task:
     for option in options:
         if option not in known:
             raise ConfigError(
-                f"the task {name} has no option {option!r}; it has {', '.join(known)}"
+                f"the task {name} has no option {spelled(option)}; it has "
+                + ", ".join(map(spelled, known))
             )
     return TASKS[name](**options)
 
@@ -580,4 +586,6 @@ def _one_hot(ids: Int64[Tensor, "time batch"], size: int) -> Float[Tensor, "time
 
 def _at_least(name: str, given: int, least: int) -> None:
     if given < least:
-        raise ConfigError(f"{name} must be at least {least}, got {given}")
+        raise ConfigError(f"{spelled(name)} must be at least {least}, got {given}")
+    if given > MOST:
+        raise ConfigError(f"{spelled(name)} must be at most {MOST}, got {given}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -13,11 +14,25 @@ from bptt.credit import Credit
 from bptt.credit import parse as parse_credit
 from bptt.credit.spelling import is_own
 from bptt.documents import MOST, SEAL, parse, unseal
-from bptt.errors import BpttWarning, ConfigError
+from bptt.errors import BpttWarning, ConfigError, spelled
 from bptt.files import read_whole
 from bptt.memory import parse as parse_memory
+from bptt.together import Only, Table, With, Without, check_together
 
 TEXT, MODEL, TRAINING, RUNNING = "Text", "Model", "Training", "Running"
+
+TOGETHER: Table = {
+    "column": With(("corpus",)),
+    "encoding": With(("corpus", "valid")),
+    "vocabulary": Only("level", ("word", "char", "bpe")),
+    "sampling": Only("reading", ("stream",)),
+    "valid_fraction": Without("valid"),
+    "nonlinearity": Only("cell", ("rnn",)),
+    "steps": Only("reading", ("stream",)),
+    "momentum": Only("optimizer", ("sgd",)),
+    "most_rewinds": Only("on_divergence", ("rewind",)),
+}
+"""Options that mean something only with others, as :mod:`bptt.together` reads it."""
 
 
 def _option(
@@ -182,34 +197,33 @@ class Config:
         """Check each option, and those that depend on each other."""
         for f in fields(self):
             _check(f.name, getattr(self, f.name))
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"--dropout must be at least 0 and below 1, got {self.dropout}")
-        if not 0 <= self.valid_fraction < 1:
-            raise ConfigError(
-                f"--valid-fraction must be at least 0 and below 1, got {self.valid_fraction}"
-            )
-        if self.nonlinearity != "tanh" and self.cell != "rnn":
-            raise ConfigError(
-                f"--nonlinearity {self.nonlinearity} is for --cell rnn, got --cell {self.cell}"
-            )
-        if self.momentum and self.optimizer != "sgd":
-            raise ConfigError(f"--momentum is for --optimizer sgd, got {self.optimizer}")
-        if self.sampling == "random" and self.reading != "stream":
-            raise ConfigError(
-                f"--sampling random is for streams; {self.reading} are shuffled anyway: leave it "
-                "out"
-            )
+        for name in ("dropout", "valid_fraction"):
+            share = getattr(self, name)
+            if not 0 <= share < 1:
+                raise ConfigError(f"{spelled(name)} must be at least 0 and below 1, got {share}")
+        object.__setattr__(self, "corpus", tuple(self.corpus))
+        object.__setattr__(self, "valid", tuple(self.valid))
+        self.check_together(f.name for f in fields(self) if getattr(self, f.name) != f.default)
         if self.tied and self.embedding not in (None, self.hidden):
             raise ConfigError(
-                f"--tied needs an embedding of the hidden layer's size {self.hidden}, got "
-                f"{self.embedding}: leave --embedding out"
+                f"{spelled('tied')} needs an embedding of the hidden layer's size {self.hidden}, "
+                f"got {self.embedding}: leave {spelled('embedding')} out"
             )
         if not is_own(self.credit):
             self.make_credit()
         if self.memory is not None:
             parse_memory(self.memory)
-        object.__setattr__(self, "corpus", tuple(self.corpus))
-        object.__setattr__(self, "valid", tuple(self.valid))
+
+    def check_together(self, given: Iterable[str]) -> None:
+        """Refuse options that have no effect beside the others.
+
+        Args:
+            given: the names of the options that were given, if only at their defaults.
+
+        Raises:
+            ConfigError: one of them has no effect.
+        """
+        check_together(TOGETHER, given, lambda name: getattr(self, name))
 
     def make_credit(self) -> Credit:
         """Make the credit, and refuse what does not suit it.
@@ -227,7 +241,7 @@ class Config:
         if credit.adapt_every is not None:
             raise ConfigError(
                 f"--credit {self.credit} is measured between two epochs on a stream, where windows "
-                "follow each other: leave adapt_every out, or use --sampling random"
+                f"follow each other: leave adapt_every out, or use --sampling random"
             )
         if self.steps is None or credit.window is None:
             return
@@ -270,8 +284,17 @@ class Config:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def changed(self, **options: Any) -> Config:
-        """Return a copy with other options."""
-        return replace(self, **options)
+        """Return a copy with other options.
+
+        Options that these leave without effect, and that are not among them, go back to their
+        defaults.
+
+        >>> Config(steps=20).changed(reading="lines").steps is None
+        True
+        """
+        after = {**{f.name: getattr(self, f.name) for f in fields(self)}, **options}
+        idle = [n for n, rule in TOGETHER.items() if n not in options and not rule.holds(after.get)]
+        return replace(self, **options, **{n: fields_by_name()[n].default for n in idle})
 
 
 def fields_by_name() -> dict[str, Field[Any]]:
@@ -327,7 +350,7 @@ def as_options(found: Any, path: Path) -> dict[str, Any]:
 def _check(name: str, value: Any) -> None:
     """Refuse a value of another type than the option's, or out of its bounds."""
     hint, about = _TYPES[name], fields_by_name()[name].metadata
-    flag = "--" + name.replace("_", "-")
+    flag = spelled(name)
     if get_args(hint) and isinstance(get_args(hint)[0], str):  # Literal
         if not isinstance(value, str) or value not in get_args(hint):
             raise ConfigError(f"{flag} must be one of {', '.join(get_args(hint))}, got {value!r}")

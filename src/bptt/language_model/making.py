@@ -20,6 +20,7 @@ from bptt.errors import CheckpointError, ConfigError
 from bptt.files import named, read_whole, sync_directory
 from bptt.language_model.config import fields_by_name
 from bptt.language_model.lock import HAS_LOCKS, Lock
+from bptt.shell import quoted
 
 _NEW, _NEXT = ".bptt-new", ".bptt-next"
 _LATER = ("model.safetensors", "metrics.jsonl", "tensorboard")  # what training adds
@@ -142,7 +143,7 @@ def check_free(place: Path, *, overwrite: bool) -> None:
     """
     if is_run(place) and not overwrite:
         raise ConfigError(
-            f"there is a run in {place} already: go on with it by --resume {place}, "
+            f"there is a run in {place} already: go on with it by --resume {quoted(place)}, "
             "replace it by --overwrite, or choose another --out"
         )
     if place.exists() and not place.is_dir():

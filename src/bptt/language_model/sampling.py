@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bptt.data.decoding import as_read
 from bptt.data.tokens import as_encoded
-from bptt.errors import BpttWarning, ConfigError
+from bptt.errors import BpttWarning, ConfigError, spelled
 from bptt.language_model.model import LanguageModel
 
 
@@ -32,15 +32,23 @@ def sample_stream(
         ConfigError: an option is out of range; at once, not at the first piece.
     """
     if length < 0:
-        raise ConfigError(f"--length must be at least 0, got {length}")
+        raise ConfigError(f"{spelled('length')} must be at least 0, got {length}")
     if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"--temperature must be at least 0 and finite, got {temperature}")
+        raise ConfigError(
+            f"{spelled('temperature')} must be at least 0 and finite, got {temperature}"
+        )
     if top_k is not None and top_k < 1:
-        raise ConfigError(f"--top-k must be at least 1, got {top_k}")
+        raise ConfigError(f"{spelled('top_k')} must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ConfigError(f"--top-p must be above 0 and at most 1, got {top_p}")
+        raise ConfigError(f"{spelled('top_p')} must be above 0 and at most 1, got {top_p}")
     if seed is not None and not 0 <= seed < 2**63:
-        raise ConfigError(f"--seed must be at least 0 and below 2**63, got {seed}")
+        raise ConfigError(f"{spelled('seed')} must be at least 0 and below 2**63, got {seed}")
+    for name, value in (("top_k", top_k), ("top_p", top_p)):
+        if value is not None and temperature == 0:
+            raise ConfigError(
+                f"{spelled(name, value)} has no effect with {spelled('temperature', 0)}, which "
+                f"always takes the likeliest token: leave {spelled(name)} out"
+            )
     given = model.tokenizer.encode(_prepared(prompt, model.config.reading))
     if model.tokenizer.unknown in given:
         warnings.warn(

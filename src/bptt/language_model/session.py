@@ -18,7 +18,7 @@ from bptt.data import (
     prepare,
     unigram_perplexity,
 )
-from bptt.errors import BpttWarning, CheckpointError, ConfigError
+from bptt.errors import BpttWarning, CheckpointError, ConfigError, spelled
 from bptt.files import expanded, named
 from bptt.kernels import backend
 from bptt.language_model.checkpoint import read_about
@@ -109,11 +109,12 @@ def resume(
     run = Run(path)
     was, changes = run.config(), changes or {}
     config = was.changed(**changes)
+    config.check_together(changes)
     for name in fields_by_name():
         if name not in MAY_CHANGE and getattr(config, name) != getattr(was, name):
             raise ConfigError(
-                f"--{name.replace('_', '-')} cannot change when a run is resumed; what can is "
-                + ", ".join("--" + n.replace("_", "-") for n in sorted(MAY_CHANGE))
+                f"{spelled(name)} cannot change when a run is resumed; what can is "
+                + ", ".join(map(spelled, sorted(MAY_CHANGE)))
             )
     if "credit" not in changes and not allow_code:
         refuse_code(was.credit, path / "config.json")

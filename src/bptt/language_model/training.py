@@ -34,6 +34,7 @@ from bptt.language_model.sight import LARGEST, STEPS, Reach, Sight, looks_every,
 from bptt.language_model.step import Step
 from bptt.language_model.tensors import Checkpoint
 from bptt.memory import parse as parse_memory
+from bptt.shell import quoted
 from bptt.streams import Stream
 
 LOG_EVERY = 100  # updates between the lines of metrics.jsonl
@@ -225,7 +226,7 @@ class Training:
             f"training diverged {what}; {norms_in_words(p.norms)}, the learning rate was "
             f"{p.rate:g}",
             f"the last good state, after update {self.updates_saved}, is kept{back}: go on from "
-            f"it with bptt train --resume {self.run.path} {remedy}",
+            f"it with bptt train --resume {quoted(self.run.path)} {remedy}",
         )
 
     def _check_weights(self) -> None:

@@ -1,0 +1,142 @@
+"""What the commands print: nothing that a terminal would take for anything but text.
+
+Texts, vocabularies and names may hold escape sequences, or characters that turn the direction of
+what follows. Everything that a command prints goes through :func:`visible`, here, and nowhere else:
+by :class:`Console` what rich draws, by :func:`echo` and :func:`complain` the rest.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import rich.console
+from rich.segment import Segment
+
+from bptt.errors import BpttWarning
+
+LONGEST = 1000  # characters of an error's message; of a longer one both ends are shown
+
+# C0 but for line ends and tabs, DEL, C1; line and paragraph separators; what sets or overrides
+# the direction of text; bytes of file names that are not UTF-8.
+_CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff"
+_IN_TEXT = re.compile(f"[{_CONTROLS}]")
+_IN_LINE = re.compile(f"[{_CONTROLS}\t\n]")
+
+
+def visible(text: str) -> str:
+    r"""Show control characters as Python escapes them; line ends and tabs stay.
+
+    >>> print(visible("a\x1b[2Jb"), visible("caf\udce9"), visible("\u202etxt.exe"))
+    a\x1b[2Jb caf\xe9 \u202etxt.exe
+    """
+    return _IN_TEXT.sub(_escape, text)
+
+
+def on_one_line(text: str) -> str:
+    r"""Show line ends and tabs as well.
+
+    >>> print(on_one_line("two\nlines"))
+    two\nlines
+    """
+    return _IN_LINE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that was not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+class Console(rich.console.Console):
+    """A console on standard output that shows texts as they are, without markup or controls.
+
+    Its reader may go away, or its disk be full: the work goes on, which is said once.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet, highlight=False, emoji=False, markup=False)
+        self.soft_wrap = not self.is_terminal  # where there is no terminal, a line is a line
+
+    def render_str(self, text: str, **how: Any) -> Any:
+        """Make visible what a table holds before its width is measured."""
+        return super().render_str(visible(text), **how)
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """Render, with the controls that rich itself makes, and no others."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(visible(text), style)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print; what cannot be written is given up, and so is all that comes after it."""
+        try:
+            super().print(*objects, **how)
+        except OSError as e:
+            self.quiet = True
+            warnings.warn(
+                f"standard output cannot be written ({e.strerror or e}): nothing more is printed",
+                BpttWarning,
+                stacklevel=2,
+            )
+
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: whoever read has seen enough."""
+        self.quiet = True
+        discard(sys.stdout)
+
+
+def echo(text: str, *, end: str = "\n", raw: bool = False) -> None:
+    """Print a text, at once; ``raw`` leaves it as it is."""
+    print(text if raw else visible(text), end=end, flush=True)
+
+
+def complain(text: str) -> None:
+    """Print one line on standard error."""
+    text = on_one_line(text)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # there is no one to be told
+        discard(sys.stderr)
+
+
+def show_warning(message: Any, category: type[Warning], *where: Any, **how: Any) -> None:
+    """Show our own warnings as one line; others as Python does."""
+    if issubclass(category, BpttWarning):
+        complain(f"warning: {message}")
+    else:
+        sys.stderr.write(visible(warnings.formatwarning(message, category, *where[:2])))
+
+
+def set_up_streams() -> None:
+    """Make the standard streams take any text, whatever the locale and wherever they lead."""
+    for descriptor in (0, 1, 2):  # one that was closed, as by >&-, is not to be a file's
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard(stream: Any) -> None:
+    """Let what is still to be written to a stream go nowhere, so that leaving is quiet."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # it is no file
+        pass

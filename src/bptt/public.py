@@ -1,0 +1,50 @@
+"""The names that ``import bptt`` offers, and where each is defined."""
+
+from bptt import init, losses, memory
+from bptt.bias import estimator_error
+from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
+from bptt.flow.flow import GradientFlow
+from bptt.flow.following import gradient_flow
+from bptt.flow.lyapunov import lyapunov_exponents
+from bptt.flow.meter import FlowMeter
+from bptt.flow.penalty import vanishing_penalty
+from bptt.language_model import LanguageModel
+from bptt.memory import Recompute, Store
+from bptt.recurrent import GRU, LSTM, RNN
+from bptt.stepwise import Stepwise
+from bptt.streams import Stream
+from bptt.unrolling import unroll
+
+__all__ = [  # noqa: RUF022  # grouped by part
+    # Networks
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Stepwise",
+    "Stream",
+    # How far back a loss is credited
+    "Adaptive",
+    "Credit",
+    "Full",
+    "Plan",
+    "Randomized",
+    "Truncated",
+    "estimator_error",
+    "unroll",
+    # How far the gradient reaches
+    "FlowMeter",
+    "GradientFlow",
+    "gradient_flow",
+    "lyapunov_exponents",
+    "vanishing_penalty",
+    # What a backward pass keeps
+    "Recompute",
+    "Store",
+    "memory",
+    # Initial weights
+    "init",
+    # The loss of a readout
+    "losses",
+    # Language models
+    "LanguageModel",
+]
