@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from bptt.kernels import choosing, native
+from bptt.kernels.guard import is_watched
 from bptt.kernels.sequence import needs_the_cells, without_autocast
 
 CHUNK = 2**22  # logits at a time: few enough for a processor's cache, enough for its products
@@ -64,6 +65,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: shapes, dtypes or options do not fit together.
+        RuntimeError: the tensors are not at the same device.
         IndexError: a target is neither a label nor ``ignore_index``.
 
     >>> import torch, bptt
@@ -85,7 +87,9 @@ def linear_cross_entropy(
         targets.reshape(-1),
     )
     with without_autocast(hidden.device) if autocast else nullcontext():
-        compute = _by_autograd if needs_the_cells(hidden, weight, bias, targets) else _fused_loss
+        given = (hidden, weight, bias, targets, label_weights)
+        by_autograd = is_watched() or hidden.is_meta or needs_the_cells(*given)
+        compute = _by_autograd if by_autograd else _fused_loss
         loss = compute(readout, label_weights, ignore_index, reduction)
     loss = loss if autocast else loss.to(hidden.dtype)
     return loss.reshape(targets.shape) if reduction == "none" else loss
@@ -227,13 +231,17 @@ def _counted(readout: _Readout, ignore_index: int) -> Tensor | None:
         return None
     counted = (targets != ignore_index).nonzero().squeeze(1)
     if len(counted):
-        low, high = map(int, targets[counted].aminmax())
-        if low < 0 or high >= V:
-            raise IndexError(
-                f"linear_cross_entropy: expected targets from 0 to {V - 1}, as weight has {V} "
-                f"rows, or ignore_index={ignore_index}, got {low if low < 0 else high}"
-            )
+        _check_labels(targets[counted], V, ignore_index)
     return counted
+
+
+def _check_labels(targets: Tensor, labels: int, ignore_index: int) -> None:
+    low, high = map(int, targets.aminmax())
+    if low < 0 or high >= labels:
+        raise IndexError(
+            f"linear_cross_entropy: expected targets from 0 to {labels - 1}, as weight has "
+            f"{labels} rows, or ignore_index={ignore_index}, got {low if low < 0 else high}"
+        )
 
 
 class _Fused(torch.autograd.Function):
@@ -266,18 +274,27 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, factors = ctx.saved_tensors
+        saved = hidden, weight, bias, targets, factors = ctx.saved_tensors
         readout, needed = _Readout(hidden, weight, bias, targets), ctx.needs_input_grad[:3]
         with without_autocast(hidden.device) if _is_autocast(hidden.device) else nullcontext():
-            if torch.is_grad_enabled() or needs_the_cells(grad):
+            if torch.is_grad_enabled() or is_watched() or needs_the_cells(grad, *saved):
                 found = _differentiable_backward(readout, factors, grad, needed)
             elif ctx.each:
-                found = fused(*readout, grad, needed)[1:]
+                found = _found_again(readout, grad, needed)
             else:
-                found = _given_out(ctx) or fused(*readout, factors, needed)[1:]
+                found = _given_out(ctx) or _found_again(readout, factors, needed)
                 if grad != 1:
                     found = tuple(None if d is None else d.mul_(grad) for d in found)
         return (*found, None, None, None, None)
+
+
+def _found_again(
+    readout: _Readout, factors: Tensor | None, needed: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """The gradients, of what hooks on saved tensors may have changed."""
+    if len(readout.targets):
+        _check_labels(readout.targets, len(readout.weight), -100)
+    return fused(*readout, factors, needed)[1:]
 
 
 def _given_out(ctx: Any) -> tuple[Tensor | None, ...] | None:
@@ -380,6 +397,13 @@ def _check(
             f"label for each row of hidden {tuple(hidden.shape)}, got {targets.dtype} of "
             f"{tuple(targets.shape)}"
         )
+    named = {"weight": weight, "bias": bias, "targets": targets, "label_weights": label_weights}
+    for name, t in named.items():
+        if t is not None and t.device != hidden.device:
+            raise RuntimeError(
+                f"linear_cross_entropy: hidden and {name} are not at the same device, found hidden "
+                f"at {hidden.device} and {name} at {t.device}"
+            )
     dtypes = [t.dtype for t in (hidden, weight, bias) if t is not None]
     if not all(d.is_floating_point for d in dtypes) or (len(set(dtypes)) > 1 and not autocast):
         raise ValueError(

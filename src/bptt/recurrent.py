@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import reprlib
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
@@ -151,7 +153,8 @@ class _Recurrent(nn.RNNBase):
         resets: Bool[Tensor, "time batch"] | None,
         windows: Windows | None,
     ) -> tuple[Inexact[Tensor, "*rows output"], list[State]]:
-        x = rows.x if rows.x.dtype == self._dtype else rows.x.to(self._dtype)
+        x, dtype = rows.x, self._dtype
+        x = x if x.dtype == dtype else x.to(dtype)
         if windows is not None:
             x = x.flatten(0, -2)
         finals: list[State] = []
@@ -213,12 +216,18 @@ class _Recurrent(nn.RNNBase):
     def _rows(self, input: Tensor | PackedSequence) -> _Rows:
         name = type(self).__name__
         if isinstance(input, PackedSequence):
-            x, sizes = input.data, tuple(input.batch_sizes.tolist())
+            x = input.data
             if x.dim() != 2:
                 raise RuntimeError(
                     f"bptt.{name}: the data of a PackedSequence must be [rows, {self.input_size}],"
                     f" got {tuple(x.shape)}"
                 )
+            sizes = _sizes_of(input, name)
+        elif input.is_nested:
+            raise RuntimeError(
+                f"bptt.{name}: nested tensors are not taken: pack the sequences with "
+                "torch.nn.utils.rnn.pack_sequence"
+            )
         else:
             if input.dim() not in (2, 3):
                 layout = "[B, T, I]" if self.batch_first else "[T, B, I]"
@@ -273,6 +282,11 @@ class _Recurrent(nn.RNNBase):
             shapes = [(cells, size) for size in sizes]
         for s in given:
             self._check_dtype("the initial state", s)
+            if s.device != rows.x.device:
+                raise RuntimeError(
+                    f"bptt.{type(self).__name__}: the input and the initial state are not at the "
+                    f"same device, found the input at {rows.x.device} and the state at {s.device}"
+                )
         if [tuple(s.shape) for s in given] != shapes:
             raise RuntimeError(
                 f"bptt.{type(self).__name__}: expected an initial state of shape "
@@ -336,6 +350,26 @@ def _names(layer: int, reverse: bool) -> Any:
     return Weights(*(kind + suffix for kind in kinds))  # type: ignore[arg-type]
 
 
+def _sizes_of(packed: PackedSequence, name: str) -> tuple[int, ...]:
+    """How many sequences of a PackedSequence are still running at each step.
+
+    Raises:
+        RuntimeError: they do not fit its rows.
+    """
+    given, rows = packed.batch_sizes, len(packed.data)
+    sizes: tuple[int, ...] = ()
+    if given.device.type == "cpu" and given.dtype == torch.int64 and given.dim() == 1:
+        sizes = tuple(given.tolist())
+    falls = all(map(operator.ge, sizes, sizes[1:])) and bool(sizes) and sizes[-1] > 0
+    if not falls or sum(sizes) != rows:
+        raise RuntimeError(
+            f"bptt.{name}: expected batch_sizes of a PackedSequence to be int64 on the cpu, "
+            f"positive, never to grow, and to add up to its {rows} rows, got "
+            f"{reprlib.repr(list(sizes)) if sizes else given}"
+        )
+    return sizes
+
+
 def _order(like: Tensor | PackedSequence, name: str) -> Tensor | None:
     return getattr(like, name) if isinstance(like, PackedSequence) else None
 
@@ -359,7 +393,9 @@ def _rows_of_crossing(
     if carry is None and resets is None:
         return None, None
     B = sizes[0]
-    running = torch.arange(B) < torch.tensor(sizes).unsqueeze(1)  # [T, B]
+    running = torch.arange(B, device="cpu") < torch.tensor(sizes, device="cpu").unsqueeze(
+        1
+    )  # [T, B]
 
     def rows(at: Tensor | None, nothing: float) -> Tensor | None:
         if at is None:

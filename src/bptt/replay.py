@@ -293,8 +293,8 @@ class Replay:
         def count(t: Tensor) -> tuple[Tensor, int]:
             nonlocal size
             storage = t.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
+            if storage._cdata not in seen:
+                seen.add(storage._cdata)
                 size += storage.nbytes()
             return t.detach(), t._version  # t itself would keep itself alive
 
@@ -308,7 +308,7 @@ class Replay:
                 )
             return t
 
-        seen |= {t.untyped_storage().data_ptr() for t in (*self.x, *self.parameters)}
+        seen |= {t.untyped_storage()._cdata for t in (*self.x, *self.parameters)}
         with torch.autograd.graph.saved_tensors_hooks(count, unchanged):
             self.ready = self._run(0)
         after, self.state = self.state, before

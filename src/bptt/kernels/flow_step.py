@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bptt.cells import Weights
 from bptt.kernels import threads
-from bptt.kernels.native import address, library
+from bptt.kernels.guard import address, dense, room, within
+from bptt.kernels.native import library
 
 # The fields of a bptt_flow_step, in order; an address of 0 is none.
 _STEP = struct.Struct("=24q")
@@ -65,22 +66,43 @@ def back(
     Raises:
         MemoryError: there is none for the matrices.
     """
-    held = [None if t is None else t.contiguous() for t in (*step, d_m)]
-    S, D, P = given[0].shape
+    (S, D, P), dtype = given[0].shape, given[0].dtype
     gates, hidden = step.of_hidden.shape[1:]
+    inputs = 0 if step.w_ih is None else step.w_ih.shape[1]
+    shapes: list[tuple[int, ...]] = [
+        (S, gates, hidden),
+        (S, gates, hidden),
+        (S, hidden),
+        (S, hidden),
+        (gates * hidden, P),
+        (gates * hidden, inputs),
+        (S, gates, hidden),
+        (S, 1),
+        (S, D, hidden),
+    ]
+    names = (*step._fields, "d_m")
+    held = [
+        None if t is None else dense(name, t, torch.bool if name == "resets" else dtype, shape)
+        for name, t, shape in zip(names, (*step, d_m), shapes, strict=True)
+    ]
+    apart = norms[0].stride(0) if S > 1 else max(D, norms[0].stride(0))
+    for t, width in zip(given, (P, hidden), strict=False):
+        within("given", t, dtype, (S, D, width), (apart * width, width, 1))
+    for t in norms if credit is None else (*norms, credit):
+        within("norms", t, torch.float64, (S, D), (apart, 1))
+    if d_x is not None:
+        d_x = room("d_x", d_x, dtype, (S, D, inputs))
     call = _STEP.pack(
-        given[0].dtype is torch.float64,
+        dtype is torch.float64,
         threads.allowed(),
-        *(S, D),
-        *(0 if step.w_ih is None else step.w_ih.shape[1], hidden, P, gates),
-        norms[0].stride(0),
+        *(S, D, inputs, hidden, P, gates, apart),
         *map(address, held),
-        given[0].data_ptr(),
-        given[1].data_ptr() if len(given) == 2 else 0,
+        address(given[0]),
+        address(given[1]) if len(given) == 2 else 0,
         address(d_x),
         address(credit),
-        norms[0].data_ptr(),
-        norms[1].data_ptr() if len(given) == 2 else 0,
+        address(norms[0]),
+        address(norms[1]) if len(given) == 2 else 0,
     )
     if library().bptt_flow_back(call) != 0:
         raise MemoryError(f"bptt: no memory for the matrices of {hidden} hidden units")

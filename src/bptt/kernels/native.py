@@ -7,6 +7,8 @@ knows neither torch nor Python: it gets pointers, and torch's own threads.
 from __future__ import annotations
 
 import ctypes
+import math
+import operator
 import struct
 from functools import lru_cache
 from typing import Any
@@ -18,6 +20,7 @@ from bptt.cells import Cell, State, Weights
 from bptt.errors import KernelError
 from bptt.kernels import threads
 from bptt.kernels.find import library_path
+from bptt.kernels.guard import address, all_dense, dense, room
 from bptt.kernels.passes import Crossing, Gradients
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
@@ -103,9 +106,10 @@ def elementwise(name: str, x: Tensor) -> Tensor:
         name: ``"exp"``, ``"tanh"`` or ``"sigmoid"``.
         x: float32 or float64, contiguous.
     """
+    x = dense("x", x, x.dtype, x.shape)
     y = torch.empty_like(x)
     which = ("exp", "tanh", "sigmoid").index(name)
-    library().bptt_function(which, x.dtype == torch.float64, x.numel(), x.data_ptr(), y.data_ptr())
+    library().bptt_function(which, x.dtype == torch.float64, x.numel(), address(x), address(y))
     return y
 
 
@@ -133,13 +137,11 @@ def forward(
 ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a sequence, as :class:`bptt.kernels.passes.Engine` says."""
     given = _Given(cell, x, state, w, steps, at)
-    H = w.hh.shape[1]
-    y = x.new_empty((*x.shape[:-1], H))
-    final = tuple(map(torch.empty_like, given.state))
-    size = _size_of_kept(cell.mode, x.dtype, y.numel() // H, H) if keep else 0
+    y = x.new_empty((*given.layout, given.hidden))
+    final = tuple([x.new_empty(given.state_shape) for _ in state])
+    size = _size_of_kept(cell.mode, x.dtype, given.rows, given.hidden) if keep else 0
     kept = x.new_empty(size) if size else None
-    h_n, c_n = _both(final)
-    given.run(library().bptt_forward, y, kept, h_n, c_n, *(0,) * 15)
+    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 15)
     return y, final, () if kept is None else (kept,)
 
 
@@ -166,24 +168,42 @@ def backward(
     order gone through: the last one first, unless the sequence is reversed.
     """
     given = _Given(cell, x, state, w, steps, at)
-    d_y = None if d_y is None else d_y.contiguous()
+    dtype, hidden, layout = given.dtype, given.hidden, given.layout
+    size = _size_of_kept(cell.mode, dtype, given.rows, hidden)
+    outputs: tuple[int, ...] = (*layout, hidden)
     d_x: Tensor | None = None
-    if needed[0] and windows and by_windows:
-        d_x = x.new_empty(len(windows.rows), x.shape[-1])
-    elif needed[0]:
-        d_x = torch.empty_like(given.x)
+    walk, walked = (0, 0, 0, 0), steps
+    if windows is not None:
+        walked = windows.steps
+        sizes, total = _whole_numbers(walked.sizes)
+        layout = (total,)
+        indices = dense("the rows of the windows", windows.rows, torch.int64, layout)
+        walk = len(sizes), ctypes.addressof(sizes), address(indices), int(by_windows)
+    if needed[0]:
+        d_x = x.new_empty((*(layout if windows and by_windows else given.layout), x.shape[-1]))
+    y, read, d_y = all_dense(  # type: ignore[assignment]
+        ("the output", "what the forward pass kept", "the output's gradient"),
+        (y, kept[0] if size else None, d_y),
+        dtype,
+        (outputs, (size,), (*layout, hidden)),
+    )
+    if d_state is not None:
+        of_state = given.state_shape if windows is None else (walked.batch, hidden)
+        if not all(map(torch.Tensor.is_contiguous, d_state)):
+            raise RuntimeError("bptt: the final state's gradient must be contiguous")
+        all_dense(("the final state's gradient",) * 2, d_state, dtype, (of_state,) * 2)
+    if row_norms is not None:
+        row_norms = room("row_norms", row_norms, torch.float64, (math.prod(layout), cell.states))
+    if norms is not None:
+        norms = room("norms", norms, torch.float64, (len(walked.sizes),))
     ih, hh, b_ih, b_hh = (
         torch.empty_like(p) if p is not None and wanted else None
         for p, wanted in zip(given.w, needed[1:], strict=False)
     )
-    walk = (0, 0, 0, 0)
-    if windows is not None:
-        sizes = _whole_numbers(windows.steps.sizes)
-        walk = len(sizes), ctypes.addressof(sizes), windows.rows.data_ptr(), int(by_windows)
     given.run(
         library().bptt_backward,
         y,
-        kept[0] if kept else None,
+        read,
         *(0, 0),  # h_n, c_n
         address(given.carry),
         address(d_y),
@@ -212,61 +232,75 @@ def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, .
 
 
 class _Given:
-    """What both passes get, dense; alive as long as a call needs its addresses."""
+    """What both passes get, checked and dense; alive as long as a call needs its addresses."""
 
     def __init__(
         self, cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
     ) -> None:
         self.cell, self.steps = cell, steps
-        self.x = x.contiguous()
-        self.state = tuple(s.contiguous() for s in state)
-        self.w = [None if p is None else p.contiguous() for p in w[:4]]
-        self.resets = None if at.resets is None else at.resets.contiguous()
-        self.carry = None if at.carry is None else at.carry.contiguous()
-        self.sizes = _whole_numbers(steps.sizes)
+        self.sizes, self.rows = _whole_numbers(steps.sizes)
+        self.dtype = dtype = x.dtype
+        shape = x.shape
+        self.layout, self.inputs = shape[:-1], shape[-1]
+        if x.numel() != self.rows * self.inputs:
+            raise RuntimeError(
+                f"bptt: the input must have a row for each step of each sequence, {self.rows}, "
+                f"got {tuple(shape)}"
+            )
+        first = state[0].shape
+        self.hidden = hidden = first[-1]
+        self.state_shape = of_state = (*first[:-2], steps.batch, hidden)
+        gates = cell.gates * hidden
+        self.w = all_dense(
+            Weights._fields,
+            w[:4],
+            dtype,
+            ((gates, self.inputs), (gates, hidden), (gates,), (gates,)),
+        )
+        self.x, self.h, self.c, self.carry = all_dense(
+            ("the input", "the initial h", "the initial c", "carry"),
+            (x, state[0], state[1] if cell.states == 2 else None, at.carry),
+            dtype,
+            (shape, of_state, of_state, (self.rows, 1)),
+        )
+        self.resets = at.resets
+        if at.resets is not None:
+            self.resets = dense("resets", at.resets, torch.bool, (self.rows, 1))
 
     def run(self, function: Any, y: Tensor, kept: Tensor | None, *results: int) -> None:
         """Call the library; the results are the fields of bptt_sequence from h_n on."""
-        inputs, H = self.x.shape[-1], y.shape[-1]
-        ih, hh, b_ih, b_hh = self.w
         call = _SEQUENCE.pack(
             CELLS[self.cell.mode],
-            self.x.dtype is torch.float64,
+            self.dtype is torch.float64,
             threads.allowed(),
             self.steps.reverse,
             len(self.steps.sizes),
             self.steps.batch,
-            inputs,
-            H,
-            y.numel() // H,
+            self.inputs,
+            self.hidden,
+            self.rows,
             ctypes.addressof(self.sizes),
-            self.x.data_ptr(),
-            address(ih),
-            address(hh),
-            address(b_ih),
-            address(b_hh),
-            *_both(self.state),
+            address(self.x),
+            *map(address, self.w),
+            address(self.h),
+            address(self.c),
             address(self.resets),
-            y.data_ptr(),
+            address(y),
             address(kept),
             *results,
         )
         if function(call) != 0:
             raise MemoryError(
-                f"bptt: no memory for the work space of {y.numel() // H} rows of {H} hidden units"
+                f"bptt: no memory for the work space of {self.rows} rows of {self.hidden} hidden "
+                "units"
             )
-
-
-def address(t: Tensor | None) -> int:
-    """Where a tensor is, or 0 for none."""
-    return 0 if t is None else t.data_ptr()
 
 
 def _both(state: State | None) -> tuple[int, int]:
     """Where h and c are."""
     if not state:
         return 0, 0
-    return state[0].data_ptr(), state[1].data_ptr() if len(state) == 2 else 0
+    return address(state[0]), address(state[1]) if len(state) == 2 else 0
 
 
 @lru_cache(maxsize=64)
@@ -275,8 +309,15 @@ def _size_of_kept(mode: str, dtype: torch.dtype, rows: int, hidden: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _whole_numbers(sizes: tuple[int, ...]) -> Any:
-    return (ctypes.c_int64 * len(sizes))(*sizes)
+def _whole_numbers(sizes: tuple[int, ...]) -> tuple[Any, int]:
+    """The sizes of steps as an array of C, and their sum.
+
+    Raises:
+        RuntimeError: they grow, or are not positive.
+    """
+    if min(sizes) < 1 or any(map(operator.lt, sizes, sizes[1:])):
+        raise RuntimeError(f"bptt: the numbers of sequences at each step must fall, got {sizes}")
+    return (ctypes.c_int64 * len(sizes))(*sizes), sum(sizes)
 
 
 # ----------------------------------------------------------------------------------- readout
@@ -285,7 +326,7 @@ def _whole_numbers(sizes: tuple[int, ...]) -> Any:
 def serves_readout(hidden: Tensor, weight: Tensor) -> bool:
     """Whether there is a kernel for :func:`cross_entropy`."""
     return (
-        hidden.device.type == "cpu"
+        hidden.is_cpu
         and hidden.dtype in (torch.float32, torch.float64)
         and hidden.numel() > 0
         and weight.numel() > 0
@@ -301,24 +342,27 @@ def cross_entropy(
     needed: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Compute a readout's losses and their gradients: see its twin, ``bptt.losses.fused``."""
-    given = [
-        None if t is None else t.contiguous() for t in (hidden, weight, bias, targets, factors)
-    ]
-    losses = hidden.new_empty(len(hidden))
+    (N, H), V, dtype = hidden.shape, len(weight), hidden.dtype
+    given = (
+        dense("hidden", hidden, dtype, (N, H)),
+        dense("weight", weight, dtype, (V, H)),
+        None if bias is None else dense("bias", bias, dtype, (V,)),
+        dense("targets", targets, torch.int64, (N,)),
+        None if factors is None else dense("the losses' factors", factors, dtype, (N,)),
+    )
+    losses = hidden.new_empty(N)
     found = [
         t.new_empty(t.shape) if t is not None and wanted else None
         for t, wanted in zip((hidden, weight, bias), needed, strict=True)
     ]
     call = _READOUT.pack(
-        hidden.dtype == torch.float64,
+        dtype is torch.float64,
         threads.allowed(),
-        len(hidden),
-        hidden.shape[1],
-        len(weight),
+        *(N, H, V),
         *map(address, given),
-        losses.data_ptr(),
+        address(losses),
         *map(address, found),
     )
     if library().bptt_cross_entropy(call) != 0:
-        raise MemoryError(f"bptt: no memory for the work space of {len(weight)} labels")
+        raise MemoryError(f"bptt: no memory for the work space of {V} labels")
     return losses, found[0], found[1], found[2]

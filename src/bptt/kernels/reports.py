@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from bptt.kernels import guard
 from bptt.kernels.steps import Steps
 
 
@@ -46,9 +47,9 @@ def by_layer(heard: list[Report]) -> list[list[float]]:
         heard: the reports of a backward pass through all layers; of a layer there may be several,
             those of its pieces, the last one first.
     """
-    found: dict[int, list[float]] = {}
+    found: dict[tuple[int, int], list[float]] = {}
     for report in reversed(heard):
-        found.setdefault(report.weight.data_ptr(), []).extend(report.by_step())
+        found.setdefault(guard.place(report.weight), []).extend(report.by_step())
     return list(found.values())
 
 
@@ -82,7 +83,7 @@ def room(steps: Steps, states: int, device: torch.device) -> Float64[Tensor, "ro
     """Make room for the norms of a backward pass; None where nobody listens."""
     if not _listeners or device.type != "cpu":
         return None
-    return torch.zeros(sum(steps.sizes), states, dtype=torch.float64)
+    return torch.zeros(sum(steps.sizes), states, dtype=torch.float64, device=device)
 
 
 def tell(weight: Tensor, steps: Steps, norms: Float64[Tensor, "rows states"] | None) -> None:

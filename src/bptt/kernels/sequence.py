@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from bptt.cells import Cell, State, Weights
 from bptt.kernels import choosing, loop, native, reports, twin
+from bptt.kernels.guard import PLAIN, NotPlain, has_storage, is_watched
 from bptt.kernels.passes import Crossing, Engine
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
@@ -37,14 +38,20 @@ def sequence(
     rows may be laid out in several dimensions, [T, B, I] for [T·B, I] or [1, B, H] for [B, H], and
     the results are then laid out likewise: that way no other node of the graph has to do it.
     """
-    if needs_the_cells(x, *state, *w):
-        return _through_the_cells(cell, x, state, w, steps, Crossing(carry, resets))
-    how = _How(engine_for(cell, x, w), cell, steps, Crossing(carry, resets))
-    if not _is_recorded(x, *state, *w):
-        y, final, _ = how.engine.forward(cell, x, state, w, steps, how.at, keep=False)
-        return y, final
-    y, *rest = _Sequence.apply(how, x, *state, *w)
-    return y, tuple(rest)
+    at = Crossing(carry, resets)
+    if is_watched() or needs_the_cells(x, *state, *w):
+        return _through_the_cells(cell, x, state, w, steps, at)
+    engine = _engine_for(cell, x, w)
+    if engine is not native:
+        _check_sizes(cell, x, state, w)
+    try:
+        if _is_recorded(x, *state, *w):
+            y, *final = _Sequence.apply(_How(engine, cell, steps, at), x, *state, *w)
+        else:
+            y, final, _ = engine.forward(cell, x, state, w, steps, at, keep=False)
+    except NotPlain:
+        return _through_the_cells(cell, x, state, w, steps, at)
+    return y, tuple(final)
 
 
 def windowed_sequence(
@@ -85,6 +92,8 @@ def windowed_sequence(
             "transforms of torch.func: use a credit without them, as bptt.Truncated(k)"
         )
     at, engine = Crossing(carry, resets), engine_for(cell, x, w)
+    if engine is not native:
+        _check_sizes(cell, x, state, w)
     how = _How(engine, cell, steps, at, windows, by_windows)
     y, *rest = _Sequence.apply(how, x, *(s.flatten(0, -2) for s in state), *w)
     return y, tuple(a.view(b.shape) for a, b in zip(rest, state, strict=True))
@@ -102,10 +111,32 @@ class _How(NamedTuple):
 
 
 def engine_for(cell: Cell, x: Tensor, w: Weights) -> Engine:
-    """Give the native kernels where they can serve, the twin otherwise."""
+    """Return the native kernels where they can serve, the twin otherwise."""
+    return cast(Engine, twin) if is_watched() else _engine_for(cell, x, w)
+
+
+def _engine_for(cell: Cell, x: Tensor, w: Weights) -> Engine:
     if choosing.runs_native() and native.serves(cell, x, w):
         return cast(Engine, native)
     return cast(Engine, twin)
+
+
+def _check_sizes(cell: Cell, x: Tensor, state: State, w: Weights) -> None:
+    """Refuse weights of other sizes or devices: torch would expand or misread some of them."""
+    P, H = state[0].shape[-1], state[-1].shape[-1]
+    rows = cell.gates * H
+    shapes = ((rows, x.shape[-1]), (rows, P), (rows,), (rows,), (P, H))
+    for name, t, shape in zip(Weights._fields, w, shapes, strict=True):
+        if t is not None and t.device != x.device:
+            raise RuntimeError(
+                f"bptt: the input and weights are not at the same device, found the input at "
+                f"{x.device} and weights {name} at {t.device}: move one of them with .to(device)"
+            )
+        if t is not None and t.shape != shape:
+            raise RuntimeError(
+                f"bptt: expected weights {name} of shape {shape}, as the sizes of the input and "
+                f"the state have it, got {tuple(t.shape)}"
+            )
 
 
 def _is_recorded(*tensors: Tensor | None) -> bool:
@@ -116,6 +147,8 @@ def _through_the_cells(
     cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
 ) -> tuple[Tensor, State]:
     """The same step by step, under autograd, whatever the layout."""
+    if not _is_exporting():
+        _check_sizes(cell, x, state, w)
     rows = tuple(s.flatten(0, -2) for s in state)
     y, final = loop.sequence(cell, x.flatten(0, -2), rows, w, steps, *at)
     return (
@@ -152,10 +185,13 @@ class _Sequence(torch.autograd.Function):
         needed = ctx.needs_input_grad[1:]
         with without_autocast(x.device):
             if torch.is_grad_enabled() or needs_the_cells(*grads):
-                found = _differentiable_backward(how, x, tensors, grads, needed)
-            else:
-                found = _backward(how, x, tensors, y, kept, grads, needed)
-        return None, *found
+                return None, *_differentiable_backward(how, x, tensors, grads, needed)
+            try:
+                return None, *_backward(how, x, tensors, y, kept, grads, needed)
+            except NotPlain:  # as hooks on what is saved may leave it
+                if how.windows is not None:
+                    raise
+                return None, *_differentiable_backward(how, x, tensors, grads, needed)
 
 
 def _backward(
@@ -168,12 +204,14 @@ def _backward(
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """The hand-derived gradients of x, the initial state and the weights, in that order."""
-    cell, windows = how.cell, how.windows
+    cell, windows, engine = how.cell, how.windows, how.engine
     initial, w = _unflatten(cell, tensors)
+    if engine is native and is_watched():
+        engine, kept = twin, _kept_by_the_twin(cell, kept, initial)
     of_state = needed[1 : 1 + cell.states]
     walk = how.steps if windows is None else windows.steps
     row_norms = reports.room(walk, cell.states, x.device)
-    found = how.engine.backward(
+    found = engine.backward(
         cell,
         x,
         initial,
@@ -197,6 +235,14 @@ def _backward(
             for s, d in zip(initial, found.state, strict=True)
         )
     return (found.x, *d_initial, *found.w)
+
+
+def _kept_by_the_twin(cell: Cell, kept: tuple[Tensor, ...], state: State) -> tuple[Tensor, ...]:
+    """Lay out what the native forward pass kept as the twin does."""
+    if not kept:
+        return ()
+    *gates, more = native.unpack(cell, kept, state[0].shape[-1])
+    return torch.cat(gates, 1), more
 
 
 def _gradients_of_final(
@@ -265,17 +311,16 @@ def _unflatten(cell: Cell, tensors: Any) -> tuple[State, Weights]:
 def needs_the_cells(*tensors: Tensor | None) -> bool:
     """Whether what is asked for is more than the hand-derived first derivative.
 
-    That is forward mode, a torch.func transform, a batch of gradients, complex numbers, or an
-    export, which wants operations that it knows.
+    That is forward mode, a torch.func transform, a batch of gradients, complex numbers, tensors
+    that only torch's own operations can read, or an export, which wants operations that it knows.
     """
     if torch._C._are_functorch_transforms_active() or _is_exporting():
         return True
     forward_mode = forward_ad._current_level >= 0
-    is_batched = torch._C._functorch.is_legacy_batchedtensor  # autograd.grad(is_grads_batched=True)
     for t in tensors:
         if t is None:
             continue
-        if t.is_complex() or is_batched(t):
+        if type(t) not in PLAIN or not has_storage(t) or t.dtype.is_complex:
             return True
         if forward_mode and forward_ad.unpack_dual(t).tangent is not None:
             return True

@@ -80,8 +80,8 @@ class Steps:
 
     def _previous_index(self) -> Int64[Tensor, " rows"]:
         """Each row's place in ``cat([initial, states])``, [N]."""
-        sizes = torch.tensor(self.sizes)
-        rows = torch.arange(int(sizes.sum()))
+        sizes = torch.tensor(self.sizes, device="cpu")
+        rows = torch.arange(int(sizes.sum()), device="cpu")
 
         def of_each_row(step: Tensor) -> Tensor:
             return step.repeat_interleave(sizes)

@@ -1,0 +1,139 @@
+"""The one door to the native kernels: every address that they get is taken here.
+
+A kernel reads and writes plain memory. So an operand must be exactly a ``torch.Tensor`` or an
+``nn.Parameter`` (a subclass may mean anything by its values), on the processor, of the call's dtype
+and shape, and with its memory behind it; here it is made dense, and what is a negative view is
+computed. Whatever is none of that is refused before its address is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+
+_LOW = 2**32
+PLAIN = frozenset({Tensor, nn.Parameter})
+has_storage = torch._C._has_storage
+_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._is_torch_function_mode_enabled
+
+
+class NotPlain(RuntimeError):
+    """An operand that only torch's own operations can read."""
+
+
+def is_watched() -> bool:
+    """Whether a mode has to see each operation: make_fx, FakeTensorMode, a user's own.
+
+    A default device is a mode, too, but sees only what makes tensors out of nothing.
+    """
+    if _modes():
+        return True
+    if not _function_modes():
+        return False
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
+
+
+def all_dense(
+    names: Iterable[str],
+    tensors: Iterable[Tensor | None],
+    dtype: torch.dtype,
+    shapes: Iterable[tuple[int, ...]],
+) -> list[Tensor | None]:
+    """Check operands that are read, and return their values row after row; None stays None.
+
+    Args:
+        names: what the operands are called in an error.
+        tensors: the operands.
+        dtype: the dtype that the call needs.
+        shapes: the shapes that the call needs.
+
+    Raises:
+        NotPlain: the memory of one of them does not say what its values are.
+        RuntimeError: one is somewhere else, or of another dtype or shape, or its memory was freed.
+    """
+    found: list[Tensor | None] = []
+    for name, t, shape in zip(names, tensors, shapes):  # noqa: B905  # strict takes time
+        if t is not None:
+            if type(t) not in PLAIN or t.dtype is not dtype or t.shape != shape or not t.is_cpu:
+                _look_closer(name, t, dtype, shape)
+            if t.is_neg():
+                t = t.resolve_neg()
+            if not t.is_contiguous():
+                address(t)  # that there is something to copy
+                t = t.contiguous()
+        found.append(t)
+    return found
+
+
+def dense(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Check one operand that is read, as :func:`all_dense`."""
+    (found,) = all_dense((name,), (t,), dtype, (shape,))
+    assert found is not None
+    return found
+
+
+def room(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Check an operand that is written to: as :func:`dense`, but it must be so already."""
+    if dense(name, t, dtype, shape) is not t:
+        raise RuntimeError(f"bptt: {name} must be contiguous to be written to, got {_what(t)}")
+    return t
+
+
+def within(
+    name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]
+) -> None:
+    """Check an operand that is written to and lies within a larger memory, with these strides."""
+    _look_closer(name, t, dtype, shape)
+    if t.is_neg() or any(
+        n > 1 and here != expected
+        for n, here, expected in zip(shape, t.stride(), strides, strict=True)
+    ):
+        raise RuntimeError(f"bptt: {name} must have strides {strides}, got {t.stride()}")
+
+
+def address(t: Tensor | None) -> int:
+    """Return where the memory of a tensor is that was checked or made here; 0 for none."""
+    if t is None:
+        return 0
+    at = t.data_ptr()
+    if at < _LOW and t.numel():  # of memory that was freed nothing but the offset is left
+        _look_closer("an operand", t, t.dtype, t.shape)
+    return at
+
+
+def place(t: Tensor) -> tuple[int, int]:
+    """Return what two tensors share if they begin at the same element of the same storage."""
+    return t.untyped_storage()._cdata, t.storage_offset()
+
+
+def _look_closer(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Refuse an operand with the reason, or accept one that is part of a larger memory."""
+    if type(t) not in PLAIN or not has_storage(t) or t._is_zerotensor():
+        raise NotPlain(f"bptt: {name} must be a plain tensor for a native kernel, got {_what(t)}")
+    if not t.is_cpu:
+        raise RuntimeError(
+            f"bptt: the input and weights are not at the same device, found {name} at {t.device} "
+            "in a call for the cpu: move it with .to(device)"
+        )
+    if t.dtype is not dtype or t.shape != shape:
+        raise RuntimeError(
+            f"bptt: {name} must be {dtype} of shape {tuple(shape)} in this call, got {_what(t)}"
+        )
+    last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    needed = (t.storage_offset() + last + 1) * t.element_size() if t.numel() else 0
+    if needed > t.untyped_storage().nbytes():
+        raise RuntimeError(
+            f"bptt: {name} is {_what(t)} but its memory was freed or cut: its storage has "
+            f"{t.untyped_storage().nbytes()} of {needed} bytes"
+        )
+
+
+def _what(t: Tensor) -> str:
+    kind = "" if type(t) in PLAIN else f"{type(t).__name__} "
+    layout = "" if t.layout is torch.strided else f", {t.layout}"
+    return f"{kind}{t.dtype} of shape {tuple(t.shape)} on {t.device}{layout}"
