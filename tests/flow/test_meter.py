@@ -435,3 +435,15 @@ def test_a_loss_has_no_lags_before_its_sequence_begins(batch_first):
     assert probe.by_lag == pytest.approx(norms.nanmean(0), rel=1e-4)
     short = meter.look(turned(x[:, :2]), own, resets=turned(resets[:, :2]))
     assert short.lags == 10  # the longer one begins ten steps before the end
+
+
+def test_where_the_last_steps_have_no_loss_the_last_that_has_is_looked_at():
+    """Padding is masked: nothing of it goes back, and that is no gradient that dies."""
+    rnn, x = bptt.GRU(2, 4), torch.randn(20, 3, 2)
+    mask = (torch.arange(20) < 13).float().unsqueeze(1)
+    meter = bptt.FlowMeter(rnn)
+    found = meter.look(x, lambda y: y.square().sum(2) * mask)
+    expected = bptt.FlowMeter(rnn).look(x[:13], lambda y: y.square().sum(2))
+    assert found.horizon == expected.horizon
+    assert found.by_lag == pytest.approx(expected.by_lag, rel=1e-4)
+    assert bptt.FlowMeter(rnn).look(x, lambda y: 0 * y.sum(2)).horizon.lag is None

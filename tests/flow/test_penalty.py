@@ -220,3 +220,26 @@ def test_a_few_updates_keep_more_of_the_gradient():
 def test_what_is_refused(module, loss, message):
     with pytest.raises(ValueError, match=message):
         vanishing_penalty(module, torch.zeros(5, 1, 2), loss)
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_with_resets_it_is_the_sum_over_the_episodes(foreign):
+    """No gradient crosses a reset, and none is asked to; in another layout it is the same."""
+    gru = torch.nn.GRU(2, 3, dtype=torch.float64)
+
+    def module(x, state=None):
+        state = x.new_zeros(1, x.shape[1], 3) if state is None else state
+        return gru(x, state)
+
+    module = module if foreign else gru
+    x, resets = torch.randn(10, 2, 2, dtype=torch.float64), torch.zeros(10, 2, dtype=torch.bool)
+    resets[6] = True
+    loss_fn = lambda y: y.square().sum()  # noqa: E731
+    whole = bptt.vanishing_penalty(module, x, loss_fn, resets=resets)
+    parts = [bptt.vanishing_penalty(module, piece, loss_fn) for piece in (x[:6], x[6:])]
+    torch.testing.assert_close(whole, parts[0] + parts[1])
+    assert not torch.isclose(whole, bptt.vanishing_penalty(module, x, loss_fn), rtol=0.01)
+    if not foreign:
+        gru.batch_first = True
+        turned = bptt.vanishing_penalty(gru, x.transpose(0, 1), loss_fn, resets=resets.t())
+        torch.testing.assert_close(turned, whole)
