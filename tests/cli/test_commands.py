@@ -507,3 +507,19 @@ def test_output_into_a_closed_pipe_is_no_error(here):
     process.stdout = None
     _, err = process.communicate(timeout=60)
     assert not err
+
+
+def test_a_credit_that_a_file_names_is_imported_only_if_told(here):
+    (here / "own_in_a_file.py").write_text(
+        "import bptt\nopen('imported', 'w').close()\n"
+        "class Mine(bptt.Credit):\n"
+        "    def plan(self, steps, batch=1, generator=None):\n"
+        "        return bptt.Full().plan(steps, batch, generator)\n"
+    )
+    (here / "options.json").write_text('{"credit": "own_in_a_file.Mine"}')
+    options = ["train", "book.txt", *SMALL, "--config", "options.json", "--epochs", 0]
+    assert "own_in_a_file.Mine" in fails(*options, "--out", "run")
+    assert not (here / "imported").exists()
+    bptt(*options, "--out", "run", "--allow-code")
+    assert (here / "imported").exists()
+    assert "--allow-code" in fails("train", "--resume", "run")
