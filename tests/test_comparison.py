@@ -566,6 +566,7 @@ TEXT_OPTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.* of the tokens of .* are unknown")  # few are known
 @pytest.mark.parametrize("option", TEXT_OPTIONS)
 def test_every_option_of_a_text_changes_the_result(book, option):
     options = {**TEXT, "updates": 2}

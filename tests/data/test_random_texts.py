@@ -82,7 +82,7 @@ def check_vocabulary(encoded: list[str], level: str, reading: str, seed: int) ->
         else:
             assert back == part, seed
         assert not {tokenizer.start, tokenizer.end} & set(ids.tolist()) - {None}
-        assert (tokenizer.unknown in ids) == (level == "word" and "<unk>" in part), seed
+        assert tokenizer.unknown not in ids or "<unk>" in part, seed
     if reading != "stream" and level == "word":
         special = ("<unk>", "<s>", "</s>")
         for entry in map(tokenizer.token, range(tokenizer.size)):

@@ -142,6 +142,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.* of the tokens of .* are unknown")  # few are known
 def test_every_option_changes_the_result(small, tmp_path, story):
     (tmp_path / "book.txt").write_text(story(120))
     small = small.changed(epochs=1)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from bptt.comparison.tasks import CELLS, CLIP, WINDOW, Run, Setting, generator_o
 from bptt.credit import parse
 from bptt.data import TASKS, Task, make_task
 from bptt.errors import ConfigError, spelled
+from bptt.files import expanded
 from bptt.memory import Memory
 from bptt.memory import parse as parse_memory
 
@@ -128,7 +128,7 @@ def _kind(task: str | Task) -> str | None:
         return names.get(type(task), type(task).__name__)
     if task in TASKS:
         return task
-    if task == BUILT_IN or Path(task).expanduser().exists():
+    if task == BUILT_IN or expanded(task).exists():
         return None
     raise ConfigError(
         f"there is neither a task nor a file {task!r}: the tasks are {', '.join(TASKS)}; a text is "
@@ -270,7 +270,7 @@ def _on_text(
     made = _credits(credits or defaults(config.steps))
     for spelling in made:
         parse(spelling)  # a run parses it anew
-    baseline, _ = texts.unigram_loss(config)
+    baseline, unknown = texts.unigram_loss(config)
     most = updates or UPDATES_OF_TEXT
     last: dict[str, Any] = {}
 
@@ -296,7 +296,8 @@ def _on_text(
         credits=results,
         notes=[
             f"The text is read in windows of {config.steps} steps, shuffled, each from a zero "
-            "state, so that all credits see the same batches; what is held out is read as one."
+            "state, so that all credits see the same batches; what is held out is read as one.",
+            f"{100 * unknown:.1f} % of the tokens that are held out are unknown.",
         ],
         interrupted=course.stopped,
     )

@@ -170,11 +170,12 @@ def _measured(training: Training) -> dict[str, Any]:
     return {**found, **error}
 
 
-def unigram_loss(config: Config) -> tuple[float, str]:
-    """The loss of a model that knows nothing but frequencies; and the text's name."""
+def unigram_loss(config: Config) -> tuple[float, float]:
+    """The loss of a model that knows nothing but frequencies; and the share of unknown tokens."""
     with (
         TemporaryDirectory(prefix="bptt-compare-") as directory,
         closing(start(config, Path(directory) / "run")) as training,
     ):
         about = training.run.text()
-        return float(torch.tensor(about["unigram_perplexity"]).log()), str(about["name"])
+        loss = float(torch.tensor(about["unigram_perplexity"]).log())
+        return loss, float(about["valid_unknown_share"])
