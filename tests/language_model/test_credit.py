@@ -337,7 +337,7 @@ def test_memory_may_change_when_a_run_is_resumed_and_its_credit_may_not(short, t
     on.close()
     assert same_model(run, train(config.changed(epochs=2), tmp_path / "whole"))
     for change in ("full", "truncated:4", "truncated:every=2,reach=3"):
-        with pytest.raises(ConfigError, match=r"--credit cannot change .*--memory"):
+        with pytest.raises(ConfigError, match=r"credit cannot change .*memory"):
             resume(run.path, {"credit": change})
 
 

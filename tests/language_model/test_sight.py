@@ -202,7 +202,7 @@ def test_how_often_it_looks(small, tmp_path):
     ]
     never = train(small.changed(flow_every=0), tmp_path / "never")
     assert not having(never, "horizon")
-    with pytest.raises(ConfigError, match="--flow-every must be at least 0, got -1"):
+    with pytest.raises(ConfigError, match="flow_every must be at least 0, got -1"):
         small.changed(flow_every=-1)
 
 

@@ -355,7 +355,7 @@ def test_a_full_disk_loses_nothing(small, tmp_path, monkeypatch):
 
 
 def test_only_what_may_change_changes_when_resuming(run):
-    with pytest.raises(ConfigError, match="--hidden cannot change when a run is resumed"):
+    with pytest.raises(ConfigError, match="hidden cannot change when a run is resumed"):
         resume(run.path, {"hidden": 17})
 
 
