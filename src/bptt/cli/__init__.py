@@ -11,9 +11,8 @@ def main() -> None:
     """Run ``bptt``, as its script does; what the user did wrong is one line and a status."""
     interrupts = Interrupts()
     with interrupts.handled():
-        from bptt.cli.command_line import (
-            run,
-        )  # not before a signal is heard, because it takes its time
+        # Not before a signal is heard, because it takes its time.
+        from bptt.cli.command_line import run
 
         status = run(interrupts)
     sys.exit(status)

@@ -108,7 +108,7 @@ def address(t: Tensor | None) -> int:
 
 def place(t: Tensor) -> tuple[int, int]:
     """Return what two tensors share if they begin at the same element of the same storage."""
-    return t.untyped_storage()._cdata, t.storage_offset()
+    return t.untyped_storage()._cdata, int(t.storage_offset())
 
 
 def _look_closer(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

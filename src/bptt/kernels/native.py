@@ -168,7 +168,8 @@ def backward(
     order gone through: the last one first, unless the sequence is reversed.
     """
     given = _Given(cell, x, state, w, steps, at)
-    dtype, hidden, layout = given.dtype, given.hidden, given.layout
+    dtype, hidden = given.dtype, given.hidden
+    layout: tuple[int, ...] = given.layout
     size = _size_of_kept(cell.mode, dtype, given.rows, hidden)
     outputs: tuple[int, ...] = (*layout, hidden)
     d_x: Tensor | None = None

@@ -294,7 +294,8 @@ class Config:
         """
         after = {**{f.name: getattr(self, f.name) for f in fields(self)}, **options}
         idle = [n for n, rule in TOGETHER.items() if n not in options and not rule.holds(after.get)]
-        return replace(self, **options, **{n: fields_by_name()[n].default for n in idle})
+        defaults: dict[str, Any] = {n: fields_by_name()[n].default for n in idle}
+        return replace(self, **options, **defaults)
 
 
 def fields_by_name() -> dict[str, Field[Any]]:
