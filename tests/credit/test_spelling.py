@@ -274,7 +274,7 @@ def test_a_spelling_is_a_credit_wherever_one_is_taken():
 
 @pytest.mark.parametrize("given", [3, Truncated, object()])
 def test_what_is_no_credit_is_named(given):
-    with pytest.raises(TypeError, match=r"expected a credit, such as bptt\.Truncated"):
+    with pytest.raises(TypeError, match=r"expected a credit, .*bptt\.Truncated\("):
         as_credit(given)
 
 

@@ -397,6 +397,24 @@ def _(kind):
     return 0, 1
 
 
+def alarm_at_a_jump(kind, *, losses=None, **options):
+    """What is said of a gradient whose norm jumps, while the loss falls if it is given."""
+    meter = bptt.FlowMeter(KINDS[kind](), **options)
+    for n in range(20):
+        reading = meter.update(1.0 if n < 19 else 1000.0, loss=losses and losses / (n + 1))
+    return reading.alarm
+
+
+@case("FlowMeter", "clipped")
+def _(kind):
+    return [alarm_at_a_jump(kind, losses=2.0, clipped=clipped) for clipped in (False, True)]
+
+
+@case("FlowMeter.update", "loss")
+def _(kind):
+    return [alarm_at_a_jump(kind, losses=losses, clipped=True) for losses in (None, 2.0)]
+
+
 @case("FlowMeter.load_state_dict", "state")
 def _(kind):
     meter = bptt.FlowMeter(KINDS[kind](), every=1)
