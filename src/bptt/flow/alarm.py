@@ -110,25 +110,34 @@ def alarm_of(
     """
     if not math.isfinite(norm):
         return f"the gradient is not finite: its norm is {norm:g}"
-    strange = _strange(norm, before, growth, probe)
+    jump = _jump(norm, before)
+    strange = jump or _strange(norm, before, growth, probe)
     if strange is not None:
         trouble = None if course is None else course.trouble()
-        jumps = strange.startswith("the gradient jumps") and not clipped
+        at_once = jump is not None and not clipped
         most = max(growth or 0.0, 0.0 if probe is None else probe.growth)
-        if course is None or jumps or trouble is not None or not most < WILD:
+        if course is None or at_once or trouble is not None or not most < WILD:
             return strange if trouble is None else f"{strange}; {trouble}"
     return dies(probe) if probe is not None and dying >= LOOKS else None
+
+
+def _usual(before: Sequence[float]) -> float | None:
+    return median(before) if len(before) >= ENOUGH else None
+
+
+def _jump(norm: float, before: Sequence[float]) -> str | None:
+    usual = _usual(before)
+    if usual is None or not norm > JUMPS * usual:
+        return None
+    return (
+        f"the gradient jumps: its norm is {norm:.3g}, {norm / usual:.3g} times the median "
+        f"of the last {len(before)} updates"
+    )
 
 
 def _strange(
     norm: float, before: Sequence[float], growth: float | None, probe: Probe | None
 ) -> str | None:
-    usual = median(before) if len(before) >= ENOUGH else None
-    if usual is not None and norm > JUMPS * usual:
-        return (
-            f"the gradient jumps: its norm is {norm:.3g}, {norm / usual:.3g} times the median "
-            f"of the last {len(before)} updates"
-        )
     if growth is not None and growth >= GROWS:
         return (
             f"the gradient explodes: over the earlier half of the window the state's grew to "
@@ -139,6 +148,7 @@ def _strange(
             f"the gradient explodes: over {probe.lags - 1} steps the state's grows to "
             f"{probe.growth:.3g} times itself on its way back"
         )
+    usual = _usual(before)
     if usual is not None and norm < usual / JUMPS:
         return (
             f"the gradient dies away: its norm is {norm:.3g}, {norm / usual:.3g} of the median of "
