@@ -13,7 +13,7 @@ from torch import nn
 
 import bptt
 from bptt.credit import Plan
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, ZeroGradientError
 
 
 class Answering(nn.Module):
@@ -278,7 +278,7 @@ def test_errors():
     module, x = Answering(), inputs()
     with pytest.raises(ConfigError, match="at least 2 draws, got 1"):
         bptt.estimator_error(module, x, loss, bptt.Full(), draws=1)
-    with pytest.raises(ConfigError, match="gradient is zero"):
+    with pytest.raises(ZeroGradientError, match="gradient is zero"):
         bptt.estimator_error(module, x, lambda y: 0 * y.sum(), bptt.Full())
     with pytest.raises(ConfigError, match="no parameter"):
         bptt.estimator_error(lambda x, s: (x, s), x, loss, bptt.Full())

@@ -16,7 +16,7 @@ from rich.console import Console
 import bptt
 from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
 from bptt.comparison.compare import _Course
-from bptt.comparison.measures import peak_bytes, plans_of
+from bptt.comparison.measures import gradient_error, peak_bytes, plans_of
 from bptt.comparison.result import CreditResult
 from bptt.comparison.table import number, size
 from bptt.comparison.tasks import Run, Setting, TaskModel
@@ -597,3 +597,11 @@ def test_a_text_s_divergence(book):
 def test_a_text_has_no_lag(book):
     with pytest.raises(ConfigError, match="a text has no option lag"):
         compare(str(book), ["full"], lag=3)
+
+
+def test_only_a_gradient_of_zero_has_no_error():
+    gru, x, generator = bptt.GRU(2, 3), torch.randn(4, 1, 2), torch.Generator()
+    found = gradient_error(gru, x, lambda y: 0 * y.sum(), bptt.Truncated(2), generator)
+    assert found == {"bias": None, "bias_noise": None, "variance": None}
+    with pytest.raises(ConfigError, match="loss_fn must return a scalar"):
+        gradient_error(gru, x, lambda y: y, bptt.Truncated(2), generator)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bptt.buffers import Buffers, modules_in
 from bptt.credit.full import Full
 from bptt.credit.spelling import as_credit
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, ZeroGradientError
 from bptt.layout import Layout
 from bptt.pytree import map_tensors
 from bptt.unrolling import unroll
@@ -139,7 +139,7 @@ def estimator_error(
             s.add(g)
     total, *each = (s.error(count) for s in sums)
     if total.norm == 0:
-        raise ConfigError("the exact gradient is zero: there is nothing to compare with")
+        raise ZeroGradientError("the exact gradient is zero: there is nothing to compare with")
     return EstimatorError(credit, count, total, dict(zip(wanted, each, strict=True)))
 
 

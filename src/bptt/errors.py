@@ -26,6 +26,10 @@ class ConfigError(BpttError, ValueError):
     """Options that do not fit together, or a configuration file that cannot be read."""
 
 
+class ZeroGradientError(ConfigError):
+    """The exact gradient is zero, so that there is nothing to compare an estimate with."""
+
+
 class CheckpointError(BpttError):
     """A run directory, model or checkpoint is missing, damaged, or of another kind."""
 

@@ -13,13 +13,16 @@ import pytest
 def in_process(monkeypatch, capsys):
     """Run a command; give what it printed. It must leave with this status."""
     from bptt.cli import main
+    from bptt.errors import BpttWarning
 
     def run(*arguments, status=0):
         monkeypatch.setattr(sys, "argv", ["bptt", *map(str, arguments)])
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets its own
         before = signal.getsignal(signal.SIGINT)
-        with pytest.raises(SystemExit) as left:
-            main()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("default", category=BpttWarning)  # and not raised
+            with pytest.raises(SystemExit) as left:
+                main()
         signal.signal(signal.SIGINT, before)
         out, err = capsys.readouterr()
         found = left.value.code or 0

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +115,9 @@ def _child(given: list[str], where: Path, files: list[Path], setup, is_ready: in
         if setup is not None:
             setup()
         from bptt.cli import main
+        from bptt.errors import BpttWarning
 
+        warnings.filterwarnings("default", category=BpttWarning)  # and not raised
         os.write(is_ready, b"!")
         os.close(is_ready)
         try:

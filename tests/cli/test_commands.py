@@ -245,7 +245,9 @@ def test_a_credit_from_a_file_beside_us(here):
     bptt("train", "book.txt", *SMALL, "--epochs", 1, "--credit", "mine.Own", "--out", "run", "-q")
     (here / "mine.py").unlink()
     bptt("sample", "run", "--length", 3)
-    assert "directory of mine.py" in fails("train", "--resume", "run", "--epochs", 2)
+    assert "directory of mine.py" in fails(
+        "train", "--resume", "run", "--epochs", 2, "--allow-code"
+    )
 
 
 def wait_for(condition):

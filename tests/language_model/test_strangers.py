@@ -211,7 +211,7 @@ def test_what_is_no_file_is_not_waited_for(run):
 
 def test_sizes_are_bounded_before_memory_is_taken(run):
     run.save_config(run.config().changed(hidden=10**9))
-    refused(LanguageModel.load, run.path, "not enough memory for --hidden 1000000000")
+    refused(LanguageModel.load, run.path, "not enough memory for hidden=1000000000")
     run.save_config(run.config().changed(hidden=100))
     with (run.path / "model.safetensors").open("r+b") as file:
         file.truncate(1 << 40)

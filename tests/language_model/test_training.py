@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -401,7 +404,7 @@ def test_no_device_of_that_name(small, tmp_path, name):
 
 def test_too_large_for_the_memory(small, tmp_path):
     for hidden in (10**9, 10**15):
-        with pytest.raises(ConfigError, match=f"not enough memory for --hidden {hidden}"):
+        with pytest.raises(ConfigError, match=f"not enough memory for hidden={hidden}"):
             start(small.changed(hidden=hidden), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -414,3 +417,53 @@ def test_kernels_that_there_are_not_are_refused_before_there_is_a_run(small, tmp
     with pytest.raises(KernelError):
         start(small, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_machine_has_no_room_for_is_asked_of_the_system_not_of_the_words(
+    small, tmp_path, monkeypatch
+):
+    """An error of the model stays what it is, whatever it says."""
+
+    def broken(*_):
+        raise RuntimeError("cannot allocate, an overflow")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module, "LanguageModel", broken)
+        with pytest.raises(RuntimeError, match=r"^cannot allocate, an overflow$"):
+            start(small, tmp_path / "broken")
+
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("of the device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_module, "LanguageModel", out_of_memory)
+        with pytest.raises(ConfigError, match=r"^not enough memory for hidden="):
+            start(small, tmp_path / "large")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_limit_on_the_process_is_a_limit_on_the_model(small):
+    from bptt.language_model.expected import check_memory
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    large = small.changed(hidden=6000, embedding=10)  # 0.6 GB of weights
+    check_memory(large, 10)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), before[1]))
+    try:
+        with pytest.raises(ConfigError, match="not enough memory for hidden=6000"):
+            check_memory(large, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_a_lack_of_memory_is_no_damage(small, tmp_path, monkeypatch, error):
+    run = train(small.changed(epochs=1), tmp_path / "run")
+
+    def fail(*_):
+        raise error("no room")
+
+    monkeypatch.setattr(torch.optim.Adam, "load_state_dict", fail)
+    with pytest.raises(error, match=r"^no room$"):
+        resume(run.path)

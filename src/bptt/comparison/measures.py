@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bptt.bias import estimator_error
 from bptt.credit import Plan
-from bptt.errors import ConfigError
+from bptt.errors import ZeroGradientError
 from bptt.pytree import leaves_of
 
 DRAWS = 20  # of plans, for bias and variance
@@ -73,7 +73,7 @@ def gradient_error(
     """Give bias and variance of a credit's gradient; None where the exact one is zero."""
     try:
         found = estimator_error(model, inputs, loss, credit, draws=DRAWS, generator=generator).total
-    except ConfigError:  # the exact gradient is zero
+    except ZeroGradientError:
         return {"bias": None, "bias_noise": None, "variance": None}
     return {"bias": found.bias, "bias_noise": found.bias_noise, "variance": found.variance}
 

@@ -143,7 +143,7 @@ def restore(training: Training, checkpoint: Checkpoint) -> None:
         training.reader.load_state_dict(about.reader)
         training.sight.load_state_dict(about.sight)
         _restore_tensors(training, tensors)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise CheckpointError(
             f"{path} does not fit this run: {type(e).__name__}: {e}; train again"
         ) from e
@@ -162,7 +162,10 @@ def _restore_tensors(training: Training, tensors: dict[str, Tensor]) -> None:
     state = None if not states else states[0] if len(states) == 1 else tuple(states)
     past = tensors["past"].to(device) if "past" in tensors else None
     training.stream = Stream(state) if past is None else Stream(past=past, before=state)
-    torch.set_rng_state(tensors["random.cpu"])
+    try:
+        torch.set_rng_state(tensors["random.cpu"])
+    except RuntimeError as e:
+        raise ValueError(f"random.cpu: {e}") from None
     if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
 

@@ -238,28 +238,31 @@ class Config:
     def _check_credit(self, credit: Credit) -> None:
         if not self.is_carried:
             return
+        given = spelled("credit", self.credit)
+        anywhere = f"use {spelled('sampling', 'random')}"
         if credit.adapt_every is not None:
             raise ConfigError(
-                f"--credit {self.credit} is measured between two epochs on a stream, where windows "
-                f"follow each other: leave adapt_every out, or use --sampling random"
+                f"{given} is measured between two epochs on a stream, where windows follow each "
+                f"other: leave adapt_every out, or {anywhere}"
             )
         if self.steps is None or credit.window is None:
             return
+        steps = spelled("steps", self.steps)
         if type(credit).adapt is not Credit.adapt:
             raise ConfigError(
-                f"--credit {self.credit} chooses the windows itself, and anew after each epoch: "
-                f"leave --steps {self.steps} out, or use --sampling random"
+                f"{given} chooses the windows itself, and anew after each epoch: leave {steps} "
+                f"out, or {anywhere}"
             )
         if credit.history and self.steps != credit.window:
             raise ConfigError(
-                f"--credit {self.credit} reaches beyond its block of losses, so on a stream there "
-                f"is one update for each: leave --steps {self.steps} out, or use --sampling random"
+                f"{given} reaches beyond its block of losses, so on a stream there is one update "
+                f"for each: leave {steps} out, or {anywhere}"
             )
         if self.steps < credit.window:
+            whole = f"truncated:every={self.steps},reach={credit.window}"
             raise ConfigError(
-                f"--credit {self.credit} reaches beyond --steps {self.steps}, where a stream's "
-                f"window begins: leave --steps out, or use --credit "
-                f"truncated:every={self.steps},reach={credit.window}"
+                f"{given} reaches beyond {steps}, where a stream's window begins: leave "
+                f"{spelled('steps')} out, or use {spelled('credit', whole)}"
             )
 
     @property

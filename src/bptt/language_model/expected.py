@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 
 import torch
 
 from bptt.data import Tokenizer
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, spelled
 from bptt.language_model.config import Config
 from bptt.language_model.model import LanguageModel
 from bptt.language_model.tensors import Kind
@@ -31,12 +32,18 @@ def check_memory(config: Config, vocabulary: int, *, copies: int = 1) -> None:
     E, H, gates = config.embedding_size, config.hidden, _GATES[config.cell]
     layers = gates * H * (E + H + 2 + (config.layers - 1) * (2 * H + 2))
     weights = layers + vocabulary * (E + H + 1)
-    there = _memory()
-    if there is not None and 4 * weights * copies > there:
-        raise ConfigError(
-            f"not enough memory for --hidden {H}, --layers {config.layers}, --embedding {E} and "
-            f"{vocabulary} tokens: use less"
-        )
+    if not _may_have(4 * weights * copies):
+        raise no_memory(config, vocabulary)
+
+
+def no_memory(config: Config, vocabulary: int) -> ConfigError:
+    """Make the error of a model that is too large."""
+    sizes = {n: getattr(config, n) for n in ("hidden", "layers")}
+    given = ", ".join(spelled(n, v) for n, v in sizes.items())
+    return ConfigError(
+        f"not enough memory for {given}, {spelled('embedding', config.embedding_size)} and "
+        f"{vocabulary} tokens: use less"
+    )
 
 
 def weights_kinds(config: Config, tokenizer: Tokenizer) -> dict[str, Kind]:
@@ -124,6 +131,18 @@ def _fits(name: str, kind: Kind, config: Config) -> bool:
 
 
 _NUMBER = Kind(torch.float32, ())
+
+
+def _may_have(size: int) -> bool:
+    """Whether this machine has so much memory, and this process may take it."""
+    there = _memory()
+    if there is not None and size > there:
+        return False
+    try:
+        mmap.mmap(-1, max(1, size)).close()  # of which nothing is touched
+    except (OSError, MemoryError, OverflowError):
+        return False
+    return True
 
 
 def _memory() -> int | None:

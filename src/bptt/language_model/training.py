@@ -14,7 +14,7 @@ from torch import Tensor
 from bptt.credit import Credit
 from bptt.credit.spelling import is_own
 from bptt.data import Batch, PreparedText, Sentences, Streams
-from bptt.errors import ConfigError, DivergedError
+from bptt.errors import DivergedError
 from bptt.language_model.checkpoint import Progress, checkpoint_of, restore
 from bptt.language_model.config import Config
 from bptt.language_model.divergence import (
@@ -24,7 +24,7 @@ from bptt.language_model.divergence import (
     norms_in_words,
 )
 from bptt.language_model.evaluation import evaluate
-from bptt.language_model.expected import check_memory
+from bptt.language_model.expected import check_memory, no_memory
 from bptt.language_model.lock import Lock
 from bptt.language_model.model import LanguageModel, check_device
 from bptt.language_model.probe import Probe
@@ -397,13 +397,8 @@ def _make_model(config: Config, text: PreparedText, device: torch.device) -> Lan
     check_memory(config, text.tokenizer.size, copies=copies)
     try:
         return LanguageModel(text.tokenizer, config).to(device)
-    except RuntimeError as e:
-        if "allocate" not in str(e) and "overflow" not in str(e):
-            raise
-        raise ConfigError(
-            f"not enough memory for --hidden {config.hidden}, --layers {config.layers}, "
-            f"--embedding {config.embedding_size} and {text.tokenizer.size} tokens: use less"
-        ) from None
+    except torch.OutOfMemoryError:  # of the device
+        raise no_memory(config, text.tokenizer.size) from None
 
 
 def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Optimizer:
