@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bptt.cells import Weights
 from bptt.kernels import threads
-from bptt.kernels.guard import address, dense, room, within
+from bptt.kernels.guard import addresses, dense, room, within
 from bptt.kernels.native import library
 
 # The fields of a bptt_flow_step, in order; an address of 0 is none.
@@ -96,13 +96,8 @@ def back(
         dtype is torch.float64,
         threads.allowed(),
         *(S, D, inputs, hidden, P, gates, apart),
-        *map(address, held),
-        address(given[0]),
-        address(given[1]) if len(given) == 2 else 0,
-        address(d_x),
-        address(credit),
-        address(norms[0]),
-        address(norms[1]) if len(given) == 2 else 0,
+        *addresses(*held, given[0], given[1] if len(given) == 2 else None),
+        *addresses(d_x, credit, norms[0], norms[1] if len(given) == 2 else None),
     )
     if library().bptt_flow_back(call) != 0:
         raise MemoryError(f"bptt: no memory for the matrices of {hidden} hidden units")

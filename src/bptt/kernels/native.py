@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.cells import Cell, State, Weights
+from bptt.cells import BY_MODE, Cell, State, Weights
 from bptt.errors import KernelError
 from bptt.kernels import threads
 from bptt.kernels.find import library_path
-from bptt.kernels.guard import address, all_dense, dense, room
+from bptt.kernels.guard import address, addresses, all_dense, dense, room
 from bptt.kernels.passes import Crossing, Gradients
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
@@ -30,6 +30,10 @@ CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2, "GRU": 3, "LSTM": 4}
 PATHS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 
+
+_BEFORE = (*Weights._fields[:4], "the input", "the initial h", "the initial c")
+_AFTER = ("the output", "what the forward pass kept")
+_OPERANDS = {states: (*_BEFORE[: 5 + states], *_AFTER) for states in (1, 2)}
 
 # The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
 _SEQUENCE = struct.Struct("=37q")
@@ -137,8 +141,8 @@ def forward(
 ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a sequence, as :class:`bptt.kernels.passes.Engine` says."""
     given = _Given(cell, x, state, w, steps, at)
-    y = x.new_empty((*given.layout, given.hidden))
-    final = tuple([x.new_empty(given.state_shape) for _ in state])
+    y = x.new_empty(given.outputs)
+    final = tuple([torch.empty_like(s) for s in given.state])
     size = _size_of_kept(cell.mode, x.dtype, given.rows, given.hidden) if keep else 0
     kept = x.new_empty(size) if size else None
     given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 15)
@@ -167,11 +171,9 @@ def backward(
     Besides, ``norms``, [T] float64, is filled with ‖∂L/∂h_t‖ over the batch, of each step in the
     order gone through: the last one first, unless the sequence is reversed.
     """
-    given = _Given(cell, x, state, w, steps, at)
+    given = _Given(cell, x, state, w, steps, at, (y, *kept))
     dtype, hidden = given.dtype, given.hidden
-    layout: tuple[int, ...] = given.layout
-    size = _size_of_kept(cell.mode, dtype, given.rows, hidden)
-    outputs: tuple[int, ...] = (*layout, hidden)
+    layout: tuple[int, ...] = given.outputs[:-1]
     d_x: Tensor | None = None
     walk, walked = (0, 0, 0, 0), steps
     if windows is not None:
@@ -181,18 +183,15 @@ def backward(
         indices = dense("the rows of the windows", windows.rows, torch.int64, layout)
         walk = len(sizes), ctypes.addressof(sizes), address(indices), int(by_windows)
     if needed[0]:
-        d_x = x.new_empty((*(layout if windows and by_windows else given.layout), x.shape[-1]))
-    y, read, d_y = all_dense(  # type: ignore[assignment]
-        ("the output", "what the forward pass kept", "the output's gradient"),
-        (y, kept[0] if size else None, d_y),
-        dtype,
-        (outputs, (size,), (*layout, hidden)),
-    )
+        d_x = x.new_empty(
+            (*(layout if windows and by_windows else given.outputs[:-1]), x.shape[-1])
+        )
+    if d_y is not None:
+        d_y = dense("the output's gradient", d_y, dtype, (*layout, hidden))
     if d_state is not None:
-        of_state = given.state_shape if windows is None else (walked.batch, hidden)
-        if not all(map(torch.Tensor.is_contiguous, d_state)):
-            raise RuntimeError("bptt: the final state's gradient must be contiguous")
-        all_dense(("the final state's gradient",) * 2, d_state, dtype, (of_state,) * 2)
+        of_state = given.state[0].shape if windows is None else (walked.batch, hidden)
+        for d in d_state:
+            room("the final state's gradient", d, dtype, of_state)
     if row_norms is not None:
         row_norms = room("row_norms", row_norms, torch.float64, (math.prod(layout), cell.states))
     if norms is not None:
@@ -203,19 +202,12 @@ def backward(
     )
     given.run(
         library().bptt_backward,
-        y,
-        read,
+        given.y,
+        given.kept,
         *(0, 0),  # h_n, c_n
-        address(given.carry),
-        address(d_y),
+        *addresses(given.carry, d_y),
         *_both(d_state),
-        address(d_x),
-        address(ih),
-        address(hh),
-        address(b_ih),
-        address(b_hh),
-        address(norms),
-        address(row_norms),
+        *addresses(d_x, ih, hh, b_ih, b_hh, norms, row_norms),
         *walk,
     )
     return Gradients(d_x, d_state, Weights(ih, hh, b_ih, b_hh))  # type: ignore[arg-type]
@@ -236,34 +228,29 @@ class _Given:
     """What both passes get, checked and dense; alive as long as a call needs its addresses."""
 
     def __init__(
-        self, cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+        self,
+        cell: Cell,
+        x: Tensor,
+        state: State,
+        w: Weights,
+        steps: Steps,
+        at: Crossing,
+        after: tuple[Tensor, ...] = (),
     ) -> None:
-        self.cell, self.steps = cell, steps
+        """``after``: the output and what was kept, of a forward pass that was."""
+        self.cell, self.steps, self.dtype = cell, steps, x.dtype
         self.sizes, self.rows = _whole_numbers(steps.sizes)
-        self.dtype = dtype = x.dtype
-        shape = x.shape
-        self.layout, self.inputs = shape[:-1], shape[-1]
-        if x.numel() != self.rows * self.inputs:
-            raise RuntimeError(
-                f"bptt: the input must have a row for each step of each sequence, {self.rows}, "
-                f"got {tuple(shape)}"
-            )
-        first = state[0].shape
-        self.hidden = hidden = first[-1]
-        self.state_shape = of_state = (*first[:-2], steps.batch, hidden)
-        gates = cell.gates * hidden
-        self.w = all_dense(
-            Weights._fields,
-            w[:4],
-            dtype,
-            ((gates, self.inputs), (gates, hidden), (gates,), (gates,)),
-        )
-        self.x, self.h, self.c, self.carry = all_dense(
-            ("the input", "the initial h", "the initial c", "carry"),
-            (x, state[0], state[1] if cell.states == 2 else None, at.carry),
-            dtype,
-            (shape, of_state, of_state, (self.rows, 1)),
-        )
+        dtype, states = x.dtype, cell.states
+        shape, first, biased = x.shape, state[0].shape, (w.b_ih is not None, w.b_hh is not None)
+        sizes = _sizes(cell.mode, dtype, shape, first, steps.batch, self.rows, biased, len(after))
+        self.hidden, self.inputs, self.outputs, shapes = sizes
+        names = _OPERANDS[states]
+        found = all_dense(names, (*w[:4], x, *state, *after), dtype, shapes)
+        self.w, self.x, self.state = found[:4], found[4], found[5 : 5 + states]
+        self.y, self.kept = (*found[5 + states :], None, None)[:2]
+        self.carry = at.carry
+        if at.carry is not None:
+            self.carry = dense("carry", at.carry, dtype, (self.rows, 1))
         self.resets = at.resets
         if at.resets is not None:
             self.resets = dense("resets", at.resets, torch.bool, (self.rows, 1))
@@ -281,13 +268,9 @@ class _Given:
             self.hidden,
             self.rows,
             ctypes.addressof(self.sizes),
-            address(self.x),
-            *map(address, self.w),
-            address(self.h),
-            address(self.c),
-            address(self.resets),
-            address(y),
-            address(kept),
+            *addresses(self.x, *self.w),
+            *_both(self.state),
+            *addresses(self.resets, y, kept),
             *results,
         )
         if function(call) != 0:
@@ -297,11 +280,50 @@ class _Given:
             )
 
 
-def _both(state: State | None) -> tuple[int, int]:
+def _both(state: State | None) -> tuple[int, ...]:
     """Where h and c are."""
-    if not state:
-        return 0, 0
-    return address(state[0]), address(state[1]) if len(state) == 2 else 0
+    return (*addresses(*state), 0)[:2] if state else (0, 0)
+
+
+@lru_cache(maxsize=256)
+def _sizes(
+    mode: str,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    first: tuple[int, ...],
+    batch: int,
+    rows: int,
+    biased: tuple[bool, bool],
+    after: int,
+) -> tuple[int, int, tuple[int, ...], tuple[tuple[int, ...] | None, ...]]:
+    """Return the numbers of hidden units and inputs, the output's shape, and the operands' shapes.
+
+    Args:
+        mode: of the cell.
+        dtype: of the call.
+        shape: the input's.
+        first: the shape of the initial h.
+        batch: the number of sequences.
+        rows: the number of their steps together.
+        biased: which of the biases there are.
+        after: whether there are an output, 1, and what was kept, 2.
+
+    Raises:
+        RuntimeError: the input has not as many rows.
+    """
+    hidden, inputs, cell = first[-1], shape[-1], BY_MODE[mode]
+    if math.prod(shape) != rows * inputs:
+        raise RuntimeError(
+            f"bptt: the input must have a row for each step of each sequence, {rows}, got "
+            f"{tuple(shape)}"
+        )
+    gates, of_state = cell.gates * hidden, (*first[:-2], batch, hidden)
+    outputs = (*shape[:-1], hidden)
+    biases = [(gates,) if there else None for there in biased]
+    kept = (_size_of_kept(mode, dtype, rows, hidden),) if after == 2 else ()
+    of_after = (outputs, kept)[:after]
+    weights = ((gates, inputs), (gates, hidden), *biases)
+    return hidden, inputs, outputs, (*weights, shape, *(of_state,) * cell.states, *of_after)
 
 
 @lru_cache(maxsize=64)
@@ -360,9 +382,7 @@ def cross_entropy(
         dtype is torch.float64,
         threads.allowed(),
         *(N, H, V),
-        *map(address, given),
-        address(losses),
-        *map(address, found),
+        *addresses(*given, losses, *found),
     )
     if library().bptt_cross_entropy(call) != 0:
         raise MemoryError(f"bptt: no memory for the work space of {V} labels")
