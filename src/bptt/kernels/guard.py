@@ -9,6 +9,7 @@ computed. Whatever is none of that is refused before its address is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,8 @@ def is_watched() -> bool:
 
 
 def all_dense(
-    names: Sequence[str], tensors: Sequence[Tensor | None], dtype: torch.dtype, shapes: _Shapes
-) -> Sequence[Tensor | None]:
+    names: Sequence[str], tensors: tuple[Tensor | None, ...], dtype: torch.dtype, shapes: _Shapes
+) -> tuple[Tensor | None, ...]:
     """Check operands that are read, and return their values row after row; None stays None.
 
     What has been accepted as it is, is known again at once by its type, dispatch keys, dtype, shape
@@ -62,10 +63,10 @@ def all_dense(
     for is_like_those in known:
         if is_like_those(*given):
             return tensors
-    found = [
+    found = tuple(
         t if t is None or shape is None else dense(name, t, dtype, shape)
         for name, t, shape in zip(names, tensors, shapes, strict=False)
-    ]
+    )
     if all(a is b for a, b in zip(found, tensors, strict=True)):
         if len(_known) >= _MOST:
             _known.clear()
@@ -83,10 +84,14 @@ def _recognise(tensors: Sequence[Tensor | None]) -> Callable[..., bool]:
     given = [t for t in tensors if t is not None]
     guards = torch._C._dynamo.guards.TensorGuards(
         *given,
-        dynamic_dims_sizes=[list(t.shape) for t in given],
-        dynamic_dims_strides=[list(t.stride()) for t in given],
+        dynamic_dims_sizes=_each([t.shape for t in given]),
+        dynamic_dims_strides=_each([t.stride() for t in given]),
     )
-    return guards.check  # type: ignore[no-any-return]
+    return guards.check
+
+
+def _each(rows: list[Any]) -> list[Any]:
+    return [list(row) for row in rows]
 
 
 def dense(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

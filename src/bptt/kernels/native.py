@@ -245,7 +245,7 @@ class _Given:
         sizes = _sizes(cell.mode, dtype, shape, first, steps.batch, self.rows, biased, len(after))
         self.hidden, self.inputs, self.outputs, shapes = sizes
         names = _OPERANDS[states]
-        found = all_dense(names, (*w[:4], x, *state, *after), dtype, shapes)
+        found: tuple[Any, ...] = all_dense(names, (*w[:4], x, *state, *after), dtype, shapes)
         self.w, self.x, self.state = found[:4], found[4], found[5 : 5 + states]
         self.y, self.kept = (*found[5 + states :], None, None)[:2]
         self.carry = at.carry
