@@ -9,6 +9,12 @@ import warnings
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def _a_cache_of_its_own(monkeypatch, tmp_path_factory):
+    """Not the one of whoever runs the tests."""
+    monkeypatch.setenv("BPTT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture
 def in_process(monkeypatch, capsys):
     """Run a command; give what it printed. It must leave with this status."""

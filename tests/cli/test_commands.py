@@ -1,4 +1,4 @@
-"""The commands as a user runs them: in a process of their own."""
+"""The commands as a user runs them: in forks, and where it matters in a process of their own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from cli import forked, offered
 
 SMALL_ROWS = ["--hidden", "16", "--batch-size", "4", "--threads", "1"]
 SMALL = [*SMALL_ROWS, "--steps", "10"]
@@ -22,6 +24,11 @@ def story(sentences: int = 300) -> str:
     return "".join(
         f"{people[i % 4]} greets {people[(i * i + 1) % 4]} again.\n" for i in range(sentences)
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _all_is_imported():
+    offered.loaded()
 
 
 @pytest.fixture
@@ -45,8 +52,16 @@ def start(*arguments, **options):
     )
 
 
-def bptt(*arguments, text=None, status=0):
-    """Run a command; give what it printed."""
+def bptt(*arguments, status=0):
+    """Run a command in a fork; give what it printed."""
+    ended = forked.command(*arguments, where=Path.cwd())
+    assert ended.status == status, ended
+    assert "Traceback" not in ended.err
+    return ended.out, ended.err
+
+
+def alone(*arguments, text=None, status=0):
+    """Run a command in a process of its own; give what it printed."""
     process = start(*arguments, stdin=subprocess.DEVNULL if text is None else subprocess.PIPE)
     out, err = process.communicate(text, timeout=120)
     assert process.returncode == status, (out, err)
@@ -54,9 +69,9 @@ def bptt(*arguments, text=None, status=0):
     return out, err
 
 
-def fails(*arguments, text=None, status=1):
+def fails(*arguments, status=1, run=bptt, **options):
     """Run a command that must fail with one line; give the line."""
-    _, err = bptt(*arguments, text=text, status=status)
+    _, err = run(*arguments, status=status, **options)
     lines = err.strip().splitlines()
     assert len(lines) == 1, err
     assert lines[0].startswith("error: ")
@@ -102,11 +117,13 @@ def test_train_evaluate_sample(here):
 
 
 def test_standard_input_and_lines(here):
-    out, _ = bptt("train", "-", *SMALL_ROWS, "--epochs", 1, "--lines", "--out", "run", text=story())
+    out, _ = alone(
+        "train", "-", *SMALL_ROWS, "--epochs", 1, "--lines", "--out", "run", text=story()
+    )
     assert "standard input" in out
     out, _ = bptt("train", "--resume", "run", "--epochs", 2)
     assert "epoch 2/2" in out
-    out, _ = bptt("evaluate", "run", "-", text="John greets Mary again.\n")
+    out, _ = alone("evaluate", "run", "-", text="John greets Mary again.\n")
     assert "1 sequences" in out or "1 sequence" in out
 
 
@@ -145,6 +162,7 @@ def test_runs_are_numbered_where_no_name_is_given(here):
     assert sorted(p.name for p in (here / "runs").iterdir()) == ["book-1", "book-2"]
 
 
+@pytest.mark.long
 def test_two_begun_together_take_two_directories(here):
     options = ["train", "book.txt", *SMALL, "--epochs", 1, "--quiet"]
     both = [start(*options), start(*options)]
@@ -180,6 +198,7 @@ def test_tensorboard(here):
     assert any((here / "run" / "tensorboard").iterdir())
 
 
+@pytest.mark.long
 def test_the_time_may_be_limited(here):
     out, _ = bptt(
         "train", "book.txt", *SMALL, "--epochs", 100_000, "--max-minutes", 0.02, "--out", "run"
@@ -188,6 +207,7 @@ def test_the_time_may_be_limited(here):
     assert "A sample:" in out
 
 
+@pytest.mark.long
 def test_a_credit_and_a_budget_of_memory(here):
     options = ["train", "book.txt", *SMALL_ROWS, "--epochs", 2]
     out, err = bptt(
@@ -236,17 +256,18 @@ def test_what_an_adaptive_credit_measures_is_shown_and_kept(here):
     assert drawn[:2] == [(m["update"], m["credit_reach"]) for m in found]
 
 
+@pytest.mark.long
 def test_a_credit_from_a_file_beside_us(here):
     (here / "mine.py").write_text(
         "import bptt\n\nclass Own(bptt.Credit):\n"
         "    def plan(self, steps, batch=1, generator=None):\n"
         "        return bptt.Plan(steps, carry=[0.5] * steps)\n"
     )
-    bptt("train", "book.txt", *SMALL, "--epochs", 1, "--credit", "mine.Own", "--out", "run", "-q")
+    alone("train", "book.txt", *SMALL, "--epochs", 1, "--credit", "mine.Own", "--out", "run", "-q")
     (here / "mine.py").unlink()
     bptt("sample", "run", "--length", 3)
     assert "directory of mine.py" in fails(
-        "train", "--resume", "run", "--epochs", 2, "--allow-code"
+        "train", "--resume", "run", "--epochs", 2, "--allow-code", run=alone
     )
 
 
@@ -260,8 +281,11 @@ def wait_for(condition):
 
 @pytest.mark.parametrize(
     ("number", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
-    ids=["Ctrl-C", "SIGTERM", "SIGHUP"],
+    [
+        pytest.param(signal.SIGINT, 130, id="Ctrl-C"),
+        pytest.param(signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, 129, id="SIGHUP"),
+    ],
 )
 def test_a_signal_saves_and_leaves(here, number, status):
     process = start("train", "book.txt", *SMALL, "--epochs", 100_000, "--out", "run")
@@ -286,6 +310,7 @@ def about(run):
         return json.loads(file.metadata()["about"])
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(here):
     options = ["train", "book.txt", *SMALL, "--epochs", 12, "--save-every", 0, "--dropout", 0.2]
     bptt(*options, "--out", "whole", "--quiet")
@@ -399,7 +424,7 @@ def test_bad_input_is_one_line_and_a_status(here, fails_here, arguments, says):
 
 
 def test_empty_standard_input_is_one_line(here):
-    assert "standard input" in fails("train", "-", text="")
+    assert "standard input" in fails("train", "-", run=alone, text="")
 
 
 def test_a_damaged_checkpoint_is_one_line(here):
@@ -501,6 +526,7 @@ def test_unknown_commands_and_help(here):
     assert "nonsense" in err
 
 
+@pytest.mark.long
 def test_output_into_a_closed_pipe_is_no_error(here):
     bptt("train", "book.txt", *SMALL, "--epochs", 0, "--out", "run", "--quiet")
     process = start("sample", "run", "--length", 20_000)
@@ -522,6 +548,6 @@ def test_a_credit_that_a_file_names_is_imported_only_if_told(here):
     options = ["train", "book.txt", *SMALL, "--config", "options.json", "--epochs", 0]
     assert "own_in_a_file.Mine" in fails(*options, "--out", "run")
     assert not (here / "imported").exists()
-    bptt(*options, "--out", "run", "--allow-code")
+    alone(*options, "--out", "run", "--allow-code")
     assert (here / "imported").exists()
     assert "--allow-code" in fails("train", "--resume", "run")

@@ -96,7 +96,7 @@ def test_at_some_moments(case, world, tmp_path, monkeypatch):
     took = duration(case, world, tmp_path, monkeypatch)
     heard = [
         interrupt(case, number, share * took, world, tmp_path, monkeypatch)
-        for number, share in zip([*SIGNALS] * 2, (0.0, 0.2, 0.5, 0.8), strict=True)
+        for number, share in zip(SIGNALS, (0.2, 0.5), strict=True)
     ]
     assert any(heard)
 
@@ -104,7 +104,7 @@ def test_at_some_moments(case, world, tmp_path, monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_at_many_moments(case, world, tmp_path, monkeypatch, survived):
-    took, moments = duration(case, world, tmp_path, monkeypatch), 40
+    took, moments = duration(case, world, tmp_path, monkeypatch), 10
     for number in SIGNALS:
         for moment in range(moments):
             interrupt(case, number, took * moment / moments, world, tmp_path, monkeypatch)

@@ -172,6 +172,7 @@ def test_errors_show_names_as_they_are(in_process, world, monkeypatch):
             assert shown in err or shown.replace(r"\n", r"\x0a") in err, (arguments, err)
 
 
+@pytest.mark.long
 def test_names_that_are_not_utf_8_work(world):
     (world / "p").mkdir()
     name = b"p/caf\xe9.txt"
@@ -190,8 +191,10 @@ def test_names_that_are_not_utf_8_work(world):
 
 @pytest.mark.parametrize(
     "environment",
-    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}],
-    ids=["ascii", "C"],
+    [
+        pytest.param({"PYTHONIOENCODING": "ascii"}, id="ascii", marks=pytest.mark.long),
+        pytest.param({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, id="C"),
+    ],
 )
 def test_a_locale_of_ascii(world, environment):
     out, err = bptt("evaluate", EVIL_RUN, where=world, **environment)
@@ -203,6 +206,7 @@ def test_a_locale_of_ascii(world, environment):
     assert not err
 
 
+@pytest.mark.long
 def test_streams_that_are_closed_full_or_left(world):
     run = ["sample", EVIL_RUN, "--length", 3]
     start = f"cd '{world}'; exec '{sys.executable}' -m bptt "

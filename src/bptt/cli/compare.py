@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -113,12 +113,14 @@ def _offered() -> list[inspect.Parameter]:
 
 
 def _parameter(name: str, hint: Any, owners: list[str]) -> inspect.Parameter:
+    is_choice = get_origin(hint) is Literal
     kinds = [k for k in (get_args(hint) or (hint,)) if k is not type(None)]
-    kind = kinds[0] if isinstance(kinds[0], type) else str
+    kind: Any = hint if is_choice else kinds[0] if isinstance(kinds[0], type) else str
     flag = "--" + name.replace("_", "-")
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=f"{_HELP[name]} ({', '.join(owners)})",
+        metavar=name.upper() if is_choice else None,
         show_default=False,
         rich_help_panel=OF_TEXTS if owners == [o for o in owners if "a text" in o] else OF_TASKS,
     )

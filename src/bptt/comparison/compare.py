@@ -131,7 +131,7 @@ def _kind(task: str | Task) -> str | None:
     if task == BUILT_IN or expanded(task).exists():
         return None
     raise ConfigError(
-        f"there is neither a task nor a file {task!r}: the tasks are {', '.join(TASKS)}; a text is "
+        f"there is neither a task nor a file {task}: the tasks are {', '.join(TASKS)}; a text is "
         f"a file, a folder, or {BUILT_IN} for the one inside this Python installation"
     )
 
