@@ -881,7 +881,8 @@ def test_a_budget_is_measured_in_the_graph_of_a_segment_and_the_states():
 @pytest.mark.parametrize(("steps", "segments"), [(1, 1), (2, 1), (9, 3), (10, 3), (300, 17)])
 def test_segments_are_as_many_as_long_where_nothing_is_said(steps, segments, monkeypatch):
     made = replays(monkeypatch)
-    bptt.unroll(lambda x, s: (x, s), torch.zeros(steps, 1), memory=Store())
+    state = torch.zeros(1, 1)
+    bptt.unroll(lambda x, s: (x, s), torch.zeros(steps, 1), state, memory=Store())
     assert len(made[0].segments) == segments
-    bptt.unroll(lambda x, s: (x, s), torch.zeros(128 * 130, 1), memory=Store())
+    bptt.unroll(lambda x, s: (x, s), torch.zeros(128 * 130, 1), state, memory=Store())
     assert len(made[1].segments) == 130

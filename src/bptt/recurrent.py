@@ -110,8 +110,9 @@ class _Recurrent(nn.RNNBase):
         if credit is not None:
             plan = self._plan(rows, credit, carry, generator)
             carry = None if plan.is_full else torch.from_numpy(plan.carry)
-            if carry is not None and carry.dim() == 2 and self.batch_first:
-                carry = carry.t()  # as a caller's would be
+            if carry is not None and carry.dim() == 2:  # laid out as a caller's would be
+                carry = carry[:, 0] if rows.is_unbatched else carry
+                carry = carry.t() if self.batch_first else carry
             if plan.blocks and rows.batch and torch.is_grad_enabled():
                 windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
         carry, resets = self._crossing(rows, carry, resets)

@@ -232,7 +232,7 @@ class FlowMeter:
         evaluation mode, so without dropout.
         """
         with untouched(self.module, evaluating=True):
-            last = self._steps(inputs) - 1
+            last = self._layout(inputs).steps - 1
             flow = self._flow(last, inputs, loss_fn, state, resets)
             if loss_fn is not None and last > 0 and _is_zero(flow):
                 t = self._last_loss(inputs, loss_fn, state, resets)
@@ -243,7 +243,7 @@ class FlowMeter:
         norms = flow.of_each()[:, 0, : t + 1].flip(1)[:, : flow.lags].cpu().numpy()
         norms[:, 1:] = np.where(np.isnan(norms[:, 1:]), math.inf, norms[:, 1:])  # not finite
         if resets is not None:
-            by_time = resets.t() if resets.dim() == 2 and self._is_batch_first() else resets
+            by_time = self._layout(inputs).by_time("resets", resets, "FlowMeter")
             norms = own_lags(norms, by_time[: t + 1].flip(0).cpu().numpy())
         count = np.maximum(1, (~np.isnan(norms)).sum(0))
         mean, ratio = np.nansum(norms, 0) / count, np.full(norms.shape[1], np.nan)
@@ -261,13 +261,9 @@ class FlowMeter:
         self._dying = self._dying + 1 if dies(self._probe) else 0
         return self._probe
 
-    def _is_batch_first(self) -> bool:
-        own = getattr(self.module, "batch_first", False)
-        return bool(own if self.batch_first is None else self.batch_first)
-
-    def _steps(self, inputs: Any) -> int:
+    def _layout(self, inputs: Any) -> Layout:
         options = (self.batch_first, self.state_batch_dim)
-        return Layout.of(self.module, inputs, *options, where="FlowMeter").steps
+        return Layout.of(self.module, inputs, *options, where="FlowMeter")
 
     def _flow(self, t: int, inputs: Any, loss_fn: Any, state: Any, resets: Any) -> GradientFlow:
         from bptt.flow.following import gradient_flow
@@ -303,7 +299,7 @@ class FlowMeter:
                     break
             return losses
 
-        self._flow(self._steps(inputs) - 1, inputs, noting, state, resets)
+        self._flow(self._layout(inputs).steps - 1, inputs, noting, state, resets)
         return last[0] if last else None
 
     def state_dict(self) -> dict[str, Any]:
