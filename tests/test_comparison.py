@@ -23,6 +23,7 @@ from bptt.comparison.tasks import Run, Setting, TaskModel
 from bptt.credit import Plan
 from bptt.data import TASKS, Adding, Copy, make_task
 from bptt.errors import ConfigError
+from bptt.kernels import native
 
 SMALL = {"seeds": 1, "hidden": 4, "updates": 3, "batch_size": 2}
 COPY = {**SMALL, "lag": 5, "symbols": 2}
@@ -106,6 +107,14 @@ OPTIONS = {
 def test_every_option_changes_the_result(option):
     plain = in_order(compare("copy", ["full"], **COPY))
     assert in_order(compare("copy", ["full"], **{**COPY, option: OPTIONS[option]})) != plain
+
+
+def test_memory_is_counted_while_the_same_kernels_run():
+    if bptt.kernels.backend().name != "native":
+        pytest.skip("there are no native kernels here")
+    rnn, x, heard = bptt.LSTM(3, 4), torch.randn(6, 2, 3), []
+    assert peak_bytes(lambda: heard.append(rnn(x)[0].grad_fn.how.engine)) > 0
+    assert heard == [native]
 
 
 def test_memory_changes_what_is_kept_and_no_loss():

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -243,7 +243,7 @@ class FlowMeter:
         norms = flow.of_each()[:, 0, : t + 1].flip(1)[:, : flow.lags].cpu().numpy()
         norms[:, 1:] = np.where(np.isnan(norms[:, 1:]), math.inf, norms[:, 1:])  # not finite
         if resets is not None:
-            by_time = self._layout(inputs).by_time("resets", resets, "FlowMeter")
+            by_time = cast(Tensor, self._layout(inputs).by_time("resets", resets, "FlowMeter"))
             norms = own_lags(norms, by_time[: t + 1].flip(0).cpu().numpy())
         count = np.maximum(1, (~np.isnan(norms)).sum(0))
         mean, ratio = np.nansum(norms, 0) / count, np.full(norms.shape[1], np.nan)

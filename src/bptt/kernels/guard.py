@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _LOW = 2**32
 PLAIN = frozenset({Tensor, nn.Parameter})
@@ -31,9 +32,13 @@ class NotPlain(RuntimeError):
 def is_watched() -> bool:
     """Whether a mode has to see each operation: make_fx, FakeTensorMode, a user's own.
 
-    A default device is a mode, too, but sees only what makes tensors out of nothing.
+    A default device is a mode, too, but sees only what makes tensors out of nothing. A mode that
+    counts memory, say, and need not see what a kernel does inside, says so by an attribute
+    ``allows_kernels = True``.
     """
-    if _modes():
+    if _modes() and not all(
+        getattr(mode, "allows_kernels", False) for mode in _get_current_dispatch_mode_stack()
+    ):
         return True
     if not _function_modes():
         return False
