@@ -214,7 +214,7 @@ TIMES = re.compile(
     r"[\d.,]+ (?:s|ms|seconds|tokens/s)\b|\d+(?:\.\d+)?(?:e[+-]\d+)? +[\d.]+ *(?:kB|MB)"
 )
 TIMED = ("seconds", "figures", "milliseconds", "_of_rounds", "load", "when", "started")
-TIMED += ("sha256",)  # of what holds times
+TIMED += ("sha256", "crc32")  # of what holds times
 
 
 def watched() -> None:
