@@ -72,7 +72,7 @@ TRAIN = {
     "steps": to("--steps", 7),
     "batch_size": to("--batch-size", 3),
     "epochs": to("--epochs", 2),
-    "optimizer": to("--optimizer", "adamw"),
+    "optimizer": to("--optimizer", "sgd"),
     "learning_rate": to("--learning-rate", 0.1),
     "momentum": Change({"--momentum": 0.9}, SGD),
     "weight_decay": to("--weight-decay", 0.5),
