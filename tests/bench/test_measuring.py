@@ -129,7 +129,7 @@ def test_who_is_stopped_gives_the_rounds_that_are_finished():
 
 @pytest.mark.parametrize("name", ["rounds", "sentences"])
 def test_an_effort_of_nothing(name):
-    with pytest.raises(ConfigError, match=f"--{name} must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=rf"^{name} must be at least 1, got 0"):
         Effort(**{name: 0})
 
 
