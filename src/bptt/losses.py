@@ -207,7 +207,7 @@ def _fused_loss(
     if label_weights is None:
         losses: Tensor = _Fused.apply(*readout, None, None, reduction)
     else:
-        weights = label_weights[readout.targets]
+        weights = label_weights.index_select(0, readout.targets)  # [] misreads negative views
         if reduction != "none":
             total = weights.sum() if reduction == "mean" else None
             return cast(Tensor, _Fused.apply(*readout, weights, total, "sum"))
@@ -317,7 +317,7 @@ def _by_autograd(
     weights = (readout.targets != ignore_index).to(losses.dtype)
     if label_weights is not None:
         labels = torch.where(readout.targets == ignore_index, 0, readout.targets)
-        weights = weights * label_weights[labels]
+        weights = weights * label_weights.index_select(0, labels)
     losses = losses * weights
     if reduction == "none":
         return losses

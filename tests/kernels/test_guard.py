@@ -305,6 +305,16 @@ def test_a_readout_takes_what_torch_takes():
     assert linear_cross_entropy(*(v.to("meta") for v in (h, w, b, t))).is_meta
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_targets_that_are_a_negative_view_have_their_own_values(reduction):
+    h, w, t, factors = torch.randn(6, 8), torch.randn(5, 8), torch.arange(6) % 5, torch.rand(5)
+    expected = nn.functional.cross_entropy(h @ w.t(), t, weight=factors, reduction=reduction)
+    found = linear_cross_entropy(
+        h, w, None, torch._neg_view(-t), label_weights=factors, reduction=reduction
+    )
+    torch.testing.assert_close(found, expected)
+
+
 def test_targets_that_hooks_changed_are_checked():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: t, lambda t: t + 1000 if t.dtype == torch.int64 else t
