@@ -486,11 +486,11 @@ def test_a_text_shorter_than_the_lags_is_looked_at_whole(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"credit": "truncated:every=10,reach=35", "steps": 35}, "leave --steps 35 out"),
-        ({"credit": "truncated:every=10,reach=35", "steps": 5}, "leave --steps 5 out"),
+        ({"credit": "truncated:every=10,reach=35", "steps": 35}, "leave steps=35 out"),
+        ({"credit": "truncated:every=10,reach=35", "steps": 5}, "leave steps=5 out"),
         ({"credit": "truncated:35", "steps": 10}, "truncated:every=10,reach=35"),
-        ({"credit": "adaptive:0.1", "steps": 35}, "leave --steps 35 out"),
-        ({"credit": "adaptive:0.1", "steps": 15}, "leave --steps 15 out"),
+        ({"credit": "adaptive:0.1", "steps": 35}, "leave steps=35 out"),
+        ({"credit": "adaptive:0.1", "steps": 15}, "leave steps=15 out"),
         ({"credit": "adaptive:0.1,adapt_every=5"}, "leave adapt_every out"),
         ({"credit": "nonsense"}, "write full, truncated:35"),
         ({"memory": "recompute"}, "memory must be store, recompute:64MB"),
