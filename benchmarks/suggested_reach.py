@@ -87,7 +87,7 @@ class Text(Symbols):
 
 
 class Echo(Symbols):
-    """Say each symbol again a certain number of steps later; all of them are random."""
+    """Echo random symbols, each a certain number of steps later."""
 
     inputs = outputs = 4
     lag, baseline, updates = 8, 1.386, 2000

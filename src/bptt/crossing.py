@@ -81,7 +81,7 @@ class Crossing:
         return self.along(at.to(s.real.dtype), s)
 
     def scale(self, t: int, gradient: Tensor | None) -> Tensor | None:
-        """Let a gradient cross from step t to the step before: reweight it, stop it at resets."""
+        """Reweight a gradient that crosses from step t to the one before; stop it at resets."""
         if gradient is None:
             return None
         factor = self.factor(t, gradient)

@@ -76,7 +76,7 @@ def spelled(name: str, value: object = None) -> str:
 
 @contextmanager
 def spell_options() -> Iterator[None]:
-    """Let messages speak of options, as the command line does, rather than of arguments."""
+    """Make messages speak of options, as on the command line, rather than of arguments."""
     global _as_options
     before, _as_options = _as_options, True
     try:

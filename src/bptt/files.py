@@ -111,7 +111,7 @@ def share(path: Path) -> None:
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Let errors name the file that was asked for, not the one beside it."""
+    """Make errors name the file that was asked for, not the one beside it."""
     try:
         yield
     except OSError as e:

@@ -30,13 +30,13 @@ class Only:
         return read(self.option) in self.values
 
     def refusal(self, given: str, read: Read) -> str:
-        """Say why the option cannot be given."""
+        """Return why the option cannot be given."""
         wanted = " or ".join(spelled(self.option, v) for v in self.values)
         return f"{given} is for {wanted}, got {spelled(self.option, read(self.option))}"
 
     @property
     def hint(self) -> str:
-        """Say it in the option's help."""
+        """Return the rule as a hint for the option's help."""
         return "only with " + " or ".join(spelled(self.option, v) for v in self.values)
 
 
@@ -51,12 +51,12 @@ class With:
         return any(_is_given(read(o)) for o in self.options)
 
     def refusal(self, given: str, read: Read) -> str:
-        """Say why the option cannot be given."""
+        """Return why the option cannot be given."""
         return f"{given} has no effect without {_listed(self.options)}"
 
     @property
     def hint(self) -> str:
-        """Say it in the option's help."""
+        """Return the rule as a hint for the option's help."""
         return f"only with {_listed(self.options)}"
 
 
@@ -71,12 +71,12 @@ class Without:
         return not _is_given(read(self.option))
 
     def refusal(self, given: str, read: Read) -> str:
-        """Say why the option cannot be given."""
+        """Return why the option cannot be given."""
         return f"{given} has no effect beside {spelled(self.option)}"
 
     @property
     def hint(self) -> str:
-        """Say it in the option's help."""
+        """Return the rule as a hint for the option's help."""
         return f"not with {spelled(self.option)}"
 
 

@@ -34,7 +34,7 @@ class Situation:
     """Of the processors, those that another process keeps busy."""
 
     def __str__(self) -> str:
-        """Say it in some words."""
+        """Describe the situation in a few words."""
         busy = f", {self.busy} busy" if self.busy else ""
         return f"{self.threads} threads on {self.processors}{busy}"
 

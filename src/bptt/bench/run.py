@@ -201,7 +201,7 @@ def _jobs(
 
 
 def _not_possible(only: Sequence[str]) -> list[str]:
-    """Say what of the section threads cannot be measured here."""
+    """Describe what of the section threads cannot be measured here."""
     have = len(crowded.processors())
     if "threads" not in only:
         return []

@@ -181,7 +181,7 @@ class Show(Watch):
         print_bench(found, self.console)
 
     def written(self, files: list[Path]) -> None:
-        """Say where the files are."""
+        """Print where the files are."""
         if files:
             self.display.say(f"\nWritten: {' and '.join(map(quoted, files))}.")
 

@@ -83,7 +83,7 @@ def _run(interrupts: Interrupts) -> int:
 
 
 def _failed(error: OSError) -> int:
-    """Say what the system refused; of a reader that went away there is nothing to say."""
+    """Report what the system refused; a reader that went away is no error to report."""
     if error.errno == errno.EPIPE:
         discard(sys.stdout)
         return 128 + signal.SIGPIPE

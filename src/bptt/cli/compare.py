@@ -326,7 +326,7 @@ class Show(Watch):
         print_comparison(found, self.console)
 
     def written(self, where: Path) -> None:
-        """Say where the files are."""
+        """Print where the files are."""
         self.say(f"\nWritten: {quoted(where / RESULT)} and {quoted(where / PICTURE)}.")
 
 

@@ -133,7 +133,7 @@ def set_up_streams() -> None:
 
 
 def discard(stream: Any) -> None:
-    """Let what is still to be written to a stream go nowhere, so that leaving is quiet."""
+    """Discard what is still to be written to a stream, so that leaving is quiet."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

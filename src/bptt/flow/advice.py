@@ -239,7 +239,7 @@ def _about_reach(flow: GradientFlow) -> Iterator[Advice]:
 
 
 def _promise(found: Suggestion) -> str:
-    """Say what is known of a suggestion's bias, and no more."""
+    """Describe what is known of a suggestion's bias, and no more."""
     if found.measured is None:
         return (
             f"an estimate for a relative bias of {100 * BIAS:.0f} %, not measured ({found.why}); "

@@ -77,7 +77,7 @@ def library() -> ctypes.CDLL:
 
 
 def _share_threads(found: ctypes.CDLL) -> None:
-    """Let the library run on the threads of torch's own OpenMP, so that the two never compete.
+    """Make the library run on the threads of torch's own OpenMP, so that the two never compete.
 
     Where there is none of GNU's kind, as on macOS, every call runs on one thread.
     """
@@ -237,7 +237,7 @@ class _Given:
         at: Crossing,
         after: tuple[Tensor, ...] = (),
     ) -> None:
-        """``after``: the output and what was kept, of a forward pass that was."""
+        """``after`` is the output and whatever else a forward pass kept for the backward pass."""
         self.cell, self.steps, self.dtype = cell, steps, x.dtype
         self.sizes, self.rows = _whole_numbers(steps.sizes)
         dtype, states = x.dtype, cell.states

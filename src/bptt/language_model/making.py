@@ -58,7 +58,7 @@ class Creation:
             raise
 
     def finish(self) -> Lock:
-        """Let the new run be the one that is there; return its lock, held."""
+        """Make the new run the one that is there; return its lock, held."""
         sync_directory(self.new)
         with named(self.place):
             self.new.rename(self.place / _NEXT)
