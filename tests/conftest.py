@@ -5,6 +5,7 @@ Shape annotations are checked because pyproject.toml's ``--jaxtyping-packages`` 
 """
 
 import os
+import signal
 from collections import Counter
 
 import hypothesis
@@ -19,6 +20,13 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # and what a test starts as a process of its own
+
+
+# What ignores a signal, as a script's background does, has children that ignore it. A handler goes
+# on ignoring it here, and is not inherited.
+for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,19 @@ import sys
 import warnings
 
 import pytest
+from cli import processes
 
 
 @pytest.fixture(autouse=True)
 def _a_cache_of_its_own(monkeypatch, tmp_path_factory):
     """Not the one of whoever runs the tests."""
     monkeypatch.setenv("BPTT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _no_process_outlives_its_test():
+    yield
+    processes.end()
 
 
 @pytest.fixture

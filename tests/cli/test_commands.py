@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from cli import forked, offered
+from cli.processes import start
 
 SMALL_ROWS = ["--hidden", "16", "--batch-size", "4", "--threads", "1"]
 SMALL = [*SMALL_ROWS, "--steps", "10"]
@@ -39,17 +40,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "book.txt").write_text(story())
     return tmp_path
-
-
-def start(*arguments, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "bptt", *map(str, arguments)],
-        stdin=options.pop("stdin", subprocess.DEVNULL),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
 
 
 def bptt(*arguments, status=0):

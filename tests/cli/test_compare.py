@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 
 import pytest
+from cli.processes import start
 from matplotlib.figure import Figure
 
 from bptt.cli.compare import _one_by_one
@@ -221,19 +220,12 @@ def test_bad_input_is_one_line_and_a_status(fails, here, arguments, says):
     assert sorted(p.name for p in here.iterdir() if p.name != "cache") == ["file"]
 
 
-def start(*arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", "bptt", "compare", *map(str, arguments)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
 )
 def test_a_signal_leaves_what_is_finished(here, number, status):
     small = ["--credit", "full", "truncated:3", "--hidden", 4, "--lag", 5, "--target", 100]
-    process = start(*small, "--seeds", 1000, "--updates", 20, "--out", "run")
+    process = start("compare", *small, "--seeds", 1000, "--updates", 20, "--out", "run")
     first = process.stdout.readline()
     assert first.startswith("run    1 of 2000: full, seed 0")
     time.sleep(0.3)
@@ -250,7 +242,7 @@ def test_a_signal_leaves_what_is_finished(here, number, status):
 
 
 def test_a_signal_before_anything_is_finished(here):
-    process = start("--credit", "full", "--updates", 10**9, "--target", 1e-9)
+    process = start("compare", "--credit", "full", "--updates", 10**9, "--target", 1e-9)
     for _ in range(300):
         if (here / "runs/compare-copy-1").exists():
             break

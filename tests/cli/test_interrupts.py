@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cli import forked, offered
 from cli.offered import LEAVE_OUT, RUN
+from cli.processes import python
 
 from bptt.language_model import Run
 
@@ -119,16 +120,13 @@ def test_while_the_command_is_being_imported(number, after, world):
         "import os, sys; sys.argv = ['bptt', 'train', 'book.txt', '--epochs', '100000'];"
         "from bptt.cli import main; os.write(1, b'!'); main()"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=world, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stdout.read(1) == b"!"
+    process = python("-c", code, cwd=world, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert process.stdout.read(1) == "!"
     time.sleep(after)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == SIGNALS[number], err
-    assert err.decode().splitlines() in ([], ["Interrupted."], ["Terminated."])
+    assert err.splitlines() in ([], ["Interrupted."], ["Terminated."])
 
 
 def test_in_the_background_ctrl_c_is_ignored_as_the_shell_wants_it(world):
