@@ -25,6 +25,7 @@ from bptt.kernels.sequence import (
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows, windows_of
 from bptt.layout import Layout
+from bptt.leaf import leaf
 
 
 class _Rows(NamedTuple):
@@ -55,6 +56,7 @@ class _Recurrent(nn.RNNBase):
     takes_carry = takes_credit = True
     """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
 
+    @leaf
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: nothing to gain
     def forward(
         self,
@@ -121,9 +123,14 @@ class _Recurrent(nn.RNNBase):
         return self._output(rows, y), self._final_state(rows, final)
 
     def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
-        """Whether torch has faster kernels: on a GPU, for the cells that it has."""
+        """Whether it is a cell of torch's, and torch does better: on a GPU, and in ONNX."""
+        if self.mode == "RNN_SIGMOID":
+            return False
         x = input.data if isinstance(input, PackedSequence) else input
-        return x.is_cuda and self.mode != "RNN_SIGMOID" and not needs_the_cells(x)
+        traced = type(x) is not Tensor or torch._C._is_tracing()
+        if traced and torch.onnx.is_in_onnx_export():
+            return True
+        return x.is_cuda and not needs_the_cells(x)
 
     def _plan(
         self, rows: _Rows, credit: Any, carry: Tensor | None, generator: torch.Generator | None
