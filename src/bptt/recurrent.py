@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt.cells import BY_MODE, State, Weights
+from bptt.cells import BY_MODE, WEIGHT_NAMES, State, Weights
 from bptt.credit.credit import Credit
 from bptt.credit.plan import Plan
 from bptt.credit.spelling import as_credit
@@ -354,8 +354,7 @@ class _Recurrent(nn.RNNBase):
 def _names(layer: int, reverse: bool) -> Any:
     """The names of a layer's weights, in the places of the weights."""
     suffix = f"_l{layer}" + ("_reverse" if reverse else "")
-    kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    return Weights(*(kind + suffix for kind in kinds))  # type: ignore[arg-type]
+    return Weights(*(name + suffix for name in WEIGHT_NAMES))  # type: ignore[arg-type]
 
 
 def _sizes_of(packed: PackedSequence, name: str) -> tuple[int, ...]:

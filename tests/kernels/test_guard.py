@@ -154,8 +154,9 @@ def test_a_weight_on_another_device_is_refused_as_by_torch(name, part):
     theirs, ours, x = pair(name)
     for module in (theirs, ours):
         setattr(module, part, nn.Parameter(getattr(module, part).to("meta")))
-        with pytest.raises(RuntimeError, match=r"device|meta"):
+        with pytest.raises(RuntimeError, match=r"device|meta") as caught:
             module(x)
+    assert part.removesuffix("_l0") in str(caught.value)
 
 
 @EACH_NAME

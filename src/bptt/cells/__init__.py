@@ -5,9 +5,9 @@ forwards and backwards, any number of times, and say nothing about how fast it c
 """
 
 from bptt.cells import elman, gru, lstm
-from bptt.cells.cell import Cell, State, Weights
+from bptt.cells.cell import WEIGHT_NAMES, Cell, State, Weights
 
 BY_MODE = {cell.mode: cell for cell in (elman.TANH, elman.RELU, elman.SIGMOID, gru.GRU, lstm.LSTM)}
 """The cells by torch.nn's name of the mode."""
 
-__all__ = ["BY_MODE", "Cell", "State", "Weights", "elman", "gru", "lstm"]
+__all__ = ["BY_MODE", "WEIGHT_NAMES", "Cell", "State", "Weights", "elman", "gru", "lstm"]

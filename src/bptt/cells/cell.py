@@ -35,6 +35,10 @@ class Weights(NamedTuple):
     """``weight_hr``, [P, H]: an LSTM's projection, or None."""
 
 
+WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+"""What torch.nn calls the fields of :class:`Weights`, without the number of the layer."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One step of a recurrent network, differentiable by autograd any number of times."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.cells import BY_MODE, Cell, State, Weights
+from bptt.cells import BY_MODE, WEIGHT_NAMES, Cell, State, Weights
 from bptt.errors import KernelError
 from bptt.kernels import threads
 from bptt.kernels.find import library_path
@@ -31,7 +31,7 @@ PATHS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 
 
-_BEFORE = (*Weights._fields[:4], "the input", "the initial h", "the initial c")
+_BEFORE = (*WEIGHT_NAMES[:4], "the input", "the initial h", "the initial c")
 _AFTER = ("the output", "what the forward pass kept")
 _OPERANDS = {states: (*_BEFORE[: 5 + states], *_AFTER) for states in (1, 2)}
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from bptt.cells import Cell, State, Weights
+from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 from bptt.kernels import choosing, loop, native, reports, twin
 from bptt.kernels.guard import PLAIN, NotPlain, has_storage, is_watched
 from bptt.kernels.passes import Crossing, Engine
@@ -126,16 +126,16 @@ def _check_sizes(cell: Cell, x: Tensor, state: State, w: Weights) -> None:
     P, H = state[0].shape[-1], state[-1].shape[-1]
     rows = cell.gates * H
     shapes = ((rows, x.shape[-1]), (rows, P), (rows,), (rows,), (P, H))
-    for name, t, shape in zip(Weights._fields, w, shapes, strict=True):
+    for name, t, shape in zip(WEIGHT_NAMES, w, shapes, strict=True):
         if t is not None and t.device != x.device:
             raise RuntimeError(
                 f"bptt: the input and weights are not at the same device, found the input at "
-                f"{x.device} and weights {name} at {t.device}: move one of them with .to(device)"
+                f"{x.device} and {name} at {t.device}: move one of them with .to(device)"
             )
         if t is not None and t.shape != shape:
             raise RuntimeError(
-                f"bptt: expected weights {name} of shape {shape}, as the sizes of the input and "
-                f"the state have it, got {tuple(t.shape)}"
+                f"bptt: expected {name} of shape {shape}, as the sizes of the input and the state "
+                f"have it, got {tuple(t.shape)}"
             )
 
 
