@@ -56,8 +56,8 @@ class _Recurrent(nn.RNNBase):
     takes_carry = takes_credit = True
     """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
 
-    @leaf
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: nothing to gain
+    @leaf
     def forward(
         self,
         input: Tensor | PackedSequence,

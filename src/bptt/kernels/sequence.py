@@ -330,16 +330,17 @@ def needs_the_cells(*tensors: Tensor | None) -> bool:
 def _is_exporting() -> bool:
     if torch._C._get_tracing_state() is not None:  # torch.jit.trace
         return True
-    ask = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # not in torch 2.6
-    return bool(ask())
+    return bool(_is_in_export())
 
 
+_is_in_export = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6
 _NOTHING = nullcontext()
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Switch autocast off, where it is on."""
     kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    available = kind == "cpu" or torch.amp.is_autocast_available(kind)
+    if available and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return _NOTHING
