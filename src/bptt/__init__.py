@@ -1,28 +1,38 @@
 """Train recurrent networks through time.
 
-The public names of the package are those of :mod:`bptt.public`, and those of the modules that the
-documentation's reference describes; everything else is private.
+What the documentation's reference describes is public; everything else is private, and may
+change. The core is ``bptt.__all__``, defined in :mod:`bptt.public`. It needs torch and NumPy alone;
+:class:`bptt.LanguageModel` and the other parts are loaded when they are asked for.
 """
 
-import importlib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from bptt.language_model import LanguageModel as LanguageModel
     from bptt.public import *  # noqa: F403
     from bptt.public import __all__ as __all__
 
+_PARTS = (
+    "bench", "bias", "cells", "comparison", "credit", "data", "errors", "flow", "kernels",
+    "language_model", "textbook",
+)  # fmt: skip
+
 
 def __getattr__(name: str) -> Any:
-    """Load the public names, and torch with them, when the first one is asked for."""
+    """Load the core, and torch with it, when the first of its names is asked for."""
+    if name in _PARTS:
+        return import_module(f"bptt.{name}")
+    if name == "LanguageModel":
+        return import_module("bptt.language_model").LanguageModel
     if name == "__all__" or not name.startswith("_"):
-        public = vars(importlib.import_module("bptt.public"))  # loads parts of this package, too
-        for names in (globals(), public):
-            if name in names:
-                return names[name]
+        public = import_module("bptt.public")
+        if name == "__all__" or name in public.__all__:
+            return getattr(public, name)
     raise AttributeError(f"module 'bptt' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return sorted({*globals(), *__getattr__("__all__"), *_PARTS, "LanguageModel"})

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 from torch.fx import Proxy
 
-Forward = TypeVar("Forward", bound=Callable[..., Any])
 
-
-def leaf(forward: Forward) -> Forward:
+def leaf(forward: Callable[..., Any]) -> Any:
     """Make :func:`torch.fx.symbolic_trace` record a call of the module, as it does of torch.nn's.
 
     Args:
@@ -27,4 +25,4 @@ def leaf(forward: Forward) -> Forward:
         where = tracer.path_of_module(self)
         return tracer.create_proxy("call_module", where, (input, *args), options)
 
-    return call  # type: ignore[return-value]
+    return call

@@ -1,4 +1,4 @@
-"""The names that ``import bptt`` offers, and where each is defined."""
+"""The core: the names of ``bptt.__all__``, and where each is defined."""
 
 from bptt import init, losses, memory
 from bptt.bias import estimator_error
@@ -8,7 +8,6 @@ from bptt.flow.following import gradient_flow
 from bptt.flow.lyapunov import lyapunov_exponents
 from bptt.flow.meter import FlowMeter
 from bptt.flow.penalty import vanishing_penalty
-from bptt.language_model import LanguageModel
 from bptt.memory import Recompute, Store
 from bptt.recurrent import GRU, LSTM, RNN
 from bptt.stepwise import Stepwise
@@ -45,6 +44,4 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "init",
     # The loss of a readout
     "losses",
-    # Language models
-    "LanguageModel",
 ]

@@ -26,6 +26,7 @@ from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows, windows_of
 from bptt.layout import Layout
 from bptt.leaf import leaf
+from bptt.uncompiled import uncompiled
 
 
 class _Rows(NamedTuple):
@@ -56,7 +57,7 @@ class _Recurrent(nn.RNNBase):
     takes_carry = takes_credit = True
     """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: nothing to gain
+    @uncompiled  # a loop over time: nothing to gain
     @leaf
     def forward(
         self,

@@ -49,6 +49,7 @@ from bptt.layout import Layout
 from bptt.limits import cannot_batch
 from bptt.memory import Action, Memory, Store
 from bptt.pytree import flatten, is_float, leaves_of, map_tensors
+from bptt.uncompiled import uncompiled
 from bptt.unrolling import RETURNS, handed_on
 
 LONGEST = 128  # steps of a segment, where nothing is said
@@ -289,7 +290,7 @@ class Replay:
         size = 0
         seen: set[int] = set()
 
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        @uncompiled
         def count(t: Tensor) -> tuple[Tensor, int]:
             nonlocal size
             storage = t.untyped_storage()
@@ -298,7 +299,7 @@ class Replay:
                 size += storage.nbytes()
             return t.detach(), t._version  # t itself would keep itself alive
 
-        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        @uncompiled
         def unchanged(packed: tuple[Tensor, int]) -> Tensor:  # autograd does not look, given hooks
             t, version = packed
             if t._version != version:

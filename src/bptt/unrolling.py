@@ -33,12 +33,13 @@ from bptt.layout import Layout, declared, join
 from bptt.memory import Memory
 from bptt.memory import parse as parse_memory
 from bptt.pytree import check_leaves
+from bptt.uncompiled import uncompiled
 
 Recurrent = Callable[..., tuple[Any, Any]]
 """``(inputs [T, B, ...], state) -> (outputs [T, B, ...], state)``."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a loop over time: nothing to gain
+@uncompiled  # a loop over time: nothing to gain
 def unroll(
     module: Recurrent,
     inputs: Any,

@@ -11,7 +11,7 @@ import pytest
 
 from bptt import Full, Plan, Truncated
 from bptt.errors import ConfigError
-from bptt.report import draw_plans
+from bptt.report.matrices import draw_plans
 
 HEAVY = Plan(6, carry=[1, 3, 0, 0.5, 2, 1])
 

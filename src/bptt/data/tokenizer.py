@@ -25,10 +25,6 @@ from bptt.data.words import END, PATTERN, START, STREAM_PATTERN, UNKNOWN, Joiner
 from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError
 from bptt.files import write_whole
 
-# The library's threads warn, and can hang, in a process that forks after they were used. One
-# thread encodes megabytes a second; who wants more sets this variable to "true".
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 LEVELS = ("word", "char", "byte", "bpe")
 """What a token can be."""
 
@@ -72,6 +68,9 @@ class Tokenizer:
 
     def __init__(self, backend: Backend) -> None:
         """Wrap a tokenizer of the library; :meth:`train` and :meth:`load` are the usual ways."""
+        # The library's threads warn, and can hang, in a process that forks after they were used.
+        # One thread encodes megabytes a second; who wants more sets this variable to "true".
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # text never turns into a special token

@@ -1,0 +1,36 @@
+"""``torch.compiler.disable`` for functions whose import must not load the compiler."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def uncompiled(function: Function) -> Function:
+    """Run a function, and all that it calls, as written inside what :func:`torch.compile` makes.
+
+    This is ``torch.compiler.disable``, which loads the compiler: a thousand modules, and as much
+    time as torch itself takes. It is applied once something else has loaded that; until then
+    nothing can have been compiled.
+    """
+    if "torch._dynamo" in sys.modules:
+        return torch.compiler.disable(function)  # type: ignore[no-any-return]
+    disabled: Callable[..., Any] | None = None
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **options)
+        if disabled is None:
+            disabled = torch.compiler.disable(function)
+        return disabled(*args, **options)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # it is not traced into
+    return call  # type: ignore[return-value]
