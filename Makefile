@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Twice quiet: errors only, none of the warnings about where pip was told to look.
 INSTALL := $(PIP) install -qq --constraint constraints.txt --build-constraint constraints.txt
 SET_UP := pyproject.toml constraints.txt
-KERNELS := CMakeLists.txt $(wildcard src/bptt/kernels/csrc/*)
+KERNELS := CMakeLists.txt $(wildcard src/bptt/kernels/csrc/* src/bptt/kernels/csrc/cells/*)
 # Fails where they are not native; the reason is in what it prints.
 ARE_NATIVE := from bptt import kernels; print("set-up:", b := kernels.backend()); exit(b.name != "native")
 

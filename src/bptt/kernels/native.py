@@ -25,8 +25,8 @@ from bptt.kernels.passes import Crossing, Gradients
 from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
 
-INTERFACE = 5
-CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "RNN_SIGMOID": 2, "GRU": 3, "LSTM": 4}
+INTERFACE = 6
+NO_CELL = -2
 PATHS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 
@@ -36,7 +36,7 @@ _AFTER = ("the output", "what the forward pass kept")
 _OPERANDS = {states: (*_BEFORE[: 5 + states], *_AFTER) for states in (1, 2)}
 
 # The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
-_SEQUENCE = struct.Struct("=37q")
+_SEQUENCE = struct.Struct("=39q")
 _READOUT = struct.Struct("=14q")
 
 
@@ -61,6 +61,10 @@ def library() -> ctypes.CDLL:
         )
     found.bptt_kept.restype = ctypes.c_int64
     found.bptt_kept.argtypes = [ctypes.c_int64] * 4
+    found.bptt_cells.restype = ctypes.c_int64
+    found.bptt_cell_name.restype = ctypes.c_char_p
+    found.bptt_cell_name.argtypes = [ctypes.c_int64]
+    found.bptt_cell_sizes.argtypes = [ctypes.c_int64, ctypes.c_void_p]
     for name in ("forward", "backward", "cross_entropy", "flow_back"):
         getattr(found, f"bptt_{name}").argtypes = [ctypes.c_char_p]
     found.bptt_peak.restype = ctypes.c_double
@@ -74,6 +78,13 @@ def library() -> ctypes.CDLL:
     ]
     _share_threads(found)
     return found
+
+
+@lru_cache(maxsize=1)
+def cells() -> dict[str, int]:
+    """Return the numbers that the library has for the cells, by name."""
+    names = map(library().bptt_cell_name, range(library().bptt_cells()))
+    return {name.decode(): number for number, name in enumerate(names)}
 
 
 def _share_threads(found: ctypes.CDLL) -> None:
@@ -125,7 +136,7 @@ def serves(cell: Cell, x: Tensor, w: Weights) -> bool:
         and (dtype is torch.float32 or dtype is torch.float64)
         and w.hr is None
         and x.numel() > 0
-        and cell.mode in CELLS
+        and cell.mode in cells()
         and w.ih.dtype is dtype
         and w.hh.dtype is dtype
         and (w.b_ih is None or w.b_ih.dtype is dtype)
@@ -145,7 +156,7 @@ def forward(
     final = tuple([torch.empty_like(s) for s in given.state])
     size = _size_of_kept(cell.mode, x.dtype, given.rows, given.hidden) if keep else 0
     kept = x.new_empty(size) if size else None
-    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 15)
+    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 16)
     return y, final, () if kept is None else (kept,)
 
 
@@ -207,7 +218,7 @@ def backward(
         *(0, 0),  # h_n, c_n
         *addresses(given.carry, d_y),
         *_both(d_state),
-        *addresses(d_x, ih, hh, b_ih, b_hh, norms, row_norms),
+        *addresses(d_x, ih, hh, b_ih, b_hh, None, norms, row_norms),
         *walk,
     )
     return Gradients(d_x, d_state, Weights(ih, hh, b_ih, b_hh))  # type: ignore[arg-type]
@@ -258,7 +269,7 @@ class _Given:
     def run(self, function: Any, y: Tensor, kept: Tensor | None, *results: int) -> None:
         """Call the library; the results are the fields of bptt_sequence from h_n on."""
         call = _SEQUENCE.pack(
-            CELLS[self.cell.mode],
+            cells()[self.cell.mode],
             self.dtype is torch.float64,
             threads.allowed(),
             self.steps.reverse,
@@ -269,11 +280,15 @@ class _Given:
             self.rows,
             ctypes.addressof(self.sizes),
             *addresses(self.x, *self.w),
+            0,  # units
             *_both(self.state),
             *addresses(self.resets, y, kept),
             *results,
         )
-        if function(call) != 0:
+        error = function(call)
+        if error == NO_CELL:
+            raise KernelError(f"the native kernels have no cell {self.cell.mode}")
+        if error:
             raise MemoryError(
                 f"bptt: no memory for the work space of {self.rows} rows of {self.hidden} hidden "
                 "units"
@@ -328,7 +343,7 @@ def _sizes(
 
 @lru_cache(maxsize=64)
 def _size_of_kept(mode: str, dtype: torch.dtype, rows: int, hidden: int) -> int:
-    return int(library().bptt_kept(CELLS[mode], dtype == torch.float64, rows, hidden))
+    return int(library().bptt_kept(cells()[mode], dtype == torch.float64, rows, hidden))
 
 
 @lru_cache(maxsize=64)

@@ -2,11 +2,12 @@
 
    No torch, no Python, no OpenMP in here: pointers, sizes, and a function that runs threads.
 
-   Names of sizes: T steps, B sequences, I inputs, H hidden units, G gates (1, 3 or 4), N rows:
-   all steps of all sequences, step after step (torch's packed layout; a padded batch is the case
-   of B rows at each step). All arrays are dense, row after row, of the call's dtype where nothing
-   else is said, and do not overlap, unless both are inputs. Nothing is changed but what is marked
-   `out` or `in, out`. A pointer marked "or null" may be missing. */
+   Names of sizes: T steps, B sequences, I inputs, H hidden units, G gates (blocks of H rows of the
+   weights), U weights of each hidden unit, N rows: all steps of all sequences, step after step
+   (torch's packed layout; a padded batch is the case of B rows at each step). All arrays are dense,
+   row after row, of the call's dtype where nothing else is said, and do not overlap, unless both
+   are inputs. Nothing is changed but what is marked `out` or `in, out`. A pointer marked "or null"
+   may be missing. */
 #ifndef BPTT_KERNELS_H
 #define BPTT_KERNELS_H
 
@@ -16,14 +17,20 @@
 extern "C" {
 #endif
 
-enum bptt_cell { BPTT_TANH, BPTT_RELU, BPTT_SIGMOID, BPTT_GRU, BPTT_LSTM };
 enum bptt_path { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_PATHS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 5
+#define BPTT_INTERFACE 6
+
+/* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
+   are null. */
+#define BPTT_STATES 2
+
+/* What a call returns besides 0. */
+enum bptt_error { BPTT_NO_MEMORY = -1, BPTT_NO_CELL = -2 };
 
 typedef struct bptt_sequence {
-    int64_t cell;      /* enum bptt_cell */
+    int64_t cell;      /* its number, below bptt_cells() */
     int64_t is_double; /* 0: float, 1: double */
     int64_t threads;   /* at most */
     int64_t reverse;   /* 1: the last step comes first */
@@ -34,28 +41,30 @@ typedef struct bptt_sequence {
     const void *x;            /* [N, I] */
     const void *w_ih, *w_hh;  /* [G*H, I], [G*H, H]: torch.nn's layout and order of gates */
     const void *b_ih, *b_hh;  /* [G*H], or null */
-    const void *h_0, *c_0;    /* [B, H]; c_0: LSTM, otherwise null */
+    const void *units;        /* [U, H]; null where U is 0 */
+    const void *state_0[BPTT_STATES]; /* each [B, H] */
     const uint8_t *resets;    /* [N], or null: not 0 where the state is zero before the row's step */
 
     /* Results of the forward pass, which the backward pass reads. */
     void *y;    /* [N, H]: h_t; forward: out */
     void *kept; /* bptt_kept() elements: what the backward pass needs besides; forward: out, or null
-                   where there will be no backward pass. Elman networks keep nothing: null. */
-    void *h_n, *c_n; /* [B, H]; forward: out; c_n: LSTM */
+                   where there will be no backward pass, or there are none. */
+    void *state_n[BPTT_STATES]; /* each [B, H]; forward: out */
 
     /* The backward pass. */
     const void *carry; /* [N], or null: factors of the state's gradient where it leaves a row's step;
                           at 0, as at a reset, nothing passes, not even what is not finite */
     const void *d_y;   /* ∂L/∂y, [N, H], by windows [rows of windows, H]; or null */
-    void *d_h, *d_c;   /* in: ∂L/∂h_n, ∂L/∂c_n, out: ∂L/∂h_0, ∂L/∂c_0; [B, H], or one row for each
-                          window; d_c: LSTM. Both null: zero, and what comes out is not wanted */
+    void *d_state[BPTT_STATES]; /* in: ∂L/∂state_n, out: ∂L/∂state_0; each [B, H], or one row for
+                                   each window. All null: zero, and nothing comes out */
     void *d_x;         /* out: [N, I], or null; by windows where by_windows says so */
     void *d_w_ih, *d_w_hh; /* out: as the weights, or null */
     void *d_b_ih, *d_b_hh; /* out: [G*H], or null */
+    void *d_units;     /* out: [U, H], or null */
     double *norms;     /* out: ‖∂L/∂h_t‖ over all rows of each step of the walk; or null */
-    double *row_norms; /* out: for each row of the walk ‖∂L/∂h_t‖, for the LSTM ‖∂L/∂c_t‖ beside it,
-                          as the step after hands them down (or d_h, d_c), d_y not added yet;
-                          [rows of the walk, 1 or 2]; or null */
+    double *row_norms; /* out: for each row of the walk ‖∂L/∂state_t‖, of one state beside the other,
+                          as the step after hands them down (or d_state), d_y not added yet;
+                          [rows of the walk, states]; or null */
 
     /* Windows that overlap, side by side as one batch; walk_steps is 0 where there are none. Their
        rows lie step after step too, the last step first. */
@@ -125,10 +134,19 @@ BPTT_API int bptt_path_in_use(void);
 /* Take the threads from here; until then, and in a forked child, everything runs on one thread. */
 BPTT_API void bptt_use_threads(bptt_parallel, bptt_number number, bptt_number count);
 
-/* How many elements `kept` has. */
+/* How many cells there are, numbered from 0; the name of one, or null. */
+BPTT_API int64_t bptt_cells(void);
+BPTT_API const char *bptt_cell_name(int64_t cell);
+
+/* The sizes of a cell: G, how many of its last gates keep W_hh h apart from W_ih x, the number of
+   states, U. Returns 0 or BPTT_NO_CELL. */
+BPTT_API int bptt_cell_sizes(int64_t cell, int64_t sizes[4]);
+
+/* How many elements `kept` has, or BPTT_NO_CELL. It holds the gates, [N, G, H], then [N, H] for
+   each gate whose W_hh h is apart and for each state but h; H is padded to whole 64 bytes. */
 BPTT_API int64_t bptt_kept(int64_t cell, int64_t is_double, int64_t rows, int64_t hidden);
 
-/* These return 0, or -1 where there is no memory for the work space. */
+/* These return 0, or an error: enum bptt_error. */
 BPTT_API int bptt_forward(const bptt_sequence *);
 BPTT_API int bptt_backward(const bptt_sequence *);
 BPTT_API int bptt_cross_entropy(const bptt_readout *);

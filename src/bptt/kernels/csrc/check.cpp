@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <thread>
@@ -20,9 +21,22 @@
 
 namespace {
 
-const char *const CELLS[] = {"tanh", "relu", "sigmoid", "GRU", "LSTM"};
 const char *const PATHS[] = {"portable", "avx2", "avx512"};
 constexpr int TEAM = 3;  // threads, where it is more than one
+
+struct CellSizes { int64_t gates, apart, states, units; };
+
+CellSizes sizes_of(int64_t cell) {
+    int64_t sizes[4];
+    if (bptt_cell_sizes(cell, sizes) != 0) std::abort();
+    return {sizes[0], sizes[1], sizes[2], sizes[3]};
+}
+
+int64_t number_of(const char *name) {
+    int64_t cell = 0;
+    while (bptt_cell_name(cell) && std::strcmp(bptt_cell_name(cell), name) != 0) cell++;
+    return cell;
+}
 
 // ------------------------------------------------------------------------------------ threads
 
@@ -147,8 +161,8 @@ template <class T> struct Result {
 
 template <class T> class Problem {
 public:
-    Problem(int cell, const Shape &given)
-        : shape(given), gates(cell == BPTT_GRU ? 3 : cell == BPTT_LSTM ? 4 : 1) {
+    Problem(int64_t cell, const Shape &given)
+        : shape(given), of_cell(sizes_of(cell)), gates(of_cell.gates) {
         for (int64_t t = 0; t < shape.lengths[0]; t++)
             sizes.push_back(std::count_if(shape.lengths.begin(), shape.lengths.end(),
                                           [t](int64_t n) { return n > t; }));
@@ -161,19 +175,22 @@ public:
             window_rows = layout.rows;
             walk_rows = int64_t(window_rows.size()), walk_batch = walk_sizes[0];
         }
-        x = normal(rows * I), h_0 = normal(B * H), c_0 = normal(cell == BPTT_LSTM ? B * H : 0);
+        x = normal(rows * I);
         w_ih = normal(gates * H * I, 1 / std::sqrt(double(I)));
         w_hh = normal(gates * H * H, 1 / std::sqrt(double(H)));
         b_ih = normal(has(BIAS) ? gates * H : 0), b_hh = normal(has(BIAS) ? gates * H : 0);
-        d_y = normal(has(D_Y) ? walk_rows * H : 0), d_h = normal(walk_batch * H);
-        d_c = normal(cell == BPTT_LSTM ? walk_batch * H : 0);
+        units = normal(of_cell.units * H), d_y = normal(has(D_Y) ? walk_rows * H : 0);
+        for (int64_t i = 0; i < of_cell.states; i++) {
+            state_0[i] = normal(B * H), d_state[i] = normal(walk_batch * H);
+            q.state_0[i] = state_0[i].data();
+        }
         for (int64_t n = 0; n < rows && has(RESETS); n++) resets.push_back(random() % 5 == 0);
         for (int64_t n = 0; n < rows && has(CARRY); n++) carry.push_back(T(random() % 4) / 2);
         q.cell = cell, q.is_double = sizeof(T) == 8, q.reverse = has(REVERSE);
         q.steps = int64_t(sizes.size()), q.batch = B, q.inputs = I, q.hidden = H, q.rows = rows;
         q.sizes = sizes.data(), q.resets = at(resets), q.carry = at(carry);
         q.x = x.data(), q.w_ih = w_ih.data(), q.w_hh = w_hh.data();
-        q.b_ih = at(b_ih), q.b_hh = at(b_hh), q.h_0 = h_0.data(), q.c_0 = at(c_0);
+        q.b_ih = at(b_ih), q.b_hh = at(b_hh), q.units = at(units);
         q.d_y = at(d_y), q.walk_steps = int64_t(walk_sizes.size());
         q.walk_sizes = at(walk_sizes), q.window_rows = at(window_rows);
         q.by_windows = has(BY_WINDOWS);
@@ -185,9 +202,12 @@ public:
         bptt_sequence call = q;
         call.threads = threads;
         std::vector<T> kept(size_t(bptt_kept(q.cell, q.is_double, rows, H)), T(NAN));
-        auto y = empty(rows * H), h_n = empty(B * H), c_n = empty(int64_t(c_0.size()));
-        auto y_alone = y;
-        call.h_n = h_n.data(), call.c_n = at(c_n);
+        auto y = empty(rows * H), y_alone = y;
+        std::vector<T> state_n[BPTT_STATES], d_states[BPTT_STATES];
+        for (int64_t i = 0; i < of_cell.states; i++) {
+            state_n[i] = empty(B * H), d_states[i] = d_state[i];
+            call.state_n[i] = state_n[i].data(), call.d_state[i] = d_states[i].data();
+        }
         call.y = y_alone.data();
         auto succeeds = [&](int (*pass)(const bptt_sequence *)) {
             auto make = [&] { return pass(&call); };
@@ -197,21 +217,21 @@ public:
         call.y = y.data(), call.kept = at(kept);
         done = succeeds(bptt_forward) && done;
 
-        auto dh = d_h, dc = d_c;
         auto dx = empty(!has(D_X) ? 0 : (has(BY_WINDOWS) ? walk_rows : rows) * I);
         auto dw_ih = empty(has(D_W_IH) ? gates * H * I : 0);
         auto dw_hh = empty(has(D_W_HH) ? gates * H * H : 0);
-        auto db_ih = empty(of_bias), db_hh = empty(of_bias);
+        auto db_ih = empty(of_bias), db_hh = empty(of_bias), d_units = empty(of_cell.units * H);
         std::vector<double> norms(walk_sizes.empty() ? sizes.size() : walk_sizes.size(), NAN);
-        std::vector<double> row_norms(size_t(walk_rows * (c_0.empty() ? 1 : 2)), NAN);
-        call.d_h = dh.data(), call.d_c = at(dc), call.d_x = at(dx);
+        std::vector<double> row_norms(size_t(walk_rows * of_cell.states), NAN);
+        call.d_x = at(dx), call.d_units = at(d_units);
         call.d_w_ih = at(dw_ih), call.d_w_hh = at(dw_hh);
         call.d_b_ih = at(db_ih), call.d_b_hh = at(db_hh), call.norms = norms.data();
         call.row_norms = row_norms.data();
         done = succeeds(bptt_backward) && done;
         if (!done) return {};
         if (!same_bits(y, y_alone)) return {};
-        return {{"y", y}, {"h_n", h_n}, {"c_n", c_n}, {"d_h", dh}, {"d_c", dc}, {"d_x", dx},
+        return {{"y", y}, {"h_n", state_n[0]}, {"c_n", state_n[1]}, {"d_h", d_states[0]},
+                {"d_c", d_states[1]}, {"d_x", dx}, {"d_units", d_units},
                 {"d_w_ih", dw_ih}, {"d_w_hh", dw_hh}, {"d_b_ih", db_ih}, {"d_b_hh", db_hh},
                 {"norms", {norms.begin(), norms.end()}},
                 {"row_norms", {row_norms.begin(), row_norms.end()}}};
@@ -219,10 +239,12 @@ public:
 
 private:
     Shape shape;
+    CellSizes of_cell;
     int64_t gates, rows = 0, walk_rows, walk_batch;
     std::mt19937 random;
     Numbers sizes, walk_sizes, window_rows;
-    std::vector<T> x, w_ih, w_hh, b_ih, b_hh, h_0, c_0, carry, d_y, d_h, d_c;
+    std::vector<T> x, w_ih, w_hh, b_ih, b_hh, units, carry, d_y;
+    std::vector<T> state_0[BPTT_STATES], d_state[BPTT_STATES];
     std::vector<uint8_t> resets;
     bptt_sequence q = {};
 
@@ -267,7 +289,7 @@ bool agree(const std::vector<Result<T>> &ours, const std::vector<Result<T>> &the
 }
 
 // One cell and dtype, on every path there is: with the first one, and one thread with several.
-template <class T> bool check(int cell) {
+template <class T> bool check(int64_t cell) {
     const double tolerance = sizeof(T) == 8 ? 1e-11 : 1e-4;
     const auto all = shapes();
     bool same = true;
@@ -281,7 +303,7 @@ template <class T> bool check(int cell) {
             if (path == 0) first = alone;
             // A rectifier that is on or off by a rounding error makes another gradient.
             std::snprintf(what, sizeof what, "%s and %s", PATHS[path], PATHS[0]);
-            if (cell != BPTT_RELU || sizeof(T) == 8)
+            if (std::strcmp(bptt_cell_name(cell), "RNN_RELU") != 0 || sizeof(T) == 8)
                 same = agree(alone, first, tolerance, what, n) && same;
             if (!(all[n].has & THREADS)) continue;
             std::snprintf(what, sizeof what, "%s, %d threads and 1", PATHS[path], TEAM);
@@ -292,7 +314,7 @@ template <class T> bool check(int cell) {
             same = false;
         }
     }
-    std::printf("%s %s: %zu shapes %s\n", CELLS[cell], sizeof(T) == 8 ? "double" : "float",
+    std::printf("%s %s: %zu shapes %s\n", bptt_cell_name(cell), sizeof(T) == 8 ? "double" : "float",
                 all.size(), same ? "agree" : "DIFFER");
     return same;
 }
@@ -398,7 +420,7 @@ template <class T> bool check_flow() {
 
 // Calls at the same time, each with threads of its own.
 bool check_callers() {
-    const Problem<float> problem(BPTT_GRU, {times(8, 5), 9, 147});
+    const Problem<float> problem(number_of("GRU"), {times(8, 5), 9, 147});
     const auto expected = problem.run(1);
     bool same[2] = {true, true};
     auto call = [&](int n) {
@@ -415,7 +437,7 @@ bool check_callers() {
 // More threads than there are processors for them: each has to sleep while others run.
 bool check_crowd() {
     constexpr int CROWD = 7;
-    const Problem<float> problem(BPTT_LSTM, {times(3, 60), 5, 70});
+    const Problem<float> problem(number_of("LSTM"), {times(3, 60), 5, 70});
     const auto expected = problem.run(1);
     bool same = true;
     std::thread([&] {
@@ -469,6 +491,21 @@ bool check_limit() {
     return all;
 }
 
+// Numbers that no cell has are errors, and no cell is run in their place.
+bool check_numbers() {
+    bool right = bptt_cells() > 0;
+    for (int64_t cell : {int64_t(-1), bptt_cells()}) {
+        bptt_sequence q = {};
+        int64_t sizes[4];
+        q.cell = cell;
+        right = right && !bptt_cell_name(cell) && bptt_cell_sizes(cell, sizes) == BPTT_NO_CELL &&
+                bptt_kept(cell, 0, 3, 5) == BPTT_NO_CELL && bptt_forward(&q) == BPTT_NO_CELL &&
+                bptt_backward(&q) == BPTT_NO_CELL;
+    }
+    std::printf("numbers of no cell %s\n", right ? "are errors" : "are NOT errors");
+    return right;
+}
+
 // The functions on as many elements as do and do not fill vectors, and the peak's threads.
 template <class T> bool check_functions() {
     bool right = true;
@@ -500,11 +537,11 @@ int main() {
         if (bptt_has_path(path)) std::printf(" %s", PATHS[path]);
     std::printf("\n");
     bool same = true;
-    for (int cell = BPTT_TANH; cell <= BPTT_LSTM; cell++)
+    for (int64_t cell = 0; cell < bptt_cells(); cell++)
         for (bool ok : {check<float>(cell), check<double>(cell)}) same = same && ok;
     for (bool ok : {check_readout<float>(), check_readout<double>(), check_flow<float>(),
-                    check_flow<double>(), check_callers(), check_crowd(), check_limit(),
-                    check_functions<float>(), check_functions<double>()})
+                    check_flow<double>(), check_numbers(), check_callers(), check_crowd(),
+                    check_limit(), check_functions<float>(), check_functions<double>()})
         same = same && ok;
     return same ? 0 : 1;
 }

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #endif
 
+#include "cells/list.h"
 #include "path.h"
 
 namespace {
@@ -72,11 +73,26 @@ void bptt_use_threads(bptt_parallel parallel, bptt_number number, bptt_number co
     threads = {parallel, number, count};
 }
 
+int64_t bptt_cells(void) { return Cells::SIZE; }
+
+const char *bptt_cell_name(int64_t cell) {
+    return Cells::with<const char *>(cell, nullptr, [](auto c) { return decltype(c)::NAME; });
+}
+
+int bptt_cell_sizes(int64_t cell, int64_t sizes[4]) {
+    return Cells::with<int>(cell, BPTT_NO_CELL, [&](auto c) {
+        using Cell = decltype(c);
+        sizes[0] = Cell::GATES, sizes[1] = Cell::APART, sizes[2] = Cell::STATES;
+        sizes[3] = Cell::UNITS;
+        return 0;
+    });
+}
+
 int64_t bptt_kept(int64_t cell, int64_t is_double, int64_t rows, int64_t hidden) {
     const int64_t whole = is_double ? 8 : 16;
     const int64_t padded = (hidden + whole - 1) / whole * whole;
-    const int64_t gates = cell == BPTT_GRU ? 3 : cell == BPTT_LSTM ? 4 : 0;
-    return gates ? rows * (gates + 1) * padded : 0;
+    return Cells::with<int64_t>(cell, BPTT_NO_CELL,
+                                [&](auto c) { return rows * KEPT<decltype(c)> * padded; });
 }
 
 int bptt_forward(const bptt_sequence *q) { return table().forward(*q, threads); }

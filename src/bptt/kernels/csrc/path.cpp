@@ -4,29 +4,27 @@
 
 #include <chrono>
 
+#include "backward.h"
+#include "cells/list.h"
 #include "flow.h"
+#include "forward.h"
 #include "readout.h"
-#include "sequence.h"
 
 namespace {
 
 thread_local Arena arena;
 
 template <class Work> int start(Work &&pass, const bptt_threads &threads) {
-    if (!pass.reserve(arena)) return -1;
+    if (!pass.reserve(arena)) return BPTT_NO_MEMORY;
     run(threads, pass.team(), [&](const Member &me) { pass.work(me); });
     return 0;
 }
 
 template <template <class, class> class Pass, class T>
 int with_cell(const bptt_sequence &q, const bptt_threads &threads) {
-    switch (q.cell) {
-        case BPTT_TANH: return start(Pass<T, Elman<Phi::TANH>>(q), threads);
-        case BPTT_RELU: return start(Pass<T, Elman<Phi::RELU>>(q), threads);
-        case BPTT_SIGMOID: return start(Pass<T, Elman<Phi::SIGMOID>>(q), threads);
-        case BPTT_GRU: return start(Pass<T, Gru>(q), threads);
-        default: return start(Pass<T, Lstm>(q), threads);
-    }
+    return Cells::with<int>(q.cell, BPTT_NO_CELL, [&](auto cell) {
+        return start(Pass<T, decltype(cell)>(q), threads);
+    });
 }
 
 template <template <class, class> class Pass>

@@ -100,6 +100,15 @@ template <class T> inline void store(T *p, V<T> v, int64_t n) {
 
 template <class T> inline V<T> all(T x) { return x - V<T>{}; }
 
+// x, rounded before it is added to anything: with AVX-512 it becomes no part of a fused operation.
+// What a compiler makes of a sum depends on the code around it; this keeps the bits as they are.
+template <class T> inline V<T> rounded(V<T> x) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(x));
+#endif
+    return x;
+}
+
 // (e^r - 1 - r) / r² for |r| <= ln 2 / 2, by Chebyshev interpolation; its part of e^r has an error
 // below half a unit in the last place.
 template <class T> struct Coefficients;

@@ -1,0 +1,352 @@
+// A whole sequence of one layer, backward. What each thread does for its own hidden units, and
+// where all wait for each other: once a step, when the gates' gradients are there.
+#pragma once
+#include "sequence.h"
+
+namespace {
+
+template <class T, class Cell> struct Backward : Sizes<T, Cell> {
+    using S = Sizes<T, Cell>;
+    using S::A, S::B, S::G, S::H, S::Hp, S::I, S::JOINT, S::N, S::q, S::STATES, S::U;
+
+    const bool windowed = q.walk_steps > 0;
+    const Walk walk{windowed ? q.walk_sizes : q.sizes, windowed ? q.walk_steps : q.steps,
+                    windowed ? false : q.reverse == 0};
+    const int64_t W = windowed ? q.walk_sizes[0] : B;  // sequences of the walk
+    const int64_t walk_rows = rows_of(walk);
+    const int64_t chunk_rows = walk.most_rows(BACKWARD_ROWS);
+    const int64_t most_rows = std::max(chunk_rows, windowed ? std::min(N, BACKWARD_ROWS) : 0);
+    const int64_t blocks = round_up<T>(H) / WIDTH<T>;
+    const T *const y = S::template at<T>(q.y), *const x = S::template at<T>(q.x);
+    const T *const gates = S::template at<T>(q.kept);
+    const T *const kept_apart = gates + N * G * Hp;
+    const T *const kept_states = kept_apart + A * N * Hp;
+    const T *const d_y = S::template at<T>(q.d_y), *const carry = S::template at<T>(q.carry);
+    T *const d_x = S::template at<T>(q.d_x), *const d_h = S::template at<T>(q.d_state[0]);
+    T *const d_w_ih = S::template at<T>(q.d_w_ih), *const d_w_hh = S::template at<T>(q.d_w_hh);
+    // Whether the windows' deltas of the same row are wanted together.
+    const bool summed = windowed && (d_w_ih || d_w_hh || (d_x && !q.by_windows));
+
+    // Of a chunk: deltas, the gradients of W_hh h, [rows, G*H], and those of W_ih x where they
+    // are others, [rows, A*H]. Both of all rows, where windows are summed.
+    T *delta, *delta_x, *total, *total_x;
+    T *states;  // gradients, [STATES, W, Hp]
+    T *sums;    // over all rows, [G + A + U, Hp]: of the deltas, and of the gradients of the units
+    T *of_h, *of_x, *x_panels, *h_panels, *slivers;  // what is packed
+    double *squares;      // of a chunk: sums over the rows of each step and unit, [steps, Hp],
+    double *row_squares;  // and over a vector's units of each row, [rows, STATES, blocks]
+    int64_t *previous;  // [N]: the row of the step before, or START - b, or NONE
+
+    static constexpr int64_t NONE = -1, START = -2;
+
+    explicit Backward(const bptt_sequence &sequence) : S(sequence) {}
+
+    static int64_t rows_of(const Walk &walk) {
+        int64_t n = 0;
+        for (int64_t s = 0; s < walk.steps; s++) n += walk.sizes[s];
+        return n;
+    }
+
+    int team() const { return S::team(W); }
+
+    bool reserve(Arena &arena) {
+        const bool weights = d_w_ih || d_w_hh;
+        const int64_t sizes[] = {
+            chunk_rows * G * H,                        // delta
+            chunk_rows * A * H,                        // delta_x
+            summed ? N * G * H : 0,                    // total
+            summed ? N * A * H : 0,                    // total_x
+            STATES * W * Hp,                           // states
+            (G + A + U) * Hp,                          // sums
+            G * H * round_up<T>(H),                    // of_h
+            d_x ? G * H * round_up<T>(I) : 0,          // of_x
+            d_w_ih ? most_rows * round_up<T>(I) : 0,   // x_panels
+            d_w_hh ? most_rows * round_up<T>(H) : 0,   // h_panels
+            weights ? most_rows * G * H : 0,           // slivers
+        };
+        T **places[] = {&delta, &delta_x, &total, &total_x, &states, &sums, &of_h, &of_x,
+                        &x_panels, &h_panels, &slivers};
+        const int64_t step_units = q.norms ? std::min(walk.steps, chunk_rows) * Hp : 0;
+        const int64_t row_blocks = q.row_norms ? chunk_rows * STATES * blocks : 0;
+        int64_t bytes = Arena::size_of<double>(step_units) + Arena::size_of<double>(row_blocks) +
+                        Arena::size_of<int64_t>(N);
+        for (int64_t n : sizes) bytes += Arena::size_of<T>(n);
+        if (!arena.reserve(bytes)) return false;
+        for (int i = 0; i < 11; i++) *places[i] = arena.take<T>(sizes[i]);
+        squares = arena.take<double>(step_units);
+        row_squares = arena.take<double>(row_blocks);
+        previous = arena.take<int64_t>(N);
+        find_previous();
+        return true;
+    }
+
+    void find_previous() {
+        int64_t row = 0;
+        for (int64_t t = 0; t < q.steps; t++) {
+            const int64_t n = q.sizes[t];
+            const int64_t later = t + 1 < q.steps ? q.sizes[t + 1] : 0;
+            for (int64_t b = 0; b < n; b++) {
+                int64_t from;
+                if (q.resets && q.resets[row + b]) from = NONE;
+                else if (q.reverse) from = b < later ? row + n + b : START - b;
+                else from = t ? row - q.sizes[t - 1] + b : START - b;
+                previous[row + b] = from;
+            }
+            row += n;
+        }
+    }
+
+    // A state before a row's step, [H], or null where it was reset.
+    const T *before(int i, int64_t row) const {
+        const int64_t from = previous[row];
+        if (from == NONE) return nullptr;
+        if (from <= START) return S::template at<T>(q.state_0[i]) + (START - from) * H;
+        return i ? kept_state(i, from) : y + from * H;
+    }
+    const T *kept_state(int i, int64_t row) const { return kept_states + ((i - 1) * N + row) * Hp; }
+    T *d_state(int i, int64_t b) const { return states + (i * W + b) * Hp; }
+
+    void work(const Member &me) {
+        const Range units = me.share(H, WIDTH<T>), inputs = me.share(I, WIDTH<T>);
+        const Panels<T> to_h{of_h + units.begin * G * H, G * H, units.size(), widest_panel(W)};
+        const Panels<T> to_x{of_x + inputs.begin * G * H, G * H, inputs.size(),
+                             widest_panel(most_rows)};
+        pack_rows(to_h, [&](int64_t k) { return S::template at<T>(q.w_hh) + k * H + units.begin; });
+        if (d_x)
+            pack_rows(to_x,
+                      [&](int64_t k) { return S::template at<T>(q.w_ih) + k * I + inputs.begin; });
+        begin(units);
+        bool first = true;
+        walk.chunks(BACKWARD_ROWS, walk_rows, [&](const Chunk &chunk) {
+            recur(me, chunk, units, to_h);
+            if (q.norms) report(me, chunk);
+            if (q.row_norms) report_rows(me, chunk);
+            const int64_t n = chunk.high - chunk.low;
+            if (d_x && (!windowed || q.by_windows))
+                of_inputs(delta, delta_x, chunk.low, n, inputs, to_x);
+            if (!windowed) of_weights(me, delta, delta_x, chunk.low, n, first);
+            first = false;
+            me.wait();  // the deltas' place is used again
+        });
+        if (summed)
+            for (int64_t low = 0; low < N; low += BACKWARD_ROWS) {
+                const int64_t n = std::min(BACKWARD_ROWS, N - low);
+                T *const of_h = total + low * G * H, *const of_x = total_x + low * A * H;
+                if (d_x && !q.by_windows) of_inputs(of_h, of_x, low, n, inputs, to_x);
+                of_weights(me, of_h, of_x, low, n, low == 0);
+                me.wait();
+            }
+        finish(units);
+    }
+
+    void begin(const Range &units) {
+        const int64_t end = units.begin + round_up<T>(units.size());
+        for (int i = 0; i < STATES; i++) {
+            const T *const from = S::template at<T>(q.d_state[i]);
+            for (int64_t w = 0; w < W; w++)
+                for (int64_t u = units.begin; u < end; u++)
+                    d_state(i, w)[u] = from && u < H ? from[w * H + u] : T(0);
+        }
+        for (int k = 0; k < G + A + U; k++)
+            std::fill(sums + k * Hp + units.begin, sums + k * Hp + end, T(0));
+        for (int64_t row = 0; summed && row < N; row++)
+            for (int d = 0; d < G + A; d++) {
+                T *const to = delta_row(total, total_x, row, d);
+                std::fill(to + units.begin, to + units.end, T(0));
+            }
+    }
+
+    // The deltas of a row: of the gates' W_hh h, then of W_ih x of those where it is apart.
+    T *delta_row(T *of_h, T *of_x, int64_t row, int64_t d) const {
+        return d < G ? of_h + (row * G + d) * H : of_x + (row * A + d - G) * H;
+    }
+
+    // The deltas of a chunk of steps, and the state's gradient before it.
+    void recur(const Member &me, const Chunk &chunk, const Range &units, const Panels<T> &to_h) {
+        const Panels<T> whole{to_h.data, to_h.depth, round_up<T>(units.size()), to_h.widest};
+        walk.within(chunk, [&](int64_t s, int64_t low, int64_t n) {
+            for (int64_t b = 0; b < n; b++) row(chunk, s, low + b, b, units);
+            me.wait();
+            multiply<T>(n, G * H, {delta + (low - chunk.low) * G * H, G * H}, whole,
+                        states + units.begin, Hp, Cell::DIRECT);
+            if (carry || q.resets)
+                for (int64_t b = 0; b < n; b++) cross(low + b, b, units);
+        });
+    }
+
+    int64_t source(int64_t row) const { return windowed ? q.window_rows[row] : row; }
+
+    void row(const Chunk &chunk, int64_t s, int64_t row, int64_t b, const Range &units) {
+        T *const dh = d_state(0, b);
+        if (q.row_norms) square(b, row - chunk.low, units);
+        if (d_y)
+            for (int64_t u = units.begin; u < units.end; u += WIDTH<T>)
+                store(dh + u, load(dh + u) + load(d_y + row * H + u, H - u));
+        if (q.norms) {
+            double *sum = squares + (s - chunk.begin) * Hp;
+            for (int64_t u = units.begin; u < units.end; u++) {
+                const double d = dh[u];
+                sum[u] = b ? sum[u] + d * d : d * d;
+            }
+        }
+        step(source(row), row - chunk.low, b, units);
+        if (summed) add_to_total(source(row), row - chunk.low, units);
+    }
+
+    // The elementwise part of a row's step.
+    void step(int64_t row, int64_t in_chunk, int64_t b, const Range &units) {
+        const int64_t H = this->H, Hp = this->Hp;  // not to be read again after each store
+        const T *const gate = gates + row * G * Hp, *const unit = S::template at<T>(q.units);
+        const T *apart[room(A)], *before[STATES], *after[STATES];
+        T *d_state[STATES], *delta[G + A], *const sums = this->sums;
+        for (int a = 0; a < A; a++) apart[a] = kept_apart + (a * N + row) * Hp;
+        for (int i = 0; i < STATES; i++) {
+            before[i] = this->before(i, row);
+            after[i] = i ? kept_state(i, row) : y + row * H;
+            d_state[i] = this->d_state(i, b);
+        }
+        for (int d = 0; d < G + A; d++) delta[d] = delta_row(this->delta, delta_x, in_chunk, d);
+        for (int64_t u = units.begin; u < units.end; u += WIDTH<T>) {
+            BackwardStep<T, Cell> s;
+            for (int g = 0; Cell::KEEPS_GATES && g < G; g++) s.gate[g] = load(gate + g * Hp + u);
+            for (int a = 0; a < A; a++) s.apart[a] = load(apart[a] + u);
+            for (int k = 0; k < U; k++) s.unit[k] = load(unit + k * H + u, H - u);
+            for (int i = 0; i < STATES; i++) {
+                s.before[i] = before[i] ? load(before[i] + u, H - u) : V<T>{};
+                s.after[i] = i ? load(after[i] + u) : load(after[i] + u, H - u);
+                s.d_state[i] = load(d_state[i] + u);
+            }
+            Cell::backward(s);
+            for (int i = Cell::DIRECT ? 0 : 1; i < STATES; i++) store(d_state[i] + u, s.d_state[i]);
+            auto put = [&](int d, V<T> v) {
+                if (d < G + A) store(delta[d] + u, v, H - u);
+                store(sums + d * Hp + u, load(sums + d * Hp + u) + v);
+            };
+            for (int g = 0; g < G; g++) put(g, g < JOINT ? s.d_gate[g] : s.d_apart[g - JOINT]);
+            for (int a = 0; a < A; a++) put(G + a, s.d_gate[JOINT + a]);
+            for (int k = 0; k < U; k++) put(G + A + k, s.d_unit[k]);
+        }
+    }
+
+    // Of the state's gradient, vector by vector: whole vectors belong to one thread.
+    void square(int64_t b, int64_t in_chunk, const Range &units) {
+        for (int i = 0; i < STATES; i++) {
+            const T *const d = d_state(i, b);
+            double *const sum = row_squares + (in_chunk * STATES + i) * blocks;
+            for (int64_t u = units.begin; u < units.end; u += WIDTH<T>) {
+                double block = 0;
+                for (int64_t v = u; v < std::min<int64_t>(u + WIDTH<T>, units.end); v++)
+                    block += double(d[v]) * double(d[v]);
+                sum[u / WIDTH<T>] = block;
+            }
+        }
+    }
+
+    void add_to_total(int64_t row, int64_t in_chunk, const Range &units) {
+        for (int d = 0; d < G + A; d++) {
+            const T *const from = delta_row(delta, delta_x, in_chunk, d);
+            T *const to = delta_row(total, total_x, row, d);
+            for (int64_t u = units.begin; u < units.end; u += WIDTH<T>)
+                store(to + u, load(to + u, H - u) + load(from + u, H - u), H - u);
+        }
+    }
+
+    // What of the state's gradient passes from a row's step to the one before.
+    void cross(int64_t row, int64_t b, const Range &units) {
+        const int64_t from = source(row);
+        const T factor = q.resets && q.resets[from] ? T(0) : carry ? carry[from] : T(1);
+        for (int i = 0; i < STATES; i++)
+            for (int64_t u = units.begin; u < units.end; u += WIDTH<T>) {
+                T *const d = d_state(i, b) + u;
+                store(d, factor == T(0) ? V<T>{} : load(d) * factor);
+            }
+    }
+
+    // ‖∂L/∂h_t‖ of the steps of a chunk, summed over the units in order.
+    void report(const Member &me, const Chunk &chunk) {
+        const Range steps = me.share(chunk.end - chunk.begin);
+        for (int64_t s = steps.begin; s < steps.end; s++) {
+            double sum = 0;
+            for (int64_t u = 0; u < H; u++) sum += squares[s * Hp + u];
+            q.norms[chunk.begin + s] = __builtin_sqrt(sum);
+        }
+    }
+
+    void report_rows(const Member &me, const Chunk &chunk) {
+        const int64_t first = chunk.low * STATES;
+        const Range rows = me.share(chunk.high * STATES - first);
+        for (int64_t n = rows.begin; n < rows.end; n++) {
+            double sum = 0;
+            for (int64_t block = 0; block < blocks; block++) sum += row_squares[n * blocks + block];
+            q.row_norms[first + n] = __builtin_sqrt(sum);
+        }
+    }
+
+    // d_x = deltas W_ih
+    void of_inputs(const T *of_h, const T *of_x, int64_t low, int64_t n, const Range &inputs,
+                   const Panels<T> &to_x) {
+        T *to = d_x + low * I + inputs.begin;
+        if (JOINT) multiply<T>(n, JOINT * H, {of_h, G * H}, to_x, to, I, false);
+        if (A) multiply<T>(n, A * H, {of_x, A * H}, to_x, to, I, JOINT > 0, JOINT * H);
+    }
+
+    // d_W += deltasᵀ [x, h_before], over n rows
+    void of_weights(const Member &me, const T *of_h, const T *of_x, int64_t low, int64_t n,
+                    bool first) {
+        if (!d_w_ih && !d_w_hh) return;
+        const Panels<T> xs{x_panels, n, I, widest_panel(MOST_ROWS)};
+        const Panels<T> hs{h_panels, n, H, widest_panel(MOST_ROWS)};
+        if (d_w_ih) pack_share(me, xs, [&](int64_t k) { return x + (low + k) * I; });
+        if (d_w_hh) pack_share(me, hs, [&](int64_t k) { return before(0, low + k); });
+        me.wait();
+        const Range own = me.share(G * H, MOST_ROWS);
+        const Range both{own.begin, std::min(own.end, JOINT * H)};
+        const Range apart{std::max(own.begin, JOINT * H), own.end};
+        T *packed = slivers + own.begin * n;
+        if (both.size() > 0) {
+            pack_slivers(both.size(), n, of_h + both.begin, G * H, xs.widest, packed);
+            if (d_w_ih)
+                multiply<T>(both.size(), n, {packed, 0}, xs, d_w_ih + both.begin * I, I, !first);
+            if (d_w_hh)
+                multiply<T>(both.size(), n, {packed, 0}, hs, d_w_hh + both.begin * H, H, !first);
+        }
+        if (apart.size() <= 0) return;
+        if (d_w_ih) {
+            pack_slivers(apart.size(), n, of_x + apart.begin - JOINT * H, A * H, xs.widest, packed);
+            multiply<T>(apart.size(), n, {packed, 0}, xs, d_w_ih + apart.begin * I, I, !first);
+        }
+        if (d_w_hh) {
+            pack_slivers(apart.size(), n, of_h + apart.begin, G * H, hs.widest, packed);
+            multiply<T>(apart.size(), n, {packed, 0}, hs, d_w_hh + apart.begin * H, H, !first);
+        }
+    }
+
+    // Each thread packs every so many-th panel.
+    template <class Row> void pack_share(const Member &me, const Panels<T> &b, Row row) {
+        int64_t number = 0;
+        b.walk([&](int64_t column, int wide, T *panel) {
+            if (number++ % me.team != me.number) return;
+            const int64_t width = std::min<int64_t>(wide * WIDTH<T>, b.columns - column);
+            pack_panel<T>(b.depth, row, column, width, wide, panel);
+        });
+    }
+
+    void finish(const Range &units) {
+        for (int i = 0; d_h && i < STATES; i++)
+            for (int64_t w = 0; w < W; w++)
+                std::copy(d_state(i, w) + units.begin, d_state(i, w) + units.end,
+                          S::template at<T>(q.d_state[i]) + w * H + units.begin);
+        auto put = [&](void *to, int64_t row, int64_t of_sums) {
+            if (to)
+                std::copy(sums + of_sums * Hp + units.begin, sums + of_sums * Hp + units.end,
+                          S::template at<T>(to) + row * H + units.begin);
+        };
+        for (int g = 0; g < G; g++) {
+            put(q.d_b_hh, g, g);
+            put(q.d_b_ih, g, g < JOINT ? g : A + g);
+        }
+        for (int k = 0; k < U; k++) put(q.d_units, k, G + A + k);
+    }
+};
+
+}  // namespace
