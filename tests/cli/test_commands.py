@@ -454,7 +454,7 @@ def test_the_horizon_is_shown_beside_the_loss_and_measured(here):
     assert "warning" not in out
     remark = [m for m in lines if "horizon" in m][-1]["remark"]
     assert out.count(f"How far the gradient reaches: {remark}.\n") == 1
-    assert out.count("losses are credited 0 steps back at most") == 1
+    assert out.count("at most 0 steps back") == 1
     events = EventAccumulator(str(here / "run/tensorboard")).Reload().Scalars("horizon")
     assert [(e.step, e.value) for e in events] == [(m["update"], m["horizon"]) for m in seen]
 
@@ -473,7 +473,7 @@ def test_divergence_can_go_back_and_says_so(here):
     last = json.loads((here / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert f"error: {last['diverged']}; " in line
     line = fails(*wild, "--out", "few", "--on-divergence", "rewind", "--most-rewinds", 1, "-q")
-    assert "having gone back 1 time:" in line
+    assert "after 1 rewind:" in line
 
     out, err = bptt("train", "--resume", "run", "--on-divergence", "rewind")
     assert not err

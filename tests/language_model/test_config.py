@@ -68,7 +68,7 @@ def test_refuses_what_does_not_fit(options, message):
         (None, "cannot read the configuration"),
         ("{", "is not a JSON file"),
         ("[1]", "must hold an object"),
-        ('{"hiden": 3}', "there is no option hiden"),
+        ('{"hiden": 3}', "hiden"),
     ],
 )
 def test_refuses_files_that_are_not_options(tmp_path, content, message):

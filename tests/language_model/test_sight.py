@@ -273,7 +273,7 @@ def test_a_damaged_state_is_named(small, tmp_path, damage):
     training = start(small, tmp_path / "run")
     state = training.sight.state_dict()
     training.sight.load_state_dict(state)
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="damaged"):
         training.sight.load_state_dict({**state, **damage})
 
 
@@ -285,18 +285,18 @@ def test_a_damaged_state_is_named(small, tmp_path, damage):
     [
         (
             {"credit": "truncated:2", "steps": None},
-            "losses are credited 1 steps back at most, 0 on average",
+            "at most 1 steps back (0 on average",
             r"--credit truncated:every=2,reach=(\d+) credits each loss (\d+) steps back or more",
         ),
         (
             {"credit": "truncated:2", "reading": "lines"},
-            "losses are credited 1 steps back at most",
+            "at most 1 steps back",
             "--credit full credits each loss to its sequence's beginning",
         ),
         (
             {"steps": 2, "sampling": "random"},
-            "losses are credited 1 steps back at most",
-            r"with --steps \d+ three losses of four reach \d+ steps back or more",
+            "at most 1 steps back",
+            r"with --steps \d+, three in four losses reach \d+ steps back or more",
         ),
     ],
     ids=["stream", "lines", "random windows"],
@@ -353,8 +353,8 @@ def test_a_credit_that_is_far_too_long_is_remarked_on(small, tmp_path):
     assert line["update"] == 10
     lag = line["horizon"]
     assert lag * 10 < 99
-    assert "losses are credited 99 steps back at most" in line["remark"]
-    assert f"lies within {lag}. If nothing further back is still" in line["remark"]
+    assert "up to 99 steps back" in line["remark"]
+    assert f"lies within {lag}." in line["remark"]
     assert f"--credit truncated:every=10,reach={10 + lag} takes less" in line["remark"]
 
 

@@ -279,7 +279,7 @@ def test_the_runs_own_config_makes_the_same_run_again(run, tmp_path):
 
 
 def test_a_run_is_not_overwritten_unless_told(run):
-    with pytest.raises(ConfigError, match=r"there is a run in .* already.*--resume"):
+    with pytest.raises(ConfigError, match=r"already holds a run.*--resume"):
         start(run.config(), run.path)
     assert start(run.config(), run.path, overwrite=True).progress.updates == 0
     assert not (run.path / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""All that it takes to go on with a training: as tensors by name, and as JSON."""
+"""Everything a training needs to continue: tensors by name, and the rest as JSON."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 @dataclass
 class Progress:
-    """Where training is. With the weights and the reader's place, all that it depends on."""
+    """How far training has come; with weights and reader it fixes everything that follows."""
 
     updates: Count = 0
     tokens: Count = 0
     seconds: float = 0.0
-    """Spent in training, over all sessions."""
+    """Seconds spent in training, over all sessions."""
     halvings: Count = 0
     rate: float = 0.0
     """The learning rate of the last update."""
     gradient_norm: float = 0.0
-    """Before clipping, at the last update."""
+    """The gradient's norm at the last update, before clipping."""
     norms: list[float] = field(default_factory=list)
-    """The gradient's norms of the last updates, the newest last."""
+    """The gradient's norms at the last updates, newest last."""
     rewinds: Count = 0
-    """How often training diverged and went back; each time halved the rate."""
+    """How often training diverged and went back; each time halved the learning rate."""
     last_valid: float | None = None
     best_valid: float | None = None
     worse: Count = 0
     """Evaluations since the best one."""
     nats: float = 0.0
-    """Summed loss since the last line of metrics.jsonl, and its tokens."""
+    """Loss summed since the last line of metrics.jsonl, and the number of tokens."""
     counted: Count = 0
     epoch_nats: float = 0.0
-    """Summed loss of this epoch so far, and its tokens."""
+    """Loss summed over this epoch so far, and the number of tokens."""
     epoch_tokens: Count = 0
     evaluated_at: Annotated[int, Meta(ge=-1, le=2**53)] = -1
     measurements: Count = 0
-    """Lines of metrics.jsonl."""
+    """Number of lines in metrics.jsonl."""
 
 
 @dataclass
 class About:
-    """What a checkpoint's header holds beside the format and the digest."""
+    """The contents of a checkpoint's header, apart from the format and the digest."""
 
     text: str
-    """The fingerprint of what it was trained on."""
+    """The fingerprint of the text it was trained on."""
     progress: Progress
     reader: dict[str, Count | str]
     credit: dict[str, Any]
@@ -71,14 +71,14 @@ class About:
 
 
 def read_about(about: dict[str, Any], path: Path) -> About:
-    """Check what a checkpoint's header holds.
+    """Check the contents of a checkpoint's header.
 
     Args:
-        about: as it was read.
-        path: where it was, for the message of an error.
+        about: the header as it was read.
+        path: the checkpoint's path, for the error message.
 
     Raises:
-        CheckpointError: something is missing, of another type, or out of its bounds.
+        CheckpointError: an entry is missing, has the wrong type, or is out of bounds.
     """
     try:
         found = msgspec.convert(about, About)
@@ -95,7 +95,7 @@ def read_about(about: dict[str, Any], path: Path) -> About:
 
 
 def checkpoint_of(training: Training) -> Checkpoint:
-    """All that it takes to go on from here: what :func:`restore` takes."""
+    """Collect everything needed to continue from here; :func:`restore` takes it."""
     tensors = {f"model.{k}": v for k, v in weights_of(training.model).items()}
     for number, values in training.optimizer.state_dict()["state"].items():
         for name, value in values.items():
@@ -123,14 +123,14 @@ def checkpoint_of(training: Training) -> Checkpoint:
 
 
 def restore(training: Training, checkpoint: Checkpoint) -> None:
-    """Go back to where a checkpoint was written.
+    """Go back to the point at which a checkpoint was written.
 
     Args:
-        training: of this run.
-        checkpoint: what :func:`checkpoint_of` gave.
+        training: the training of this run.
+        checkpoint: the value of :func:`checkpoint_of`.
 
     Raises:
-        CheckpointError: it is damaged, or another run's.
+        CheckpointError: the checkpoint is damaged or belongs to another run.
     """
     tensors = checkpoint[0]
     path = training.run.path / "checkpoint.safetensors"
@@ -155,7 +155,7 @@ def _restore_tensors(training: Training, tensors: dict[str, Tensor]) -> None:
     for name, value in with_prefix(tensors, "optimizer.").items():
         number, key = name.split(".", 1)
         per_parameter.setdefault(int(number), {})[key] = value
-    groups = training.optimizer.state_dict()["param_groups"]  # which the options say
+    groups = training.optimizer.state_dict()["param_groups"]  # given by the options
     training.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
     device = training.device
     states = [tensors[k].to(device) for k in sorted(tensors) if k.startswith("state.")]
@@ -171,7 +171,7 @@ def _restore_tensors(training: Training, tensors: dict[str, Tensor]) -> None:
 
 
 def _check_numbers(training: Training, tensors: dict[str, Tensor], path: Path) -> None:
-    """Refuse states that are not finite, and tokens that there are not."""
+    """Refuse states that are not finite and tokens outside the vocabulary."""
     for name, tensor in tensors.items():
         if name == "past":
             is_right = bool(((tensor >= 0) & (tensor < training.text.tokenizer.size)).all())
@@ -179,6 +179,6 @@ def _check_numbers(training: Training, tensors: dict[str, Tensor], path: Path) -
             is_right = bool(tensor.isfinite().all())
         if not is_right:
             raise CheckpointError(
-                f"{path} is damaged: {name} holds numbers that cannot be; train again, or take a "
-                "copy of the run from before"
+                f"{path} is damaged: {name} holds impossible values; train again, or "
+                "restore an earlier copy of the run"
             )

@@ -1,4 +1,4 @@
-"""Everything that makes a run what it is: one record, which config.json holds."""
+"""The options that define a run, as one record; config.json holds it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TOGETHER: Table = {
     "momentum": Only("optimizer", ("sgd",)),
     "most_rewinds": Only("on_divergence", ("rewind",)),
 }
-"""Options that mean something only with others, as :mod:`bptt.together` reads it."""
+"""Options that mean something only together with others; see :mod:`bptt.together`."""
 
 
 def _option(
@@ -44,18 +44,18 @@ def _option(
     least: Any = None,
     most: Any = None,
 ) -> Any:
-    """Declare an option: its default, the panel it belongs to, what it does, its bounds."""
+    """Declare an option: its default, its panel in the help, its help text, its bounds."""
     about = {"group": group, "help": help, "flag": flag, "least": least, "most": most}
     return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
 class Config:
-    """The options of a language model's training.
+    """The options for training a language model.
 
-    The command line's options, config.json and the keyword arguments of this class are the same
-    names with the same meanings. Raises :class:`bptt.errors.ConfigError` if they do not fit
-    together.
+    The options of the command line, the entries of config.json and the keyword arguments of this
+    class have the same names and meanings. Raises :class:`bptt.errors.ConfigError` if they
+    contradict each other.
 
     >>> Config(cell="gru", hidden=64).embedding_size
     64
@@ -64,91 +64,91 @@ class Config:
     corpus: tuple[str, ...] = _option(
         (),
         TEXT,
-        "text files, folders, a CSV or TSV file, or - for standard input; nothing: the "
-        "documentation inside this Python installation",
+        "text files, folders, a CSV or TSV file, or - for standard input (default: the "
+        "documentation inside this Python installation)",
     )
     column: str | None = _option(None, TEXT, "the column of a CSV or TSV file that holds the text")
     encoding: str | None = _option(
-        None, TEXT, "the text's encoding, where it is not UTF-8 or marked"
+        None, TEXT, "the text's encoding, if it is neither UTF-8 nor given by a byte order mark"
     )
     level: Literal["word", "char", "byte", "bpe"] = _option("word", TEXT, "what a token is")
     vocabulary: int | None = _option(
         None,
         TEXT,
-        "tokens to know: the most frequent ones (default: 8000; every one at char level)",
+        "vocabulary size; the most frequent tokens are kept (default: 8000; all at char level)",
         least=2,
         most=10**9,
     )
-    lowercase: bool = _option(False, TEXT, "turn the text into lower case")
+    lowercase: bool = _option(False, TEXT, "convert the text to lower case")
     reading: Literal["stream", "sentences", "lines"] = _option(
         "stream",
         TEXT,
-        "stream: one long text, the state carried from window to window; sentences, lines: each a "
-        "sequence of its own",
+        "stream: one long text, the state carried from window to window; sentences, lines: each "
+        "one a sequence of its own",
     )
     sampling: Literal["sequential", "random"] = _option(
         "sequential",
         TEXT,
-        "the windows of a stream: one after another, or shuffled, each from a zero state",
+        "order of a stream's windows: sequential, or shuffled, each starting from a zero state",
     )
-    valid: tuple[str, ...] = _option((), TEXT, "a text to validate on, in place of the corpus' end")
+    valid: tuple[str, ...] = _option((), TEXT, "validate on this text, not on the corpus's end")
     valid_fraction: float = _option(
-        0.1, TEXT, "the share of the corpus, its end, that is held out to validate on", least=0
+        0.1, TEXT, "share of the corpus, at its end, held out for validation", least=0
     )
-    max_tokens: int | None = _option(None, TEXT, "use only the corpus' first tokens", least=1)
+    max_tokens: int | None = _option(None, TEXT, "use only the first tokens of the corpus", least=1)
 
-    cell: Literal["rnn", "gru", "lstm"] = _option("lstm", MODEL, "the recurrent network")
-    nonlinearity: Literal["tanh", "relu", "sigmoid"] = _option("tanh", MODEL, "of the rnn cell")
-    hidden: int = _option(200, MODEL, "hidden units of each layer", least=1)
-    layers: int = _option(1, MODEL, "recurrent layers", least=1, most=1000)
+    cell: Literal["rnn", "gru", "lstm"] = _option("lstm", MODEL, "type of recurrent network")
+    nonlinearity: Literal["tanh", "relu", "sigmoid"] = _option("tanh", MODEL, "for the rnn cell")
+    hidden: int = _option(200, MODEL, "hidden units per layer", least=1)
+    layers: int = _option(1, MODEL, "number of recurrent layers", least=1, most=1000)
     embedding: int | None = _option(
-        None, MODEL, "the embedding's size (default: that of the hidden layer)", least=1
+        None, MODEL, "embedding size (default: that of the hidden layer)", least=1
     )
-    tied: bool = _option(False, MODEL, "let embedding and readout share their weights")
+    tied: bool = _option(False, MODEL, "share the weights of embedding and readout")
     dropout: float = _option(
-        0.0, MODEL, "of the embedding, between the layers, and before the readout", least=0
+        0.0, MODEL, "dropout of the embedding, between layers, and before the readout", least=0
     )
 
     credit: str = _option(
         "full",
         TRAINING,
-        "how far back the losses are credited: full (to the window's, or sentence's, beginning), "
+        "how far back losses are credited: full (to the start of the window or sentence), "
         "truncated:35, truncated:every=10,reach=35, randomized:35, adaptive:0.1, or your own as "
         "module.Class:arguments",
     )
     steps: int | None = _option(
         None,
         TRAINING,
-        "steps of a stream's window, after which the parameters are updated and, unless the "
-        "credit reaches beyond it, the gradient is cut (default: what suits the credit, or 35)",
+        "steps in a stream's window; the parameters are updated after each window, and the "
+        "gradient is cut there unless the credit reaches further (default: set by --credit, or 35)",
         least=1,
     )
     batch_size: int = _option(20, TRAINING, "streams, or sentences, side by side", least=1)
-    epochs: int = _option(10, TRAINING, "times that the text is read", least=0)
-    optimizer: Literal["sgd", "adam", "adamw"] = _option("adam", TRAINING, "the method of descent")
+    epochs: int = _option(10, TRAINING, "passes over the text", least=0)
+    optimizer: Literal["sgd", "adam", "adamw"] = _option("adam", TRAINING, "the optimizer")
     learning_rate: float | None = _option(
         None,
         TRAINING,
-        "the optimizer's step size (default: 1 for sgd, 0.003 for adam and adamw)",
+        "learning rate (default: 1 for sgd, 0.003 for adam and adamw)",
         flag="--lr",
         least=0,
         most=1e38,  # a number of float32
     )
-    momentum: float = _option(0.0, TRAINING, "of sgd", least=0, most=1)
+    momentum: float = _option(0.0, TRAINING, "momentum of sgd", least=0, most=1)
     weight_decay: float = _option(
-        0.0, TRAINING, "L2 penalty; decoupled for adamw", least=0, most=1e38
+        0.0, TRAINING, "L2 penalty; decoupled with adamw", least=0, most=1e38
     )
     clip: float = _option(
-        1.0, TRAINING, "scale the gradient down to this norm; 0: never", least=0, most=1e38
+        1.0, TRAINING, "clip the gradient to this norm; 0: no clipping", least=0, most=1e38
     )
     schedule: Literal["halve", "constant", "linear", "cosine"] = _option(
         "halve",
         TRAINING,
-        "the learning rate: halved when the validation loss rises, or as named, to 0 at the end",
+        "learning rate schedule: halve when the validation loss rises; linear, cosine: down to 0",
     )
-    warmup: int = _option(0, TRAINING, "updates over which the rate rises from 0", least=0)
+    warmup: int = _option(0, TRAINING, "updates over which the learning rate rises from 0", least=0)
     patience: int | None = _option(
-        None, TRAINING, "stop after so many evaluations without a better one", least=1
+        None, TRAINING, "stop after this many evaluations without improvement", least=1
     )
     eval_every: int | None = _option(
         None, TRAINING, "updates between evaluations (default: an epoch)", least=1
@@ -156,42 +156,42 @@ class Config:
     on_divergence: Literal["stop", "rewind"] = _option(
         "stop",
         TRAINING,
-        "what to do when the loss or the gradient is not a number: stop, or go back to the last "
+        "what to do if the loss or the gradient is not finite: stop, or return to the last "
         "checkpoint with half the learning rate",
     )
     most_rewinds: int = _option(
-        5, TRAINING, "how often to go back with --on-divergence rewind, then stop", least=1
+        5, TRAINING, "with --on-divergence rewind: stop after this many returns", least=1
     )
     seed: int = _option(
         0,
         TRAINING,
-        "of the initial weights, dropout and the order of the text",
+        "seed of the initial weights, dropout and the order of the text",
         least=0,
         most=2**63 - 1,
     )
 
-    device: str = _option("cpu", RUNNING, "where to compute: cpu, cuda, cuda:1...")
+    device: str = _option("cpu", RUNNING, "device to compute on: cpu, cuda, cuda:1...")
     memory: str | None = _option(
         None,
         RUNNING,
-        "what a backward pass keeps: store, recompute:64MB or recompute:8 (states); the gradient "
+        "what the backward pass keeps: store, recompute:64MB or recompute:8 (states); the gradient "
         "is the same (default: everything)",
     )
     threads: int | None = _option(
-        None, RUNNING, "processor threads (default: torch's)", least=1, most=1024
+        None, RUNNING, "CPU threads (default: torch's setting)", least=1, most=1024
     )
     flow_every: int | None = _option(
         None,
         RUNNING,
-        "updates between two looks at how far the gradient reaches; 0: never (default: 100, or as "
-        "many as read 10,000 tokens)",
+        "updates between two measurements of how far the gradient reaches; 0: never (default: 100, "
+        "or as many as read 10,000 tokens)",
         least=0,
     )
     save_every: float = _option(60.0, RUNNING, "seconds between checkpoints", least=0)
     max_minutes: float | None = _option(
-        None, RUNNING, "stop, as if by Ctrl-C, after this time", least=0
+        None, RUNNING, "stop after this time, as if by Ctrl-C", least=0
     )
-    tensorboard: bool = _option(False, RUNNING, "write TensorBoard files into the run as well")
+    tensorboard: bool = _option(False, RUNNING, "also write TensorBoard files into the run")
 
     def __post_init__(self) -> None:
         """Check each option, and those that depend on each other."""
@@ -218,7 +218,7 @@ class Config:
         """Refuse options that have no effect beside the others.
 
         Args:
-            given: the names of the options that were given, if only at their defaults.
+            given: the names of the options that were given explicitly, even at their defaults.
 
         Raises:
             ConfigError: one of them has no effect.
@@ -226,10 +226,10 @@ class Config:
         check_together(TOGETHER, given, lambda name: getattr(self, name))
 
     def make_credit(self) -> Credit:
-        """Make the credit, and refuse what does not suit it.
+        """Make the credit; refuse one that does not suit the other options.
 
-        A class of the user's is imported for that: only when training begins, so that a model can
-        be read without it.
+        A user's own class is imported here, when training begins, so that a model can be loaded
+        without it.
         """
         credit = parse_credit(self.credit)
         self._check_credit(credit)
@@ -242,7 +242,7 @@ class Config:
         anywhere = f"use {spelled('sampling', 'random')}"
         if credit.adapt_every is not None:
             raise ConfigError(
-                f"{given} is measured between two epochs on a stream, where windows follow each "
+                f"{given} is measured between epochs on a stream, where windows follow each "
                 f"other: leave adapt_every out, or {anywhere}"
             )
         if self.steps is None or credit.window is None:
@@ -250,13 +250,13 @@ class Config:
         steps = spelled("steps", self.steps)
         if type(credit).adapt is not Credit.adapt:
             raise ConfigError(
-                f"{given} chooses the windows itself, and anew after each epoch: leave {steps} "
+                f"{given} chooses the windows itself, anew after each epoch: leave {steps} "
                 f"out, or {anywhere}"
             )
         if credit.history and self.steps != credit.window:
             raise ConfigError(
-                f"{given} reaches beyond its block of losses, so on a stream there is one update "
-                f"for each: leave {steps} out, or {anywhere}"
+                f"{given} reaches beyond its block of losses, so on a stream each block is one "
+                f"update: leave {steps} out, or {anywhere}"
             )
         if self.steps < credit.window:
             whole = f"truncated:every={self.steps},reach={credit.window}"
@@ -272,24 +272,24 @@ class Config:
 
     @property
     def embedding_size(self) -> int:
-        """E: that of the hidden layer unless another is given."""
+        """E, the embedding's size: that of the hidden layer unless another is given."""
         return self.embedding or self.hidden
 
     @property
     def base_rate(self) -> float:
-        """The learning rate before its schedule."""
+        """The learning rate before the schedule is applied."""
         if self.learning_rate is not None:
             return self.learning_rate
         return 1.0 if self.optimizer == "sgd" else 0.003
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options by name, as JSON can hold them."""
+        """Return the options by name, as values that JSON can hold."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def changed(self, **options: Any) -> Config:
-        """Return a copy with other options.
+        """Return a copy with some options changed.
 
-        Options that these leave without effect, and that are not among them, go back to their
+        Options that lose their effect by this, and are not among those given, go back to their
         defaults.
 
         >>> Config(steps=20).changed(reading="lines").steps is None
@@ -302,15 +302,15 @@ class Config:
 
 
 def fields_by_name() -> dict[str, Field[Any]]:
-    """The options as they are declared, by name."""
+    """The declared options by name."""
     return {f.name: f for f in fields(Config)}
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Read options from a JSON file of the user's: any of them, or a run's config.json.
+    """Read options from a user's JSON file: some of them, or a run's whole config.json.
 
     Raises:
-        ConfigError: it is missing, not JSON, or names an option that there is not.
+        ConfigError: the file is missing, is not JSON, or names an unknown option.
     """
     try:
         found = parse(read_whole(path, MOST))
@@ -323,8 +323,8 @@ def read_options(path: Path) -> dict[str, Any]:
             unseal(found)
         except ValueError:
             warnings.warn(
-                f"{path} is not as bptt wrote it: it is taken as it is (leave out its line {SEAL} "
-                "to say that you have edited it)",
+                f"{path} was edited since bptt wrote it; it is used as it is (remove its line "
+                f"{SEAL} to confirm the edit)",
                 BpttWarning,
                 stacklevel=2,
             )
@@ -333,17 +333,17 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 def as_options(found: Any, path: Path) -> dict[str, Any]:
-    """Check what a JSON file of options holds.
+    """Check the contents of a JSON file of options.
 
     Raises:
-        ConfigError: it is no object, names an option that there is not, or a value does not suit.
+        ConfigError: it is not an object, names an unknown option, or has an unsuitable value.
     """
     if not isinstance(found, dict):
         raise ConfigError(f'{path} must hold an object, {{"option": value}}')
     unknown = sorted(found.keys() - _TYPES.keys())
     if unknown:
         raise ConfigError(
-            f"{path}: there is no option {', '.join(unknown)}; there are {', '.join(_TYPES)}"
+            f"{path}: unknown option {', '.join(unknown)}; the options are {', '.join(_TYPES)}"
         )
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
     for name, value in options.items():
@@ -352,7 +352,7 @@ def as_options(found: Any, path: Path) -> dict[str, Any]:
 
 
 def _check(name: str, value: Any) -> None:
-    """Refuse a value of another type than the option's, or out of its bounds."""
+    """Refuse a value of the wrong type or out of the option's bounds."""
     hint, about = _TYPES[name], fields_by_name()[name].metadata
     flag = spelled(name)
     if get_args(hint) and isinstance(get_args(hint)[0], str):  # Literal
@@ -388,7 +388,7 @@ def _check_bounds(flag: str, value: float, least: float | None, most: float | No
 
 
 def _check_text(flag: str, text: str) -> None:
-    """Refuse what no system can take as the name of a file."""
+    """Refuse text that no system accepts as the name of a file."""
     try:
         os.fsencode(text)
         is_right = "\0" not in text

@@ -1,4 +1,4 @@
-"""Where training that diverged went wrong: what was the first not to be finite, and what to do."""
+"""Diagnosis of a training that diverged: the first value that is not finite."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bptt.losses import linear_cross_entropy
 from bptt.memory import Memory
 from bptt.streams import Stream
 
-NORMS_KEPT = 5  # of the updates before the one that diverged
+NORMS_KEPT = 5  # norms of the updates before the one that diverged
 
 
 def first_not_finite(
@@ -31,24 +31,24 @@ def first_not_finite(
     loss: float,
     how: dict[str, Any] | None = None,
 ) -> str:
-    """Look at a batch again that gave a loss or a gradient which is not finite.
+    """Run a batch again whose loss or gradient was not finite, and find where it began.
 
-    The weights come first, then the way forwards, step by step and layer by layer, then the
-    gradients that the backward pass has left in the parameters, from the readout down, and the
-    state's gradient. Forwards it is done without dropout. Where all is finite, the largest number
-    on the way is named.
+    The weights are checked first, then the forward pass, step by step and layer by layer, then
+    the gradients that the backward pass has left in the parameters, from the readout down, and the
+    state's gradient. The forward pass runs without dropout. If everything is finite, the largest
+    number on the way is named.
 
     Args:
-        model: whose update was not made; the parameters' gradients are those of the batch.
-        inputs: of the batch, token numbers, [T, B].
-        targets: the token after each of them, [T, B].
-        stream: where the streams stood before the batch.
-        loss: of the batch.
-        how: how its gradient went back: ``credit``, ``memory`` and ``reach_back``, as for
+        model: the model, before the failed update; its parameters hold the batch's gradients.
+        inputs: token numbers of the batch, [T, B].
+        targets: the token after each input, [T, B].
+        stream: the state of the streams before the batch.
+        loss: the batch's loss.
+        how: how the gradient went back: ``credit``, ``memory`` and ``reach_back``, as for
             :class:`bptt.language_model.step.Step`.
 
     Returns:
-        What it was, and where; for use within a sentence.
+        What was not finite and where, as a part of a sentence.
     """
     weights = dict(model.named_parameters())
     bad = _first_bad(weights.items())
@@ -66,7 +66,7 @@ def first_bad_tensor(tensors: dict[str, Tensor]) -> str | None:
 
 
 def norms_in_words(norms: list[float]) -> str:
-    """The gradient's norms before an update, oldest first; for use within a sentence."""
+    """The gradient's norms before an update, oldest first, as a part of a sentence."""
     if not norms:
         return "it was the first update"
     return f"the gradient's norms before were {', '.join(f'{n:.3g}' for n in norms)}"
@@ -77,7 +77,7 @@ def norms_in_words(norms: list[float]) -> str:
 
 @torch.no_grad()
 def _on_the_way(model: LanguageModel, inputs: Tensor, targets: Tensor, stream: Stream) -> str:
-    """Run the batch step by step, and stop at the first number that is not finite."""
+    """Run the batch step by step up to the first number that is not finite."""
     tokens = inputs if stream.past is None else torch.cat([stream.past, inputs])
     T, before = len(tokens), len(tokens) - len(inputs)
     largest = (-1.0, "nothing", 0)
@@ -99,7 +99,7 @@ def _on_the_way(model: LanguageModel, inputs: Tensor, targets: Tensor, stream: S
         model.train(was_training)
     size, name, t = largest
     return (
-        f"looked at again without dropout, all was finite; the largest was {name}, at step {t} of "
+        f"without dropout everything was finite; the largest was {name}, at step {t} of "
         f"{T}, up to {size:.3g}"
     )
 
@@ -107,7 +107,7 @@ def _on_the_way(model: LanguageModel, inputs: Tensor, targets: Tensor, stream: S
 def _seen(
     model: LanguageModel, state: Any, h: Tensor, targets: Tensor | None
 ) -> Iterator[tuple[str, Tensor]]:
-    """What there is after a step, in the order in which it is computed."""
+    """Yield the results of a step in the order in which they are computed."""
     layers = model.config.layers
     hidden, *cell = (state,) if isinstance(state, Tensor) else state
     for layer in range(layers):
@@ -124,7 +124,7 @@ def _seen(
 
 
 def _on_the_way_back(model: LanguageModel) -> str:
-    """Look at the gradients that are there, from the readout, where they come from, down."""
+    """Look through the parameters' gradients in the order of the backward pass."""
     named = [
         (name, p.grad.coalesce().values() if p.grad.is_sparse else p.grad)
         for name, p in reversed(list(model.named_parameters()))
@@ -135,7 +135,7 @@ def _on_the_way_back(model: LanguageModel) -> str:
         return f"first not finite: the gradient of {_part(model, bad)} ({bad}), on the way back"
     size, name = max((float(g.abs().max()), name) for name, g in named)
     return (
-        f"each number of the gradient is finite; the largest was that of {_part(model, name)} "
+        f"the whole gradient is finite; its largest entry is in that of {_part(model, name)} "
         f"({name}), up to {size:.3g}"
     )
 
@@ -150,7 +150,7 @@ def _heard(
     memory: Memory | None = None,
     reach_back: int = 0,
 ) -> list[Report]:
-    """Run the batch again, forwards and backwards, and listen; no ``grad`` is touched."""
+    """Run the batch forward and backward and record the norms; no ``grad`` is changed."""
 
     def run(tokens: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
         within = None if reach_back else credit
@@ -167,14 +167,14 @@ def _heard(
 
 
 def _states_on_the_way_back(heard: list[Report]) -> str:
-    """Say how the state's gradient grew, in the layer where it is the first not to be finite.
+    """Describe the growth of the state's gradient in the layer that is first not to be finite.
 
-    Where it is finite in all, that is the layer where it grew most.
+    If all layers are finite, describe the one where it grew most.
     """
     grew: list[tuple[float, int, int, float, float]] = []
     norms_of = by_layer(heard)
     for layer in reversed(range(len(norms_of))):  # from the readout down
-        norms = norms_of[layer][:-1]  # nothing is handed down at the last step
+        norms = norms_of[layer][:-1]  # the last step receives no gradient from a later one
         if not norms:
             continue
         bad = [t for t, n in enumerate(norms) if not math.isfinite(n)]
@@ -200,7 +200,7 @@ def _first_bad(named: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def _part(model: LanguageModel, parameter: str) -> str:
-    """The part of the model that a parameter is of, in words."""
+    """The part of the model that a parameter belongs to, in words."""
     found = re.search(r"_l(\d+)$", parameter)
     if found:
         return f"layer {int(found[1]) + 1} of {model.config.layers}"

@@ -1,4 +1,4 @@
-"""How well a model predicts a text, by a protocol that can be stated in one sentence."""
+"""How well a model predicts a text, by a protocol that fits in one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bptt.language_model.score import Score
 from bptt.losses import linear_cross_entropy
 
 WINDOW = 1000
-"""Steps of a sequence that are computed at a time, the state carried from each to the next."""
+"""Steps of a sequence computed at a time; the state is carried from chunk to chunk."""
 
 
 @torch.inference_mode()
@@ -26,15 +26,15 @@ def evaluate(
 ) -> Score:
     """Measure a model's loss on a text.
 
-    Streams are read once, from the first token to the last, with the state carried all the way;
-    sentences and lines each from a zero state. Neither depends on ``batch_size`` or ``steps``,
-    which only say how much is computed at a time.
+    A stream is read once from beginning to end, and the state is carried all the way; each
+    sentence or line starts from a zero state. The result does not depend on ``batch_size`` or
+    ``steps``, which only set how much is computed at a time.
 
     Args:
-        model: put into evaluation mode for the time being.
+        model: the model; it is in evaluation mode for the duration of the call.
         tokens: the text.
         batch_size: sentences side by side.
-        steps: steps of a stream at a time.
+        steps: steps of a stream computed at a time.
 
     Raises:
         CorpusError: there is no token to predict.
@@ -113,9 +113,9 @@ def _sequences(
 
 
 def _summed_loss(model: LanguageModel, hidden: Tensor, targets: Tensor) -> float:
-    """The loss of each token in the model's precision, their sum in double precision.
+    """Compute each token's loss in the model's precision and sum in double precision.
 
-    That is on the CPU, because not every device has doubles.
+    The sum is on the CPU because not every device has doubles.
     """
     losses = linear_cross_entropy(
         hidden,

@@ -1,4 +1,4 @@
-"""The tensors that a run's files hold, as its options have them, before any memory is taken."""
+"""The tensors that a run's files must hold, derived from its options before memory is allocated."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _RANDOM = {"random.cpu": 5056, "random.cuda": 16}  # bytes of torch's generators
 
 
 def check_memory(config: Config, vocabulary: int, *, copies: int = 1) -> None:
-    """Refuse a model that this machine has not the memory for.
+    """Refuse a model for which this machine has too little memory.
 
     Args:
-        config: the sizes of its layers.
-        vocabulary: V.
-        copies: how many numbers there are for each weight.
+        config: the options with the layers' sizes.
+        vocabulary: the vocabulary size V.
+        copies: how many numbers are kept for each weight.
 
     Raises:
-        ConfigError: it is too large.
+        ConfigError: the model is too large.
     """
     E, H, gates = config.embedding_size, config.hidden, _GATES[config.cell]
     layers = gates * H * (E + H + 2 + (config.layers - 1) * (2 * H + 2))
@@ -37,17 +37,17 @@ def check_memory(config: Config, vocabulary: int, *, copies: int = 1) -> None:
 
 
 def no_memory(config: Config, vocabulary: int) -> ConfigError:
-    """Make the error of a model that is too large."""
+    """Make the error for a model that is too large."""
     sizes = {n: getattr(config, n) for n in ("hidden", "layers")}
     given = ", ".join(spelled(n, v) for n, v in sizes.items())
     return ConfigError(
         f"not enough memory for {given}, {spelled('embedding', config.embedding_size)} and "
-        f"{vocabulary} tokens: use less"
+        f"{vocabulary} tokens: reduce them"
     )
 
 
 def weights_kinds(config: Config, tokenizer: Tokenizer) -> dict[str, Kind]:
-    """The tensors of model.safetensors by name.
+    """Return the tensors of model.safetensors by name.
 
     Raises:
         ConfigError: the model is too large for this machine.
@@ -61,10 +61,10 @@ def weights_kinds(config: Config, tokenizer: Tokenizer) -> dict[str, Kind]:
 
 
 def check_weights(found: dict[str, Kind], expected: dict[str, Kind]) -> None:
-    """See that there are just these tensors.
+    """Check that the tensors are exactly the expected ones.
 
     Raises:
-        ValueError: there are others.
+        ValueError: they are not.
     """
     for name in [*expected, *found]:
         is_there, wanted = found.get(name, "missing"), expected.get(name, "none")
@@ -76,32 +76,32 @@ def check_weights(found: dict[str, Kind], expected: dict[str, Kind]) -> None:
 
 
 def check_checkpoint(found: dict[str, Kind], config: Config, expected: dict[str, Kind]) -> None:
-    """See that there is what training goes on from.
+    """Check that a checkpoint's tensors are those that training needs to continue.
 
     Args:
         found: the tensors of checkpoint.safetensors by name.
         config: the run's options.
-        expected: what :func:`weights_kinds` says of the model.
+        expected: the model's tensors, from :func:`weights_kinds`.
 
     Raises:
-        ValueError: something is missing, or of another shape.
+        ValueError: a tensor is missing or has another shape.
     """
     rest = dict(found)
     model = {n: rest.pop(n) for n in found if n.startswith("model.")}
     check_weights(model, {f"model.{name}": kind for name, kind in expected.items()})
     optimizer = {n: rest.pop(n) for n in found if n.startswith("optimizer.")}
-    if optimizer:  # there is none before the first update
+    if optimizer:  # it has no state before the first update
         check_weights(optimizer, _optimizer(config, list(expected.values())))
     for name, kind in rest.items():
         if not _fits(name, kind, config):
             raise ValueError(f"it does not fit the run's config.json: {name} is {kind}")
     states = {n for n in rest if n.startswith("state.")}
     if "random.cpu" not in rest or len(states) not in (0, _STATES[config.cell]):
-        raise ValueError("the random numbers, or a part of the hidden state, are missing in it")
+        raise ValueError("it lacks random numbers, or a part of the hidden state")
 
 
 def _optimizer(config: Config, weights: list[Kind]) -> dict[str, Kind]:
-    """What an optimizer remembers, by parameter."""
+    """The optimizer's state for each parameter."""
     if config.optimizer == "sgd":
         names = ["momentum_buffer"] if config.momentum else []
     else:
@@ -113,7 +113,7 @@ def _optimizer(config: Config, weights: list[Kind]) -> dict[str, Kind]:
 
 
 def _fits(name: str, kind: Kind, config: Config) -> bool:
-    """Whether a tensor is a hidden state, past tokens, or what a generator remembers."""
+    """Whether a tensor is a hidden state, past tokens, or the state of a random generator."""
     if name in _RANDOM:
         return kind == (torch.uint8, (_RANDOM[name],))
     if name == "past":  # [P, B]
@@ -121,7 +121,7 @@ def _fits(name: str, kind: Kind, config: Config) -> bool:
     if name not in [f"state.{i}" for i in range(_STATES[config.cell])] or len(kind.shape) != 3:
         return False
     layers, batch, hidden = kind.shape
-    # The last batch of what is shuffled may be a small one.
+    # The last batch of a shuffled text may be smaller.
     whole = batch == config.batch_size or (not config.is_carried and batch < config.batch_size)
     return (
         kind.dtype == torch.float32
@@ -134,19 +134,19 @@ _NUMBER = Kind(torch.float32, ())
 
 
 def _may_have(size: int) -> bool:
-    """Whether this machine has so much memory, and this process may take it."""
+    """Whether the machine has this much memory and the process may use it."""
     there = _memory()
     if there is not None and size > there:
         return False
     try:
-        mmap.mmap(-1, max(1, size)).close()  # of which nothing is touched
+        mmap.mmap(-1, max(1, size)).close()  # reserved, never touched
     except (OSError, MemoryError, OverflowError):
         return False
     return True
 
 
 def _memory() -> int | None:
-    """The bytes of this machine's memory, where the system tells."""
+    """The machine's memory in bytes, or None if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

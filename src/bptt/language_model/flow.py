@@ -25,10 +25,10 @@ def flow_of(
     embeddings. The state before the first token is zero.
 
     Args:
-        model: put into evaluation mode for the time being.
-        text: of a stream its beginning is looked at, of sentences or lines the longest one.
-        tokens: how many tokens are predicted, at most; None: all.
-        name: what to call it in a report.
+        model: the model; it is in evaluation mode for the duration of the call.
+        text: the text; of a stream the beginning is measured, of sentences or lines the longest.
+        tokens: the largest number of tokens to predict; None: all.
+        name: the flow's name in a report.
 
     Raises:
         CorpusError: there is no token to predict.
@@ -76,7 +76,7 @@ def _stretch(text: Tokens, most: int | None) -> NDArray[np.int64]:
 
 
 def _words(tokenizer: Tokenizer, ids: list[int]) -> Iterator[str]:
-    """Give each token as people read it; as the vocabulary spells it where that is nothing."""
+    """Yield each token as it reads, or as the vocabulary spells it if it reads as nothing."""
     if tokenizer.level == "word":
         yield from map(tokenizer.token, ids)
     else:

@@ -1,4 +1,4 @@
-"""A run is trained by one process at a time."""
+"""A lock, so that a run is trained by one process at a time."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if sys.platform != "win32":
 
 
 class Lock:
-    """Held while it lives, at most until the process ends, however that is.
+    """The lock of a run, held until it is released or the process ends, however that happens.
 
-    On Windows there is none: a directory with an open file in it could not be moved.
+    On Windows nothing is locked, because a directory with an open file in it cannot be moved.
 
     Args:
         run: the run's directory, in which ``.lock`` is made.
 
     Raises:
-        ConfigError: another one is held.
+        ConfigError: another process holds the lock.
         OSError: the file cannot be made, or is a symbolic link.
     """
 
@@ -39,12 +39,12 @@ class Lock:
         while True:
             with named(path):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-            # Closing it lets go of the lock.
+            # Closing it releases the lock.
             self.release = weakref.finalize(self, os.close, descriptor)
             self._take(descriptor, run)
             if _is_at(descriptor, path):
                 return
-            self.release()  # the one who held it before has removed the file
+            self.release()  # the previous holder has removed the file
 
     def _take(self, descriptor: int, run: Path) -> None:
         try:
@@ -56,7 +56,7 @@ class Lock:
             ) from None
         except OSError as e:
             warnings.warn(
-                f"{run} cannot be locked here ({e.strerror}): see that nothing else trains it",
+                f"{run} cannot be locked here ({e.strerror}): make sure nothing else trains it",
                 BpttWarning,
                 stacklevel=3,
             )

@@ -1,9 +1,9 @@
-"""How a run comes to its place: as a whole, whatever is there, and whenever the process dies.
+"""Creation of a run: it appears as a whole, even if the process dies at any moment.
 
-A new run is written to ``.bptt-new`` within its place, and renamed to ``.bptt-next`` when it is
-whole. From then on it is the run that is there: whoever comes next moves its files to their places,
-if the process that made it did not live to do so. Nothing else in the directory is touched. All of
-it is done under the lock, so that what is left of a creation is that of a dead process.
+A new run is written to ``.bptt-new`` inside its place and renamed to ``.bptt-next`` when it is
+complete. From then on it is the current run: if the process that made it dies, the next one that
+opens the run moves the files to their places. Nothing else in the directory is touched. Everything
+happens under the lock, so what is left of a creation always comes from a dead process.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from bptt.language_model.lock import HAS_LOCKS, Lock
 from bptt.shell import quoted
 
 _NEW, _NEXT = ".bptt-new", ".bptt-next"
-_LATER = ("model.safetensors", "metrics.jsonl", "tensorboard")  # what training adds
+_LATER = ("model.safetensors", "metrics.jsonl", "tensorboard")  # added by training
 _AT_ONCE = ("tokenizer.json", "text.json", "checkpoint.safetensors", "config.json")
-_PATIENCE = 10.0  # seconds that another process may take to move a few files
+_PATIENCE = 10.0  # seconds that another process may need to move a few files
 
 
 class Creation:
-    """A new run in the making; left without :meth:`finish`, everything is as it was.
+    """A new run being made; without :meth:`finish`, leaving it restores everything as it was.
 
     Args:
         place: the run's directory; made if there is none.
-        lock: of it, if that is held already.
-        overwrite: whether a run that is there is replaced.
+        lock: the directory's lock, if it is held already.
+        overwrite: whether to replace an existing run.
 
     Raises:
         ConfigError: there is a run already, or another process trains it.
@@ -58,7 +58,7 @@ class Creation:
             raise
 
     def finish(self) -> Lock:
-        """Make the new run the one that is there; return its lock, held."""
+        """Make the new run the current one; return its lock, held."""
         sync_directory(self.new)
         with named(self.place):
             self.new.rename(self.place / _NEXT)
@@ -88,14 +88,14 @@ class Creation:
         for path in self._made:
             try:
                 path.rmdir()
-            except OSError:  # somebody else's file is in it
+            except OSError:  # another program's file is in it
                 break
 
 
 def claim_first_free(within: Path, name: str) -> tuple[Path, Lock]:
-    """Make and lock a directory of a name and the first free number.
+    """Make and lock a directory named by the name and the first free number.
 
-    Free is also one in which a process died before it had made a run.
+    A directory in which a process died before it had made a run counts as free.
     """
     for number in itertools.count(1):
         path = within / f"{name}-{number}"
@@ -116,7 +116,7 @@ def claim_first_free(within: Path, name: str) -> tuple[Path, Lock]:
 
 
 def give_up(path: Path, lock: Lock) -> None:
-    """Remove a directory that was claimed, if no run has come into it."""
+    """Remove a directory that was claimed, unless it holds a run by now."""
     if _is_abandoned(path):
         (path / ".lock").unlink(missing_ok=True)
         lock.release()
@@ -131,7 +131,7 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def is_run(place: Path) -> bool:
-    """Whether a run is in a directory."""
+    """Whether a directory holds a run."""
     return (place / "config.json").exists() or _is_made(place)
 
 
@@ -139,12 +139,12 @@ def check_free(place: Path, *, overwrite: bool) -> None:
     """Make sure that a run can be made in a directory.
 
     Raises:
-        ConfigError: there is one already, and it shall stay, or something else is in the way.
+        ConfigError: there is a run that must not be replaced, or another file is in the way.
     """
     if is_run(place) and not overwrite:
         raise ConfigError(
-            f"there is a run in {place} already: go on with it by --resume {quoted(place)}, "
-            "replace it by --overwrite, or choose another --out"
+            f"{place} already holds a run: continue it with --resume {quoted(place)}, "
+            "replace it with --overwrite, or choose another --out"
         )
     if place.exists() and not place.is_dir():
         raise ConfigError(f"--out {place} is a file; choose a directory")
@@ -155,19 +155,18 @@ def check_free(place: Path, *, overwrite: bool) -> None:
         if not overwrite:
             raise ConfigError(
                 f"{path} is in the way of a new run: choose another --out, move it away, or "
-                "replace it by --overwrite"
+                "replace it with --overwrite"
             )
         if path.is_dir() and name != "tensorboard":
             raise ConfigError(f"{path} is a directory, in the way of a run: choose another --out")
     if _is_foreign(place / "config.json"):
         raise ConfigError(
-            f"{place} holds no run of bptt, but the config.json of another program: choose another "
-            "--out"
+            f"{place} holds no run of bptt, but another program's config.json: choose another --out"
         )
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether this is JSON, but not with options of ours; what is damaged may have been ours."""
+    """Whether this is JSON without bptt's options; a damaged file may have been bptt's."""
     try:
         found = parse(read_whole(path, MOST))
     except (OSError, ValueError):
@@ -176,7 +175,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def refuse_links(place: Path) -> None:
-    """Refuse a run in which a file is a symbolic link, through which training would write.
+    """Refuse a run that has a symbolic link for a file; training would write through it.
 
     Raises:
         CheckpointError: there is one.
@@ -190,16 +189,16 @@ def refuse_links(place: Path) -> None:
 
 
 def finish_interrupted(place: Path) -> None:
-    """Finish what a process that was killed while it replaced a run has begun.
+    """Complete the replacement of a run that a killed process had begun.
 
     Raises:
-        CheckpointError: another process is still at it, or it cannot be finished here.
+        CheckpointError: another process is still doing so, or it cannot be completed here.
     """
     deadline = time.monotonic() + _PATIENCE
     while _is_made(place):
         try:
             lock = Lock(place)
-        except ConfigError:  # held by the process that is just doing it
+        except ConfigError:  # held by the process that is doing so
             if time.monotonic() > deadline:
                 raise CheckpointError(f"another process is replacing the run {place}") from None
             time.sleep(0.01)
@@ -216,13 +215,13 @@ def finish_interrupted(place: Path) -> None:
 
 def _unfinished(place: Path, e: OSError) -> CheckpointError:
     return CheckpointError(
-        f"{place} was being replaced when its process was killed, and cannot be put in order "
-        f"({e.strerror}): use it once where it can be written"
+        f"{place} was being replaced when its process was killed, and this cannot be completed "
+        f"here ({e.strerror}): open the run once where it can be written"
     )
 
 
 def remove_leavings(place: Path) -> None:
-    """Remove what a killed process left of files that were being written; only under the lock."""
+    """Remove the unfinished files of a killed process; only under the lock."""
     _remove(place / _NEW)
     for name in (*_AT_ONCE, *_LATER):
         for path in place.glob(f".{name}.*.new"):
@@ -230,7 +229,7 @@ def remove_leavings(place: Path) -> None:
 
 
 def _finish(place: Path) -> None:
-    """Move the files of a new run to their places, as far as that was not done."""
+    """Move the files of a new run to their places, except those already moved."""
     if not _is_made(place):
         return
     following = place / _NEXT
@@ -245,12 +244,12 @@ def _finish(place: Path) -> None:
 
 
 def _is_made(place: Path) -> bool:
-    """Whether a whole new run is here that has not come to its place yet."""
+    """Whether a complete new run waits here to be moved to its place."""
     return (place / _NEXT).is_dir() and not (place / _NEXT).is_symlink()
 
 
 def _make_directories(place: Path) -> list[Path]:
-    """Make a directory and those above it; return those made, the innermost first."""
+    """Make a directory and its parents; return those that were made, innermost first."""
     made = []
     for path in (place, *place.parents):
         if path.exists():

@@ -24,10 +24,10 @@ class LanguageModel(nn.Module):
     """A recurrent language model: p(next token | all tokens before it).
 
     Args:
-        tokenizer: what turns text into tokens; its size is the vocabulary's, V.
-        config: the cell, the sizes of the layers, dropout, and whether the weights are tied.
+        tokenizer: turns text into tokens; its size is the vocabulary size V.
+        config: the cell, the sizes of the layers, dropout, and whether weights are tied.
 
-    A trained one is read with :meth:`load`:
+    Load a trained one with :meth:`load`:
 
     >>> model = bptt.LanguageModel.load("runs/book")              # doctest: +SKIP
     >>> model.sample("Once upon a", length=50, temperature=0.8)    # doctest: +SKIP
@@ -35,7 +35,7 @@ class LanguageModel(nn.Module):
     """
 
     takes_carry = takes_credit = True
-    """What :func:`bptt.unroll` asks: that plans can be handed on."""
+    """Tells :func:`bptt.unroll` that the module accepts plans itself."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config) -> None:
         super().__init__()
@@ -53,9 +53,9 @@ class LanguageModel(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise: U(-0.1, 0.1) for embedding and readout, torch.nn's own for the rest.
+        """Initialise: U(-0.1, 0.1) for embedding and readout, as in torch.nn for the rest.
 
-        The untrained loss is then close to ln V, that of knowing nothing.
+        The untrained loss is then close to ln V, that of a uniform guess.
         """
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.readout.weight, -0.1, 0.1)
@@ -71,8 +71,8 @@ class LanguageModel(nn.Module):
 
         Args:
             tokens: token numbers, [T, B].
-            state: of the recurrent layers, as :class:`bptt.LSTM` and the others take it.
-            how: what :meth:`hidden` takes: how the gradient goes back.
+            state: the recurrent layers' state, as for :class:`bptt.LSTM` and the others.
+            how: how the gradient goes back, as for :meth:`hidden`.
 
         Returns:
             The logits of the next token, [T, B, V], and the state after the last step.
@@ -88,11 +88,11 @@ class LanguageModel(nn.Module):
         memory: Memory | None = None,
         **how: Any,
     ) -> tuple[Float[Tensor, "time batch hidden"], Any]:
-        """Compute what the readout reads, [T, B, H], and the state after the last step.
+        """Compute the readout's input, [T, B, H], and the state after the last step.
 
         Args:
             tokens: token numbers, [T, B].
-            state: as for :meth:`forward`.
+            state: the initial state, as for :meth:`forward`.
             memory: what the backward pass keeps of the recurrent layers, as for
                 :func:`bptt.unroll`; everything by default.
             how: ``credit``, ``carry``, ``resets``, ``generator``, as for :class:`bptt.LSTM`.
@@ -110,10 +110,10 @@ class LanguageModel(nn.Module):
 
         Args:
             run: the run's directory.
-            device: where to put it.
+            device: the device to load it to.
 
         Raises:
-            bptt.errors.CheckpointError: there is no usable run there.
+            bptt.errors.CheckpointError: there is no usable run.
         """
         from bptt.language_model.run import Run
 
@@ -129,15 +129,15 @@ class LanguageModel(nn.Module):
         top_p: float | None = None,
         seed: int | None = None,
     ) -> str:
-        """Continue a prompt; the text returned begins with it.
+        """Continue a prompt; the returned text begins with it.
 
         Args:
-            prompt: what the state is warmed up on.
-            length: tokens to add.
-            temperature: the logits are divided by it; 0 takes the likeliest token each time.
-            top_k: draw from the k likeliest tokens only.
-            top_p: draw from the likeliest tokens whose probabilities sum to p.
-            seed: makes the draw repeatable; None draws from torch's own generator.
+            prompt: the text that the model reads first.
+            length: number of tokens to add.
+            temperature: divisor of the logits; 0 always takes the likeliest token.
+            top_k: draw only from the k likeliest tokens.
+            top_p: draw only from the likeliest tokens whose probabilities sum to p.
+            seed: seed of the draws; None uses torch's global generator.
 
         Raises:
             bptt.errors.ConfigError: an option is out of range.
@@ -154,7 +154,7 @@ class LanguageModel(nn.Module):
         )
 
     def sample_stream(self, prompt: str = "", **options: Any) -> Iterator[str]:
-        """Do what :meth:`sample` does, piece by piece as the tokens are drawn."""
+        """Sample as :meth:`sample` does, but yield the text piece by piece as it is drawn."""
         from bptt.language_model.sampling import sample_stream
 
         return sample_stream(self, prompt, **options)
@@ -162,8 +162,8 @@ class LanguageModel(nn.Module):
     def score(self, text: str) -> Score:
         """Measure how well the model predicts a text.
 
-        Line ends and byte order marks are treated as those of a file. A text of which many tokens
-        are unknown is warned of.
+        Line ends and byte order marks are treated as in a file. A warning is given if many of
+        the tokens are unknown.
 
         Raises:
             bptt.errors.CorpusError: the text has no token to predict.
@@ -176,10 +176,10 @@ class LanguageModel(nn.Module):
 
 
 def check_device(name: str) -> torch.device:
-    """Find a device.
+    """Return the device of this name.
 
     Raises:
-        ConfigError: there is none of that name here.
+        ConfigError: there is no such device here.
     """
     if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The decay of the state's gradient, measured on the text that a model is trained on."""
+"""Decay of the state's gradient, measured on the training text."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from bptt.data import Tokens
 from bptt.language_model.config import Config
 from bptt.language_model.model import LanguageModel
 
-WARM_UP = 20  # steps before those that are looked at
+WARM_UP = 20  # steps before those that are measured
 LEAST = 64  # sequences
 
 
 class Probe:
     """Measures ‖∂L_t/∂h_{t-k}‖ at random places of the training text.
 
-    Sentences and lines are looked at from their beginnings to their ends, streams anywhere.
+    Sentences and lines are measured from beginning to end, streams anywhere.
 
     Args:
-        model: as it is now.
+        model: the model in its present state.
         tokens: the training text.
-        config: the seed, and how the text is read.
-        updates: how many there have been; with the seed it says which places are looked at.
+        config: the options: the seed, and how the text is read.
+        updates: number of updates so far; with the seed it determines the places.
     """
 
     def __init__(self, model: LanguageModel, tokens: Tokens, config: Config, updates: int) -> None:
         self.model, self.tokens, self.config, self.updates = model, tokens, config, updates
 
     def __call__(self, lags: int) -> Decay:
-        """Measure the decay over so many lags, or as many as the text has."""
+        """Measure the decay over this many lags, or as many as the text has."""
         ids = torch.from_numpy(self._places(lags)).to(next(self.model.parameters()).device)
         inputs, targets = ids[:-1], ids[-1]
 
@@ -52,16 +52,16 @@ class Probe:
 
 
 def places(tokens: Tokens, seed: list[int], lags: int, count: int) -> NDArray[np.int64]:
-    """Draw stretches of a text: the inputs of so many lags and of those that warm the state up.
+    """Draw stretches of a text: the inputs for the lags, after those that warm the state up.
 
-    Sentences and lines are given from their beginnings, of the longest ones, as much of them as
-    has so many lags; streams from anywhere.
+    Streams are drawn from anywhere. Of sentences and lines the longest are drawn, from their
+    beginnings, as far as the number of lags needs.
 
     Args:
         tokens: the text.
-        seed: says which stretches.
-        lags: how many are to be looked at, from the last input on back.
-        count: how many stretches.
+        seed: determines the stretches.
+        lags: number of lags to measure, back from the last input.
+        count: number of stretches.
 
     Returns:
         The inputs, and below them the last target, [steps + 1, count].
@@ -80,28 +80,28 @@ def places(tokens: Tokens, seed: list[int], lags: int, count: int) -> NDArray[np
 
 
 class Drawn(NamedTuple):
-    """Losses of a text, each with the tokens before it; they are those after the last step."""
+    """Losses drawn from a text, each with the tokens before it; the loss is after the last step."""
 
     inputs: NDArray[np.int64]
     """[steps, count]."""
     targets: NDArray[np.int64]
     """[count]."""
     resets: NDArray[np.bool_] | None
-    """Where a sequence begins: what stands before it does not belong to it, [steps, count]. None:
-    all goes on from before."""
+    """Whether a sequence begins at this step, so that nothing before it counts, [steps, count];
+    None: no sequence begins anywhere."""
 
 
 def draw_losses(tokens: Tokens, seed: list[int], lags: int, count: int) -> Drawn:
-    """Draw losses of a text, any of them as likely as any other.
+    """Draw losses of a text, all with equal probability.
 
-    Each has so many lags, and in streams some steps before them to warm the state up; in
-    sentences and lines as many as there are from its sequence's beginning.
+    In a stream, each has the given number of lags, and some steps before them to warm the state up;
+    in sentences and lines, as many as lie between it and the sequence's beginning.
 
     Args:
         tokens: the text.
-        seed: says which losses.
-        lags: how many are to be looked at.
-        count: how many losses.
+        seed: determines the losses.
+        lags: number of lags to measure.
+        count: number of losses.
     """
     if tokens.offsets is None:
         found = places(tokens, seed, lags, count)

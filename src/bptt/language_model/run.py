@@ -1,16 +1,16 @@
-"""A run's directory: what is in it, how it is written, how it is read again.
+"""A run's directory: its files, and how they are written and read.
 
     config.json             the options
     tokenizer.json          the tokenizer, in the format of the tokenizers library
-    text.json               what the text was: its fingerprint, where it came from
+    text.json               the text's fingerprint and origin
     model.safetensors       the weights that did best on the validation text
-    checkpoint.safetensors  all that training needs to go on from where it was
-    metrics.jsonl           a line for each measurement
-    .lock                   held by the process that trains it
+    checkpoint.safetensors  all that training needs to continue
+    metrics.jsonl           one line per measurement
+    .lock                   held by the process that trains the run
 
-Every file is written beside its place and renamed, and so is a new run as a whole; a checkpoint is
-one file. So there is a usable run at any moment. There is no pickle in it, and each file has a
-digest, tokenizer.json in text.json: what was damaged, or edited, is refused.
+Every file is written to a temporary name and renamed, and so is a new run as a whole; a checkpoint
+is one file. So there is a usable run at any moment. No file is a pickle, and each has a digest
+(that of tokenizer.json is in text.json): a file that was damaged or edited is refused.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from bptt.language_model.making import Creation, check_free, finish_interrupted,
 from bptt.language_model.model import LanguageModel, check_device
 from bptt.language_model.tensors import Checkpoint, Kind, read_tensors, write_tensors
 
-_MOST = 1 << 30  # bytes of a tokenizer, or of all measurements
+_MOST = 1 << 30  # bytes of a tokenizer's file, or of metrics.jsonl
 
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run, by what they mean."""
+    """The files of a run, by meaning."""
 
     path: Path
 
     def check(self) -> None:
-        """Make sure that there is a run here; finish what a killed `--overwrite` began.
+        """Make sure that there is a run here; complete one that a killed `--overwrite` began.
 
         Raises:
-            CheckpointError: there is not.
+            CheckpointError: there is none.
         """
         if not self.path.is_dir():
             raise CheckpointError(
@@ -65,7 +65,7 @@ class Run:
         """Make sure that a run can be made here.
 
         Raises:
-            ConfigError: there is one already, and it shall stay, or a file is in the way.
+            ConfigError: there is a run that must not be replaced, or a file is in the way.
         """
         check_free(self.path, overwrite=overwrite)
 
@@ -79,17 +79,17 @@ class Run:
         overwrite: bool = False,
         lock: Lock | None = None,
     ) -> Lock:
-        """Make the run as a whole, in place of an old one if told so.
+        """Make the run as a whole, replacing an existing one if asked.
 
-        Other files that are there stay. If it fails, everything is as it was.
+        Other files in the directory stay. If it fails, everything is as it was.
 
         Args:
             config: the options.
             tokenizer: the vocabulary.
-            text: what the text is; has its ``fingerprint``.
+            text: the description of the text, with its ``fingerprint``.
             checkpoint: the state before the first update.
-            overwrite: whether a run that is there is replaced.
-            lock: of the directory, if it is held already.
+            overwrite: whether to replace an existing run.
+            lock: the directory's lock, if it is held already.
 
         Returns:
             The lock, held.
@@ -110,7 +110,7 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        """Whether a run is here already."""
+        """Whether there is a run here already."""
         return is_run(self.path)
 
     def config(self) -> Config:
@@ -125,9 +125,9 @@ class Run:
             return Config(**as_options(read_sealed(path), path))
         except (OSError, ValueError) as e:  # and ConfigError, which is a ValueError
             raise CheckpointError(
-                f"{path} is damaged, or was edited: {_reason(e)}; put back what was there. A run's "
-                f"options change by `bptt train --resume` with new ones; `bptt train --config` "
-                "makes a new run of an edited copy"
+                f"{path} is damaged or was edited: {_reason(e)}; restore it. To change a run's "
+                f"options, use `bptt train --resume` with new ones; `bptt train --config` "
+                "makes a new run from an edited copy"
             ) from None
 
     def save_config(self, config: Config) -> None:
@@ -138,19 +138,19 @@ class Run:
         """Read tokenizer.json.
 
         Raises:
-            CheckpointError: it is damaged, or not one that `bptt train` makes.
+            CheckpointError: it is damaged, or is not one that `bptt train` makes.
         """
         path = self.path / "tokenizer.json"
         digest = self.text()["tokenizer_sha256"]
         try:
             content = read_whole(path, _MOST)
             if hashlib.sha256(content).hexdigest() != digest:
-                raise ValueError("text.json has the sha256 of another content")
+                raise ValueError("its content does not match the sha256 in text.json")
             text = content.decode()
             check_rules(text)
         except (OSError, ValueError) as e:
             raise CheckpointError(
-                f"{path} is damaged, or not of a run: {_reason(e)}; put back what was there, or "
+                f"{path} is damaged or does not belong to a run: {_reason(e)}; restore it, or "
                 "train again"
             ) from None
         return Tokenizer.from_json(text, name=str(path))
@@ -173,22 +173,21 @@ class Run:
             return found
         except (OSError, ValueError) as e:
             raise CheckpointError(
-                f"{path} is missing or damaged: {_reason(e)}; put back what was there, or train "
-                "again"
+                f"{path} is missing or damaged: {_reason(e)}; restore it, or train again"
             ) from None
 
     # ------------------------------------------------------------------------- weights
 
     def save_model(self, model: LanguageModel, about: dict[str, Any]) -> None:
-        """Write model.safetensors: the weights, and where they come from."""
+        """Write model.safetensors: the weights and their origin."""
         write_tensors(self.path / "model.safetensors", weights_of(model), about)
 
     def load_model(self, device: str = "cpu") -> LanguageModel:
-        """Read the best model; before the first evaluation, the last checkpoint's.
+        """Load the best model, or that of the last checkpoint before the first evaluation.
 
         Raises:
             CheckpointError: a file is missing or damaged, or does not fit config.json.
-            ConfigError: there is no such device, or not the memory for the model.
+            ConfigError: there is no such device, or too little memory for the model.
         """
         config, tokenizer = self.config(), self.tokenizer()
         path = self.path / "model.safetensors"
@@ -233,24 +232,24 @@ class Run:
     def _check_text(self, path: Path, about: dict[str, Any]) -> None:
         if about.get("text") != self.text()["fingerprint"]:
             raise CheckpointError(
-                f"{path} is of another run, whose text is not that of text.json: put back what was "
-                "there"
+                f"{path} belongs to another run, whose text is not that of text.json: restore "
+                "the file"
             )
 
     # -------------------------------------------------------------------------- metrics
 
     def append_metrics(self, number: int, line: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl, the how manieth it is, from 0 on."""
+        """Append line ``number`` (counted from 0) to metrics.jsonl."""
         append_line(self.path / "metrics.jsonl", line_of(number, line))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl, but for lines that are damaged; a warning counts them."""
+        """Read metrics.jsonl without its damaged lines; a warning counts them."""
         found = self._lines()
         _warn_of_lost(self.path / "metrics.jsonl", found, max(found, default=-1) + 1)
         return [found[n] for n in sorted(found)]
 
     def keep_metrics(self, count: int) -> int:
-        """Take back all lines but the first ones, and return how many of these there are."""
+        """Remove all but the first lines; return how many of those there are."""
         path = self.path / "metrics.jsonl"
         kept = {n: line for n, line in self._lines().items() if n < count}
         _warn_of_lost(path, kept, count)
@@ -286,7 +285,7 @@ def _warn_of_lost(path: Path, found: dict[int, Any], count: int) -> None:
 
 
 def weights_of(model: LanguageModel) -> dict[str, Tensor]:
-    """The model's tensors by name; a tied readout's weight once only."""
+    """The model's tensors by name; a tied readout's weight appears once."""
     weights = dict(model.state_dict())
     if model.config.tied:
         del weights["readout.weight"]
@@ -294,12 +293,12 @@ def weights_of(model: LanguageModel) -> dict[str, Tensor]:
 
 
 def load_weights(model: LanguageModel, weights: dict[str, Tensor], path: Path) -> None:
-    """Put weights into a model.
+    """Load weights into a model.
 
     Args:
-        model: whose they are.
+        model: the model.
         weights: the tensors by name, of the right shapes.
-        path: where they were.
+        path: the file they came from.
 
     Raises:
         CheckpointError: they are not all finite, which training never saves.
@@ -308,7 +307,7 @@ def load_weights(model: LanguageModel, weights: dict[str, Tensor], path: Path) -
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(
                 f"{path} is damaged: {name} holds numbers that are not finite; train again, or "
-                "take a copy of the run from before"
+                "restore an earlier copy of the run"
             )
     weights = dict(weights)
     if model.config.tied:
@@ -317,5 +316,5 @@ def load_weights(model: LanguageModel, weights: dict[str, Tensor], path: Path) -
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Pick the tensors whose names begin with the prefix, and take it off."""
+    """Select the tensors whose names begin with the prefix, and remove it from their names."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

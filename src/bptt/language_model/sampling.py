@@ -29,7 +29,7 @@ def sample_stream(
     """Continue a prompt piece by piece; see :meth:`LanguageModel.sample`.
 
     Raises:
-        ConfigError: an option is out of range; at once, not at the first piece.
+        ConfigError: an option is out of range; raised at once, not at the first piece.
     """
     if length < 0:
         raise ConfigError(f"{spelled('length')} must be at least 0, got {length}")
@@ -67,7 +67,7 @@ def sample_stream(
 
 
 def _prepared(prompt: str, reading: str) -> str:
-    """A prompt as the text of a file is given to the tokenizer, but for a space at its end."""
+    """Prepare a prompt as the text of a file is, except for a space at its end."""
     prompt = as_read(prompt)
     if reading != "sentences":
         return prompt
@@ -76,7 +76,7 @@ def _prepared(prompt: str, reading: str) -> str:
 
 
 def _readable(model: LanguageModel, ids: Iterator[int]) -> Iterator[str]:
-    """Decode; a sentence that ends is followed by a line end and the next one."""
+    """Decode; each sentence that ends is followed by a line end and the next sentence."""
     for is_end, part in groupby(ids, lambda i: i == model.tokenizer.end):
         if is_end:
             yield "\n" * sum(1 for _ in part)
@@ -133,9 +133,9 @@ def choose(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Draw a token number, on the CPU and by its generator whatever device the logits are on.
+    """Draw a token number, on the CPU and by its generator, whatever the logits' device.
 
-    Top-p keeps the least set of likeliest tokens whose probabilities reach p: A. Holtzman et
+    Top-p keeps the smallest set of likeliest tokens whose probabilities reach p: A. Holtzman et
     al., "The curious case of neural text degeneration", ICLR 2020.
 
     >>> choose(torch.tensor([0.0, 2.0, 1.0]), temperature=0)
@@ -143,8 +143,8 @@ def choose(
     """
     if temperature == 0:
         return int(logits.argmax())
-    # Relative to the largest one, and in double precision as the temperature is, so that the
-    # smallest one leaves 0 and -inf, and the largest one zeros. Not all devices have doubles.
+    # Relative to the largest logit, and in double precision like the temperature, so that the
+    # smallest temperature gives 0 and -inf, and the largest zeros. Not all devices have doubles.
     logits = logits.detach().cpu().double()
     logits = (logits - logits.max()) / temperature
     values, order = logits.sort(descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""The result of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from dataclasses import dataclass
 from bptt.errors import BpttWarning
 
 MANY = 0.1
-"""The share of unknown tokens from which a perplexity is warned of."""
+"""From this share of unknown tokens on, a perplexity comes with a warning."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """The loss on a text, summed; everything else follows from it and the counts."""
+    """The summed loss on a text; everything else follows from it and the counts."""
 
     nats: float
-    """-log p(text), natural logarithm, over the tokens that were predicted."""
+    """-log p(text) in nats, over the predicted tokens."""
     tokens: int
-    """Tokens that were predicted."""
+    """Number of predicted tokens."""
     words: int
-    """White-space separated words that were predicted, so not a stream's first token."""
+    """Number of predicted words (separated by white space), without a stream's first token."""
     characters: int
-    """Characters that were predicted, so not those of a stream's first token."""
+    """Number of predicted characters, without those of a stream's first token."""
     unknown: int
-    """Predicted tokens that are the unknown token: what they hid was not predicted."""
+    """Number of predicted tokens that are the unknown token, whose words were not predicted."""
     protocol: str
-    """What was done, in words."""
+    """The protocol, in words."""
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Nats per token."""
         return self.nats / self.tokens
 
     @property
     def unknown_share(self) -> float:
-        """Unknown tokens over all: the larger it is, the less the perplexity says."""
+        """Unknown tokens over all tokens: the larger it is, the less the perplexity means."""
         return self.unknown / self.tokens
 
     @property
@@ -55,7 +55,7 @@ class Score:
         return self.nats / math.log(2) / max(1, self.characters)
 
     def to_dict(self) -> dict[str, float | int | str]:
-        """All of it, by name."""
+        """Return all values by name."""
         return {
             "loss": self.loss,
             "perplexity": self.perplexity,
@@ -72,12 +72,12 @@ class Score:
 
 
 def perplexity(nats: float) -> float:
-    """exp(nats per token), or inf where that is too large for a number."""
+    """exp(nats per token), or inf on overflow."""
     return math.exp(nats) if nats < 700 else math.inf
 
 
 def beside(unknown_share: float) -> str:
-    """Write the share of unknown tokens, to stand beside a perplexity; nothing if there is none.
+    """Format the share of unknown tokens to follow a perplexity; empty if it is zero.
 
     >>> beside(0.0531), beside(0.0)
     (' (5.3 % unknown)', '')
@@ -86,18 +86,18 @@ def beside(unknown_share: float) -> str:
 
 
 def warn_of_unknown(share: float, name: str, level: str) -> None:
-    """Warn where so much of a text is unknown that its perplexity says little.
+    """Warn if so much of a text is unknown that its perplexity means little.
 
     Args:
-        share: the share of its tokens that are unknown.
+        share: the share of unknown tokens.
         name: what to call the text.
-        level: what a token is, which says what would know them.
+        level: the tokens' level, which determines the advice.
     """
     if share >= MANY:
         larger = ", or a larger --vocabulary" if level == "word" else ""
         warnings.warn(
-            f"{100 * share:.0f} % of the tokens of {name} are unknown, and what they hide is "
-            f"not predicted: the perplexity says little; --level bpe knows every word{larger}",
+            f"{100 * share:.0f} % of the tokens of {name} are unknown, and their words are "
+            f"not predicted: the perplexity means little; --level bpe knows every word{larger}",
             BpttWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""From options to a training, new or resumed."""
+"""Starting a training from options, and resuming one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAY_CHANGE = {
     *("on_divergence", "most_rewinds"),
     *(name for name, f in fields_by_name().items() if f.metadata["group"] == RUNNING),
 }
-"""What a resumed run may do otherwise than before."""
+"""Options that may change when a run is resumed."""
 
 Progress = Callable[[str, float | None], None]
 
@@ -53,26 +53,27 @@ def start(
     Args:
         config: the options.
         out: the run's directory; it may exist, but not hold a run.
-        overwrite: whether a run that is there is replaced.
-        lock: of the run's directory, if it is held already.
-        watch: is told how training goes.
-        progress: is told how the preparation of the text goes.
+        overwrite: whether to replace an existing run.
+        lock: the directory's lock, if it is held already.
+        watch: callbacks for the training.
+        progress: callback for the preparation of the text.
 
     Raises:
-        ConfigError: there is a run already, another process trains it, or options do not fit.
+        ConfigError: there is a run already, another process trains it, or options contradict
+            each other.
         CorpusError: the text cannot be used.
-        KernelError: there are no such kernels as the environment asks for.
-        OSError: something cannot be written.
+        KernelError: the kernels that the environment asks for are not available.
+        OSError: a file cannot be written.
     """
     run = Run(out)
     run.check_free(overwrite=overwrite)
-    config.make_credit()  # a class of the user's is not looked for before
-    backend()  # kernels that there are not are refused before there is a run
+    config.make_credit()  # imports a user's own class, which was not needed until now
+    backend()  # refuses unavailable kernels before a run is made
     _use_threads(config.threads)
     text = _prepare(config, progress)
     name = f"the held-out part of {text.name}"
     warn_of_unknown(text.valid.unknown_share, name, config.level)
-    # So that the run can be resumed, and its config.json given back, from another directory.
+    # So that the run can be resumed, and its config.json used, from another directory.
     config = config.changed(corpus=_absolute(config.corpus), valid=_absolute(config.valid))
     training = Training(config, run, text, watch or Watch())
     about, checkpoint = describe(text), training.checkpoint()
@@ -91,20 +92,20 @@ def resume(
     watch: Watch | None = None,
     progress: Progress | None = None,
 ) -> Training:
-    """Go on with a run from its last checkpoint.
+    """Continue a run from its last checkpoint.
 
     Args:
         path: the run's directory.
-        changes: options to do otherwise; only those of :data:`MAY_CHANGE` can change.
+        changes: options to change; only those of :data:`MAY_CHANGE` can.
         allow_code: whether the run may name a credit ``module.Class``, which is imported and so
             runs code. Naming the same credit in ``changes`` allows it too.
-        watch: is told how training goes.
-        progress: is told how the preparation of the text goes.
+        watch: callbacks for the training.
+        progress: callback for the preparation of the text.
 
     Raises:
-        CheckpointError: the run is damaged, or its text is not what it was.
+        CheckpointError: the run is damaged, or its text has changed.
         ConfigError: an option cannot change, or another process trains the run.
-        OSError: something cannot be written.
+        OSError: a file cannot be written.
     """
     run = Run(path)
     was, changes = run.config(), changes or {}
@@ -113,7 +114,7 @@ def resume(
     for name in fields_by_name():
         if name not in MAY_CHANGE and getattr(config, name) != getattr(was, name):
             raise ConfigError(
-                f"{spelled(name)} cannot change when a run is resumed; what can is "
+                f"{spelled(name)} cannot change when a run is resumed; these can: "
                 + ", ".join(map(spelled, sorted(MAY_CHANGE)))
             )
     if "credit" not in changes and not allow_code:
@@ -133,14 +134,14 @@ def resume(
 
 
 def refuse_code(credit: str, path: Path) -> None:
-    """Refuse a credit whose class would be imported, named in a file that may be a stranger's.
+    """Refuse a credit that would import a class, in a file that may come from a stranger.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: it is such a credit.
     """
     if is_own(credit):
         raise ConfigError(
-            f"{path} names the credit {credit!r}, which runs the code of a module: say "
+            f"{path} names the credit {credit!r}, which runs code of a module: use "
             "--allow-code (in Python allow_code=True) if you trust it"
         )
 
@@ -151,11 +152,11 @@ def _resumed(run: Run, config: Config, watch: Watch, progress: Progress | None) 
     if about.torch != torch.__version__:
         warnings.warn(
             f"{run.path} was trained with torch {about.torch}, this is "
-            f"{torch.__version__}: it goes on, but perhaps not to the same bits",
+            f"{torch.__version__}: it continues, but perhaps not to the same bits",
             BpttWarning,
             stacklevel=3,
         )
-    # The same number of threads, because sums are split between them.
+    # The same number of threads, because sums are split between threads.
     _use_threads(config.threads or about.threads)
     text = _text_of(run, config, progress)
     if tokenizer.to_json() != text.tokenizer.to_json():
@@ -168,7 +169,7 @@ def _resumed(run: Run, config: Config, watch: Watch, progress: Progress | None) 
 
 
 def train(config: Config, out: str | Path, *, overwrite: bool = False) -> Run:
-    """Train a language model, without a word, to the end; for use from Python.
+    """Train a language model to the end without printing anything; for use from Python.
 
     >>> from bptt.language_model import Config, train
     >>> run = train(Config(corpus=("book.txt",)), "runs/book")      # doctest: +SKIP
@@ -180,7 +181,7 @@ def train(config: Config, out: str | Path, *, overwrite: bool = False) -> Run:
 
 
 def describe(text: PreparedText) -> dict[str, Any]:
-    """Say what a text is: where it came from, how much, how hard without any context."""
+    """Describe a text: its origin, its size, and the perplexity of a unigram model."""
     return {
         "name": text.name,
         "fingerprint": text.fingerprint,
@@ -222,7 +223,7 @@ def _prepare(config: Config, progress: Progress | None) -> PreparedText:
 
 
 def _text_of(run: Run, config: Config, progress: Progress | None) -> PreparedText:
-    """The text that a run was trained on: from the cache, or read again if it is still the same."""
+    """The text that a run was trained on: from the cache, or read again if it is unchanged."""
     fingerprint = run.text()["fingerprint"]
     found = load_prepared(fingerprint)
     if found is not None:
@@ -230,13 +231,13 @@ def _text_of(run: Run, config: Config, progress: Progress | None) -> PreparedTex
     if "-" in config.corpus or "-" in config.valid:
         raise CheckpointError(
             f"the text of {run.path} came from standard input and is no longer in the cache; "
-            "train anew from a file"
+            "train again from a file"
         )
     text = _prepare(config, progress)
     if text.fingerprint != fingerprint:
         raise CheckpointError(
-            f"the text of {run.path} has changed since it was trained; train anew, or put back "
-            "what was there"
+            f"the text of {run.path} has changed since it was trained; train again, or restore "
+            "the text"
         )
     return text
 

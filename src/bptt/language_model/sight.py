@@ -1,4 +1,4 @@
-"""How far the gradient reaches while a language model trains, beside how far its credit does."""
+"""How far the gradient reaches while a language model trains, compared with its credit."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from bptt.language_model.model import LanguageModel
 from bptt.language_model.probe import draw_losses
 from bptt.losses import linear_cross_entropy
 
-LAGS = 100  # that are looked at, from 0 on
-SEQUENCES = 24  # at most; 8 more than a batch has
-LOST = 0.2  # of the gradient: a credit that loses more is too short
-FAR = 10  # times the horizon: a reach beyond is far longer than needed
-EVERY, TOKENS = 100, 10_000  # updates, and tokens, from one look to the next by default
-LOOKS_LONG = 10  # in a row that find the credit far too long: what is near is learnt first
-QUIET = 300  # updates without an alarm, and it is over
-LARGEST = 512  # steps of a plan that is looked at
-DRAWS = 16
-STEPS = 35  # of a stream's window, where neither --steps nor the credit says
+LAGS = 100  # lags to measure, from 0 on
+SEQUENCES = 24  # at most; at least 8 more than a batch has
+LOST = 0.2  # share of the gradient; a credit that loses more is too short
+FAR = 10  # times the horizon; a longer reach is far longer than needed
+EVERY, TOKENS = 100, 10_000  # updates, and tokens, between two looks by default
+LOOKS_LONG = 10  # looks in a row that must find the credit far too long: near lags are learnt first
+QUIET = 300  # updates without an alarm, after which it is over
+LARGEST = 512  # steps of the largest plan that is examined
+DRAWS = 16  # of a random credit
+STEPS = 35  # of a stream's window, unless --steps or the credit sets it
 
 
 class Reach(NamedTuple):
     """How far back the losses are credited."""
 
     kept: NDArray[np.float64]
-    """The share of the losses that is credited to the step k before theirs, for k = 0, 1, ..."""
+    """The share of the losses that are credited k steps back, for k = 0, 1, ..."""
     is_whole: bool
-    """Whether sequences are credited to their beginnings, so that nothing is cut."""
+    """Whether sequences are credited back to their beginnings, so that nothing is cut."""
 
     @property
     def most(self) -> int:
-        """How many steps back a loss is credited at most."""
+        """The largest number of steps back that a loss is credited."""
         return int(np.flatnonzero(self.kept)[-1])
 
     @property
     def mean(self) -> float:
-        """How many on average."""
+        """The number of steps back, on average."""
         return float(self.kept[1:].sum())
 
     def beyond(self, by_lag: NDArray[np.float64]) -> float:
-        """The share of the gradient that lies beyond, by the mean norms at each lag."""
+        """The share of the gradient that lies beyond the reach, by the mean norms at each lag."""
         kept = np.zeros(len(by_lag))
         some = self.kept[: len(by_lag)]
         kept[: len(some)] = some
@@ -62,18 +62,18 @@ class Reach(NamedTuple):
 
 
 def reach_of(credit: Credit, steps: int, history: int, *, sequences: bool) -> Reach:
-    """Say how far back the losses of an update are credited.
+    """Determine how far back the losses of an update are credited.
 
-    A weight counts as 1 at most. Of what is drawn at random, the most that 16 draws give counts:
-    in expectation it is all there.
+    A weight counts as 1 at most. Of a random credit, the largest weights of 16 draws count,
+    because its expectation covers everything.
 
     Args:
-        credit: as it is now.
-        steps: of the window, or of the sequence.
-        history: how many steps before the window an update runs again.
-        sequences: whether nothing is before the first step: whole sequences, and no windows.
+        credit: the credit in its present state.
+        steps: length of the window or of the sequence.
+        history: number of steps before the window that an update runs again.
+        sequences: whether whole sequences are read, with nothing before their first step.
     """
-    if history:  # all of it is credited, by the losses of the window
+    if history:  # the window's losses reach all of it
         k = np.arange(history + steps)
         return Reach(np.clip((history + steps - k) / steps, 0, 1), False)
     W = _weights(credit, steps)
@@ -83,7 +83,7 @@ def reach_of(credit: Credit, steps: int, history: int, *, sequences: bool) -> Re
 
 
 def _weights(credit: Credit, steps: int) -> NDArray[np.float64]:
-    """The credit's weights, at most 1; the most that several draws give."""
+    """The credit's weights, at most 1; over several draws, the largest."""
     credit = copy.deepcopy(credit)
     drawn = torch.Generator().manual_seed(0)
     W = np.zeros((steps, steps))
@@ -98,7 +98,7 @@ def _weights(credit: Credit, steps: int) -> NDArray[np.float64]:
 
 
 def window_of(config: Config) -> int | None:
-    """Return the steps of a stream's window; None where nothing lies before it.
+    """Return the steps of a stream's window; None if whole sequences are read.
 
     >>> window_of(Config()), window_of(Config(credit="truncated:every=10,reach=35"))
     (35, 10)
@@ -109,12 +109,12 @@ def window_of(config: Config) -> int | None:
 
 
 def looks_every(tokens: float) -> int:
-    """Say how many updates there are from one look to the next, unless an option says so.
+    """Return the default number of updates between two looks.
 
     A look reads some thousand tokens, however few an update reads.
 
     Args:
-        tokens: that an update reads, on average.
+        tokens: the mean number of tokens that an update reads.
 
     >>> looks_every(20 * 35), looks_every(1 * 20)
     (100, 500)
@@ -123,45 +123,45 @@ def looks_every(tokens: float) -> int:
 
 
 class Sight:
-    """Looks how far the gradient reaches, every so many updates, and says what is worth saying.
+    """Measures every so many updates how far the gradient reaches, and reports what matters.
 
-    It looks at 9 to 24 losses of the training text, drawn by seed and update, any of them as likely
-    as any other, over as many as 100 lags. So the horizon is that of :func:`bptt.gradient_flow` for
-    all losses, as ``bptt flow`` shows it, up to what the sample and the text make of it. It changes
-    nothing of the training.
+    A look takes 9 to 24 losses of the training text, drawn uniformly by seed and update, and up to
+    100 lags. So its horizon is that of :func:`bptt.gradient_flow` for all losses, as ``bptt flow``
+    shows it, except for sampling error and the difference between the texts. The training itself
+    is not changed.
 
     Args:
-        model: in training.
+        model: the model in training.
         tokens: the training text.
         config: the options.
-        every: updates from one look to the next; 0: it never looks.
+        every: updates between two looks; 0: never look.
     """
 
     def __init__(self, model: LanguageModel, tokens: Tokens, config: Config, every: int) -> None:
         self.model, self.tokens, self.config = model, tokens, config
         self.meter = FlowMeter(model.recurrent, every, lags=LAGS, clipped=config.clip > 0)
         self.has_looked = False  # in this epoch
-        self.alarms: dict[str, dict[str, int]] = {}  # of each kind: since when, seen last, is said
+        self.alarms: dict[str, dict[str, int]] = {}  # by kind: first and last update, whether told
         self.in_a_row = {"short": 0, "long": 0}
-        self.remark: str | None = None  # of the credit, as the last look found it
+        self.remark: str | None = None  # on the credit, from the last look
 
     def listening(self) -> AbstractContextManager[None]:
-        """Listen to the backward pass of an update."""
+        """Record norms during the backward pass of an update."""
         return self.meter.listening() if self.meter.every else nullcontext()
 
     def updated(
         self, norm: float, loss: float, update: int, reach: Callable[[int], Reach]
     ) -> dict[str, Any]:
-        """Take note of an update.
+        """Record an update, and look if it is time.
 
         Args:
-            norm: of the gradient, before clipping.
-            loss: of the batch.
-            update: which one it was, from 1 on.
-            reach: gives that of the credit, for sequences of so many steps.
+            norm: the gradient's norm before clipping.
+            loss: the batch's loss.
+            update: the update's number, from 1 on.
+            reach: a function that returns the credit's reach in a sequence of so many steps.
 
         Returns:
-            What is to be measured of it: nothing, in most updates.
+            The values to log: none for most updates.
         """
         if not self.meter.every:
             return {}
@@ -170,7 +170,7 @@ class Sight:
         return found
 
     def epoch_ended(self, update: int, reach: Callable[[int], Reach]) -> dict[str, Any]:
-        """Look, unless that was done in this epoch."""
+        """Look, unless there was a look in this epoch."""
         found = {}
         if self.meter.every and not self.has_looked:
             found = self._look(update, reach)
@@ -178,7 +178,7 @@ class Sight:
         return found
 
     def _alarm(self, alarm: str | None, update: int) -> dict[str, str]:
-        """Say when an alarm begins, unless it passes at once, and when it is over."""
+        """Report an alarm when it begins, unless it passes at once, and when it is over."""
         found = {}
         if alarm is not None:
             kind = alarm.split(":")[0]
@@ -196,9 +196,9 @@ class Sight:
         return found
 
     def _must_last(self, alarm: str) -> int:
-        """For how many updates an alarm has to stand before it is said.
+        """For how many updates an alarm must last before it is reported.
 
-        Where a first word is learnt, the gradient of a window may grow for a while.
+        While a first word is learnt, the gradient of a window may grow for a short time.
         """
         is_heard = alarm.startswith("the gradient explodes: over the earlier half")
         return LISTENS_EVERY if is_heard and "inf times" not in alarm else 0
@@ -223,13 +223,13 @@ class Sight:
         return {**_as_measured(probe), **self._compare(probe, reach(len(inputs)))}
 
     def _compare(self, probe: Probe, reach: Reach) -> dict[str, Any]:
-        """Compare the horizon with the credit's reach; keep what is to be said of it at the end."""
+        """Compare the horizon with the credit's reach; keep the remark for the end of training."""
         by_lag = np.array(probe.by_lag)
         if probe.horizon.lag is None:
             return {}
         beyond = reach.beyond(by_lag)
         lag, is_settled = probe.horizon.lag, probe.horizon.reached
-        holds = {  # where it dies a shorter credit is no remedy
+        holds = {  # a shorter credit does not help a gradient that dies
             "short": not reach.is_whole and beyond > LOST,
             "long": not reach.is_whole
             and is_settled
@@ -247,12 +247,12 @@ class Sight:
         return {"beyond_credit": round(beyond, 5), **said}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that it remembers, as JSON can hold it."""
+        """Return the state as values that JSON can hold."""
         names = ("has_looked", "alarms", "in_a_row", "remark")
         return {"meter": self.meter.state_dict(), **{n: getattr(self, n) for n in names}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave.
+        """Restore the state that :meth:`state_dict` returned.
 
         Raises:
             CheckpointError: it is damaged.
@@ -267,7 +267,7 @@ class Sight:
             }
             self.in_a_row = {kind: int(state["in_a_row"][kind]) for kind in ("short", "long")}
         except (AttributeError, KeyError, TypeError, ValueError) as e:
-            raise CheckpointError(f"what was seen of the gradient is damaged: {e!r}") from None
+            raise CheckpointError(f"the saved gradient measurements are damaged: {e!r}") from None
 
 
 def _as_measured(probe: Probe) -> dict[str, Any]:
@@ -290,7 +290,7 @@ def _too_short(probe: Probe, reach: Reach, beyond: float, config: Config) -> str
     if config.reading != "stream":
         remedy = "--credit full credits each loss to its sequence's beginning"
     elif config.sampling == "random":
-        remedy = f"with --steps {4 * lag} three losses of four reach {lag} steps back or more"
+        remedy = f"with --steps {4 * lag}, three in four losses reach {lag} steps back or more"
     else:
         W = window_of(config) or STEPS
         remedy = (
@@ -298,17 +298,17 @@ def _too_short(probe: Probe, reach: Reach, beyond: float, config: Config) -> str
             f"more, and runs {lag} steps more for each update"
         )
     return (
-        f"losses are credited {reach.most} steps back at most, {reach.mean:.0f} on average; by its "
-        f"norms {100 * beyond:.2g} % of the gradient lies beyond, and 99 % {within}within {lag} "
-        f"steps. If the model misses what is further back: {remedy}"
+        f"losses are credited at most {reach.most} steps back ({reach.mean:.0f} on average); by "
+        f"its norms, {100 * beyond:.2g} % of the gradient lies beyond, and 99 % {within}within "
+        f"{lag} steps. If the model misses longer dependencies: {remedy}"
     )
 
 
 def _far_too_long(probe: Probe, reach: Reach) -> str:
     lag = max(2, probe.horizon.lag or 0)
-    every = max(10, lag)  # an update for fewer steps would cost more than the reach saves
+    every = max(10, lag)  # shorter windows would cost more updates than the reach saves
     return (
-        f"losses are credited {reach.most} steps back at most, and by its norms 99 % of the "
-        f"gradient lies within {probe.horizon.lag}. If nothing further back is still to be learnt, "
-        f"--credit truncated:every={every},reach={every + lag} takes less time for each update"
+        f"losses are credited up to {reach.most} steps back, but by its norms 99 % of the "
+        f"gradient lies within {probe.horizon.lag}. Unless longer dependencies remain to be "
+        f"learnt, --credit truncated:every={every},reach={every + lag} takes less time per update"
     )

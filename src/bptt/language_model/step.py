@@ -1,4 +1,4 @@
-"""One update of a language model, from a batch of tokens to the weights after it."""
+"""One update of a language model: from a batch of tokens to the new weights."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from bptt.streams import Stream
 
 
 class Taken(NamedTuple):
-    """What a step found."""
+    """The result of a step."""
 
     loss: float
-    """Of the batch, in nats a token, before the update."""
+    """The batch's loss in nats per token, before the update."""
     norm: float
-    """Of the gradient, before it is clipped."""
+    """The gradient's norm before clipping."""
     stream: Stream
-    """Where the streams stand after the batch; without a graph."""
+    """The state of the streams after the batch, without a graph."""
 
 
 class Step:
-    """A step of gradient descent, in as few passes over the weights as it takes.
+    """A step of gradient descent, in as few passes over the weights as possible.
 
     The logits are never stored (:func:`bptt.losses.linear_cross_entropy`), and the gradient is
-    clipped while it is read for the update. SGD without momentum and weight decay, which remembers
-    nothing and leaves a weight alone whose gradient is zero, is one operation a parameter, and of
-    the embedding only the rows that a batch used are touched. Any other optimizer is torch's own.
+    clipped while it is read for the update. Plain SGD, without momentum and weight decay, keeps no
+    state and leaves a weight alone if its gradient is zero: it is one operation per parameter, and
+    only those rows of the embedding change that the batch used. Any other optimizer is torch's own.
 
     Args:
-        model: what is trained.
+        model: the model to train.
         optimizer: one of torch's, over all of the model's parameters, with ``fused=True``.
-        clip: scale the gradient down to this norm; 0: never.
+        clip: clip the gradient to this norm; 0: no clipping.
     """
 
     def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer, clip: float) -> None:
@@ -48,7 +48,7 @@ class Step:
         self.parameters = list(model.parameters())
         table = model.embedding
         self.is_plain = _is_plain(optimizer) and _is_on_cpu(table.weight)
-        # A row-sparse gradient, with a row for each token of the batch.
+        # A row-sparse gradient, with one row for each token of the batch.
         table.sparse = self.is_plain and not model.config.tied
 
     def __call__(
@@ -66,14 +66,14 @@ class Step:
 
         Args:
             inputs: token numbers, [T, B].
-            targets: the token after each of them, [T, B]; ``IGNORED`` where there is none.
-            stream: where the streams stand before the batch.
+            targets: the token after each input, [T, B]; ``IGNORED`` where there is none.
+            stream: the state of the streams before the batch.
             rate: the learning rate.
-            credit: how far back the losses are credited; within the batch, if nothing before it
-                is run again.
+            credit: how far back the losses are credited; within the batch, unless earlier steps
+                are run again.
             memory: what the backward pass keeps of the recurrent layers.
-            reach_back: how many steps before the batch are run again, all of which its losses
-                reach.
+            reach_back: number of steps before the batch to run again; the batch's losses reach
+                all of them.
         """
         within = None if reach_back else credit
 
@@ -95,16 +95,16 @@ class Step:
         return taken
 
     def norm(self) -> float:
-        """Measure the gradient's norm, over all parameters together."""
+        """Compute the gradient's norm over all parameters together."""
         table = self.model.embedding.weight
         if table.grad is not None and table.grad.is_sparse:
-            table.grad = table.grad.coalesce()  # a token that occurs twice has one row
+            table.grad = table.grad.coalesce()  # one row for a token that occurs twice
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         return float(get_total_norm([g.values() if g.is_sparse else g for g in gradients]))
 
     @torch.no_grad()
     def update(self, rate: float, norm: float) -> None:
-        """Change the weights, by the gradient scaled down to ``clip`` if its norm is larger."""
+        """Update the weights with the gradient, clipped to the norm ``clip``."""
         shorten = max(1.0, (norm + 1e-6) / self.clip) if self.clip else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -113,13 +113,13 @@ class Step:
                 if p.grad is not None:
                     p.add_(p.grad, alpha=-rate / shorten)
             return
-        # What torch.amp divides by while the optimizer reads the gradient.
+        # torch.amp's divisor, applied while the optimizer reads the gradient.
         self.optimizer.grad_scale = torch.tensor(shorten) if shorten > 1 else None  # type: ignore[attr-defined]
         self.optimizer.step()
 
 
 def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a weight whose gradient is zero stays as it is, and nothing is remembered of it."""
+    """Whether the optimizer keeps no state and leaves a weight alone if its gradient is zero."""
     return isinstance(optimizer, torch.optim.SGD) and not any(
         group["momentum"] or group["weight_decay"] for group in optimizer.param_groups
     )

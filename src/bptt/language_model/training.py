@@ -1,4 +1,4 @@
-"""Training a language model, so that it can be stopped anywhere and go on to the same bits."""
+"""Training of a language model that can stop anywhere and continue to the same bits."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ LOG_EVERY = 100  # updates between the lines of metrics.jsonl
 
 
 class Watch:
-    """What wants to know how training goes; this one does not. All of it may be overridden."""
+    """Training callbacks; the base class does nothing. Override the ones you need."""
 
     def updated(self, training: Training, loss: float) -> None:
-        """Be told of an update and the loss of its batch, in nats a token."""
+        """Called after each update with the loss of its batch, in nats per token."""
 
     def evaluated(self, training: Training, score: Score, is_best: bool) -> None:
-        """Be told of an evaluation on the validation text."""
+        """Called after each evaluation on the validation text."""
 
     def measured(self, line: dict[str, Any]) -> None:
-        """Be told of a line of metrics.jsonl."""
+        """Called with each line of metrics.jsonl."""
 
     def rewound(self, training: Training, reason: str) -> None:
-        """Be told that training diverged, why, and that it is back at the last checkpoint."""
+        """Called when training has diverged and is back at the last checkpoint, with the reason."""
 
 
 @dataclass
 class Training:
-    """A model in training, with everything that has to be saved to go on with it."""
+    """A model in training, with everything that must be saved to continue it."""
 
     config: Config
     run: Run
     text: PreparedText
     watch: Watch = field(default_factory=Watch)
     lock: Lock | None = None
-    """Of the run, which nothing else can train as long as this lives, or until :meth:`close`."""
+    """The run's lock; nothing else can train the run while this lives, or until :meth:`close`."""
 
     def __post_init__(self) -> None:
         """Make model, optimizer and reader from the configuration."""
@@ -84,7 +84,7 @@ class Training:
         self.saved_at, self.updates_saved = time.monotonic(), 0
 
     def close(self) -> None:
-        """Let go of the run, so that it can be trained by another one."""
+        """Release the run, so that another process can train it."""
         if self.lock is not None:
             self.lock.release()
 
@@ -93,14 +93,14 @@ class Training:
     def fit(self, stop: Callable[[], str | None] = lambda: None) -> str:
         """Train to the end.
 
-        Where it diverges, ``on_divergence`` says whether to go back to the last checkpoint.
+        If training diverges, ``on_divergence`` decides whether to go back to the last checkpoint.
 
         Args:
-            stop: asked after every update; a reason given is the end of it.
+            stop: called after every update; training ends when it returns a reason.
 
         Returns:
-            Why it ended: ``"epochs"``, ``"patience"``, or the reason that ``stop`` gave. All is
-            saved then; only at the first two has the last state been evaluated.
+            Why training ended: ``"epochs"``, ``"patience"``, or the reason that ``stop`` returned.
+            Everything is saved; only for the first two has the last state been evaluated.
 
         Raises:
             DivergedError: a loss, gradient or weight is not a finite number; the last checkpoint
@@ -138,7 +138,7 @@ class Training:
         return "patience" if self.out_of_patience() else "epochs"
 
     def update(self, batch: Batch) -> float:
-        """Take one step of gradient descent; return the batch's loss in nats a token."""
+        """Take one step of gradient descent; return the batch's loss in nats per token."""
         started = time.monotonic()
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
         before = Stream() if batch.fresh else self.stream
@@ -167,16 +167,16 @@ class Training:
         return taken.loss
 
     def _how_credited(self) -> dict[str, Any]:
-        """How the gradient of an update goes back."""
+        """The arguments of a step that determine how its gradient goes back."""
         return {"credit": self.credit, "memory": self.memory, "reach_back": self.reach_back}
 
     @property
     def reach_back(self) -> int:
-        """How many steps before a window an update runs again."""
+        """The number of steps before a window that an update runs again."""
         return self.credit.history if self.config.is_carried else 0
 
     def _looks_every(self) -> int:
-        """After how many updates sight looks, as long as its option does not say so."""
+        """The number of updates between two looks of sight, unless the option sets it."""
         if self.config.flow_every is not None:
             return self.config.flow_every
         tokens = self.text.train
@@ -188,13 +188,13 @@ class Training:
         return looks_every(self.config.batch_size * max(1, steps))
 
     def _reach(self, steps: int) -> Reach:
-        """How far back losses are credited: of a window, or of a sequence of so many steps."""
+        """How far back losses are credited, in a window or in a sequence of so many steps."""
         is_stream = isinstance(self.reader, Streams)
         steps = min(self.reader.steps if isinstance(self.reader, Streams) else steps, LARGEST)
         return reach_of(self.credit, steps, self.reach_back, sequences=not is_stream)
 
     def _adapt(self, *, end_of_epoch: bool = False) -> None:
-        """Let the credit measure, if that is due."""
+        """Run the credit's measurement if it is due."""
         every = self.credit.adapt_every
         if end_of_epoch is not (every is None) or (every and self.progress.updates % every):
             return
@@ -207,41 +207,41 @@ class Training:
         if self.credit.state_dict() != before:
             learnt = {f"credit_{k}": v for k, v in self.credit.state_dict().items()}
             self._measure(credit=repr(self.credit), **learnt)
-            if self.config.is_carried:  # an epoch begins, with windows of another length
+            if self.config.is_carried:  # a new epoch begins, with windows of the new length
                 epoch, self.reader = self.reader.epoch, self.make_reader()
                 self.reader.epoch = epoch
 
     def make_reader(self) -> Streams | Sentences:
-        """Make what gives the batches, from the first one on."""
+        """Make the reader of batches, at the first batch."""
         return make_reader(self.config, self.text, self.credit)
 
     def _diverged(self, what: str) -> DivergedError:
-        """Say what happened, what led there, what is kept and what to do; on one line."""
+        """Make the error: what happened, what led to it, what is kept and what to do."""
         p, config = self.progress, self.config
-        back = f", having gone back {p.rewinds} time{'s' * (p.rewinds > 1)}" if p.rewinds else ""
-        may_clip = not config.clip and max(p.norms, default=0.0) > 1  # or it would change nothing
+        back = f" after {p.rewinds} rewind{'s' * (p.rewinds > 1)}" if p.rewinds else ""
+        may_clip = not config.clip and max(p.norms, default=0.0) > 1  # else it would change nothing
         remedy = "--clip 1" if may_clip else f"--lr {config.base_rate / 2:g}"
         remedy += " --allow-code" * is_own(config.credit)
         return DivergedError(
             f"training diverged {what}; {norms_in_words(p.norms)}, the learning rate was "
             f"{p.rate:g}",
-            f"the last good state, after update {self.updates_saved}, is kept{back}: go on from "
+            f"the last good state, after update {self.updates_saved}, is kept{back}: continue from "
             f"it with bptt train --resume {quoted(self.run.path)} {remedy}",
         )
 
     def _check_weights(self) -> None:
-        """Refuse to go on with weights that the last update made infinite."""
+        """Stop if the last update made weights infinite."""
         bad = first_bad_tensor(dict(self.model.named_parameters()))
         if bad is not None:
             raise self._diverged(f"by update {self.progress.updates}: {bad} is not finite")
 
     def _rewind(self, reason: str) -> None:
-        """Go back to the last checkpoint, with half the learning rate, and say so."""
+        """Go back to the last checkpoint with half the learning rate, and report it."""
         rewinds = self.progress.rewinds + 1
         self.resume(self.run.load_checkpoint())
         self.progress.rewinds = rewinds
         self._measure(rewind=rewinds, diverged=reason)
-        self.save()  # so that a resumed run has gone back as well
+        self.save()  # so that a resumed run starts from here too
         self.watch.rewound(self, reason)
 
     def _count(self, nats: float, tokens: int, seconds: float, **seen: Any) -> None:
@@ -258,12 +258,12 @@ class Training:
             self._measure(**seen)
 
     def rate(self) -> float:
-        """The learning rate of the update that is being made."""
+        """The learning rate of the current update."""
         config, p = self.config, self.progress
         rate = config.base_rate * 0.5 ** (p.halvings + p.rewinds)
         if p.updates < config.warmup:
             rate *= (p.updates + 1) / config.warmup
-        # The reader's position is already behind this update's batch.
+        # The reader is already past this update's batch.
         before = max(0, self.reader.position - 1) / len(self.reader)
         done = (self.reader.epoch + before) / max(1, config.epochs)
         if config.schedule == "linear":
@@ -273,13 +273,13 @@ class Training:
         return rate
 
     def out_of_patience(self) -> bool:
-        """Whether the last evaluations brought nothing better."""
+        """Whether the last evaluations brought no improvement."""
         return self.config.patience is not None and self.progress.worse >= self.config.patience
 
     # ------------------------------------------------------------- evaluation and saving
 
     def end_epoch(self) -> None:
-        """Evaluate, unless that was just done, and begin to count anew."""
+        """Evaluate, unless that was just done, and start the next epoch's counts."""
         p = self.progress
         if p.epoch_tokens:
             loss = p.epoch_nats / p.epoch_tokens
@@ -320,10 +320,10 @@ class Training:
         return score
 
     def evaluate_unsaved(self) -> None:
-        """Evaluate a state that no evaluation was due for, after the checkpoint was written.
+        """Evaluate a state for which no evaluation was due, after the checkpoint was written.
 
-        The best model is kept; nothing else changes, so that going on from the checkpoint leads
-        where it would have led without this.
+        The best model is kept; nothing else changes, so that training continues from the
+        checkpoint as if this had not happened.
         """
         if self.progress.evaluated_at != self.progress.updates:
             score = evaluate(self.model, self.text.valid, batch_size=self.config.batch_size)
@@ -362,8 +362,8 @@ class Training:
         """Write the checkpoint.
 
         Raises:
-            DivergedError: something in it is not finite; the one before it is still there.
-            OSError: it cannot be written; likewise.
+            DivergedError: something in it is not finite; the previous checkpoint is kept.
+            OSError: it cannot be written; the previous checkpoint is kept.
         """
         tensors, about = self.checkpoint()
         bad = first_bad_tensor(tensors)
@@ -373,36 +373,36 @@ class Training:
         self.saved_at, self.updates_saved = time.monotonic(), self.progress.updates
 
     def checkpoint(self) -> Checkpoint:
-        """All that it takes to go on from here: what :meth:`resume` takes."""
+        """Collect everything needed to continue from here; :meth:`resume` takes it."""
         return checkpoint_of(self)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go back to where a checkpoint was written.
+        """Go back to the point at which a checkpoint was written.
 
         Args:
-            checkpoint: what :meth:`checkpoint` gave, of this run.
+            checkpoint: a value of :meth:`checkpoint`, from this run.
 
         Raises:
-            CheckpointError: it is damaged, or another run's.
+            CheckpointError: the checkpoint is damaged or belongs to another run.
         """
         restore(self, checkpoint)
         self.updates_saved = self.progress.updates
-        # What was measured after it was written is measured again.
+        # Whatever was measured after the checkpoint will be measured again.
         self.progress.measurements = self.run.keep_metrics(self.progress.measurements)
 
 
 def _make_model(config: Config, text: PreparedText, device: torch.device) -> LanguageModel:
-    # Weights, gradients, and what the optimizer remembers of each.
+    # Weights, gradients, and the optimizer's state for each.
     copies = 4 if config.optimizer != "sgd" else 3 if config.momentum else 2
     check_memory(config, text.tokenizer.size, copies=copies)
     try:
         return LanguageModel(text.tokenizer, config).to(device)
-    except torch.OutOfMemoryError:  # of the device
+    except torch.OutOfMemoryError:  # on the device
         raise no_memory(config, text.tokenizer.size) from None
 
 
 def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Make torch's optimizer for a configuration, the kind that updates all in one pass."""
+    """Make torch's optimizer for a configuration, in the fused variant."""
     options: dict[str, Any] = {
         "lr": config.base_rate,
         "weight_decay": config.weight_decay,
@@ -415,7 +415,7 @@ def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Opti
 
 
 def make_reader(config: Config, text: PreparedText, credit: Credit) -> Streams | Sentences:
-    """Make what gives the batches for a configuration; windows as long as suits the credit."""
+    """Make the reader of batches for a configuration, with windows that suit the credit."""
     if config.reading != "stream":
         return Sentences(text.train, batch_size=config.batch_size, seed=config.seed)
     return Streams(
