@@ -4,6 +4,8 @@
 #include "elman.h"
 #include "gru.h"
 #include "lstm.h"
+#include "mgu.h"
+#include "peephole.h"
 
 namespace {
 
@@ -20,6 +22,7 @@ template <class... Each> struct List {
     }
 };
 
-using Cells = List<Elman<Phi::TANH>, Elman<Phi::RELU>, Elman<Phi::SIGMOID>, Gru, Lstm>;
+using Cells = List<Elman<Phi::TANH>, Elman<Phi::RELU>, Elman<Phi::SIGMOID>, Gru, Lstm, Mgu,
+                   PeepholeLstm>;
 
 }  // namespace
