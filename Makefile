@@ -66,9 +66,9 @@ clean: ## remove all that make has made, but not runs/
 	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The environment, in three layers: the package alone (what its users have), then what the tests
-# need, then what the checks need. Each stamp is newer than the files it was made from. Between the
-# first two, bptt is installed once more, this time with its kernels.
+# The environment, in three layers: the package with language models and figures, then what the
+# tests need, then what the checks need. Each stamp is newer than the files it was made from. Between
+# the first two, bptt is installed once more, this time with its kernels.
 
 $(VENV)/pip:
 	@$(PYTHON) -c 'import sys' || { echo "'$(PYTHON)' does not run; choose a Python: make PYTHON=/path/to/python3"; exit 1; }
@@ -81,7 +81,7 @@ $(VENV)/pip:
 
 $(VENV)/ready: $(VENV)/pip $(SET_UP)
 	@echo "set-up: installing bptt and what it runs on (the download of torch is the long part)"
-	@$(INSTALL) $(PIP_ARGS) --config-settings wheel.cmake=false --editable .
+	@$(INSTALL) $(PIP_ARGS) --config-settings wheel.cmake=false --editable '.[lm,plot]'
 	@touch $@
 
 $(VENV)/kernels: $(VENV)/ready $(KERNELS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 _as_options = False
 _ARGUMENTS = {"corpus": "a text"}  # given without the name of an option
@@ -36,6 +37,18 @@ class CheckpointError(BpttError):
 
 class KernelError(BpttError, RuntimeError):
     """The kernels that were asked for by name are not to be had here."""
+
+
+class MissingExtraError(BpttError, ImportError):
+    """A package is needed that only an extra installs.
+
+    Args:
+        package: what is missing.
+        extra: the extra, as ``"plot"``.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: pip install 'bptt[{extra}]'", name=package)
 
 
 class DivergedError(BpttError, ArithmeticError):
@@ -72,6 +85,31 @@ def spelled(name: str, value: object = None) -> str:
         option = "--" + name.replace("_", "-")
         return option if value is None else f"{option} {value}"
     return name if value is None else f"{name}={value!r}"
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Name the extra to install where an import finds no package.
+
+    >>> with needs("plot"):
+    ...     import no_such_package
+    Traceback (most recent call last):
+    bptt.errors.MissingExtraError: no_such_package is not installed: pip install 'bptt[plot]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name).partition(".")[0], extra) from error
+
+
+def require(package: str, extra: str) -> None:
+    """Refuse what will need a package, before the work; the package is not loaded yet.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    if find_spec(package) is None:
+        raise MissingExtraError(package, extra)
 
 
 @contextmanager

@@ -7,9 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from bptt.errors import needs
+
+with needs("lm"):
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
 
 from bptt.bench.result import (
     ALONE,

@@ -3,6 +3,7 @@
 import sys
 
 from bptt.cli.interrupts import Interrupts
+from bptt.errors import MissingExtraError, needs
 
 __all__ = ["main"]
 
@@ -12,7 +13,10 @@ def main() -> None:
     interrupts = Interrupts()
     with interrupts.handled():
         # Not before a signal is heard, because it takes its time.
-        from bptt.cli.command_line import run
-
+        try:
+            with needs("lm"):
+                from bptt.cli.command_line import run
+        except MissingExtraError as error:
+            sys.exit(f"error: {error}")
         status = run(interrupts)
     sys.exit(status)

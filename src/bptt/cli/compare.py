@@ -21,7 +21,7 @@ from bptt.cli.display import Display
 from bptt.cli.running import Signals, first_free
 from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
 from bptt.data import TASKS
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, require
 from bptt.files import write_whole
 from bptt.shell import quoted
 
@@ -212,6 +212,7 @@ def compare_(
     bptt compare --cell gru --credit full truncated:every=5,reach=30 --seeds 5
     bptt compare --task book.txt --credit full truncated:5 mine.Fading:0.9
     """
+    require("matplotlib", "plot")
     if overwrite and not out:
         raise ConfigError("--overwrite has no effect without --out: leave it out")
     show = Show(quiet)

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from bptt.cli.terminal import Console, visible
-from bptt.errors import ConfigError
+from bptt.errors import needs
 from bptt.language_model import Score, Training, Watch, evaluate
 from bptt.language_model.score import beside, perplexity
 from bptt.shell import quoted
@@ -201,14 +201,10 @@ class Display(Watch):
         """Write TensorBoard files as well.
 
         Raises:
-            ConfigError: it is not installed.
+            MissingExtraError: it is not installed.
         """
-        try:
+        with needs("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ConfigError(
-                "--tensorboard needs the package tensorboard: pip install 'bptt[tensorboard]'"
-            ) from None
         self.tensorboard = SummaryWriter(str(path))
 
     # ------------------------------------------------------------------- after training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, require
 
 PICTURES = (".png", ".svg", ".pdf")
 STANDARD_OUTPUT = "-"
@@ -19,6 +19,7 @@ def check_places(**places: Path | None) -> None:
 
     Raises:
         ConfigError: a place cannot be written, or two are the same file.
+        MissingExtraError: there is nothing to draw a picture with.
     """
     taken: dict[Path, str] = {}
     for name, path in places.items():
@@ -32,6 +33,8 @@ def check_places(**places: Path | None) -> None:
             raise ConfigError(
                 f"{option} {path}: expected a name that ends in {', '.join(some)} or {last}"
             )
+        if name == "figure":
+            require("matplotlib", "plot")
         _check_writable(option, path)
         other = taken.setdefault(path.resolve(), option)
         if other != option:

@@ -6,10 +6,13 @@ import io
 import math
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
+from bptt.errors import needs
+
+with needs("lm"):
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console, Group
+    from rich.table import Table
+    from rich.text import Text
 
 from bptt.comparison.result import Comparison, Figures
 

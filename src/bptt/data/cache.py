@@ -6,9 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
-import platformdirs
+from bptt.errors import ConfigError, needs
 
-from bptt.errors import ConfigError
+with needs("lm"):
+    import platformdirs
+
 from bptt.files import expanded
 
 

@@ -6,7 +6,10 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
-import sentencex  # type: ignore[import-untyped]
+from bptt.errors import needs
+
+with needs("lm"):
+    import sentencex  # type: ignore[import-untyped]
 
 from bptt.data.chunks import before_space
 

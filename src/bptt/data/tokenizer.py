@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers import Tokenizer as Backend
 
 from bptt.data.chunks import chunks
 from bptt.data.decoding import well_formed
 from bptt.data.words import END, PATTERN, START, STREAM_PATTERN, UNKNOWN, Joiner
-from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError
+from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, needs
+
+with needs("lm"):
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+
 from bptt.files import write_whole
 
 LEVELS = ("word", "char", "byte", "bpe")

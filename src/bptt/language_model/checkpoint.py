@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import torch
-from msgspec import Meta
 from torch import Tensor
 
-from bptt.errors import CheckpointError
+from bptt.errors import CheckpointError, needs
+
+with needs("lm"):
+    import msgspec
+    from msgspec import Meta
+
 from bptt.language_model.run import load_weights, weights_of, with_prefix
 from bptt.language_model.tensors import Checkpoint
 from bptt.pytree import leaves_of

@@ -15,13 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from bptt.documents import parse
-from bptt.errors import CheckpointError
+from bptt.errors import CheckpointError, needs
+
+with needs("lm"):
+    import safetensors
+    import safetensors.torch
+
 from bptt.files import open_plain, write_whole
 
 FORMAT = "bptt-2"

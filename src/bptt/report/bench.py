@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-
 from bptt.bench.result import JAX, OURS, TORCH, Bench, Row
 from bptt.comparison.table import number
-from bptt.errors import BpttError
+from bptt.errors import BpttError, needs
+
+with needs("plot"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
 
 COLOURS = {OURS: "#0072B2", TORCH: "#D55E00", JAX: "#999999"}  # Okabe and Ito's
 BAR = 0.27  # of the space between two rows

@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LogNorm
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, needs
+
+with needs("plot"):
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Colormap, LogNorm
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
 from bptt.report.comparison import COLOURS, GREY, LINES
 from bptt.report.flow_data import Flow, as_dict
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, FuncNorm
-from matplotlib.figure import Figure, FigureBase
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from bptt.credit.plan import Plan
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, needs
+
+with needs("plot"):
+    from matplotlib import colormaps
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Colormap, FuncNorm
+    from matplotlib.figure import Figure, FigureBase
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
 
 ACROSS = 4  # panels in a row, at most
 SIZE = 2.7  # of a panel, in inches
