@@ -1,8 +1,10 @@
 """What ``import bptt`` costs, and which names it offers."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +39,25 @@ def test_the_core_loads_nothing_but_torch_and_numpy():
     ).split()
     assert "bptt.recurrent" in found
     assert not HEAVY & {*found}
+
+
+def test_the_reference_describes_what_is_public_and_nothing_else():
+    pages = (Path(__file__).parents[1] / "docs/reference").glob("*.md")
+    described = {n for page in pages for n in re.findall(r"^::: (\S+)", page.read_text(), re.M)}
+    listed = {n for n in dir(bptt) if not n.startswith("_")}
+    core = {*bptt.__all__, "LanguageModel"}
+    within = {n for n in core if getattr(getattr(bptt, n), "__module__", None) in described}
+    within |= {n for n in core if n in getattr(bptt.language_model, "__all__", ())}
+    assert {d.split(".")[1] for d in described} | within == listed
+    assert not [d for d in described if "._" in d]
+
+
+@pytest.mark.parametrize("first", ["", "import bptt.losses", "bptt.LSTM", "bptt.language_model"])
+def test_a_part_is_there_whatever_was_imported_before(first):
+    code = f"import bptt\n{first}\nprint(bptt.kernels.backend().name, *bptt.bench.SECTIONS)"
+    assert python(code).split()[0] in ("native", "twin")
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        bptt.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("part", ["bptt.public", "bptt.language_model", "bptt.cli.command_line"])

@@ -1,8 +1,8 @@
 """Train recurrent networks through time.
 
-What the documentation's reference describes is public; everything else is private, and may
-change. The core is ``bptt.__all__``, defined in :mod:`bptt.public`. It needs torch and NumPy alone;
-:class:`bptt.LanguageModel` and the other parts are loaded when they are asked for.
+What docs/reference describes is public; everything else is private and may change. The core is
+``bptt.__all__``, listed in ``bptt/public.py``; :class:`bptt.LanguageModel` and the parts below are
+loaded when they are asked for.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _PARTS = (
     "bench", "bias", "cells", "comparison", "credit", "data", "errors", "flow", "kernels",
-    "language_model", "textbook",
+    "language_model", "report", "textbook",
 )  # fmt: skip
 
 
@@ -35,4 +35,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__"), *_PARTS, "LanguageModel"})
+    dunders = (name for name in globals() if name.startswith("__"))
+    return sorted({*dunders, *__getattr__("__all__"), *_PARTS, "LanguageModel"})
