@@ -123,7 +123,7 @@ def little() -> None:
     fit = Training.fit
 
     def some(self, stop=lambda: None):
-        return fit(self, lambda: "enough" if self.progress.updates >= 2 else stop())
+        return fit(self, lambda: "updates" if self.progress.updates >= 2 else stop())
 
     Training.fit = some
     offered.make_bench_small()

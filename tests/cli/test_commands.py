@@ -388,6 +388,7 @@ BAD = {
         ["train", "book.txt", "--credit", "adaptive", "--steps", "15"],
         "leave --steps 15 out",
     ),
+    "no text to validate on": (["train", "book.txt", "--valid=x"], "--valid: .* x: check the path"),
     "no such memory": (["train", "book.txt", "--memory", "64MB"], "recompute:64MB"),
     "a bad option": (["train", "book.txt", "--hidden", "0"], "--hidden must be at least 1, got 0"),
     "not a number": (["train", "book.txt", "--lr", "nan"], "--learning-rate must be"),

@@ -294,3 +294,11 @@ def test_from_the_command_line_as_a_process():
     assert not done.stderr
     assert "RNN tanh 6" in done.stdout
     assert "Traceback" not in done.stdout
+
+
+def test_a_loop_of_links_is_no_place_to_write(bptt, tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    _, err = bptt("lstm", "--json", loop, status=1)
+    assert f"--json {loop}" in err
+    assert len(err.splitlines()) == 1

@@ -109,7 +109,7 @@ def bench_(
                 stop=lambda: signals.received,
             )
         show.conclude(found)
-        show.written(write(found, json_, figure))
+    show.written(write(found, json_, figure))  # a pipe may wait for its reader: hear Ctrl-C at once
     if found.interrupted:
         is_term = signals.received == "SIGTERM"
         raise typer.Exit(128 + (signal.SIGTERM if is_term else signal.SIGINT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
@@ -192,7 +193,7 @@ def _of_run(path: Path, what: _Given, tokens: int, device: str) -> GradientFlow:
     found = what.encoded(model.tokenizer, model.config.reading)
     if found is None:
         found = text_of_run(run).valid
-    flow = flow_of(model, found, tokens=tokens, name=path.resolve().name)
+    flow = flow_of(model, found, tokens=tokens, name=Path(os.path.realpath(path)).name)
     norms = [m["gradient_norm"] for m in run.metrics() if m.get("gradient_norm") is not None]
     return replace(
         flow, gradient_norm=median(norms) if norms else None, window=window_of(model.config)

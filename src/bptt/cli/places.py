@@ -36,7 +36,7 @@ def check_places(**places: Path | None) -> None:
         if name == "figure":
             require("matplotlib", "plot")
         _check_writable(option, path)
-        other = taken.setdefault(path.resolve(), option)
+        other = taken.setdefault(Path(os.path.realpath(path)), option)
         if other != option:
             raise ConfigError(f"{other} and {option} are the same file, {path}: give two")
 
@@ -46,7 +46,7 @@ def _check_writable(option: str, path: Path) -> None:
         if path.is_dir():
             raise ConfigError(f"{option} {path} is a directory: give a file in it")
         path.parent.stat()
-        exists, within = path.exists(), path.resolve().parent
+        exists, within = _exists(path), Path(os.path.realpath(path)).parent
         if not within.is_dir():
             raise ConfigError(f"{option} {path}: make the directory {path.parent} first")
     except (FileNotFoundError, NotADirectoryError):
@@ -61,3 +61,12 @@ def _check_writable(option: str, path: Path) -> None:
         raise ConfigError(f"{option} {path} cannot be written: choose a place that can be")
     if len(os.fsencode(path.name)) > 200:  # the file beside it has a longer name
         raise ConfigError(f"{option} {path.name} is too long a name: choose a shorter one")
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file; a loop of symbolic links is an error, unlike in pathlib."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True

@@ -228,6 +228,7 @@ class Copy(_Copying):
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("symbols", self.symbols, 1)
+        _at_least("lag", self.lag, 1)
         if self.lag <= self.symbols:
             raise ConfigError(
                 f"lag must be more than symbols, {self.symbols}: what is still being read cannot "

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bptt.data import Tokenizer, encode_text
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, spelled
 from bptt.language_model.config import Config
 from bptt.language_model.score import Score, warn_of_unknown
 from bptt.memory import Memory
@@ -183,11 +183,12 @@ def check_device(name: str) -> torch.device:
     """
     if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
         raise ConfigError(
-            f"--device {name} cannot be used here: use cpu, cuda, cuda:1 (another one), mps or xpu"
+            f"{spelled('device', name)} cannot be used here: use cpu, cuda, cuda:1 (another one), "
+            "mps or xpu"
         )
     try:
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as e:
         reason = str(e).splitlines()[0]
-        raise ConfigError(f"--device {name} cannot be used here: {reason}") from None
+        raise ConfigError(f"{spelled('device', name)} cannot be used here: {reason}") from None

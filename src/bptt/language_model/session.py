@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from bptt.data import (
     prepare,
     unigram_perplexity,
 )
-from bptt.errors import BpttWarning, CheckpointError, ConfigError, spelled
+from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, spelled
 from bptt.files import expanded, named
 from bptt.kernels import backend
 from bptt.language_model.checkpoint import read_about
@@ -206,17 +206,21 @@ def _absolute(sources: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _prepare(config: Config, progress: Progress | None) -> PreparedText:
-    def corpus(sources: Sequence[str]) -> Any:
-        return open_corpus(sources, column=config.column, encoding=config.encoding)
+    def corpus(option: str) -> Any:
+        sources = getattr(config, option)
+        try:
+            return open_corpus(sources, column=config.column, encoding=config.encoding)
+        except CorpusError as e:
+            raise (e if option == "corpus" else CorpusError(f"{spelled(option)}: {e}")) from None
 
     return prepare(
-        corpus(config.corpus),
+        corpus("corpus"),
         level=config.level,
         vocabulary=config.vocabulary,
         lowercase=config.lowercase,
         reading=config.reading,
         valid_fraction=config.valid_fraction,
-        valid_corpus=corpus(config.valid) if config.valid else None,
+        valid_corpus=corpus("valid") if config.valid else None,
         max_tokens=config.max_tokens,
         progress=progress,
     )
