@@ -426,7 +426,7 @@ class Wrong(bptt.Credit):
 @pytest.mark.parametrize(
     ("credit", "error", "message"),
     [
-        (bptt.Plan(6), ConfigError, "this plan is for 6 steps, not for 7"),
+        (bptt.Plan(6), ConfigError, "6 steps, got 7"),
         (Wrong(6), ValueError, "planned for 6 steps and batch None, .* 7 steps and batch 2"),
         (bptt.Plan(7, np.ones((7, 3))), ValueError, "planned for 7 steps and batch 3"),
         (Wrong(7, np.ones((7, 1))), ValueError, "planned for 7 steps and batch 1"),

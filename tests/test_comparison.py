@@ -490,7 +490,7 @@ def test_plans_are_looked_at():
 
 ERRORS = {
     "a task there is not": (["cpy", ["full"]], {}, "neither a task nor a file cpy:.*copy-stream"),
-    "a credit there is not": (["copy", ["fll"]], {}, "no credit 'fll'"),
+    "a credit there is not": (["copy", ["fll"]], {}, "credit 'fll'"),
     "twice": (["copy", ["full", "full"]], {}, "full is given twice"),
     "another task's option": (["adding", ["full"]], {"lag": 3}, "adding has no option lag"),
     "an option of a made task": ([Adding(), ["full"]], {"length": 3}, "made already"),

@@ -131,7 +131,7 @@ def test_outputs_that_are_not_as_long_as_the_inputs() -> None:
 
     gru, x = nn.GRU(I, H), torch.randn(T, B, I)
     for options in ({}, {"credit": "truncated:2"}, {"memory": "store"}):
-        with pytest.raises(ValueError, match=r"output for \d steps is \(1, 4, 5\).*has to be time"):
+        with pytest.raises(ValueError, match=r"output for \d steps is \(1, 4, 5\).*time"):
             bptt.unroll(last, x, **options)
 
 

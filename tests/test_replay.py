@@ -855,7 +855,7 @@ def test_the_module_is_left_as_it_is():
 
 def test_a_budget_that_is_too_small_says_how_much_it_takes():
     x = torch.randn(20, 50, I, dtype=torch.float64)
-    with pytest.raises(ConfigError, match=r"1kB is too small.*give at least that, or a smaller"):
+    with pytest.raises(ConfigError, match=r"1kB is too small.*at least that, or a smaller"):
         bptt.unroll(network(), x, torch.zeros(50, H).double(), memory=Recompute("1kB"))
 
 

@@ -242,9 +242,9 @@ def test_compiled_cells_are_cells_of_torch() -> None:
 
 def test_calls_that_cannot_be_meant() -> None:
     lstm, x = bptt.LSTM(I, H), torch.randn(T, B, I)
-    with pytest.raises(TypeError, match=r"given as the state; write credit=Truncated\(2\)"):
+    with pytest.raises(TypeError, match=r"as the state; write credit=Truncated\(2\)"):
         bptt.unroll(lstm, x, bptt.Truncated(2))
-    with pytest.raises(TypeError, match=r"got 10: bptt.Truncated\(10\)"):
+    with pytest.raises(TypeError, match=r"got 10: is bptt.Truncated\(10\)"):
         bptt.unroll(nn.LSTM(I, H), x, credit=10)
     with pytest.raises(TypeError, match=r"Linear does not take both; give it a state"):
         bptt.unroll(nn.Linear(I, H), x)

@@ -530,12 +530,12 @@ def test_outputs_without_time(memory):
         y, s = gru(x, s)
         return y[-1:], s
 
-    match = r"output for 3 steps is \(2, 4\); dimension 0 has to be time"
+    match = r"output for 3 steps is \(2, 4\); dimension 0 must be time"
     refused(
         match if memory is None else "dimension 0", last, x, h, credit=Truncated(3), memory=memory
     )
     if memory is None or memory.segment != 1:
-        refused("dimension 0 has to be time", last_kept, x, h, credit=Truncated(3), memory=memory)
+        refused("dimension 0 must be time", last_kept, x, h, credit=Truncated(3), memory=memory)
     uneven = Plan(T, [1, 0, 1, 1, 0, 1, 1])  # whose first piece is one step
     refused(
         r"3 steps is \(1, 2, 4\)",
@@ -556,7 +556,7 @@ def test_batch_first_that_contradicts_the_module():
 
 
 def test_a_plan_for_another_length():
-    refused("this plan is for 5 steps, not for 7", nn.GRU(I, H), given_inputs(), credit=Plan(5))
+    refused("5 steps, got 7", nn.GRU(I, H), given_inputs(), credit=Plan(5))
 
     class Wrong(bptt.Credit):
         def plan(self, steps, batch=1, generator=None):

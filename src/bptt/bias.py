@@ -20,34 +20,34 @@ from bptt.unrolling import unroll
 
 @dataclass(frozen=True)
 class GradientError:
-    """The error of the gradient of one parameter, or of all taken together, ĝ against g."""
+    """The error of a gradient estimate ĝ against the exact g, for one parameter or all together."""
 
     bias: float
-    """‖E ĝ - g‖ / ‖g‖; from a sample, so the noise of the mean is in it."""
+    """‖E ĝ - g‖ / ‖g‖; estimated from draws, so it includes the noise of their mean."""
     bias_noise: float
-    """What of it is noise: the standard error of the mean, relative to ‖g‖; 0 without draws."""
+    """The standard error of the mean of the draws, relative to ‖g‖; 0 without draws."""
     variance: float
-    """E ‖ĝ - E ĝ‖² / ‖g‖²; 0 where nothing is drawn."""
+    """E ‖ĝ - E ĝ‖² / ‖g‖²; 0 without draws."""
     cosine: float
-    """E cos(ĝ, g), of single estimates."""
+    """E cos(ĝ, g), the mean over single estimates."""
     norm: float
     """‖g‖."""
 
 
 @dataclass(frozen=True)
 class EstimatorError:
-    """What :func:`bptt.estimator_error` found. Printed, it is a table."""
+    """The result of :func:`bptt.estimator_error`. Printed, it is a table."""
 
     credit: Any
     draws: int
-    """How many estimates were drawn; 1 where the credit draws nothing."""
+    """The number of estimates drawn; 1 if the credit is not random."""
     total: GradientError
-    """Of all parameters taken together."""
+    """The error of all parameters taken together."""
     parameters: dict[str, GradientError]
-    """Of each parameter, by name."""
+    """The error of each parameter, by name."""
 
     def __str__(self) -> str:
-        """Write a line for all parameters, and one for each."""
+        """Format a table with one line for all parameters together, and one for each."""
         width = max(map(len, ["all parameters", *self.parameters]))
         lines = [
             f"{self.credit!r}, {self.draws} draw{'s' if self.draws > 1 else ''}",
@@ -76,21 +76,21 @@ def estimator_error(
     """Measure the bias and variance of a credit's gradient against the exact one.
 
     Args:
-        module: what :func:`bptt.unroll` takes.
+        module: a module as for :func:`bptt.unroll`.
         inputs: [T, B, ...], or a pytree of such.
         loss_fn: ``outputs -> scalar``.
         credit: the estimator.
-        state: the initial state; None where the module knows how to begin. No gradient is
-            found for it.
-        draws: how many estimates to draw, at least 2; a credit that plans the same twice is not
-            drawn again.
-        generator: draws the plans; by default one that torch's own seeds. Dropout falls on the
-            same units in every pass, and the module's buffers are left as they were.
-        parameters: whose gradients to look at, by name; the module's own by default.
-        options: further ones of :func:`bptt.unroll`: ``memory``, ``resets``, ``per_sequence``...
+        state: the initial state; None if the module makes its own. No gradient is computed
+            for it.
+        draws: the number of estimates to draw, at least 2; a credit whose plans do not vary is
+            not drawn again.
+        generator: the generator for the plans; by default one seeded by torch's own. Dropout drops
+            the same units in every pass, and the module's buffers are left unchanged.
+        parameters: the parameters to measure, by name; by default the module's own.
+        options: further options of :func:`bptt.unroll`: ``memory``, ``resets``, ``per_sequence``...
 
     Raises:
-        ConfigError: there is no parameter to look at, the gradient is zero, or draws < 2.
+        ConfigError: there is no parameter to measure, the gradient is zero, or draws < 2.
 
     >>> import torch, bptt
     >>> gru, x = bptt.GRU(3, 8), torch.randn(50, 4, 3)
@@ -104,7 +104,7 @@ def estimator_error(
     wanted = {k: p for k, p in (parameters or named).items() if p.requires_grad}
     if not wanted:
         raise ConfigError(
-            "estimator_error finds no parameter that requires a gradient; give them by name: "
+            "estimator_error finds no parameter that requires a gradient; pass them by name: "
             "parameters={'w': w}"
         )
     if generator is None:
@@ -144,7 +144,7 @@ def estimator_error(
 
 
 def _draws_nothing(credit: Any, steps: int, generator: torch.Generator) -> bool:
-    """Whether two plans in a row are the same, and the generator was not asked for them."""
+    """Whether two consecutive plans are the same, and made without the generator."""
     before = generator.get_state()
     one, other = (credit.plan(steps, 1, generator) for _ in range(2))
     same = one.blocks == other.blocks and bool((one.carry == other.carry).all())
@@ -160,7 +160,7 @@ class _Sums:
         self.square, self.cosine, self.count = 0.0, 0.0, 0
 
     def add(self, g: Tensor) -> None:
-        """Count an estimate (B. Welford, Technometrics 4, 1962)."""
+        """Add an estimate (B. Welford, Technometrics 4, 1962)."""
         self.count += 1
         off = g - self.mean
         self.mean += off / self.count
@@ -168,7 +168,7 @@ class _Sums:
         self.cosine += float(nn.functional.cosine_similarity(g, self.exact, dim=0))
 
     def error(self, n: int) -> GradientError:
-        """Give the errors relative to the exact gradient; NaN where that is zero."""
+        """Return the errors relative to the exact gradient; NaN if that is zero."""
         if self.norm == 0:
             return GradientError(*(4 * (float("nan"),)), norm=0.0)
         variance = max(0.0, self.square) / max(1, n - 1) / self.norm**2

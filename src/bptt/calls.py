@@ -1,8 +1,8 @@
-"""Calls of a recurrent module in pieces: what is refused of its results, and why.
+"""Checks of a recurrent module that is called in pieces.
 
-A module called in pieces is cut, reset and run again by way of the state that it returns. A state
-that it keeps to itself, detaches or lays out otherwise would make all of that do nothing, or
-something else, so each of these is looked for and refused.
+A module called in pieces is cut, reset and run again by way of the state that it returns. If it
+keeps the state to itself, detaches it or lays it out differently, all of that would have no effect
+or a wrong one, so each of these cases is detected and refused.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from bptt.pytree import check_leaves, is_float, leaves_of, map_tensors, tensors_
 
 
 def refuse_cell(module: Any, function: str) -> None:
-    """Refuse a cell, which takes single steps, and tell how to run it over all of them."""
+    """Refuse a cell, which takes single steps, and explain how to run it over all of them."""
     inside = unwrapped(module) if isinstance(module, nn.Module) else module
     if isinstance(inside, nn.RNNCellBase):
         kind = type(inside).__name__
         raise TypeError(
-            f"{function}: expected a module that goes over steps, got a {kind}, which takes one; "
-            f"wrap it: bptt.Stepwise(cell)"
+            f"{function}: expected a module that runs over many steps, got a {kind}, which "
+            f"takes one; wrap it: bptt.Stepwise(cell)"
         )
 
 
 def check_callable(module: Any, function: str) -> None:
-    """Refuse what cannot be called with inputs and a state.
+    """Refuse an object that cannot be called with inputs and a state.
 
     Raises:
         TypeError: it is not callable, or takes other arguments.
@@ -59,31 +59,31 @@ def check_callable(module: Any, function: str) -> None:
 
 @cache
 def _takes(function: Any, count: int) -> bool:
-    """Whether a function can be called with so many arguments."""
+    """Whether a function can be called with this many arguments."""
     try:
         inspect.signature(function).bind(*[None] * count)
     except TypeError:
         return False
-    except ValueError:  # one without a signature, written in C
+    except ValueError:  # a function without a signature, written in C
         return True
     return True
 
 
 def refuse_bidirectional(module: Any) -> None:
-    """Refuse a module that cannot be called in pieces."""
+    """Refuse a bidirectional module, which cannot be called in pieces."""
     if declared(module, "bidirectional", False):
         raise ValueError(
-            "bptt.unroll: the module is bidirectional, so it cannot be run in pieces: what it "
-            "gives depends on the steps after them; use bptt.RNN, GRU or LSTM with "
-            "memory=None and a credit without windows that overlap, or credit=bptt.Full()"
+            "bptt.unroll: the module is bidirectional, so it cannot be run in pieces: its outputs "
+            "depend on later steps; use bptt.RNN, GRU or LSTM with memory=None and a credit "
+            "without overlapping windows, or credit=bptt.Full()"
         )
 
 
 def pair(found: Any, of: str, expected: str) -> tuple[Any, Any]:
-    """Return ``(outputs, state)`` as a module returned them.
+    """Check that a module returned ``(outputs, state)``, and return them.
 
     Raises:
-        TypeError: it returned anything else.
+        TypeError: it returned something else.
     """
     if isinstance(found, tuple | list) and len(found) == 2:
         return found[0], found[1]
@@ -97,20 +97,20 @@ def pair(found: Any, of: str, expected: str) -> tuple[Any, Any]:
 
 
 def check_output(y: Any, length: int, time: int) -> None:
-    """Refuse outputs that are not one for each step."""
+    """Refuse outputs that do not have one entry for each step."""
     for v in leaves_of(y):
         if isinstance(v, Tensor) and (v.dim() <= time or v.shape[time] != length):
             raise ValueError(
                 f"bptt.unroll: the module's output for {length} steps is {tuple(v.shape)}; "
-                f"dimension {time} has to be time"
+                f"dimension {time} must be time"
             )
 
 
 def check_visible(state: Any) -> None:
-    """Refuse a state that a plan or a memory cannot act on.
+    """Refuse a state on which a plan or a memory cannot act.
 
     Raises:
-        TypeError: it contains an object whose tensors cannot be seen.
+        TypeError: it contains an object whose tensors cannot be found.
         ValueError: it contains no tensor at all.
     """
     check_leaves(state, "bptt.unroll", "the state that the module returned")
@@ -119,8 +119,8 @@ def check_visible(state: Any) -> None:
         raise ValueError(
             f"bptt.unroll: the module returned a state without a tensor ({got}), on which credit, "
             "resets and memory cannot act; return the state, (outputs, state), and take it as an "
-            "argument; a module that keeps it in itself, as snnTorch's with init_hidden=True, "
-            "has to hand it over"
+            "argument; a module that keeps it in itself, such as snnTorch's with "
+            "init_hidden=True, must return it"
         )
 
 
@@ -128,11 +128,11 @@ def check_batch(module: Any, state: Any, layout: Layout, length: int, is_given: 
     """Refuse a state whose batch is not the inputs', which shows that time is elsewhere.
 
     Args:
-        module: which returned it.
+        module: the module that returned it.
         state: the state.
-        layout: of the inputs.
-        length: how many steps the module was given.
-        is_given: whether the caller said where the batch lies in the state.
+        layout: the layout of the inputs.
+        length: the number of steps the module was given.
+        is_given: whether the caller gave the batch dimension of the state.
     """
     if layout.batch is None or hasattr(unwrapped(module), "cell"):  # bptt.Stepwise: time is first
         return
@@ -147,9 +147,9 @@ def check_batch(module: Any, state: Any, layout: Layout, length: int, is_given: 
             first = "" if layout.batch_first else "; inputs that are [B, T, ...] need "
             first += "" if layout.batch_first else "batch_first=True"
             raise ValueError(
-                f"bptt.unroll: of {length} steps of a batch of {B} the module made a state of "
-                f"shape {tuple(s.shape)}, where dimension {dim} should be the batch; say where it "
-                f"is with state_batch_dim{first}"
+                f"bptt.unroll: for {length} steps of a batch of {B} the module returned a state of "
+                f"shape {tuple(s.shape)}, whose dimension {dim} should be the batch; give the "
+                f"right one as state_batch_dim{first}"
             )
 
 
@@ -157,7 +157,7 @@ def check_batch(module: Any, state: Any, layout: Layout, length: int, is_given: 
 
 
 def is_detached(y: Any, state: Any) -> bool:
-    """Whether outputs have a graph and the state that came with them has none at all."""
+    """Whether outputs have a graph and the state returned with them has none."""
     states = [state] if isinstance(state, Tensor) else [s for s in leaves_of(state) if is_float(s)]
     if not states or not torch.is_grad_enabled() or any(s.requires_grad for s in states):
         return False
@@ -167,18 +167,18 @@ def is_detached(y: Any, state: Any) -> bool:
 def refuse_detached(
     run: Callable[[Any, Any], Any], buffers: Buffers, x: Any, state: Any, unit: str
 ) -> None:
-    """Refuse a module whose states have no graph even where one goes in.
+    """Refuse a module whose states have no graph even if the state going in has one.
 
-    Called where a state came without a graph. A network whose recurrent part has nothing to
-    learn, as a reservoir, makes such states by right, so it is run once more, from inputs and a
-    state that require gradients.
+    Called when a state came without a graph. A network whose recurrent part has nothing to
+    learn, such as a reservoir, rightly returns such states, so it is run once more, with inputs
+    and a state that require gradients.
 
     Args:
         run: the module, or cell.
-        buffers: those that it changes.
+        buffers: the buffers that it changes.
         x: its inputs.
         state: the state before them.
-        unit: what it was given, for the message.
+        unit: what the inputs are, for the message.
     """
 
     def leaf(v: Tensor) -> Tensor:
@@ -189,8 +189,8 @@ def refuse_detached(
     if is_detached(y, after):
         raise ValueError(
             f"bptt.unroll: the module returns a detached state, so no loss is credited beyond "
-            f"{unit}, and the credit reaches further; return the state with its graph: it is cut "
-            "where the credit says"
+            f"{unit}, but the credit reaches further; return the state with its graph: the credit "
+            "cuts it where needed"
         )
 
 
@@ -198,7 +198,7 @@ def refuse_detached(
 
 
 def refuse_hidden_path(found: Any, entered: Any, x: Any, since: int, mark: int) -> None:
-    """Refuse a piece that depends on the pieces before it otherwise than through its state.
+    """Refuse a piece that depends on earlier pieces by another way than its state.
 
     Args:
         found: the piece's outputs and final state.

@@ -1,4 +1,4 @@
-"""What autograd and the generators of random numbers have to tell, and what to ask of them."""
+"""Helpers for autograd graphs and RNG state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Gradients = list[Tensor | None]
 
 
 def as_leaf(v: Tensor, wanted: bool | None = None) -> Tensor:
-    """Give the same values as a leaf, which requires a gradient if that is wanted."""
+    """Return a leaf with the same values, which requires a gradient if wanted."""
     wanted = v.requires_grad if wanted is None else wanted
     leaf = v.detach()
     return leaf.requires_grad_() if wanted and is_float(v) else leaf
@@ -36,9 +36,9 @@ def vjp(outputs: list[Any], inputs: list[Tensor], given: Gradients, *, keep: boo
         if "non-empty donated buffers" not in str(e):
             raise
         raise RuntimeError(
-            "bptt.unroll: torch compiled the module for a single backward pass, and windows that "
-            "overlap take several; set torch._functorch.config.donated_buffer = False before it "
-            "is first called, or call torch._dynamo.reset() after that"
+            "bptt.unroll: torch compiled the module for a single backward pass, but overlapping "
+            "windows need several; set torch._functorch.config.donated_buffer = False before the "
+            "first call, or call torch._dynamo.reset() after setting it"
         ) from e
 
 
@@ -63,7 +63,7 @@ def vjp_together(
 
 @contextmanager
 def _without_hooks(leaves: list[Tensor]) -> Iterator[None]:
-    """Keep quiet what ``Tensor.register_hook`` has put there: it is for the sum of all parts."""
+    """Suspend the hooks of ``Tensor.register_hook``, which are for the sum of all parts."""
     hooks = [(v._backward_hooks, dict(v._backward_hooks)) for v in leaves if v._backward_hooks]
     try:
         for own, _ in hooks:
@@ -88,14 +88,14 @@ def summed(gradients: list[Gradients]) -> Gradients:
 
 
 def sequence_number() -> int:
-    """A number that every node made from now on exceeds."""
+    """A number below those of all nodes made from now on."""
     with torch.enable_grad():
         node: Any = torch.zeros((), requires_grad=True).view(()).grad_fn
     return int(node._sequence_nr())
 
 
 def leaves_of_graph(roots: list[Tensor], known: set[int], mark: int) -> list[Tensor]:
-    """Find the leaves of a graph; what was computed before ``mark`` cannot be one."""
+    """Find the leaves of a graph; tensors computed before ``mark`` are refused."""
     found: dict[int, Tensor] = {}
     seen: set[Any] = set()
     stack: list[Any] = [t.grad_fn for t in roots if t.grad_fn is not None]
@@ -143,10 +143,10 @@ def autocast_of(devices: list[torch.device]) -> list[dict[str, Any]]:
 
 @contextmanager
 def autocast_as(were: list[dict[str, Any]]) -> Iterator[None]:
-    """Autocast as :func:`autocast_of` found it.
+    """Set autocast as :func:`autocast_of` found it.
 
-    The copies of weights that it has made before are not used: they may have been made without a
-    graph, or belong to one that is gone.
+    Its cached copies of weights are not used: they may have been made without a graph, or
+    belong to a graph that no longer exists.
     """
     with ExitStack() as stack:
         for options in were:
@@ -161,9 +161,9 @@ def nodes_between(roots: list[Tensor], known: list[Tensor], since: int, mark: in
     """Find a node of a graph that was made after ``since`` and up to ``mark``.
 
     Args:
-        roots: where the graph is entered.
-        known: tensors behind which it is not followed.
-        since: nodes made up to here do not count, and are not followed.
+        roots: the tensors from which the graph is searched.
+        known: tensors beyond which the graph is not followed.
+        since: nodes up to this number do not count, and are not followed.
         mark: the last number that counts.
 
     Returns:
@@ -176,7 +176,7 @@ def nodes_between(roots: list[Tensor], known: list[Tensor], since: int, mark: in
         if node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):  # a leaf, whose number tells nothing
+        if hasattr(node, "variable"):  # a leaf, whose number means nothing
             continue
         number = node._sequence_nr()
         if number <= since:

@@ -1,10 +1,10 @@
-"""The readout and its cross-entropy as one: the logits of all rows never exist at the same time.
+"""The readout and its cross-entropy in one, without storing the logits of all rows.
 
 A readout over V labels makes [N, V] logits, and their gradient is as large again: most of a
-language model's memory, and much of its time. Here some rows' logits are made, their loss and
-their gradient taken in the same place, and what is kept is the gradients of the hidden states,
-[N, H], of the weight, [V, H], and of the bias, [V]. So they are found in the forward pass, and the
-backward pass only multiplies them by what comes in. Nothing is approximated.
+language model's memory, and much of its time. Here the logits of some rows at a time are computed,
+and their loss and gradient taken in place; only the gradients of the hidden states, [N, H], of
+the weight, [V, H], and of the bias, [V], are kept. They are found in the forward pass, and the
+backward pass only multiplies them by the incoming gradient. Nothing is approximated.
 
 With p = softmax(W h + b) and the target's one-hot vector e, a row's loss is -ln p[target], and
 
@@ -28,7 +28,7 @@ from bptt.kernels import choosing, native
 from bptt.kernels.guard import is_watched
 from bptt.kernels.sequence import needs_the_cells, without_autocast
 
-CHUNK = 2**22  # logits at a time: few enough for a processor's cache, enough for its products
+CHUNK = 2**22  # logits at a time: few enough for the cache, enough for efficient products
 
 
 def linear_cross_entropy(
@@ -41,31 +41,32 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute the cross-entropy of a linear readout, without storing its logits.
+    """Compute the cross-entropy of a linear readout without storing its logits.
 
-    It is ``cross_entropy(linear(hidden, weight, bias), targets, ...)`` of ``torch.nn.functional``,
-    value and gradients, up to rounding. Second derivatives, forward mode and the transforms of
-    ``torch.func`` are computed as just that, some rows at a time; their graph keeps the logits.
+    This is ``cross_entropy(linear(hidden, weight, bias), targets, ...)`` of
+    ``torch.nn.functional``, value and gradients, up to rounding. Second derivatives, forward mode
+    and the transforms of ``torch.func`` use those functions, some rows at a time; their graph
+    keeps the logits.
 
     Args:
-        hidden: what the readout reads, [..., H].
-        weight: the readout's, [V, H]; it may be an embedding's too.
-        bias: [V], or None.
+        hidden: the readout's input, [..., H].
+        weight: the readout's weight, [V, H]; it may be shared with an embedding.
+        bias: the readout's bias, [V], or None.
         targets: the labels, [...] int64, each from 0 to V - 1, or ``ignore_index``.
-        label_weights: a factor of the loss of each label, [V]; it gets no gradient.
-        ignore_index: rows with this target have no loss, and are not looked at.
+        label_weights: a factor for the loss of each label, [V]; it gets no gradient.
+        ignore_index: rows with this target have no loss and are skipped.
         reduction: ``"mean"``: over the rows that are not ignored, weighted by their labels'
-            weights; ``"sum"``; or ``"none"``: the loss of each row. The gradients that come in
-            are then known in the backward pass only, which has to compute the logits again.
+            weights; ``"sum"``; or ``"none"``: the loss of each row. With ``"none"`` the incoming
+            gradients are known only in the backward pass, which has to compute the logits again.
 
     Returns:
-        The loss, one number, or [...] with ``reduction="none"``. Halves (float16, bfloat16) are
-        computed in float32 and the loss is rounded; under autocast all is computed in float32,
-        and the loss stays so.
+        The loss, one number, or [...] with ``reduction="none"``. Half precision (float16,
+        bfloat16) is computed in float32 and the loss is rounded; under autocast everything is
+        computed in float32, and so is the returned loss.
 
     Raises:
-        ValueError: shapes, dtypes or options do not fit together.
-        RuntimeError: the tensors are not at the same device.
+        ValueError: shapes, dtypes or options do not match.
+        RuntimeError: the tensors are on different devices.
         IndexError: a target is neither a label nor ``ignore_index``.
 
     >>> import torch, bptt
@@ -101,7 +102,7 @@ def _is_autocast(device: torch.device) -> bool:
 
 
 class _Readout(NamedTuple):
-    """What the loss is made of, row by row, all of one dtype, which is no half."""
+    """The inputs of the loss, row by row, all of one dtype, which is not half precision."""
 
     hidden: Float[Tensor, "rows hidden"]
     weight: Float[Tensor, "vocabulary hidden"]
@@ -110,7 +111,7 @@ class _Readout(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The loss of each row, and the gradients of their weighted sum; None where not needed."""
+    """The loss of each row, and the gradients of their weighted sum, None if not needed."""
 
     losses: Float[Tensor, " rows"]
     hidden: Float[Tensor, "rows hidden"] | None
@@ -129,12 +130,12 @@ def fused(
     """Compute the losses and their gradients, some rows at a time.
 
     Args:
-        hidden: what the readout reads, [N, H].
-        weight: the readout's, [V, H].
-        bias: [V], or None.
+        hidden: the readout's input, [N, H].
+        weight: the readout's weight, [V, H].
+        bias: the readout's bias, [V], or None.
         targets: the labels, [N] int64, each from 0 to V - 1.
-        factors: of each row's loss, [N], in the gradients only; None: all are 1.
-        needed: whether the gradients of hidden, weight and bias are.
+        factors: factors on the rows' losses, [N], in the gradients only; None: all are 1.
+        needed: whether the gradients of hidden, weight and bias are needed.
     """
     if choosing.runs_native() and native.serves_readout(hidden, weight):
         return Found(*native.cross_entropy(hidden, weight, bias, targets, factors, needed))
@@ -149,7 +150,7 @@ def twin(
     factors: Float[Tensor, " rows"] | None,
     needed: tuple[bool, bool, bool],
 ) -> Found:
-    """Do what :func:`fused` does in plain torch: the native kernel's readable twin."""
+    """Compute the same as :func:`fused` in plain PyTorch: the native kernel's readable twin."""
     losses = hidden.new_empty(len(hidden))
     d_hidden, d_weight, d_bias = (
         torch.zeros_like(t, memory_format=torch.contiguous_format)
@@ -188,7 +189,7 @@ def _at_a_time(weight: Tensor) -> int:
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Which rows are computed at a time."""
+    """The rows that are computed at a time."""
     rows, step = len(hidden), _at_a_time(weight)
     return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
 
@@ -199,7 +200,7 @@ def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
 def _fused_loss(
     readout: _Readout, label_weights: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor:
-    """The loss by :func:`fused`, of the rows that are not ignored."""
+    """The loss by :func:`fused`, over the rows that are not ignored."""
     rows, counted = len(readout.targets), _counted(readout, ignore_index)
     if counted is not None:
         hidden, targets = (t.index_select(0, counted) for t in (readout.hidden, readout.targets))
@@ -218,10 +219,10 @@ def _fused_loss(
 
 
 def _counted(readout: _Readout, ignore_index: int) -> Tensor | None:
-    """The numbers of the rows that are not ignored; None: all of them.
+    """The indices of the rows that are not ignored; None: all of them.
 
     Raises:
-        IndexError: one of them has no label.
+        IndexError: one of them has an invalid label.
     """
     targets, V = readout.targets, len(readout.weight)
     if not len(targets):
@@ -239,13 +240,13 @@ def _check_labels(targets: Tensor, labels: int, ignore_index: int) -> None:
     low, high = map(int, targets.aminmax())
     if low < 0 or high >= labels:
         raise IndexError(
-            f"linear_cross_entropy: expected targets from 0 to {labels - 1}, as weight has "
+            f"linear_cross_entropy: expected targets from 0 to {labels - 1}, because weight has "
             f"{labels} rows, or ignore_index={ignore_index}, got {low if low < 0 else high}"
         )
 
 
 class _Fused(torch.autograd.Function):
-    """The losses, or their sum or mean; or, with weights, their weighted sum over a total."""
+    """The losses, or their sum or mean; with label weights, their weighted sum over a total."""
 
     @staticmethod
     def forward(
@@ -291,14 +292,14 @@ class _Fused(torch.autograd.Function):
 def _found_again(
     readout: _Readout, factors: Tensor | None, needed: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients, of what hooks on saved tensors may have changed."""
+    """The gradients computed again, from saved tensors that hooks may have changed."""
     if len(readout.targets):
         _check_labels(readout.targets, len(readout.weight), -100)
     return fused(*readout, factors, needed)[1:]
 
 
 def _given_out(ctx: Any) -> tuple[Tensor | None, ...] | None:
-    """The gradients of the forward pass, which are given away so that they need not be copied.
+    """Return the gradients of the forward pass, without keeping a copy.
 
     A second backward pass over the same graph gets None.
     """
@@ -312,7 +313,7 @@ def _given_out(ctx: Any) -> tuple[Tensor | None, ...] | None:
 def _by_autograd(
     readout: _Readout, label_weights: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor:
-    """The same loss from torch's own functions, some rows at a time."""
+    """Compute the same loss from torch's own functions, some rows at a time."""
     losses = _losses(readout, ignore_index)
     weights = (readout.targets != ignore_index).to(losses.dtype)
     if label_weights is not None:
@@ -335,17 +336,17 @@ def _losses(readout: _Readout, ignore_index: int = -100) -> Float[Tensor, " rows
         )
         for n in _chunks(hidden, weight)
     ]
-    return torch.cat(found) if found else hidden.sum(1) * weight.sum()  # no row, but a graph
+    return torch.cat(found) if found else hidden.sum(1) * weight.sum()  # no rows, but a graph
 
 
 def _differentiable_backward(
     readout: _Readout, factors: Tensor | None, grad: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The same gradients by autograd, so that they can be differentiated again."""
+    """Compute the same gradients by autograd, so that they can be differentiated again."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # As views, each is a node of its own: what one of them was computed from another by, as
-        # where the weight is an embedding's too, is not part of this.
+        # Each view is a node of its own, so the computation of one tensor from another, as when
+        # the weight is also an embedding's, is not part of this.
         readout = _Readout(*(None if t is None else t.view_as(t) for t in readout))  # type: ignore[arg-type]
         inputs = [t for t, need in zip(readout, needed, strict=False) if need and t is not None]
         losses = _losses(readout)

@@ -1,21 +1,21 @@
-"""What the backward pass keeps, and what it computes again.
+"""What the backward pass keeps, and what it recomputes.
 
-A backward pass needs what the forward pass computed. Keeping all of it takes memory in proportion
-to the steps. But any of it can be computed again from a state, and states are small. So a sequence
-is cut into segments, few states between them are stored, and the segments are run again from
-there, the last one first, each with its graph when its turn has come.
+A backward pass needs the results of the forward pass. Keeping all of them takes memory in
+proportion to the number of steps. But they can be recomputed from a state, and states are small. So
+the sequence is cut into segments, a few of the states between them are stored, and the segments are
+run again from there, the last one first, each with its graph when its turn comes.
 
-Which states to store is Griewank's binomial checkpointing, also known as treeverse and revolve.
-With s stored states, the initial one among them, and r sweeps it reaches C(s+r, s) segments; no
-plan reaches more. Ten states and six sweeps are enough for 8008 segments.
+The choice of states is Griewank's binomial checkpointing, also known as treeverse and revolve.
+With s stored states, including the initial one, and r sweeps it reaches C(s+r, s) segments; no
+schedule reaches more. Ten states and six sweeps are enough for 8008 segments.
 
 - A. Griewank, "Achieving logarithmic growth of temporal and spatial complexity in reverse
   automatic differentiation", Optimization Methods and Software 1 (1992).
 - A. Griewank and A. Walther, "Algorithm 799: revolve", ACM Transactions on Mathematical
   Software 26 (2000).
 
-Memory never changes the gradient. What is computed again is the same computation; it costs time
-only. Everything here is planned on whole numbers, and no tensor is touched.
+Memory never changes the gradient: a recomputation is the same computation and costs only time.
+Everything here is planned with integers; no tensor is involved.
 
 >>> print(plan(1000, states=10))
 1000 segments, 10 stored states: each is run at most 5 times, 4.64 on average
@@ -47,32 +47,32 @@ _SPELLING = re.compile(
 
 
 class Action(NamedTuple):
-    """One thing that whoever follows a schedule does next.
+    """One step of a schedule.
 
-    - ``keep``: store the current state, the one before the segment.
-    - ``advance``: run the segments up to, but without, ``to``; no graph is built.
+    - ``keep``: store the current state, which is the one before the segment.
+    - ``advance``: run the segments up to, but not including, ``to``, without building a graph.
     - ``restore``: make the stored state before the segment the current one.
-    - ``drop``: forget the stored state before the segment; the current one stays.
-    - ``record``: run the segment and keep its graph; the current state is then the next one's.
+    - ``drop``: discard the stored state before the segment; the current state does not change.
+    - ``record``: run the segment and keep its graph; the current state is then the one after it.
     - ``reverse``: backpropagate through the recorded segment and free its graph.
     """
 
     kind: Literal["keep", "advance", "restore", "drop", "record", "reverse"]
     segment: int
     to: int = -1
-    """Where an ``advance`` ends; -1 for all others."""
+    """The end of an ``advance``; -1 for all other actions."""
 
     def __str__(self) -> str:
-        """Spell the action in few words."""
+        """Describe the action in a few words."""
         return f"{self.kind} {self.segment}" + (f" to {self.to}" if self.kind == "advance" else "")
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """In which order the segments of a sequence are run, stored and reversed.
+    """The order in which the segments of a sequence are run, stored and reversed.
 
-    Everything up to the first ``record`` of the last segment, that one included, is the forward
-    pass; what comes after it is the backward pass.
+    The forward pass ends with the first ``record`` of the last segment; everything after it is the
+    backward pass.
 
     >>> print(*Schedule(3, states=1).actions(), sep=", ")  # doctest: +NORMALIZE_WHITESPACE
     keep 0, advance 0 to 2, record 2, reverse 2,
@@ -81,14 +81,14 @@ class Schedule:
     """
 
     segments: int
-    """How many segments the sequence has."""
+    """The number of segments."""
     states: int | None = None
-    """How many states may be stored at once, the initial one included; None: keep every graph."""
+    """The most states stored at once, including the initial one; None: keep every graph."""
     kept: int = 0
-    """How many segments, the last ones, keep their graphs besides, and are run once."""
+    """The number of segments, at the end, whose graphs are kept, so that they are run once."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to plan, and something to plan it with."""
+        """Check the numbers."""
         if not 0 <= self.kept < max(self.segments, 1):
             raise ConfigError(
                 f"of {self.segments} segments 0 to {self.segments - 1} can keep their graphs "
@@ -106,7 +106,7 @@ class Schedule:
             )
 
     def actions(self) -> Iterator[Action]:
-        """Give the actions one after another; nothing is listed beforehand.
+        """Yield the actions one by one; no list of them is built.
 
         >>> next(Schedule(10**9, states=20).actions())
         Action(kind='keep', segment=0, to=-1)
@@ -114,16 +114,16 @@ class Schedule:
         if self.states is None:
             yield from self._store()
             return
-        first = self.segments - self.kept  # of those whose graphs are kept
+        first = self.segments - self.kept  # the first segment whose graph is kept
         for action in self._recompute(self.states, first):
             yield action
-            if action == Action("record", first - 1):  # the forward pass comes to the kept ones
+            if action == Action("record", first - 1):  # the forward pass reaches the kept segments
                 yield from (Action("record", i) for i in range(first, self.segments))
                 yield from (Action("reverse", i) for i in reversed(range(first, self.segments)))
 
     @property
     def advances(self) -> int:
-        """How many segments are run without a graph, each time counted; from the closed form.
+        """The number of runs of segments without a graph, from the closed form.
 
         It is t(l, s) = r·l - C(s+r, s+1) for l segments and s states, with r sweeps; segments
         whose graphs are kept do not count.
@@ -136,22 +136,22 @@ class Schedule:
 
     @property
     def recomputed(self) -> int:
-        """How many runs there are beyond the first of each segment.
+        """The number of runs beyond the first of each segment.
 
-        A segment's last run has a graph, each one before it has none; so this equals `advances`.
+        The last run of a segment has a graph and the others have none, so this equals `advances`.
         """
         return self.advances
 
     @property
     def runs(self) -> Int64[np.ndarray, " segments"]:
-        """How often each segment is run, with a graph or without; counted from the actions.
+        """How often each segment is run, with or without a graph, counted from the actions.
 
         >>> Schedule(5, states=2).runs.tolist()
         [3, 3, 2, 2, 1]
         >>> Schedule(5).runs.tolist()
         [1, 1, 1, 1, 1]
         """
-        change = np.zeros(self.segments + 1, dtype=np.int64)  # from one segment to the next
+        change = np.zeros(self.segments + 1, dtype=np.int64)  # differences between neighbours
         for kind, segment, to in self.actions():
             if kind in ("advance", "record"):
                 change[segment] += 1
@@ -159,12 +159,12 @@ class Schedule:
         return change.cumsum()[:-1]
 
     def __str__(self) -> str:
-        """Say in one line what the schedule stores and how often the segments are run."""
+        """Summarise in one line what is stored and how often segments are run."""
         segments = _counted(self.segments, "segment")
         if self.states is None:
             return f"{segments}, every graph kept: each is run once"
-        # A plan with the least advances runs no segment more often than it has sweeps, and one
-        # that often; and then each is recorded.
+        # A schedule with the fewest advances runs no segment more often than it has sweeps, and
+        # one segment exactly that often; then each is recorded.
         most = _counted(_sweeps(self.segments - self.kept, self.states) + 1, "time")
         average = (self.segments + self.advances) / self.segments
         kept = f", {_counted(self.kept, 'graph')} kept" if self.kept else ""
@@ -181,8 +181,8 @@ class Schedule:
 
     def _recompute(self, states: int, segments: int) -> Iterator[Action]:
         yield Action("keep", 0)
-        # The stored states, and with each the end of the stretch that is reversed from it. The
-        # stretches join; the last one is next.
+        # The stored states, each with the end of the stretch that is reversed from it. The
+        # stretches join; the last one comes next.
         stored = [(0, segments)]
         current = 0
         while stored:
@@ -207,16 +207,16 @@ class Schedule:
 
 
 def plan(steps: int, states: int) -> Schedule:
-    """Plan the backward pass over so many steps with so few stored states.
+    """Plan the backward pass over a number of steps with a limited number of stored states.
 
-    No plan with as many states runs fewer steps again.
+    No schedule with as many states runs fewer steps again.
 
     Args:
-        steps: how many steps there are, or segments, each of which is run as a whole.
-        states: how many states may be stored at once, the initial one included.
+        steps: the number of steps, or of segments, each of which is run as a whole.
+        states: the number of states that may be stored at once, including the initial one.
 
     Raises:
-        ConfigError: there is no step, or no state.
+        ConfigError: ``steps`` or ``states`` is below 1.
 
     >>> schedule = plan(6, states=2)
     >>> schedule.advances
@@ -232,7 +232,7 @@ def plan(steps: int, states: int) -> Schedule:
 
 @runtime_checkable
 class Memory(Protocol):
-    """What decides how much of a sequence is kept: `Store`, `Recompute`, or one of your own.
+    """Decides how much of a sequence is kept: `Store`, `Recompute`, or your own class.
 
     >>> from math import isqrt
     >>> @dataclass(frozen=True)
@@ -248,15 +248,15 @@ class Memory(Protocol):
 
     @property
     def segment(self) -> int | None:
-        """The steps of a segment; None: whoever runs the sequence chooses."""
+        """The number of steps in a segment; None: the caller chooses."""
 
     def schedule(self, segments: int, *, state_bytes: int, segment_bytes: int) -> Schedule:
         """Plan a sequence.
 
         Args:
-            segments: how many segments it has.
-            state_bytes: what one stored state takes.
-            segment_bytes: what the graph of one segment takes.
+            segments: the number of segments.
+            state_bytes: the size of one stored state.
+            segment_bytes: the size of the graph of one segment.
         """
 
 
@@ -264,11 +264,11 @@ class Memory(Protocol):
 class Store:
     """Keep the graph of the whole sequence, as autograd does, and run everything once.
 
-    The fastest way, as long as the memory is enough: it grows with the number of steps. Where it
-    is not enough, there is `Recompute`.
+    This is the fastest way as long as there is enough memory, which grows with the number of
+    steps. Otherwise, use `Recompute`.
 
     Args:
-        segment: the steps of a segment; None leaves it to whoever runs the sequence.
+        segment: the number of steps in a segment; None: the caller chooses.
 
     >>> Store()
     Store()
@@ -279,12 +279,12 @@ class Store:
     segment: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the length of a segment."""
+        """Check the segment length."""
         _check_segment(self.segment)
 
     @property
     def spelling(self) -> str:
-        """What the command line calls it; `parse` reads it."""
+        """Its spelling on the command line, as `parse` reads it."""
         return "store" + _spelled_segment(self.segment)
 
     def schedule(self, segments: int, *, state_bytes: int, segment_bytes: int) -> Schedule:
@@ -292,25 +292,25 @@ class Store:
         return Schedule(segments)
 
     def __repr__(self) -> str:
-        """Spell the call that makes it."""
+        """Return the call that makes it."""
         return "Store()" if self.segment is None else f"Store(segment={self.segment})"
 
 
 @dataclass(frozen=True)
 class Recompute:
-    """Stay within a budget of memory: store few states, and compute the rest again.
+    """Stay within a memory budget: store a few states, and recompute the rest.
 
-    For sequences whose graph does not fit. The gradient is the same. The time grows slowly: with
-    ten states, 1000 segments are run 4.64 times each on average.
+    For sequences whose graph does not fit in memory. The gradient is the same. The time grows
+    slowly: with ten states, 1000 segments are run 4.64 times each on average.
 
     Args:
-        budget: the memory for the stored states, the segment in work and, as far as there is
-            room, the graphs of the last segments, such as ``"64MB"``, ``"1.5 GiB"`` or
-            ``"200kB"``; or a number of states.
-        segment: the steps of a segment; None leaves it to whoever runs the sequence.
+        budget: the memory for the stored states, the current segment and, if there is room, the
+            graphs of the last segments, such as ``"64MB"``, ``"1.5 GiB"`` or ``"200kB"``; or a
+            number of states.
+        segment: the number of steps in a segment; None: the caller chooses.
 
     Raises:
-        ConfigError: the budget is not one of these.
+        ConfigError: the budget is neither.
 
     >>> Recompute("64MB")
     Recompute('64MB')
@@ -324,21 +324,21 @@ class Recompute:
     segment: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the budget and the length of a segment."""
+        """Check the budget and the segment length."""
         if isinstance(self.budget, str):
             usable = _bytes(self.budget) > 0
         else:
             usable = _is_positive(self.budget)
         if not usable:
             raise ConfigError(
-                "a budget must be a number of states from 1, such as 8, or of bytes, such as "
+                "a budget must be a number of states, at least 1, such as 8, or of bytes, such as "
                 f"'64MB' (units: {', '.join(UNITS)}), got {self.budget!r}"
             )
         _check_segment(self.segment)
 
     @property
     def spelling(self) -> str:
-        """What the command line calls it; `parse` reads it.
+        """Its spelling on the command line, as `parse` reads it.
 
         >>> Recompute(8).spelling
         'recompute:8'
@@ -346,46 +346,46 @@ class Recompute:
         return f"recompute:{self.budget}" + _spelled_segment(self.segment)
 
     def schedule(self, segments: int, *, state_bytes: int, segment_bytes: int) -> Schedule:
-        """Plan a sequence with as many states as the budget has room for.
+        """Plan a sequence with as many states as fit into the budget.
 
         Args:
-            segments: how many segments the sequence has.
-            state_bytes: what one stored state takes.
-            segment_bytes: what the graph of one segment takes. The backward pass through it needs
+            segments: the number of segments.
+            state_bytes: the size of one stored state.
+            segment_bytes: the size of the graph of one segment. The backward pass through it needs
                 about as much again, so it counts twice.
 
         Raises:
-            ConfigError: the budget has no room for a segment and one state.
+            ConfigError: the budget is too small for one segment and one state.
         """
         if not isinstance(self.budget, str):
             return plan(segments, min(self.budget, segments))
-        state_bytes = max(state_bytes, 1)  # an empty batch has states of no bytes
+        state_bytes = max(state_bytes, 1)  # the states of an empty batch take no bytes
         least = 2 * segment_bytes + state_bytes
         if _bytes(self.budget) < least:
             raise ConfigError(
-                f"a budget of {self.budget} is too small: one state and a segment in work take "
-                f"{_spelled_bytes(least)}; give at least that, or a smaller segment"
+                f"a budget of {self.budget} is too small: one state and one segment take "
+                f"{_spelled_bytes(least)}; use at least that, or a smaller segment"
             )
         room = _bytes(self.budget) - 2 * segment_bytes
         states = min(room // state_bytes, segments)
-        # What is left over keeps graphs, and saves running again; allocators take more than asked.
+        # The rest keeps graphs, which saves recomputation; allocators take more than asked for.
         kept = (room - states * state_bytes) * 7 // (8 * max(1, segment_bytes))
         return Schedule(segments, states, min(kept, segments - 1))
 
     def __repr__(self) -> str:
-        """Spell the call that makes it."""
+        """Return the call that makes it."""
         segment = "" if self.segment is None else f", segment={self.segment}"
         return f"Recompute({self.budget!r}{segment})"
 
 
 def parse(spelling: str) -> Memory:
-    """Read how the command line spells it.
+    """Parse the spelling of a memory on the command line.
 
     Args:
         spelling: ``store``, ``recompute:64MB``, ``recompute:8``; each may end in ``,segment=16``.
 
     Raises:
-        ConfigError: it is spelled in another way.
+        ConfigError: it has another form.
 
     >>> parse("recompute:64MB,segment=16")
     Recompute('64MB', segment=16)
@@ -395,8 +395,8 @@ def parse(spelling: str) -> Memory:
     match = _SPELLING.fullmatch(spelling)
     if match is None:
         raise ConfigError(
-            "memory must be store, recompute:64MB (a budget) or recompute:8 (states), where need "
-            f"be with ,segment=16 (steps) at its end, got {spelling!r}"
+            "memory must be store, recompute:64MB (a budget) or recompute:8 (states), optionally "
+            f"followed by ,segment=16 (steps), got {spelling!r}"
         )
     budget = match["budget"]
     segment = None if match["segment"] is None else int(match["segment"])
@@ -414,30 +414,30 @@ def _sweeps(steps: int, states: int) -> int:
 
 
 def _split(steps: int, states: int) -> int:
-    """How far to advance, before the next state is stored, in two or more steps.
+    """The number of segments, two or more, to advance before the next state is stored.
 
-    As far as r - 1 sweeps reach with all states; but for r sweeps to be the least, what is left
-    must need at least r - 1 of them with one state fewer.
+    As far as r - 1 sweeps reach with all states; but for r sweeps to be the least, the rest must
+    need at least r - 1 of them with one state fewer.
     """
     r = _sweeps(steps, states)
     return min(comb(states + r - 1, states), steps - comb(states + r - 2, states - 1))
 
 
 def _bytes(budget: str) -> int:
-    """The bytes that a budget spells; 0 where it spells none."""
+    """Parse a budget in bytes; 0 if it is not one."""
     match = _BYTES.fullmatch(budget)
     return 0 if match is None else int(Fraction(match[1]) * _UNITS[match[2].lower()])
 
 
 def _spelled_bytes(size: int) -> str:
-    """Spell a size as a budget, rounded up to a tenth of its unit."""
+    """Write a size as a budget, rounded up to a tenth of its unit."""
     unit = next((unit for unit in ("GB", "MB") if size >= UNITS[unit]), "kB")
     tenths = -(-10 * size // UNITS[unit])
     return f"{tenths // 10}.{tenths % 10}{unit}"
 
 
 def _is_positive(number: object) -> bool:
-    """Whether it is a whole number from 1; True is none."""
+    """Whether it is a positive integer; True is not."""
     return isinstance(number, int) and not isinstance(number, bool) and number > 0
 
 
@@ -445,7 +445,7 @@ def _check_segment(segment: object) -> None:
     if segment is not None and not _is_positive(segment):
         raise ConfigError(
             f"a segment must have a whole number of steps from 1, such as 16, got {segment!r}: "
-            "give one, or leave it out"
+            "change it, or leave it out"
         )
 
 

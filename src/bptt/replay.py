@@ -1,9 +1,9 @@
 """A sequence as one node of the graph, whose backward pass runs segments of it again.
 
-The segments are those that a plan cuts, and a grid that keeps each of them short. Which are run
-when, and what is stored, is a schedule on integers (:mod:`bptt.memory`); the losses of windows that
-overlap travel back side by side. Whatever is stored, the same segments are differentiated in the
-same order, so the gradients have the same bits.
+The segments are the pieces that a plan cuts, further divided by a grid that keeps each of them
+short. A schedule on integers (:mod:`bptt.memory`) decides which are run when, and what is stored;
+the losses of overlapping windows travel back side by side. Whatever is stored, the same segments
+are differentiated in the same order, so the gradients have the same bits.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from bptt.pytree import flatten, is_float, leaves_of, map_tensors
 from bptt.uncompiled import uncompiled
 from bptt.unrolling import RETURNS, handed_on
 
-LONGEST = 128  # steps of a segment, where nothing is said
+LONGEST = 128  # default limit for the steps of a segment
 
 
 @dataclass
 class _Graph:
-    """A segment that was run with its graph: the leaves of its inputs, its outputs, its states."""
+    """A segment run with its graph: the leaves of its inputs, its outputs and its states."""
 
     x: list[Any]
     before: list[Any]
@@ -66,7 +66,7 @@ class _Graph:
 
 
 class _Stored(NamedTuple):
-    """All that it takes to run a segment again."""
+    """Everything needed to run a segment again."""
 
     state: Any
     random: list[Tensor]
@@ -76,10 +76,10 @@ class _Stored(NamedTuple):
 
 
 class _Slots:
-    """Room for stored states, in one piece for each of their tensors.
+    """Preallocated room for stored states, one block for each of their tensors.
 
-    A small tensor that outlives the large ones around it keeps an allocator from giving their
-    memory back, so states are copied out of there.
+    A small tensor that outlives the large ones around it keeps an allocator from returning their
+    memory, so states are copied out of there.
     """
 
     def __init__(self, like: Any, capacity: int) -> None:
@@ -88,7 +88,7 @@ class _Slots:
         self.free = list(range(capacity))
 
     def store(self, state: Any, random: list[Tensor], buffers: Values) -> _Stored:
-        """Copy a state, if it is like the others and there is room, or keep it as it is."""
+        """Copy a state if it has the usual shapes and there is room; otherwise keep it as it is."""
         tensors = [s for s in leaves_of(state) if isinstance(s, Tensor)]
         alike = [(s.shape, s.dtype, s.device) for s in tensors] == [
             (s.shape, s.dtype, s.device) for s in self.like
@@ -100,18 +100,18 @@ class _Slots:
         return _Stored(map_tensors(lambda _: next(copied), state), random, buffers, slot)
 
     def drop(self, stored: _Stored) -> None:
-        """Make room for another one."""
+        """Free its room."""
         if stored.slot is not None:
             self.free.append(stored.slot)
 
 
 @dataclass
 class _Flow:
-    """The gradient of one block's losses, on its way back."""
+    """The gradient of one block's losses on its way back."""
 
     block: Block
     state: Gradients
-    """With respect to the state after the segment that comes next."""
+    """The gradient with respect to the state after the next segment to be reversed."""
 
 
 def run(
@@ -128,7 +128,7 @@ def run(
     """Run a module over a sequence; the arguments are those of :func:`bptt.unroll`, prepared."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
-            "bptt.unroll: torch.func's transforms cannot see through what is run again; use "
+            "bptt.unroll: torch.func's transforms cannot see through recomputed segments; use "
             "memory=None and a credit without windows that overlap, such as bptt.Truncated(k)"
         )
     how = (plan, crossing, memory or Store(), takes_carry, dim_is_given)
@@ -169,7 +169,7 @@ class _Node(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """Gradients that know of no derivative, and say so if they are asked for it."""
+    """Gradients without a derivative, which raise an error if one is asked for."""
 
     @staticmethod
     def forward(ctx: Any, _: Tensor, *found: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -178,14 +178,14 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         raise RuntimeError(
-            "bptt.unroll: the gradient has no second derivative where windows overlap or memory= "
-            "is given; use memory=None and a credit without such windows, as bptt.Truncated(k)"
+            "bptt.unroll: the gradient has no second derivative if windows overlap or memory= "
+            "is given; use memory=None and a credit without overlapping windows: bptt.Truncated(k)"
         )
 
 
 @dataclass
 class Replay:
-    """One sequence's run, from the forward pass to the end of the backward pass."""
+    """One run of a sequence, from the forward pass to the end of the backward pass."""
 
     module: Any
     layout: Layout
@@ -195,11 +195,11 @@ class Replay:
     memory: Memory
     takes_carry: bool
     dim_is_given: bool
-    """Whether the caller said where the batch lies in the state."""
+    """Whether the caller gave the batch dimension of the state."""
     tensors: list[Tensor] = field(default_factory=list)
-    """What gradients are found for: the inputs, the initial state, the parameters."""
+    """The tensors to find gradients for: the inputs, the initial state, the parameters."""
     constants: list[Tensor] = field(default_factory=list)
-    """What else the module is given."""
+    """Other tensors that the module is given."""
 
     def __post_init__(self) -> None:
         """Cut the sequence into segments."""
@@ -212,9 +212,9 @@ class Replay:
         self.segments = list(pairwise([*sorted(places), T]))
         self.stored: dict[int, _Stored] = {}
         self.graphs: dict[int, _Graph] = {}
-        self.ready: _Graph | None = None  # of segment 0, run to see how large it is
+        self.ready: _Graph | None = None  # segment 0, run first to measure its size
         self.together = not self.takes_carry
-        self.recomputes = True  # as far as is known
+        self.recomputes = True  # until the schedule says otherwise
         self.noted: dict[int, list[Tensor]] = {}
         self.strayed: list[tuple[int, Tensor]] = []
 
@@ -227,7 +227,7 @@ class Replay:
         self.initial = [s for s in leaves_of(state) if is_float(s)]
         self.x = [x for x in leaves_of(self.inputs) if is_float(x)]
         self.joined: list[Any] | None = None
-        self.known = False  # the outputs, so that what is run again need not give them
+        self.known = False  # whether the outputs are known and need not be written again
         self.random = random_state(self.devices)
         self.wanted = torch.is_grad_enabled()
         self._look_at_module()
@@ -255,9 +255,9 @@ class Replay:
         return self._outputs(), final
 
     def _look_at_module(self) -> None:
-        """Note what the module computes with, so that it will be the same in the backward pass."""
-        self.parameters: list[Tensor] = []  # as the segments' graphs know them
-        self.owners: list[Tensor] = []  # and as the caller does
+        """Record what the module computes with, so that the backward pass uses the same."""
+        self.parameters: list[Tensor] = []  # in the segments' graphs
+        self.owners: list[Tensor] = []  # the caller's
         self.named: dict[str, Tensor] = {}
         modules = modules_in(self.module)
         self.modes = [(m, m.training) for m in modules]
@@ -266,7 +266,7 @@ class Replay:
         self.first_copies = self.last_copies = copies(self.first_buffers)
         self.last_buffers = self.first_buffers
         if isinstance(self.module, nn.Module):
-            # What is no leaf was put there by torch.func.functional_call.
+            # A tensor that is not a leaf was put there by torch.func.functional_call.
             leaves: dict[Tensor, Tensor] = {
                 p: p if p.is_leaf else as_leaf(p) for p in self.module.parameters()
             }
@@ -278,14 +278,14 @@ class Replay:
         self.replaced = self._is_replaced()
 
     def _is_replaced(self) -> bool:
-        """Whether the module has other parameters now than the segments are to use."""
+        """Whether the module's parameters are now others than those the segments must use."""
         if not isinstance(self.module, nn.Module):
             return False
         named = self.module.named_parameters(remove_duplicate=False)
         return any(self.named.get(n) is not p for n, p in named)
 
     def _schedule(self) -> Iterator[Action]:
-        """Run the first segment to see how much memory its graph takes, then plan."""
+        """Run the first segment to measure the memory of its graph, then plan."""
         before = self.state
         size = 0
         seen: set[int] = set()
@@ -297,10 +297,10 @@ class Replay:
             if storage._cdata not in seen:
                 seen.add(storage._cdata)
                 size += storage.nbytes()
-            return t.detach(), t._version  # t itself would keep itself alive
+            return t.detach(), t._version  # keeping t itself would be a reference cycle
 
         @uncompiled
-        def unchanged(packed: tuple[Tensor, int]) -> Tensor:  # autograd does not look, given hooks
+        def unchanged(packed: tuple[Tensor, int]) -> Tensor:  # with hooks autograd does not check
             t, version = packed
             if t._version != version:
                 raise RuntimeError(
@@ -343,7 +343,7 @@ class Replay:
             self._reverse(i)
 
     def _take_ready(self, i: int) -> _Graph | None:
-        """What has been run already to see its size."""
+        """Take the segment that was run to measure its size, if it is this one."""
         if i != 0 or self.ready is None:
             return None
         graph, self.ready, self.state = self.ready, None, self.ready_state
@@ -361,7 +361,7 @@ class Replay:
         self._put(first, end, y)
 
     def _run(self, i: int) -> _Graph:
-        """Run a segment with its graph, from leaves of its own."""
+        """Run a segment with its graph, from new leaves."""
         first, end = self.segments[i]
         x = map_tensors(as_leaf, self.layout.piece(self.inputs, first, end))
         with torch.no_grad():
@@ -389,7 +389,7 @@ class Replay:
         return self.crossing.reset(first, self.state)
 
     def _call(self, i: int, x: Any, state: Any) -> tuple[Any, Any]:
-        # Whole numbers may be changed in place, as a count is; what is stored stays as it is.
+        # Integers may be changed in place, such as a counter; the stored ones must not change.
         state = map_tensors(lambda s: s if is_float(s) else s.clone(), state)
         crossing: dict[str, Any] = {}
         if self.takes_carry:
@@ -410,7 +410,7 @@ class Replay:
         return y, after
 
     def _refuse_detached(self, i: int, x: Any, before: Any, found: tuple[Any, Any]) -> None:
-        """Refuse a state without a graph where a gradient is to cross into the segment."""
+        """Refuse a state without a graph if a gradient is to cross into the segment."""
         _, end = self.segments[i]
         if end == self.layout.steps or self.known or not is_detached(*found):
             return
@@ -419,7 +419,7 @@ class Replay:
             refuse_detached(run, self.buffers, x, before, "a single call of it")
 
     def _put(self, first: int, end: int, y: Any) -> None:
-        """Write a segment's outputs where they belong, in the forward pass."""
+        """Write a segment's outputs in their place, in the forward pass."""
         if self.known:
             return
         time = self.layout.time
@@ -447,7 +447,7 @@ class Replay:
         return outputs
 
     def _find_parameters(self, graph: _Graph, i: int, mark: int) -> None:
-        """Add the leaves of a graph that are nobody's: what a plain function uses."""
+        """Add the unknown leaves of a graph: tensors that a plain function uses."""
         known = {id(v) for v in (*graph.x, *graph.before, *self.parameters)}
         roots = [v for v in (*graph.y, *graph.after) if isinstance(v, Tensor)]
         found = leaves_of_graph(roots, known, mark)
@@ -455,7 +455,7 @@ class Replay:
             first, end = self.segments[i]
             raise RuntimeError(
                 f"bptt.unroll: the steps {first} to {end - 1} use a tensor of shape "
-                f"{tuple(found[0].shape)} that requires a gradient, is no parameter of the "
+                f"{tuple(found[0].shape)} that requires a gradient, is not a parameter of the "
                 "module, and was not used in the first and last segments; make it an "
                 "nn.Parameter of an nn.Module, or use memory=None"
             )
@@ -467,11 +467,11 @@ class Replay:
     def backward(
         self, of_outputs: Gradients, of_final: Gradients, needed: tuple[bool, ...]
     ) -> Gradients:
-        """Give the gradients of :attr:`tensors`."""
+        """Compute the gradients of :attr:`tensors`."""
         if self.next is None:
             raise RuntimeError(
-                "bptt.unroll: the backward pass was run a second time, but what memory= kept is "
-                "used up; run unroll again, or use memory=None"
+                "bptt.unroll: the backward pass was run a second time, but what memory= kept has "
+                "been freed; run unroll again, or use memory=None"
             )
         self.of_outputs = of_outputs
         self.of_x: Gradients = [
@@ -493,7 +493,7 @@ class Replay:
 
     @contextmanager
     def _as_in_forward(self) -> Iterator[None]:
-        """The module as it was; afterwards it, and the random numbers, as they are now."""
+        """Restore the state of the forward pass; afterwards, module and random numbers as now."""
         now, own = random_state(self.devices), self.buffers.values()
         self.replaced = self._is_replaced()
         switched = [(m, mode) for m, mode in self.modes if m.training is not mode]
@@ -508,12 +508,12 @@ class Replay:
             self.buffers.put(own)
 
     def _reverse(self, i: int) -> None:
-        """Take the gradients of all live blocks back through a segment."""
+        """Take the gradients of all active blocks back through a segment."""
         first, end = self.segments[i]
         graph = self.graphs.pop(i)
         time = self.layout.time
         dy = [None if d is None else d.narrow(time, first, end - first) for d in self.of_outputs]
-        if not self.flows or self.flows[-1].block.first >= end:  # the block before sets out
+        if not self.flows or self.flows[-1].block.first >= end:  # the block before starts here
             nothing: Gradients = [None for s in graph.after if is_float(s)]
             self.flows.append(_Flow(self.blocks.pop(), nothing))
         self._differentiate(graph, dy, first, end)
@@ -525,7 +525,7 @@ class Replay:
         self.flows = [f for f in self.flows if f.block.since < first]
 
     def _differentiate(self, graph: _Graph, dy: Gradients, first: int, end: int) -> None:
-        """Turn the flows' gradients into those before the segment; add up all the others."""
+        """Turn the flows' gradients into those before the segment; accumulate all the others."""
         x = [v for v in graph.x if is_float(v)]
         before = [v for v in graph.before if is_float(v)]
         y = [v for v in graph.y if is_float(v)]
@@ -558,7 +558,7 @@ class Replay:
     def _vjp_each(
         self, outputs: list[Tensor], inputs: list[Tensor], each: list[Gradients]
     ) -> list[Gradients]:
-        """Differentiate with several gradients: side by side if the module's operations can."""
+        """Differentiate with several gradients, batched if the module's operations allow it."""
         if not inputs:
             return [[] for _ in each]
         if self.together:
@@ -605,13 +605,13 @@ class Replay:
         return self.last_copies
 
     def _set_buffers(self, stored: Values) -> None:
-        """Hand the module what it had before a segment: copies, to be changed again."""
+        """Give the module copies of the buffers before a segment, which it may change."""
         again = copies(stored)
         triples = zip(self.is_constant, self.first_buffers, again, strict=True)
         self.buffers.put([first if same else new for same, first, new in triples])
 
     def _compare(self, i: int, y: Any, after: Any) -> None:
-        """Note some numbers of a segment's results, or compare them where it was run again."""
+        """Record some numbers of a segment's results, or compare them in a recomputation."""
         if not (self.wanted and self.recomputes):
             return
         some = [_some(v) for v in leaves_of((y, after)) if is_float(v)]
@@ -623,20 +623,20 @@ class Replay:
             self.strayed.append((i, away))
 
     def _refuse_strayed(self) -> None:
-        """Refuse a module that does something else when it is run again."""
+        """Refuse a module whose results differ when it is run again."""
         strayed, self.strayed = self.strayed, []
         for i, away in strayed:
             if bool(away):
                 first, end = self.segments[i]
                 raise RuntimeError(
-                    f"bptt.unroll: the steps {first} to {end - 1} gave other results when memory= "
-                    "ran them again: the module keeps a state in itself, or draws from a "
+                    f"bptt.unroll: the steps {first} to {end - 1} gave other results when "
+                    "memory= ran them again: the module keeps a state in itself, or draws from a "
                     "generator that is not torch's; return all of the state, or use memory=None"
                 )
 
 
 def _some(v: Tensor) -> Tensor:
-    """Some numbers of a tensor, from all over it, in double precision."""
+    """Some numbers from all over a tensor, in double precision."""
     flat = v.detach().reshape(-1)
     picked = flat[:: max(1, len(flat) // 64)]
     return (torch.view_as_real(picked) if picked.is_complex() else picked).double()

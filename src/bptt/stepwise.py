@@ -1,4 +1,4 @@
-"""A cell that takes single steps, as a module that goes over sequences."""
+"""A module over sequences, made from a cell that takes single steps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _RETURNS = (
 
 
 class Stepwise(nn.Module):
-    """A cell that takes single steps, as a module that goes over sequences.
+    """Turns a cell that takes single steps into a module that runs over sequences.
 
     Args:
         cell: a callable ``(x_t [B, ...], state) -> (output, state)``, or one of torch.nn's
-            cells, ``(x_t, state) -> state``, whose output is h; compiled ones too.
-        state_batch_dim: where the batch lies in each of the state's tensors.
+            cells, ``(x_t, state) -> state``, whose output is h; it may be compiled.
+        state_batch_dim: the batch dimension of each of the state's tensors.
 
     >>> import torch, bptt
     >>> network = bptt.Stepwise(torch.nn.LSTMCell(4, 8))
@@ -42,18 +42,18 @@ class Stepwise(nn.Module):
         self.cell, self.state_batch_dim = cell, state_batch_dim
 
     def forward(self, inputs: Any, state: Any = None) -> tuple[Any, Any]:
-        """Go over the steps.
+        """Run over the steps.
 
         Args:
             inputs: [T, B, ...], or a pytree of such.
-            state: what the cell takes; None where it knows how to begin.
+            state: the cell's initial state; None if the cell makes its own.
 
         Returns:
             The outputs of all steps, [T, B, ...] or a pytree of such, and the final state.
 
         Raises:
             TypeError: the cell does not return ``(output, state)``.
-            ValueError: it returns a state without its graph, beyond which nothing is credited.
+            ValueError: it returns a state without a graph, so that no loss is credited beyond it.
         """
         T = len(tensors_of(inputs)[0])
         is_torch_cell = isinstance(unwrapped(self.cell), nn.RNNCellBase)
@@ -70,7 +70,7 @@ class Stepwise(nn.Module):
             output, state = step(x, before)
             if t + 1 < T and not has_graph and is_detached(output, state):
                 refuse_detached(step, Buffers(modules_in(self.cell)), x, before, "one step")
-                has_graph = True  # it is a reservoir: looked at once
+                has_graph = True  # a reservoir, which needs no graph: checked only once
             outputs.append(output)
         pieces = [[v for v in leaves_of(y) if isinstance(v, Tensor)] for y in outputs]
         stacked = iter([torch.stack(p) for p in zip(*pieces, strict=True)])

@@ -25,17 +25,17 @@ Run = Callable[[Any, Any, Tensor | None], tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Stream:
-    """Where training stands on a stream, between two updates.
+    """The position of training on a stream, between two updates.
 
-    The state is carried from window to window. With a credit that reaches beyond the window, as
+    The state is carried from window to window. If a credit reaches beyond the window, such as
     ``Truncated(every=k1, reach=k2)`` with windows of k1 steps, the gradient goes through the
-    k2 - k1 steps before it, and has to be that of the parameters as they are now; the graph of
-    the last update belongs to others. So those steps are run again, from the state that was
-    stored in front of them. What the module's buffers count, as BatchNorm's do, is counted once.
+    k2 - k1 steps before it, and must be computed with the current parameters; the graph of
+    the last update belongs to older ones. So those steps are run again, from the state that was
+    stored before them. What the module's buffers count, such as BatchNorm's, is counted once.
 
-    Windows may change in length, and so may what the credit reaches: as much of the past is run
-    again as is kept. Where the batch changes, or another sequence begins, begin with a new
-    ``Stream()``, or tell by ``resets`` which sequences begin anew.
+    Windows may change in length, and so may the credit's reach: as much of the past is run
+    again as is kept. If the batch changes, or another sequence begins, start with a new
+    ``Stream()``, or mark by ``resets`` the sequences that begin anew.
 
     >>> import torch, bptt
     >>> rnn, data = bptt.GRU(3, 8), torch.randn(60, 2, 3)
@@ -49,18 +49,18 @@ class Stream:
     >>> stream.past.shape
     torch.Size([10, 2, 3])
 
-    The state now is what a forecast begins with, or another window:
+    A forecast, or another window, starts from the current state:
 
     >>> y, _ = rnn(torch.randn(7, 2, 3), stream.state)
     """
 
     state: Any = None
-    """The state now, after the last step, without a graph; None at the beginning of a stream."""
+    """The current state, after the last step, without a graph; None at the start of a stream."""
     past: Any = None
-    """The inputs that will be run again, [P, B, ...], laid out as the module's; None where there
-    are none."""
+    """The inputs to run again, [P, B, ...], in the module's layout; None if there are
+    none."""
     before: Any = None
-    """The state before the ``past``, without a graph; None where there is none."""
+    """The state before the ``past``, without a graph; None if there is none."""
     resets: Tensor | None = None
     """Where the sequences of the ``past`` begin anew, [P] or [P, B]; None: nowhere."""
 
@@ -73,25 +73,25 @@ class Stream:
         resets: Tensor | None = None,
         **options: Any,
     ) -> tuple[Any, Stream]:
-        """Go on through a window.
+        """Advance by one window.
 
         Args:
-            module: what :func:`bptt.unroll` takes.
-            inputs: the window, a tensor [T, B, ...], or a pytree of such; [B, T, ...] where the
+            module: a module as for :func:`bptt.unroll`.
+            inputs: the window, a tensor [T, B, ...], or a pytree of such; [B, T, ...] if the
                 module is ``batch_first``.
-            credit: how far back the losses are credited. Where its ``history`` is above 0 the
-                window has to be one block of its losses, ``credit.window`` steps, or less at a
-                stream's end.
+            credit: how far back the losses are credited. If its ``history`` is above 0, the
+                window must be one block of its losses, ``credit.window`` steps, or fewer at the
+                end of a stream.
             resets: where sequences begin anew, as for :func:`bptt.unroll`, for the steps of the
                 window; those of the past are remembered.
-            options: further ones of :func:`bptt.unroll`: ``memory``, ``batch_first``...
+            options: further options of :func:`bptt.unroll`: ``memory``, ``batch_first``...
 
         Returns:
-            The outputs of the window, and where the stream stands after it.
+            The outputs of the window, and the stream after it.
 
         Raises:
             ConfigError: the window is longer than the credit's block.
-            ValueError: the window's batch is not that of the past.
+            ValueError: the window's batch differs from that of the past.
         """
         credit = as_credit(Full() if credit is None else credit)
         length, window = getattr(credit, "history", 0), getattr(credit, "window", None)
@@ -100,8 +100,8 @@ class Stream:
         at = layout.by_time("resets", resets, "Stream.advance")
         if length and window is not None and layout.steps > window:
             raise ConfigError(
-                f"{credit!r} reaches back beyond a block of {window} steps, so a stream is "
-                f"trained in windows of {window}, got one of {layout.steps}: split it, or give "
+                f"{credit!r} reaches back beyond a block of {window} steps, so a stream must be "
+                f"trained in windows of {window}, got one of {layout.steps}: split it, or pass "
                 "the whole sequence to bptt.unroll"
             )
         plan = Full() if length else credit
@@ -124,17 +124,17 @@ class Stream:
         resets: Tensor | None = None,
         buffers: Buffers | None = None,
     ) -> tuple[Any, Stream]:
-        """Do what :meth:`advance` does with whatever runs the network.
+        """Advance like :meth:`advance`, with any function that runs the network.
 
         Args:
-            run: the network.
+            run: a function that runs the network.
             inputs: the window.
-            length: how many steps the next update will run again.
-            time: the dimension of time in inputs and outputs.
-            resets: of the window, [T] or [T, B], time first.
-            buffers: of the network, which what is run again must not change.
+            length: the number of steps that the next update will run again.
+            time: the time dimension of inputs and outputs.
+            resets: the window's resets, [T] or [T, B], time first.
+            buffers: the network's buffers, which a repeated run must not change.
         """
-        if not length:  # a past that a longer credit left behind is not needed any more
+        if not length:  # a past left by a longer credit is no longer needed
             y, state = run(inputs, self._now(run, time), resets)
             return y, Stream(_detached(state))
         both, at = self._with_past(inputs, resets, time)
@@ -157,7 +157,7 @@ class Stream:
         return _piece(join(outputs, time), old, steps, time), after
 
     def _now(self, run: Run, time: int) -> Any:
-        """Return the state before the next window; found again where a resumed stream lacks it."""
+        """Return the state before the next window; recompute it if a resumed stream lacks it."""
         if self.state is not None or self.past is None:
             return self.state
         with torch.no_grad():
@@ -173,9 +173,9 @@ class Stream:
         shapes = [[tuple(x.movedim(time, 0).shape[1:]) for x in xs] for xs in (old, new)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                "Stream.advance: expected a window whose inputs have, but for time, the shapes "
-                f"of the past that is run again, {shapes[0]}, got {shapes[1]}; begin with a new "
-                "Stream() where the batch changes"
+                "Stream.advance: expected a window whose inputs have the shapes of the past, "
+                f"except for time, {shapes[0]}, got {shapes[1]}; begin with a new "
+                "Stream() when the batch changes"
             )
         both = join([self.past, inputs], time)
         if self.resets is None and resets is None:

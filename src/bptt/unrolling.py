@@ -1,4 +1,4 @@
-"""The loop over time, for any recurrent module: it carries out a plan and knows no policy."""
+"""The loop over time for any recurrent module: it carries out plans and knows no credit."""
 
 from __future__ import annotations
 
@@ -53,57 +53,57 @@ def unroll(
     state_batch_dim: int | None = None,
     batch_first: bool | None = None,
 ) -> tuple[Any, Any]:
-    """Run a recurrent module over a sequence, its losses credited as far back as wanted.
+    """Run a recurrent module over a sequence, with its losses credited as far back as you choose.
 
     The outputs are the module's own; what changes is the gradient that ``loss.backward()`` finds
     for the module's parameters, the inputs and the initial state: the sum of W[t, s] · C[t, s]
     (:class:`bptt.Plan`). A loss of the final state counts as one of the last step.
 
     Args:
-        module: any callable ``(inputs, state) -> (outputs, state)`` that goes over steps: a
-            module of bptt or torch.nn, or one of yours; one that takes single steps through
-            :class:`bptt.Stepwise`. What it gives for some steps, and then for those after them
-            from the state that it returned, has to be what it gives for all of them at once. It
-            is called with consecutive pieces of the inputs, which are cut where the plan wants
-            something done to the gradient.
+        module: any callable ``(inputs, state) -> (outputs, state)`` over many steps: a module of
+            bptt or torch.nn, or your own; wrap one that takes single steps in
+            :class:`bptt.Stepwise`. Its results for some steps, and then for the following ones
+            from the state that it returned, must be its results for all of them at once. It
+            is called with consecutive pieces of the inputs, which are cut where the plan changes
+            the gradient.
         inputs: a tensor [T, B, ...], or a pytree of such.
-        state: a pytree of tensors, or None where the module knows how to begin: tuples, named
-            tuples, lists, dictionaries, dataclasses, and what is registered with
-            ``torch.utils._pytree``. Other values than tensors are handed on as they are.
+        state: a pytree of tensors, or None if the module makes its own initial state: tuples,
+            named tuples, lists, dictionaries, dataclasses, and classes registered with
+            ``torch.utils._pytree``. Values that are not tensors are passed on unchanged.
         credit: how far back losses are credited: :class:`bptt.Full`, the default,
             :class:`bptt.Truncated`, :class:`bptt.Randomized`, :class:`bptt.Adaptive`, a
-            :class:`bptt.Plan`, or your own; or its spelling, as ``"truncated:20"``.
+            :class:`bptt.Plan`, or your own; or its spelling, such as ``"truncated:20"``.
         memory: what the backward pass keeps: :class:`bptt.Store` or :class:`bptt.Recompute`,
-            which give the same bits (those of ``torch.nn.LSTM`` differ by rounding: torch has
-            other kernels for it without a graph); or the spelling, as ``"recompute:64MB"``. What
-            torch draws from its own generators is drawn again as it was, so dropout falls on the
-            same units; a generator of the module's own, or NumPy's, is not set back. None leaves
-            it to autograd: everything, and second derivatives too, which the other two do not
-            know. The module's buffers, as BatchNorm's, are for a step that is run again what
-            they were the first time, and count it once; attributes of other kinds are not set
-            back.
+            which give the same bits (those of ``torch.nn.LSTM`` differ by rounding, because
+            without a graph torch uses other kernels); or the spelling, such as
+            ``"recompute:64MB"``. Recomputations repeat the draws of torch's own generators, so
+            dropout drops the same units; a generator of the module's own, or NumPy's, is not
+            restored. None leaves everything to autograd, which keeps it all and supports second
+            derivatives; the other two do not. A recomputed step sees the module's buffers, such as
+            BatchNorm's, as they were the first time, and counts once; other attributes are not
+            restored.
         resets: bool, [T], or one for each sequence, [T, B], or [B, T] with ``batch_first``: the
             state is set to zero before the steps where it is true, and no gradient crosses.
-        generator: draws what is random in the credit; torch's own by default.
+        generator: the generator for random credits; torch's own by default.
         per_sequence: whether the credit may treat the sequences of the batch differently, as
             :class:`bptt.Randomized` does. By default only for modules that take ``carry``
-            themselves, as bptt's own. Any other one has to be called anew at each step where
-            any sequence is cut, so all are cut at the same steps and its pieces stay long.
-        state_batch_dim: where the batch lies in each of the state's tensors; by default the
+            themselves, such as bptt's own. Any other module has to be called anew at each step
+            where any sequence is cut, so all are cut at the same steps and its pieces stay long.
+        state_batch_dim: the batch dimension of each of the state's tensors; by default the
             module's own attribute of that name, or 1 as in torch.nn: [L, B, H].
         batch_first: whether inputs and outputs are [B, T, ...], and ``resets`` [B, T]; by default
-            what the module's attribute of that name says, or False.
+            the module's attribute of that name, or False.
 
     Returns:
-        ``(outputs, state)``, as the module gives them.
+        ``(outputs, state)``, as the module returns them.
 
     Raises:
         TypeError: the module does not return ``(outputs, state)``, or its state contains an
-            object whose tensors cannot be seen.
-        ValueError: the module returns a state without a tensor, or a detached one, where the
-            plan, ``resets`` or ``memory`` has to act on it, or it keeps another one in itself;
-            sizes do not fit; or the module is bidirectional and would have to be called
-            in pieces, which would change what it computes.
+            object whose tensors cannot be found.
+        ValueError: the plan, ``resets`` or ``memory`` has to act on the state, but the module
+            returns one without a tensor, or a detached one, or keeps another one in itself;
+            sizes do not match; or the module is bidirectional and would have to be called
+            in pieces, which would change its results.
         RuntimeError: a backward pass is run twice with ``memory``, or a tensor changed in
             between.
 
@@ -119,12 +119,12 @@ def unroll(
     refuse_cell(module, "bptt.unroll")
     check_callable(module, "bptt.unroll")
     if hasattr(state, "plan"):
-        raise TypeError(f"bptt.unroll: {state!r} was given as the state; write credit={state!r}")
+        raise TypeError(f"bptt.unroll: got {state!r} as the state; write credit={state!r}")
     takes_carry = bool(declared(module, "takes_carry", False))
     takes_credit = bool(declared(module, "takes_credit", False))
     if takes_carry and state_batch_dim not in (None, own := declared(module, "state_batch_dim", 1)):
         raise ValueError(
-            f"bptt.unroll: state_batch_dim={state_batch_dim} was given, and the module, which "
+            f"bptt.unroll: got state_batch_dim={state_batch_dim}, but the module, which "
             f"takes carry and resets itself, has {own}; leave it out"
         )
     hands_on = takes_credit and memory is None and per_sequence is not False
@@ -147,7 +147,7 @@ def unroll(
         return pair(found, *RETURNS)
     if isinstance(inputs, PackedSequence):
         raise ValueError(
-            "bptt.unroll: a PackedSequence cannot be cut into pieces; give [T, B, ...], padded, "
+            "bptt.unroll: a PackedSequence cannot be cut into pieces; pass [T, B, ...], padded, "
             "or a module of bptt with memory=None"
         )
     if state is not None:
@@ -186,7 +186,7 @@ def _in_pieces(
     if len(cuts) > 1:
         refuse_bidirectional(module)
     outputs, has_graph, since = [], False, sequence_number()
-    looked_at = {*cuts[1:3], cuts[-1]} - {0}  # a state kept in the module shows in each of them
+    looked_at = {*cuts[1:3], cuts[-1]} - {0}  # a state kept in the module shows at each of these
     for first, end in pairwise([*cuts, layout.steps]):
         x, before = layout.piece(inputs, first, end), crossing.enter(first, state)
         mark = sequence_number() if first in looked_at else 0

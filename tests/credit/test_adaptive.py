@@ -393,7 +393,7 @@ def test_where_the_batch_lies_may_be_said():
 
 def test_a_single_step_needs_a_state_before_it():
     module, x = bptt.GRU(2, 3), torch.randn(1, 4, 2)
-    with pytest.raises(ValueError, match="two steps or more, or a state before the only one"):
+    with pytest.raises(ValueError, match="at least two steps, or a state before the only one"):
         measure_decay(module, x, lambda y: y.sum(), lags=10)
     state = torch.randn(1, 4, 3)
     decay = measure_decay(module, x, lambda y: y.sum(), state, lags=10)

@@ -1,4 +1,4 @@
-"""How far back a loss is credited: plans, and the ways of making them."""
+"""How far back a loss is credited: plans, and the credits that make them."""
 
 from bptt.credit.adaptive import Adaptive
 from bptt.credit.credit import Credit, Probe

@@ -1,4 +1,4 @@
-"""Adaptive credit: as far back as the gradient needs for a wanted relative bias."""
+"""Adaptive credit: as far back as the gradient needs for a given relative bias."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ class Adaptive(Credit):
 
     C. Aicher, N. J. Foti and E. B. Fox, "Adaptively truncating backpropagation through time to
     control gradient bias", UAI 2019, arXiv:1905.07473. With φ_k = ‖∂L_t/∂h_{t-k}‖, assume that
-    E φ_{k+1} ≤ β E φ_k from some lag τ on. Then what a reach of K steps leaves out is at most
+    E φ_{k+1} ≤ β E φ_k from some lag τ on. Then a reach of K steps leaves out at most
 
         bias(K) = Σ_{K ≤ k < τ} φ_k + φ_τ / (1 - β)       for K < τ,
         bias(K) = φ_τ β^{K-τ} / (1 - β)                   from τ on,
 
     and relative to the gradient at most bias(K) / max_J (‖g_J‖ - bias(J)), where ‖g_J‖ is
-    what the lags up to J - 1 give. The reach is the least K for which that is below the
+    the gradient from the lags up to J - 1. The reach is the least K for which this is below the
     tolerance. β is the slope of a least-squares line through log φ_k from τ on.
 
-    It measures what the network already uses: a dependency that it has not learnt yet it cannot
-    see. Set ``least`` to about the shortest lag that matters, and take a small tolerance.
+    It measures what the network already uses, so it cannot see a dependency that is not learnt
+    yet. Set ``least`` to about the shortest lag that matters, and use a small tolerance.
 
     The plan is ``Truncated(every=K, reach=2K)``: every loss reaches at least K + 1 steps back,
-    its own included, at twice the cost of the exact gradient. Until something has been
-    measured (:meth:`adapt`), K is an assumption, which ``repr`` says.
+    its own included, at twice the cost of the exact gradient. Before the first measurement
+    (:meth:`adapt`), K is an assumption, which ``repr`` shows.
 
     Args:
-        tolerance: the relative bias that is tolerated, above 0.
-        start: K before anything is measured.
-        least: K never falls below this.
-        most: nor rises above this; so many lags are looked at.
+        tolerance: the tolerated relative bias, above 0.
+        start: K before the first measurement.
+        least: the smallest K.
+        most: the largest K, and the number of lags to measure.
         tau: τ, below ``most``; by default 4/5 of it.
-        adapt_every: updates between measurements; None leaves it to the training loop, which
-            measures once an epoch.
+        adapt_every: updates between measurements; None leaves this to the training loop, which
+            measures once per epoch.
 
     Attributes:
-        reach: K as it is now.
-        beta: The measured decay for a step, β; None before a measurement, 1 or more where the
-            gradient does not decay, so that no bound holds and K is ``most``.
-        relative_bias: The bound at K; infinite where there is none.
-        measurements: How often it has been measured.
+        reach: The current K.
+        beta: The measured decay per step, β; None before the first measurement, 1 or more if the
+            gradient does not decay, in which case no bound holds and K is ``most``.
+        relative_bias: The bound at K; infinite if there is none.
+        measurements: The number of measurements.
 
     Raises:
         ConfigError: an option is out of its range.
@@ -88,23 +88,23 @@ class Adaptive(Credit):
         for name in ("start", "least", "most", "tau", "adapt_every"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"Adaptive: {name} must be an integer from 1 on, got {value!r}")
+                raise ConfigError(f"Adaptive: {name} must be a positive integer, got {value!r}")
         if not self.least <= self.start <= self.most:
             raise ConfigError(
                 f"Adaptive: least <= start <= most must hold, got least={self.least}, "
-                f"start={self.start}, most={self.most}; give those that do not fit"
+                f"start={self.start}, most={self.most}; change those that contradict this"
             )
         if self.most < 3:
             raise ConfigError(
-                f"Adaptive: a decay can be measured from 3 lags on, got most={self.most}; give "
-                f"more, or use Truncated(every={self.start}, reach={2 * self.start})"
+                f"Adaptive: measuring a decay takes at least 3 lags, got most={self.most}; raise "
+                f"it, or use Truncated(every={self.start}, reach={2 * self.start})"
             )
         if self.tau is not None and self.tau >= self.most:
             raise ConfigError(f"Adaptive: tau must be below most={self.most}, got {self.tau}")
         self.reach = self.start
 
     def __repr__(self) -> str:
-        """Write the options and what was measured, or that nothing was."""
+        """Write the options and what was measured."""
         if self.beta is None:
             found = f"reach {self.reach} assumed, nothing measured yet"
         elif self.beta < 1:
@@ -115,12 +115,12 @@ class Adaptive(Credit):
 
     @property
     def window(self) -> int:  # type: ignore[override]
-        """An update every K steps."""
+        """The number of steps between updates, K."""
         return self.reach
 
     @property
     def history(self) -> int:  # type: ignore[override]
-        """The K steps before them are run again."""
+        """The K steps before the window, which are run again."""
         return self.reach
 
     def plan(self, steps: int, batch: int = 1, generator: torch.Generator | None = None) -> Plan:
@@ -128,33 +128,33 @@ class Adaptive(Credit):
         return Plan.windows(steps, every=self.reach, reach=2 * self.reach)
 
     def adapt(self, probe: Probe) -> None:
-        """Measure the decay, and set the reach by it."""
+        """Measure the decay, and set the reach accordingly."""
         self.observe(probe(self.most))
 
     def observe(self, decay: Decay) -> None:
-        """Set the reach by a measured decay.
+        """Set the reach according to a measured decay.
 
         Args:
-            decay: what :func:`bptt.credit.measure_decay` gives. Fewer than 3 lags, as of very
-                short sequences, tell nothing and change nothing.
+            decay: a result of :func:`bptt.credit.measure_decay`. Fewer than 3 lags, as from very
+                short sequences, are ignored.
 
         Raises:
-            DivergedError: what was measured is not finite.
+            DivergedError: the measured values are not finite.
         """
         norms = decay.norms.mean(0)
         if not (np.isfinite(norms).all() and np.isfinite(decay.sums).all()):
             raise DivergedError(
                 "Adaptive has measured a gradient that is not finite: the state's gradient "
-                "explodes within the lags it looks at",
-                "clip, or give a smaller most=",
+                "explodes within the measured lags",
+                "clip, or use a smaller most=",
             )
         if len(norms) < 3:
             return
         tau = 4 * self.most // 5 if self.tau is None else self.tau
-        tau = min(tau, 4 * len(norms) // 5, len(norms) - 2)  # a slope takes two points
+        tau = min(tau, 4 * len(norms) // 5, len(norms) - 2)  # a slope needs two points
         self.beta = _slope(norms, tau)
         bias = _bias(norms, tau, self.beta)
-        gradient = float(np.max(decay.sums - bias[1:]))  # that of K steps has the lags to K - 1
+        gradient = float(np.max(decay.sums - bias[1:]))  # K steps have the lags to K - 1
         relative = bias[1:] / gradient if gradient > 0 else np.full(len(norms), math.inf)
         (enough,) = np.nonzero(relative < self.tolerance)
         K = int(enough[0]) + 1 if len(enough) else self.most
@@ -164,7 +164,7 @@ class Adaptive(Credit):
         self.measurements += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the reach, and what was measured."""
+        """Return the reach and the measurements, to be saved as JSON."""
         bias = None if math.isinf(self.relative_bias) else self.relative_bias
         return {
             "reach": self.reach,
@@ -174,7 +174,7 @@ class Adaptive(Credit):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
             CheckpointError: it is damaged.
@@ -193,7 +193,7 @@ class Adaptive(Credit):
 
 
 def _slope(norms: NDArray[np.float64], tau: int) -> float:
-    """β: the least-squares slope of log φ_k from τ on; 0 where nothing is left by then."""
+    """β: the least-squares slope of log φ_k from τ on; 0 if nothing is left by then."""
     k = np.arange(tau, len(norms))
     k = k[norms[k] > 1e-30]  # below, it is rounding
     if len(k) < 2:
@@ -202,7 +202,7 @@ def _slope(norms: NDArray[np.float64], tau: int) -> float:
 
 
 def _bias(norms: NDArray[np.float64], tau: int, beta: float) -> NDArray[np.float64]:
-    """What a reach of K steps leaves out at most, for K = 0 ... lags."""
+    """The most that a reach of K steps leaves out, for K = 0 ... lags."""
     K = np.arange(len(norms) + 1)
     if beta >= 1:
         return np.full(len(K), math.inf)

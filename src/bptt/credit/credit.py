@@ -1,4 +1,4 @@
-"""What a credit is: one method, from the length of a sequence to a plan."""
+"""The base class of credits: one method, from the length of a sequence to a plan."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bptt.credit.decay import Decay
 from bptt.credit.plan import Plan
 
 Probe = Callable[[int], Decay]
-"""``probe(lags)`` measures the decay of the state's gradient, on the model as it is."""
+"""``probe(lags)`` measures the decay of the state's gradient, on the current model."""
 
 
 class Credit:
-    """How far back a loss is credited. A subclass with :meth:`plan` is a new one.
+    """How far back a loss is credited. A subclass with :meth:`plan` is a new credit.
 
-    The rest has defaults, which suit what does not learn from training.
+    Everything else has defaults, which suit a credit that does not learn from training.
 
     >>> import numpy as np
     >>> class Fading(Credit):
@@ -32,45 +32,44 @@ class Credit:
     """
 
     window: int | None = None
-    """The steps between updates that suit it where training goes along a stream; None: any."""
+    """The number of steps between updates on a stream; None: any."""
 
     history: int = 0
-    """How many steps before the window of an update it reaches into, where training goes along a
-    stream: they are run again, from the state that was stored there, under the current
-    parameters."""
+    """The number of steps before an update's window that its losses reach, on a stream. They are
+    run again, from the state that was stored there, under the current parameters."""
 
     adapt_every: int | None = None
-    """Updates between calls of :meth:`adapt`; None: one call an epoch."""
+    """The number of updates between calls of :meth:`adapt`; None: one call per epoch."""
 
     def plan(self, steps: int, batch: int = 1, generator: torch.Generator | None = None) -> Plan:
         """Plan for one sequence, or batch of sequences.
 
         Args:
-            steps: T.
-            batch: B; 1 asks for weights that all sequences share, or there is just one.
-            generator: draws what is random; None draws from torch's own.
+            steps: the number of steps, T.
+            batch: the batch size, B; 1 also asks for weights that all sequences share.
+            generator: the generator for random plans; None uses torch's own.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define plan(steps, batch, generator)"
         )
 
     def adapt(self, probe: Probe) -> None:
-        """Learn from training. Called now and then; this one does not ask.
+        """Learn from training. Called from time to time; the base class does nothing.
 
         Args:
-            probe: measures the decay of the state's gradient, on the model as it is.
+            probe: measures the decay of the state's gradient, on the current model.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what was learnt from training, to be saved as JSON."""
+        """Return what was learnt from training, to be saved as JSON."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
 
     @property
     def spelling(self) -> str:
-        """How the command line spells it: what :func:`bptt.credit.parse` reads."""
+        """Its spelling on the command line, as :func:`bptt.credit.parse` reads it."""
         kind = type(self)
         name = kind.__name__.lower()
         if not kind.__module__.startswith("bptt.credit."):
@@ -78,12 +77,12 @@ class Credit:
         return ":".join(filter(None, (name, ",".join(_options(self, str)))))
 
     def __repr__(self) -> str:
-        """Write it as Python makes it."""
+        """Write the call that makes it."""
         return f"{type(self).__name__}({', '.join(_options(self, repr))})"
 
 
 def _options(credit: Credit, write: Callable[[Any], str]) -> list[str]:
-    """A dataclass's fields: the first by its value alone, others if they are not at defaults."""
+    """A dataclass's fields: the first by its value alone, the others unless they are defaults."""
     options: list[str] = []
     for number, f in enumerate(getattr(type(credit), "__dataclass_fields__", {}).values()):
         value = getattr(credit, f.name)
@@ -94,6 +93,6 @@ def _options(credit: Credit, write: Callable[[Any], str]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Write a float in few digits, unless that would be another one."""
+    """Write a float in few digits, if they determine it."""
     short = f"{value:g}"
     return short if float(short) == value else repr(value)

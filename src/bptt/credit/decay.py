@@ -1,4 +1,4 @@
-"""How the gradient of one step's loss decays on its way back, measured on any module."""
+"""Decay of the gradient of one step's loss on its way back, for any module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bptt.pytree import check_leaves, is_float, leaves_of, map_tensors
 
 
 class Decay(NamedTuple):
-    """What a probe finds; k counts the steps back, from 0 on."""
+    """The result of a probe; k counts the steps back, from 0 on."""
 
     norms: NDArray[np.float64]
     """φ_k = ‖∂L_t/∂h_{t-k}‖ for each sequence, [B, lags]; the state's tensors taken together."""
@@ -36,24 +36,25 @@ def measure_decay(
 ) -> Decay:
     """Measure ‖∂L_t/∂h_{t-k}‖ for the loss of the last step.
 
-    The module is run step by step over the last steps; what comes before them only warms the
-    state up. From outside the state is seen where it goes into a step, so the gradient at lag 0,
-    at h_t itself, is taken to be that at lag 1.
+    The module is run step by step over the last steps; the steps before only warm the state up.
+    The state is visible only where it enters a step, so the gradient at lag 0, at h_t itself, is
+    taken to be that at lag 1.
 
     Args:
         module: any callable ``(inputs [T, B, ...], state) -> (outputs [T, B, ...], state)``.
         inputs: [T, B, ...], or a pytree of such.
         loss: ``outputs [1, B, ...] of the last step -> scalar``, a sum or mean over the sequences.
-        state: the initial state; None where the module knows how to begin.
-        lags: how many lags to look at, from 0 on; fewer where there are fewer steps.
-        state_batch_dim: where the batch lies in the state's tensors; by default as for
+        state: the initial state; None if the module makes its own.
+        lags: the number of lags to measure, from 0 on; fewer if there are fewer steps.
+        state_batch_dim: the batch dimension of the state's tensors; by default as for
             :func:`bptt.unroll`.
-        batch_first: whether inputs and outputs are [B, T, ...], likewise.
+        batch_first: whether inputs and outputs are [B, T, ...]; by default as for
+            :func:`bptt.unroll`.
 
     Raises:
-        TypeError: the module does not return outputs and a state whose tensors can be seen.
+        TypeError: the module does not return outputs and a state whose tensors can be found.
         ValueError: there is a single step and no state before it; or no tensor of the state has
-            a gradient, or its batch is elsewhere.
+            a gradient, or its batch is in another dimension.
     """
     layout = Layout.of(module, inputs, batch_first, state_batch_dim, where="measure_decay")
     T, dim, buffers = layout.steps, layout.state_dim, Buffers(modules_in(module))
@@ -61,7 +62,7 @@ def measure_decay(
     begin = T - lags + 1  # lag k is the state before step T - k, so lags - 1 of them
     if begin == 0 and state is None:
         raise ValueError(
-            "measure_decay: expected two steps or more, or a state before the only one, got one "
+            "measure_decay: expected at least two steps, or a state before the only one, got one "
             "step and state=None"
         )
     with torch.no_grad(), buffers.aside():
@@ -71,7 +72,7 @@ def measure_decay(
     before: list[list[Tensor]] = []
     with torch.enable_grad(), buffers.aside():
         for t in range(begin, T):
-            # As it goes into the step: that h is computed from c counts in the step before.
+            # As it enters the step: the dependence of c on that h counts in the step before.
             state = map_tensors(lambda s: s.view_as(s), state)
             before.append([s for s in leaves_of(state) if is_float(s)])
             y, state = _call(module, layout, inputs, t, t + 1, state)

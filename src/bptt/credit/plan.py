@@ -1,4 +1,4 @@
-"""A plan: how much of each loss is credited to each step, in integers and weights.
+"""A plan: how much of each loss is credited to each step, as integers and weights.
 
 Write C[t, s] for the part of the gradient that flows from the loss at step t back to the use of
 the parameters at step s. Backpropagation through time is the sum of all of them, s ≤ t; every way
@@ -6,13 +6,13 @@ of assigning credit is a weight matrix over the same terms,
 
     ĝ = Σ W[t, s] C[t, s],        W[t, t] = 1,  W[t, s] = 0 for s > t,
 
-and a plan is that matrix in the form in which it can be carried out:
+and a plan is that matrix in a form that can be carried out:
 
     W[t, s] = [s ≥ since(t)] · carry[s+1] · carry[s+2] ··· carry[t]
 
-``carry[j]`` is what the state's gradient is multiplied by where it crosses from step j to step
-j-1: 1 passes it, 0 cuts it, 1/π reweights it. One backward pass does that. ``since`` is a window's
-edge; a block of losses that all have the same one travels back together.
+``carry[j]`` is the factor on the state's gradient where it crosses from step j to step j-1: 1
+passes it, 0 cuts it, 1/π reweights it. One backward pass carries it out. ``since`` is a window's
+edge; losses with the same edge form a block and travel back together.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from bptt.errors import ConfigError
 
 
 class Block(NamedTuple):
-    """Losses that reach equally far back: those of the steps ``first`` to ``end - 1``."""
+    """Losses that reach back to the same step: those of the steps ``first`` to ``end - 1``."""
 
     first: int
     """The first step whose loss belongs to the block."""
     end: int
     """The step after the last one."""
     since: int
-    """The first step that they are credited to; if it is 0, the initial state is too."""
+    """The first step they are credited to; 0 includes the initial state."""
 
 
 class Plan:
     """How far back the losses of a sequence of T steps are credited, and with what weight.
 
     Args:
-        steps: T, at least 1.
-        carry: factors of the state's gradient, [T], or [T, B] where each sequence of the batch
+        steps: the number of steps T, at least 1.
+        carry: factors of the state's gradient, [T], or [T, B] if each sequence of the batch
             has its own; ``carry[j]`` where it crosses from step j to step j-1, ``carry[0]``
-            where it reaches the initial state. Ones if left out.
-        blocks: where losses have windows. They follow each other and cover all steps; none if
-            every loss reaches back to the first step, as far as ``carry`` lets it.
+            where it reaches the initial state. Ones by default.
+        blocks: blocks of losses with a window each. They follow each other and cover all steps;
+            by default every loss reaches back to the first step, as far as ``carry`` lets it.
 
     Attributes:
         steps: T.
         carry: The factors, float64 [T] or [T, B].
-        blocks: The windows that overlap; where none do, they are cuts in ``carry`` and there is
-            no block.
+        blocks: The blocks if windows overlap; otherwise they are expressed as cuts in ``carry``
+            and there are none.
 
     Raises:
-        ConfigError: the sizes do not fit, or a factor is not a finite number.
+        ConfigError: the sizes do not match, or a factor is not a finite number.
 
     >>> print(Plan(4, carry=[1, 1, 0, 1]))
     1
@@ -96,7 +96,7 @@ class Plan:
         """Make the plan of Williams and Peng's BPTT(reach; every).
 
         The losses of each block of ``every`` steps reach back ``reach`` steps from the block's
-        end. The last block may be shorter; its losses reach as far as those of a whole one.
+        end. The last block may be shorter; its losses reach as far as those of a full block.
 
         >>> print(Plan.windows(5, every=1, reach=3))
         1
@@ -111,7 +111,7 @@ class Plan:
 
     @property
     def is_product(self) -> bool:
-        """Whether ``carry`` says it all, so that one backward pass carries it out."""
+        """Whether ``carry`` alone defines the plan, so that one backward pass carries it out."""
         return not self.blocks
 
     @cached_property
@@ -121,20 +121,20 @@ class Plan:
 
     @property
     def batch(self) -> int | None:
-        """B where each sequence has weights of its own, or None."""
+        """B if each sequence has its own weights, otherwise None."""
         return None if self.carry.ndim == 1 else int(self.carry.shape[1])
 
     def since(self) -> NDArray[np.int64]:
-        """Give for each step the first one that its loss's window holds, [T]."""
+        """The first step in the window of each step's loss, [T]."""
         since = np.zeros(self.steps, np.int64)
         for first, end, edge in self.blocks:
             since[first:end] = edge
         return since
 
     def matrix(self) -> NDArray[np.float64]:
-        """Give W: [T, T], or [B, T, T] where each sequence of the batch has weights of its own.
+        """Return W: [T, T], or [B, T, T] if each sequence of the batch has its own weights.
 
-        This is what the plan means; whatever carries it out is tested against it.
+        This matrix defines the plan; every implementation is tested against it.
         """
         T = self.steps
         carry = self.carry if self.carry.ndim == 2 else self.carry[:, None]
@@ -147,7 +147,7 @@ class Plan:
         return W if self.carry.ndim == 2 else W[0]
 
     def of_initial_state(self) -> NDArray[np.float64]:
-        """Give the weight with which each loss is credited to the initial state, [T] or [B, T].
+        """Return the weight with which each loss is credited to the initial state, [T] or [B, T].
 
         What reaches step 0 goes on to the initial state, times ``carry[0]``.
         """
@@ -157,26 +157,26 @@ class Plan:
 
     @property
     def reach(self) -> int:
-        """The most steps that any loss is credited to, its own included."""
+        """The largest number of steps that a loss is credited to, its own included."""
         W = self.matrix().reshape(-1, self.steps, self.steps).any(0)
         t, s = np.nonzero(W)
         return int((t - s).max()) + 1
 
     @property
     def backward_steps(self) -> int:
-        """How many steps are gone back through, over all blocks: T unless windows overlap."""
+        """The number of backward steps over all blocks: T unless windows overlap."""
         return sum(b.end - b.since for b in self.blocks) or self.steps
 
     def slice(self, first: int, end: int) -> Plan:
-        """Give the part of a product plan for the steps ``first`` to ``end - 1``."""
+        """Return the part of a product plan for the steps ``first`` to ``end - 1``."""
         if not self.is_product:
-            raise ConfigError("a plan with windows that overlap cannot be sliced")
+            raise ConfigError("a plan with overlapping windows cannot be sliced")
         return Plan(end - first, self.carry[first:end])
 
     def plan(self, steps: int, batch: int = 1, generator: Any = None) -> Plan:
-        """Return itself: a plan serves wherever a credit does, for sequences of its length."""
+        """Return itself: a plan can be used as a credit for sequences of its length."""
         if steps != self.steps:
-            raise ConfigError(f"this plan is for {self.steps} steps, not for {steps}")
+            raise ConfigError(f"this plan is for {self.steps} steps, got {steps}")
         return self
 
     def figure(self, title: str | None = None) -> Any:
@@ -190,7 +190,7 @@ class Plan:
         return draw_plans({title or "": self})
 
     def __str__(self) -> str:
-        """Write the matrix, a dot for each zero; only its corner where it is large."""
+        """Write the matrix, with a dot for each zero; of a large one only the corner."""
         most = 16
         W = self.matrix() if self.steps <= 64 else Plan._corner(self, most)
         note = "" if self.batch is None else f"\nthe first of {self.batch} sequences"
@@ -220,15 +220,15 @@ def _check(blocks: Iterable[Block], T: int) -> None:
             )
         before = b.end
     if before not in (0, T):
-        raise ConfigError(f"a plan's blocks must cover all {T} steps, these end at {before}")
+        raise ConfigError(f"a plan's blocks must cover all {T} steps; these end at {before}")
 
 
 def _as_cuts(blocks: tuple[Block, ...]) -> list[int] | None:
-    """Find where to cut, if cuts do what the windows do: no window begins inside another one."""
+    """Find cuts equivalent to the windows, which exist if no window begins inside another one."""
     cuts = sorted({b.since for b in blocks} - {0})
     edges = np.array([0, *cuts])
     for b in blocks:
-        # The last cut at or before every loss of the block has to be the block's own edge.
+        # The last cut at or before every loss of the block must be the block's own edge.
         if edges[np.searchsorted(edges, b.end - 1, side="right") - 1] != b.since:
             return None
     return cuts

@@ -1,4 +1,4 @@
-"""Randomized credit: cuts at random places, and weights that make up for them."""
+"""Randomized credit: cuts at random places, with weights that compensate for them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from bptt.errors import ConfigError
 
 @dataclass(frozen=True, repr=False)
 class Randomized(Credit):
-    """The state's gradient is cut at random, and reweighted where it is not. Unbiased.
+    """Cuts the state's gradient at random and reweights it elsewhere. Unbiased.
 
-    Between the steps j-1 and j it is cut with probability c_j, otherwise multiplied by
-    1 / (1 - c_j): carry[j] is 0 or 1 / (1 - c_j), its mean is 1 whatever happened before, and so
+    Between steps j-1 and j the gradient is cut with probability c_j, otherwise multiplied by
+    1 / (1 - c_j): carry[j] is 0 or 1 / (1 - c_j), its mean is 1 whatever happened before, so
     the mean of W[t, s] is 1. C. Tallec and Y. Ollivier, "Unbiasing truncated backpropagation
     through time" (2017), arXiv:1705.08209.
 
     Args:
-        mean: the mean length of the pieces, above 1, in steps.
+        mean: the mean length of the pieces in steps, above 1.
         tail: ``"heavy"``, the paper's choice: c_j = (α - 1) / ((α - 2) · mean + δ), where δ
-            counts the steps since the last cut. Long pieces are not so rare, and the weight of
-            a lag ℓ grows like ℓ^(α-1). ``"constant"``: c_j = 1 / mean; lengths are geometric
-            and the weights grow exponentially, by e every ``mean`` steps, and the variance with
-            them.
+            counts the steps since the last cut. Long pieces are less rare, and the weight of
+            a lag ℓ grows like ℓ^(α-1). ``"constant"``: c_j = 1 / mean; lengths are geometric, and
+            the weights, and with them the variance, grow exponentially, by e every ``mean``
+            steps.
         alpha: α of the heavy tail, above 2; from 3 on, lengths have a finite variance.
-        shared: whether all sequences of a batch are cut at the same places. Otherwise each is
-            cut at its own, which lowers the variance.
-        pi: D2L's form of it (Dive into Deep Learning, 9.7.1.3) instead of ``mean``:
-            ξ_j ∈ {0, 1/π_j} with P(ξ_j ≠ 0) = π_j, a number or one for each step.
+        shared: whether all sequences of a batch are cut at the same places. Otherwise each has
+            its own cuts, which lowers the variance.
+        pi: the form of D2L (Dive into Deep Learning, 9.7.1.3) instead of ``mean``:
+            ξ_j ∈ {0, 1/π_j} with P(ξ_j ≠ 0) = π_j, as one number or one per step.
 
     Raises:
         ConfigError: an option is out of its range.
@@ -86,8 +86,8 @@ class Randomized(Credit):
     def carry_of(self, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
         """Turn numbers drawn from U(0, 1) into factors: [T, B] to [T, B].
 
-        A number below the probability of a cut cuts. The first step's is not used: what reaches
-        the initial state passes.
+        A number below the probability of a cut means a cut. The first step's number is not used:
+        the gradient always passes to the initial state.
         """
         carry = np.ones_like(drawn)
         since_cut = np.ones(drawn.shape[1])
@@ -104,10 +104,10 @@ class Randomized(Credit):
         """c_j, the probability of a cut between the steps j-1 and j.
 
         Args:
-            step: j.
+            step: the step j.
             since_cut: δ for each sequence, [B]: the steps since its last cut, 1 for the first
                 boundary after it.
-            steps: T.
+            steps: the number of steps T.
         """
         if self.pi is not None:
             pi = np.asarray(self.pi, np.float64)

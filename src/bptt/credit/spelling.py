@@ -1,4 +1,4 @@
-"""How a credit is spelt: ``full``, ``truncated:35``, ``truncated:every=10,reach=35``..."""
+"""Spelling of credits: ``full``, ``truncated:35``, ``truncated:every=10,reach=35``..."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ KINDS: dict[str, type[Credit]] = {
     "adaptive": Adaptive,
 }
 
-_COMMA = re.compile(r",(?![^(\[]*[)\]])")  # but for those within brackets
+_COMMA = re.compile(r",(?![^(\[]*[)\]])")  # except within brackets
 
 _HOW = (
-    "write full, truncated:35, truncated:every=10,reach=35, randomized:35, adaptive:0.1, or your "
+    "use full, truncated:35, truncated:every=10,reach=35, randomized:35, adaptive:0.1, or your "
     "own as module.Class:arguments"
 )
 
 
 def parse(spelling: str) -> Credit:
-    """Read a credit as the command line spells it.
+    """Parse the spelling of a credit on the command line.
 
-    A name, and after a colon its arguments: the first may be a value alone, the others are
-    ``name=value``. A name with a dot in it is a class of yours, in a module that Python finds.
+    The spelling is a name, followed by a colon and the arguments: the first may be a value alone,
+    the others are ``name=value``. A name with a dot is your own class, in an importable module.
 
     Raises:
-        ConfigError: there is no such credit, or its arguments do not fit.
+        ConfigError: there is no such credit, or its arguments are wrong.
 
     >>> parse("truncated:every=10,reach=35")
     Truncated(every=10, reach=35)
@@ -65,25 +65,25 @@ def parse(spelling: str) -> Credit:
     except TypeError as e:
         reason = str(e).replace("__init__()", kind.__name__).split(kind.__name__ + ".")[-1]
         raise ConfigError(f"credit {spelling!r}: {_line(reason)}; {_HOW}") from None
-    except Exception as e:  # a class of the user's may raise anything
+    except Exception as e:  # a user's own class may raise anything
         raise ConfigError(
             f"credit {spelling!r} cannot be made, {type(e).__name__}: {_line(e)}"
         ) from e
 
 
 def as_credit(given: Any) -> Any:
-    """Take a credit as it is, and read the spelling of one.
+    """Return a credit as it is, and parse the spelling of one.
 
     Raises:
-        ConfigError: it is spelled in another way.
-        TypeError: it is neither.
+        ConfigError: the spelling is wrong.
+        TypeError: it is neither a credit nor a spelling.
 
     >>> as_credit("truncated:20")
     Truncated(20)
     """
     credit = parse(given) if isinstance(given, str) else given
     if isinstance(credit, int) and not isinstance(credit, bool):
-        raise TypeError(f"expected a credit, got {credit!r}: bptt.Truncated({credit}) is meant?")
+        raise TypeError(f"expected a credit, got {credit!r}: is bptt.Truncated({credit}) meant?")
     if isinstance(credit, type) or not hasattr(credit, "plan"):
         raise TypeError(
             "expected a credit, such as bptt.Truncated(20), its spelling, 'truncated:20', or an "
@@ -93,24 +93,24 @@ def as_credit(given: Any) -> Any:
 
 
 def is_own(spelling: str) -> bool:
-    """Whether it names a class of the user's, which is imported where it is parsed."""
+    """Whether it names a user's own class, which is imported when parsed."""
     return "." in spelling.partition(":")[0]
 
 
 def _import(name: str, spelling: str) -> type[Credit]:
     parts = name.split(".")
     if len(parts) < 2 or not all(p.isidentifier() for p in parts):
-        raise ConfigError(f"there is no credit {spelling!r}; {_HOW}")
+        raise ConfigError(f"unknown credit {spelling!r}; {_HOW}")
     here = str(Path.cwd())
-    sys.path.insert(0, here)  # so that a class in a file beside you is found
+    sys.path.insert(0, here)  # so that a class in a file in the current directory is found
     try:
         found = _find(parts)
     except ModuleNotFoundError as e:
         raise ConfigError(
-            f"credit {spelling!r} cannot be imported: {e}; work in the directory of {parts[0]}.py, "
-            "or name that in PYTHONPATH"
+            f"credit {spelling!r} cannot be imported: {e}; run in the directory of {parts[0]}.py, "
+            "or add it to PYTHONPATH"
         ) from None
-    except Exception as e:  # a module of the user's may raise anything
+    except Exception as e:  # a user's own module may raise anything
         raise ConfigError(
             f"credit {spelling!r} cannot be imported, {type(e).__name__}: {_line(e)}"
         ) from e
@@ -125,13 +125,13 @@ def _import(name: str, spelling: str) -> type[Credit]:
 
 
 def _find(parts: list[str]) -> Any:
-    """Import the module that most of the names make, and go on through its attributes."""
+    """Import the longest prefix of the names that is a module, then follow the attributes."""
     for n in range(len(parts) - 1, 0, -1):
         name = ".".join(parts[:n])
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as e:
-            if n > 1 and e.name == name:  # perhaps a class within a class
+            if n > 1 and e.name == name:  # perhaps a nested class
                 continue
             raise
         return reduce(getattr, parts[n:], module)

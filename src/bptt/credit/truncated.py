@@ -13,21 +13,21 @@ from bptt.errors import ConfigError
 
 @dataclass(frozen=True, repr=False)
 class Truncated(Credit):
-    """Losses are credited to the steps of a window, and to nothing before it. Biased.
+    """Credits losses to the steps of a window, and to nothing before it. Biased.
 
-    ``Truncated(k)`` cuts the sequence into pieces of k steps, each a window of its own: what is
+    ``Truncated(k)`` cuts the sequence into pieces of k steps, each a window of its own: this is
     usually called truncated backpropagation through time. The first loss of a piece reaches one
     step, the last one k.
 
     ``Truncated(every=k1, reach=k2)`` is BPTT(k2; k1) of R. J. Williams and J. Peng, "An efficient
     gradient-based algorithm for on-line training of recurrent network trajectories", Neural
     Computation 2 (1990): the losses of each block of k1 steps reach back k2 steps from the
-    block's end, so each of them at least k2 - k1 + 1 steps, its own included. It costs k2/k1
-    times as much. ``every=1, reach=k+1`` is the window that lets every loss reach k steps back
+    block's end, so each reaches at least k2 - k1 + 1 steps, its own included. It costs k2/k1
+    times as much. ``every=1, reach=k+1`` lets every loss reach k steps back
     (``bptt_truncate = k`` in some texts).
 
     Args:
-        k: the pieces' length; then ``every`` and ``reach`` are left out.
+        k: the pieces' length, instead of ``every`` and ``reach``.
         every: k1, the length of a block of losses.
         reach: k2 ≥ k1.
 
@@ -53,7 +53,7 @@ class Truncated(Credit):
     reach: int | None = None
 
     def __post_init__(self) -> None:
-        """Check that the lengths fit together."""
+        """Check the lengths."""
         given = (self.k is not None, self.every is not None, self.reach is not None)
         if given not in ((True, False, False), (False, True, True)):
             raise ConfigError(
@@ -63,7 +63,7 @@ class Truncated(Credit):
         for name in ("k", "every", "reach"):
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < 1):
-                raise ConfigError(f"Truncated: {name} must be an integer from 1 on, got {value!r}")
+                raise ConfigError(f"Truncated: {name} must be a positive integer, got {value!r}")
         every, reach = self.lengths
         if reach < every:
             raise ConfigError(
@@ -82,12 +82,12 @@ class Truncated(Credit):
 
     @property
     def window(self) -> int:  # type: ignore[override]
-        """An update every ``every`` steps."""
+        """The number of steps between updates, ``every``."""
         return self.lengths[0]
 
     @property
     def history(self) -> int:  # type: ignore[override]
-        """``reach - every`` steps before the block."""
+        """The ``reach - every`` steps before the block."""
         every, reach = self.lengths
         return reach - every
 
