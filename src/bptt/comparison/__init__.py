@@ -1,4 +1,4 @@
-"""Ways of assigning credit side by side: the same task, weights and batches for each of them."""
+"""Comparison of credits: the same task, weights and batches for each of them."""
 
 from bptt.comparison.compare import Watch, compare
 from bptt.comparison.result import Comparison, CreditResult, Figures, Trial

@@ -1,4 +1,4 @@
-"""The comparison itself: which run comes when, and what is the same for all."""
+"""The comparison itself: the order of the runs, and what they have in common."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from bptt.memory import parse as parse_memory
 
 UPDATES, UPDATES_OF_TEXT = 3000, 400
 BUILT_IN = "python"
-ENOUGH = 1.05  # times the exact credit's last perplexity is the target for a text
+ENOUGH = 1.05  # a text's target perplexity, relative to the exact credit's last one
 
 
 class Watch:
-    """What wants to know how a comparison goes; this one does not. All of it may be overridden."""
+    """Callbacks of a comparison; the base class does nothing. Override the ones you need."""
 
     def begun(self, credit: str, seed: int, number: int, runs: int, updates: int) -> None:
-        """Be told of a run: which it is, of how many, and how many updates it may take."""
+        """Called when a run begins, with its number, that of all runs, and its largest update."""
 
     def updated(self, update: int, loss: float) -> None:
-        """Be told of an update, and the smoothed loss."""
+        """Called after each update, with the smoothed loss."""
 
     def finished(self, credit: str, trial: Trial) -> None:
-        """Be told what a run found."""
+        """Called with the result of each run."""
 
 
 def compare(
@@ -58,36 +58,36 @@ def compare(
     stop: Stop = lambda: None,
     **options: Any,
 ) -> Comparison:
-    """Train the same network under several ways of assigning credit.
+    """Train the same network under several credits.
 
-    With a seed all credits begin with the same weights and see the same batches. The optimizer is
+    For each seed all credits begin with the same weights and see the same batches. The optimizer is
     Adam, the gradient's norm is clipped to 1, an LSTM's forget gates begin with a bias of 1. A run
-    on a task is solved when the mean loss of its last 50 batches reaches the target, and ends
-    when it has stayed there for 100 updates. The batches are never repeated, so that is a test
-    loss.
+    on a task counts as solved when the mean loss of its last 50 batches reaches the target, and
+    ends when it has stayed there for 100 updates. The batches are never repeated, so this is a
+    test loss.
 
     Args:
-        task: one of :data:`bptt.data.TASKS`, by name or made; or a text: a file, a folder, or
-            ``"python"`` for the text inside this Python installation.
-        credits: as :func:`bptt.credit.parse` reads them, or made; by default the exact one and
-            three others, of which one is shorter than the task's lag.
-        seeds: how many runs of each.
+        task: one of :data:`bptt.data.TASKS`, by name or as an object; or a text: a file, a folder,
+            or ``"python"`` for the text inside this Python installation.
+        credits: spellings for :func:`bptt.credit.parse`, or credits; by default the exact one and
+            three others, one of which is shorter than the task's lag.
+        seeds: the number of runs of each credit.
         cell: ``"lstm"``, ``"gru"`` or ``"rnn"``.
-        hidden: units of a layer.
-        layers: how many there are.
-        learning_rate: Adam's.
-        updates: of a run, at most; 3,000 by default, 400 for a text.
-        max_minutes: for all of it; each run may take an equal share of what is left.
+        hidden: the number of units per layer.
+        layers: the number of layers.
+        learning_rate: Adam's learning rate.
+        updates: the most updates per run; 3,000 by default, 400 for a text.
+        max_minutes: a time limit for all runs; each run may take an equal share of the rest.
         memory: what a backward pass keeps, as :func:`bptt.memory.parse` reads it.
-        threads: of the processor; small networks are not faster with more. None leaves it.
+        threads: CPU threads; small networks do not get faster with more. None: torch's setting.
         target: the loss, or for a text perplexity, to reach. By default a tenth of the loss of a
-            model without memory; for a text 5 % above what the exact credit ends with.
-        watch: is told how it goes.
-        stop: asked after each update; with a reason, the runs that are finished are the result.
-        options: the task's own; of a text those of :class:`bptt.language_model.Config`.
+            model without memory; for a text 5 % above the exact credit's last perplexity.
+        watch: callbacks for the progress.
+        stop: called after each update; if it returns a reason, the finished runs are the result.
+        options: the task's options; for a text those of :class:`bptt.language_model.Config`.
 
     Raises:
-        ConfigError: options are unknown, out of range, or do not fit together.
+        ConfigError: options are unknown, out of range, or contradict each other.
         CorpusError: the text cannot be used.
 
     >>> from bptt.comparison import compare
@@ -122,7 +122,7 @@ def _check_counts(**counts: int | None) -> None:
 
 
 def _kind(task: str | Task) -> str | None:
-    """The name of a task; None if it is a text."""
+    """Return the name of a task; None if it is a text."""
     if isinstance(task, Task):
         names = {kind: name for name, kind in TASKS.items()}
         return names.get(type(task), type(task).__name__)
@@ -132,13 +132,13 @@ def _kind(task: str | Task) -> str | None:
         return None
     raise ConfigError(
         f"there is neither a task nor a file {task}: the tasks are {', '.join(TASKS)}; a text is "
-        f"a file, a folder, or {BUILT_IN} for the one inside this Python installation"
+        f"a file, a folder, or {BUILT_IN} for the text inside this Python installation"
     )
 
 
 @dataclass
 class _Course:
-    """The order of the runs: all credits with the first seed, then all with the second."""
+    """The order of the runs: all credits with the first seed, then all with the second..."""
 
     seeds: int
     max_minutes: float | None
@@ -152,7 +152,7 @@ class _Course:
         updates: int,
         train: Callable[[str, int, float], Trial | None],
     ) -> dict[str, list[Trial]]:
-        """Train ``train(credit, seed, until)`` for all of them, or until stopped."""
+        """Run ``train(credit, seed, until)`` for all of them, or until stopped."""
         found: dict[str, list[Trial]] = {s: [] for s in spellings}
         runs = [(spelling, seed) for seed in range(self.seeds) for spelling in spellings]
         began = time.monotonic()
@@ -186,7 +186,7 @@ def _on_task(
     name = _kind(task)
     assert name is not None
     if isinstance(task, Task) and options:
-        raise ConfigError(f"the task is made already: give it {', '.join(options)} as it is made")
+        raise ConfigError(f"the task is made already: set {', '.join(options)} when you make it")
     asked = task if isinstance(task, Task) else make_task(task, **options)
     made = _credits(credits or defaults(asked.lag))
     memory = parse_memory(memory) if isinstance(memory, str) else memory
@@ -236,7 +236,7 @@ def _notes(task: Task, credits: dict[str, Any]) -> Iterator[str]:
     cut = [s for s, c in credits.items() if getattr(c, "history", 0)]
     if cut:
         yield (
-            f"{', '.join(cut)} would reach into the window before, which is not run again here: "
+            f"{', '.join(cut)} would reach into the previous window, which is not run again here: "
             f"the first losses of a window reach less far."
         )
 
@@ -269,7 +269,7 @@ def _on_text(
     assert config.steps is not None
     made = _credits(credits or defaults(config.steps))
     for spelling in made:
-        parse(spelling)  # a run parses it anew
+        parse(spelling)  # checked here; each run parses it anew
     baseline, unknown = texts.unigram_loss(config)
     most = updates or UPDATES_OF_TEXT
     last: dict[str, Any] = {}
@@ -296,15 +296,15 @@ def _on_text(
         credits=results,
         notes=[
             f"The text is read in windows of {config.steps} steps, shuffled, each from a zero "
-            "state, so that all credits see the same batches; what is held out is read as one.",
-            f"{100 * unknown:.1f} % of the tokens that are held out are unknown.",
+            "state, so that all credits see the same batches; the held-out part is read as one.",
+            f"{100 * unknown:.1f} % of the held-out tokens are unknown.",
         ],
         interrupted=course.stopped,
     )
 
 
 def _enough(results: list[CreditResult]) -> float:
-    """The loss that counts as solved: little above what the exact credit, or the best one, has."""
+    """The loss that counts as solved: slightly above that of the exact credit, or the best one."""
     exact = [r for r in results if r.plans.exact][:1] or results
     ends = [[t.losses[-1] for t in r.trials if t.ended != "diverged" and t.losses] for r in exact]
     best = min((sum(e) / len(e) for e in ends if e), default=0.0)
@@ -312,17 +312,17 @@ def _enough(results: list[CreditResult]) -> float:
 
 
 def defaults(lag: int) -> list[str]:
-    """The credits that are compared where none is named.
+    """The credits that are compared by default.
 
     The truncation is half as long as the lag, so that it cannot reach the answer. The random
-    pieces are as long as the lag on average: half as long ones learn it too, but with some seeds
-    need three times as many updates.
+    pieces are as long as the lag on average: pieces half as long learn it too, but need three times
+    as many updates with some seeds.
     """
     return ["full", f"truncated:{max(2, lag // 2)}", f"randomized:{lag}", "adaptive:0.5"]
 
 
 def _credits(given: Sequence[Any]) -> dict[str, Any]:
-    """Credits by how they are spelt."""
+    """Return credits by their spelling."""
     made: dict[str, Any] = {}
     for one in given:
         credit = parse(one) if isinstance(one, str) else one

@@ -1,4 +1,4 @@
-"""What is measured on a model besides its loss."""
+"""Measurements of a model besides its loss."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from bptt.credit import Plan
 from bptt.errors import ZeroGradientError
 from bptt.pytree import leaves_of
 
-DRAWS = 20  # of plans, for bias and variance
-PLANS = 20  # to see how far a credit that draws them reaches
+DRAWS = 20  # plans drawn for bias and variance
+PLANS = 20  # plans drawn to see how far a random credit reaches
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """Find the most memory that tensors had in use while something ran, beyond what was there.
+    """Measure the peak of the memory used by tensors while a function runs, beyond what was there.
 
-    Every tensor that an operation makes counts from then until nothing refers to its memory any
-    more, on any device; what an operation needs for itself while it runs does not count.
+    Every tensor that an operation makes counts until nothing refers to its memory any more, on any
+    device; temporary memory within an operation does not count.
     """
     gc.collect()
     with _Peak() as watched:
@@ -34,9 +34,9 @@ def peak_bytes(run: Callable[[], Any]) -> int:
 
 
 class _Peak(TorchDispatchMode):
-    """Sums up the memory of all tensors that operations make, as long as it lives."""
+    """Sums up the memory of all tensors that operations make while it is active."""
 
-    allows_kernels = True  # what they write to is made outside of them
+    allows_kernels = True  # the kernels' outputs are allocated outside of them
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def gradient_error(
     credit: Any,
     generator: torch.Generator,
 ) -> dict[str, float | None]:
-    """Give bias and variance of a credit's gradient; None where the exact one is zero."""
+    """Measure bias and variance of a credit's gradient; None if the exact one is zero."""
     try:
         found = estimator_error(model, inputs, loss, credit, draws=DRAWS, generator=generator).total
     except ZeroGradientError:
@@ -81,20 +81,20 @@ def gradient_error(
 
 
 class Plans(NamedTuple):
-    """What the plans of a credit are like."""
+    """Properties of a credit's plans."""
 
     exact: bool
     """Whether all of them are backpropagation through time itself."""
     reach: int
-    """The most steps that a loss is credited to, its own included."""
+    """The largest number of steps that a loss is credited to, its own included."""
     drawn: bool
     """Whether they differ."""
     example: Plan
-    """One for a single sequence; of those that differ, one that cuts neither much nor little."""
+    """A plan for a single sequence; if plans differ, one with a typical amount of cuts."""
 
 
 def plans_of(credit: Any, steps: int, batch: int, generator: torch.Generator) -> Plans:
-    """Look at some plans of a credit."""
+    """Examine some plans of a credit."""
     single: list[Plan] = [credit.plan(steps, 1, generator) for _ in range(PLANS)]
     exact = all(p.is_full for p in single)
     drawn = any(p.blocks != single[0].blocks or (p.carry != single[0].carry).any() for p in single)

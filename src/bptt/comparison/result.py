@@ -1,4 +1,4 @@
-"""What a comparison found: the runs as they were measured, and the figures that follow."""
+"""The result of a comparison: the runs as measured, and the figures derived from them."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ Ending = Literal["solved", "updates", "time", "diverged"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One credit with one seed. Losses are in nats, or a mean squared error, as the task has it."""
+    """One credit with one seed. Losses are in nats or mean squared errors, as the task's."""
 
     seed: int
     updates: list[int]
-    """After how many updates something was measured."""
+    """The numbers of updates after which a loss was measured."""
     losses: list[float]
-    """What: of a task the loss of that update's batch, of a text that of what is held out."""
+    """The losses: for a task that of the update's batch, for a text that of the held-out part."""
     seconds: list[float]
-    """Spent in updates until then; the measurements of a credit that adapts count."""
+    """Seconds of training until then, including the measurements of an adaptive credit."""
     ended: Ending
     made: int
-    """How many updates were made."""
+    """The number of updates."""
     peak_bytes: int | None = None
-    """The most memory that one forward and backward pass had in use, for tensors, beyond what was
-    there before: weights, optimizer and batch."""
+    """The peak memory of tensors in one forward and backward pass, beyond what was there
+    before: weights, optimizer and batch."""
     bias: float | None = None
-    """Of the gradient at the last weights, as :func:`bptt.estimator_error` has it; None where
-    there is none, because the run diverged or the exact gradient is zero."""
+    """The gradient's error at the final weights, from :func:`bptt.estimator_error`; None if
+    the run diverged or the exact gradient is zero."""
     bias_noise: float | None = None
     variance: float | None = None
     credit: str = ""
-    """The credit as it was at the end, written out."""
+    """The credit at the end, written out."""
     state: dict[str, Any] | None = None
-    """What it learnt from training."""
+    """What the credit learnt from training."""
 
     def smoothed(self, window: int) -> NDArray[np.float64]:
-        """Means over the last measurements, fewer at the beginning."""
+        """Means over the last measurements, over fewer at the beginning."""
         losses = np.array(self.losses)
         first = [losses[: n + 1].mean() for n in range(min(window - 1, len(losses)))]
         if len(losses) < window:
@@ -55,7 +55,7 @@ class Trial:
         return np.concatenate([first, sliding_window_view(losses, window).mean(1)])
 
     def reached(self, target: float, window: int) -> int | None:
-        """The first measurement, by its place, whose mean with those before it is low enough."""
+        """The index of the first measurement whose smoothed loss reaches the target."""
         smooth = self.smoothed(window)
         (places,) = np.nonzero(smooth[window - 1 :] <= target)
         return int(places[0]) + window - 1 if len(places) else None
@@ -67,62 +67,63 @@ class CreditResult:
 
     spelling: str
     plans: Plans
-    """Those that it makes at the end of the first run."""
+    """The properties of its plans at the end of the first run."""
     trials: list[Trial]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One line of the table. None: it was not reached, or cannot be said."""
+    """One line of the table. None: not reached, or not defined."""
 
     runs: int
     diverged: int
     solved: int
-    """Runs that reached the target."""
+    """Number of runs that reached the target."""
     loss: float | None
-    """At the end, smoothed; a perplexity for a text. The mean of the runs that did not diverge."""
+    """The smoothed loss at the end, for a text a perplexity; the mean of runs that did not
+    diverge."""
     loss_least: float | None
     loss_most: float | None
     updates: int | None
     """Until the target: the median, where a run that did not reach it counts as the longest."""
     seconds: float | None
     milliseconds: float | None
-    """Of an update, the mean."""
+    """Mean per update."""
     peak_bytes: int | None
     bias: float | None
-    """The medians of the runs."""
+    """Medians of the runs."""
     bias_noise: float | None
     variance: float | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several ways of assigning credit, each trained with the same seeds."""
+    """Several credits, each trained with the same seeds."""
 
     task: str
     options: dict[str, Any]
-    """The task's own."""
+    """The task's own options."""
     conditions: dict[str, Any]
-    """Cell, sizes, learning rate: the same for all."""
+    """Cell, sizes, learning rate: the same for all runs."""
     steps: int
-    """T, of a batch."""
+    """The number of steps in a batch, T."""
     lag: int | None
-    """How far back the answer lies; None for a text, where nobody knows."""
+    """How far back the answer lies; None for a text, where it is not known."""
     baseline: float
-    """The loss of a model without memory; of a text, of a unigram model."""
+    """The loss of a model without memory; for a text, of a unigram model."""
     target: float
     """The loss at which a run counts as solved."""
     window: int
-    """Over so many measurements losses are smoothed."""
+    """The number of measurements over which losses are smoothed."""
     is_text: bool
     seeds: int
     credits: list[CreditResult]
     notes: list[str]
-    """What should be known to read it."""
+    """Remarks needed to read the result."""
     interrupted: bool = False
 
     def shown(self, loss: float) -> float:
-        """A loss as it is shown: itself, or a perplexity."""
+        """A loss as it is displayed: itself, or a perplexity."""
         return math.exp(min(loss, 700)) if self.is_text else loss
 
     @property
@@ -131,7 +132,7 @@ class Comparison:
         return "perplexity" if self.is_text else "loss"
 
     def figures(self, result: CreditResult) -> Figures:
-        """Sum up the runs of a credit."""
+        """Summarise the runs of a credit."""
         trials = result.trials
         ends = [t for t in trials if t.ended != "diverged" and t.losses]
         losses = [self.shown(float(t.smoothed(self.window)[-1])) for t in ends]
@@ -157,13 +158,13 @@ class Comparison:
         )
 
     def verdicts(self) -> dict[str, str]:
-        """Say of each credit in a sentence what came of it."""
+        """Return a sentence about each credit's result."""
         from bptt.comparison.verdict import verdict
 
         return {r.spelling: verdict(self, r) for r in self.credits}
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as JSON can hold it: what was measured, and what follows."""
+        """Return everything as values that JSON can hold: measurements and derived figures."""
         found = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "credits"}
         verdicts = self.verdicts()
         found["credits"] = [
@@ -183,7 +184,7 @@ class Comparison:
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Comparison:
-        """Take back what :meth:`to_dict` gave."""
+        """Make a comparison from the value of :meth:`to_dict`."""
         fields = {k: v for k, v in found.items() if k in cls.__dataclass_fields__}
         fields["credits"] = [
             CreditResult(
@@ -196,7 +197,7 @@ class Comparison:
         return cls(**fields)
 
     def figure(self) -> Any:
-        """Draw the learning curves, and how far each credit reaches.
+        """Draw the learning curves and the reach of each credit.
 
         Returns:
             A matplotlib ``Figure``.
@@ -213,7 +214,7 @@ class Comparison:
 
 
 def _median(values: list[float]) -> float | None:
-    """The median; None where it is infinite, or there is nothing."""
+    """The median; None if it is infinite, or there are no values."""
     found = statistics.median(values) if values else math.inf
     return None if math.isinf(found) else float(found)
 
@@ -229,4 +230,4 @@ def _plan_from_dict(found: dict[str, Any]) -> Plan:
 
 
 Stop = Callable[[], str | None]
-"""Asked after every update: a reason to end everything, or None."""
+"""Called after every update: a reason to end everything, or None."""

@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
-    """Print what was found; on a narrow terminal without the range and the noise of the bias."""
+    """Print a comparison; a narrow terminal omits the range and the noise of the bias."""
     if console.is_terminal:
         console.print(_written(found, wide=console.width >= WIDTH))
     else:
@@ -40,7 +40,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
 
 
 def write_comparison(found: Comparison) -> str:
-    """Write what was found as plain text."""
+    """Format a comparison as plain text."""
     console = Console(file=io.StringIO(), width=WIDTH, highlight=False, emoji=False, markup=False)
     console.print(_written(found))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
@@ -64,7 +64,7 @@ def _written(found: Comparison, *, wide: bool = True) -> Group:
 
 
 def heading(found: Comparison) -> str:
-    """Say what was compared."""
+    """Describe what was compared."""
     c = found.conditions
     options = [(k, v) for k, v in found.options.items() if v is not None and k != "batch_size"]
     given = ", ".join(f"{k.replace('_', ' ')} {_spelled(v)}" for k, v in options)
@@ -101,7 +101,7 @@ def _table(found: Comparison, *, wide: bool, apart: int = 1) -> Table:
 
 
 def cells(f: Figures, *, wide: bool = True) -> list[str]:
-    """Write the figures of a line, in the order of :data:`COLUMNS`."""
+    """Format the figures of a line, in the order of :data:`COLUMNS`."""
     return [
         "diverged" if f.loss is None else number(f.loss),
         _range(f),
@@ -122,7 +122,7 @@ def _range(f: Figures) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits, and no exponent where it can be done without."""
+    """Format a number with three digits, without an exponent if possible."""
     if value is None:
         return ABSENT
     if value == 0:
@@ -134,7 +134,7 @@ def number(value: float | None) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes, in the largest unit that it fills."""
+    """Format a number of bytes, in the largest unit that it fills."""
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= one:
             return f"{count / one:.3g} {unit}"

@@ -22,10 +22,10 @@ from bptt.recurrent import GRU, LSTM, RNN
 from bptt.unrolling import unroll
 
 CELLS: dict[str, type[RNN | GRU | LSTM]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
-CLIP = 1.0  # the gradient's norm is scaled down to it
+CLIP = 1.0  # the gradient is clipped to this norm
 WINDOW = 50  # updates over which losses are smoothed
-SOLVED_FOR = 100  # updates; then a run ends
-ADAPT_EVERY = 50  # updates, where the credit does not say
+SOLVED_FOR = 100  # updates with the task solved, after which a run ends
+ADAPT_EVERY = 50  # updates, unless the credit sets it
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TaskModel(nn.Module):
     """Recurrent layers and a readout at each step."""
 
     takes_carry = takes_credit = True
-    """What :func:`bptt.unroll` asks: that plans can be handed on."""
+    """Tells :func:`bptt.unroll` that the module accepts plans itself."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class TaskModel(nn.Module):
             _open_forget_gates(self.recurrent)
 
     def forward(self, x: Tensor, state: Any = None, *, memory: Any = None, **how: Any) -> Any:
-        """Answer at each step: [T, B, I] to [T, B, O], and the final state."""
+        """Compute the answer at each step, [T, B, I] to [T, B, O], and the final state."""
         if memory is None:
             h, state = self.recurrent(x, state, **how)
         else:
@@ -66,7 +66,7 @@ class TaskModel(nn.Module):
 
 
 def _open_forget_gates(lstm: nn.Module) -> None:
-    """A bias of 1: what is remembered at first lasts for some steps, and so does its gradient.
+    """Set the forget bias to 1, so that states and their gradients last for some steps at first.
 
     F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget" (2000).
     """
@@ -77,7 +77,7 @@ def _open_forget_gates(lstm: nn.Module) -> None:
 
 
 def generator_of(seed: int, what: int) -> torch.Generator:
-    """Make a generator for one of the things that are drawn, independent of the others."""
+    """Make a generator for one purpose, independent of the others."""
     return torch.Generator().manual_seed(seed + (what << 32))
 
 
@@ -93,7 +93,7 @@ class Run:
     seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Make model and optimizer; nothing in them depends on the credit."""
+        """Make model and optimizer; neither depends on the credit."""
         torch.manual_seed(self.seed)
         self.model = TaskModel(self.setting)
         parameters = list(self.model.parameters())
@@ -109,12 +109,12 @@ class Run:
         """Train to the end.
 
         Args:
-            updated: told of each update and the smoothed loss.
-            stop: a reason to end everything.
-            until: the time, as ``time.monotonic`` has it, at which this run ends.
+            updated: called after each update with its number and the smoothed loss.
+            stop: returns a reason to end everything, or None.
+            until: the time of ``time.monotonic`` at which this run ends.
 
         Returns:
-            What was found, or None if it was stopped.
+            The result, or None if the run was stopped.
         """
         ended = self._train(updated, stop, until)
         return None if ended is None else self.trial(ended)
@@ -150,7 +150,7 @@ class Run:
         return "updates"
 
     def update(self, batch: TaskBatch) -> float | None:
-        """Take one step of gradient descent; None where it is not finite."""
+        """Take one step of gradient descent; None if the loss is not finite."""
         self.optimizer.zero_grad()
         loss = self.backward(batch)
         norm = float(clip_grad_norm_(self.model.parameters(), CLIP))
@@ -160,7 +160,7 @@ class Run:
         return loss
 
     def backward(self, batch: TaskBatch) -> float:
-        """Go forth and back; the state is carried, detached, where the sequences go on."""
+        """Run forward and backward; the state is carried, detached, if the sequences go on."""
         how = {"credit": self.credit, "generator": self.plans, "memory": self.setting.memory}
         y, state = self.model(batch.inputs, None if batch.fresh else self.state, **how)
         self.state = map_tensors(torch.Tensor.detach, state)
@@ -170,7 +170,7 @@ class Run:
         return float(loss.detach())
 
     def adapt(self) -> bool:
-        """Let the credit measure; False where nothing can be measured any more."""
+        """Run the credit's measurement; False if nothing more can be measured."""
         if not hasattr(self.credit, "adapt"):
             return True
         try:
@@ -180,7 +180,7 @@ class Run:
         return True
 
     def probe(self, lags: int) -> Decay:
-        """Measure the decay of the gradient of a late loss, on sequences of their own."""
+        """Measure the decay of the gradient of a late loss, on separate sequences."""
         task, batch = self.setting.task, self.setting.task.batch(self.fresh)
         asked = (batch.targets != IGNORED).sum(1)
         end = int(asked.nonzero()[-1]) + 1  # the last step with a loss
@@ -190,7 +190,7 @@ class Run:
         return measure_decay(self.model, inputs, lambda y: task.loss(y, last), lags=lags)
 
     def trial(self, ended: Ending) -> Trial:
-        """Measure what is measured at the end."""
+        """Take the measurements at the end of the run."""
         found: dict[str, Any] = {}
         if ended != "diverged":
             batch, task = self.setting.task.batch(self.fresh), self.setting.task
@@ -214,6 +214,6 @@ class Run:
 
 
 def credit_state(credit: Any) -> dict[str, Any] | None:
-    """What a credit learnt from training, if it is one that learns."""
+    """What a credit learnt from training; None if it does not learn."""
     state = credit.state_dict() if hasattr(credit, "state_dict") else {}
     return dict(state) or None

@@ -28,22 +28,22 @@ DEFAULTS: dict[str, Any] = {
     "max_tokens": 100_000,
     "sampling": "random",
     "schedule": "constant",
-    "epochs": 1_000_000,  # updates are counted
+    "epochs": 1_000_000,  # no limit: updates are counted instead
     "save_every": 1e9,
 }
 OPTIONS = ("level", "vocabulary", "lowercase", "max_tokens", "steps", "batch_size")
-"""What can be asked of a text; as for ``bptt train``."""
+"""The options of a text, as for ``bptt train``."""
 EVALUATIONS = 20
 
 
 def defaults(level: str | None) -> dict[str, Any]:
-    """The options of a text, where none are given, at a level; bytes are all known."""
+    """The default options of a text at a level; bytes are never unknown."""
     return {k: v for k, v in DEFAULTS.items() if k != "vocabulary" or level != "byte"}
 
 
 @dataclass
 class _Follow(Watch):
-    """Notes the losses on the text that is held out."""
+    """Records the losses on the held-out text."""
 
     config: Config
     every: int
@@ -73,7 +73,7 @@ def _score(training: Training) -> Score:
 
 
 def evaluations_apart(updates: int) -> int:
-    """How many updates are between two looks at the text that is held out."""
+    """The number of updates between two evaluations on the held-out text."""
     return max(1, updates // EVALUATIONS)
 
 
@@ -89,16 +89,16 @@ def train_text(
     """Train to the end.
 
     Args:
-        config: the options that all have in common.
+        config: the options that all runs have in common.
         credit: its spelling.
-        seed: of weights, batches and plans.
-        updates: how many.
-        told: told of each update and the smoothed loss.
-        stop: a reason to end everything.
-        until: the time, as ``time.monotonic`` has it, at which this run ends.
+        seed: the seed of weights, batches and plans.
+        updates: the number of updates.
+        told: called after each update with its number and the smoothed loss.
+        stop: returns a reason to end everything, or None.
+        until: the time of ``time.monotonic`` at which this run ends.
 
     Returns:
-        What was found, or None if it was stopped; and the credit.
+        The result, or None if the run was stopped; and the credit.
     """
     follow = _Follow(config, evaluations_apart(updates), told)
     config = replace(config, credit=credit, seed=seed, flow_every=0)
@@ -144,7 +144,7 @@ def _trial(training: Training, follow: _Follow, ended: Ending) -> Trial:
 
 
 def _next_batch(training: Training) -> Batch:
-    """The batch that comes next; at the end of an epoch the first of the one after it."""
+    """Return the next batch; at the end of an epoch the first one of the next epoch."""
     for _ in range(2):
         for batch in training.reader:
             return batch
@@ -152,7 +152,7 @@ def _next_batch(training: Training) -> Batch:
 
 
 def _measured(training: Training) -> dict[str, Any]:
-    """Memory, bias and variance, on the batch that comes next."""
+    """Measure memory, bias and variance on the next batch."""
     batch = _next_batch(training)
 
     def loss(logits: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def _measured(training: Training) -> dict[str, Any]:
 
 
 def unigram_loss(config: Config) -> tuple[float, float]:
-    """The loss of a model that knows nothing but frequencies; and the share of unknown tokens."""
+    """The loss of a unigram model, and the share of unknown tokens."""
     with (
         TemporaryDirectory(prefix="bptt-compare-") as directory,
         closing(start(config, Path(directory) / "run")) as training,

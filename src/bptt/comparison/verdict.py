@@ -1,15 +1,15 @@
-"""What came of a credit, in a sentence that follows from the figures."""
+"""A credit's result in a sentence that follows from the figures."""
 
 from __future__ import annotations
 
 from bptt.comparison.result import Comparison, CreditResult, Figures
 
-LIKE_THE_BASELINE = 0.1  # so near to it, relatively, is no better
-AS_GOOD = 0.05  # what is so near to each other is the same
+LIKE_THE_BASELINE = 0.1  # relative; a loss this near to the baseline is no better
+AS_GOOD = 0.05  # relative; perplexities this near to each other count as equal
 
 
 def verdict(found: Comparison, result: CreditResult) -> str:
-    """Say what came of a credit."""
+    """Describe the result of a credit."""
     figures = found.figures(result)
     parts = [_ending(found, result, figures)]
     learnt = [t.credit for t in result.trials if t.state]
