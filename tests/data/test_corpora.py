@@ -82,7 +82,7 @@ def test_a_directory_is_read_sorted_without_hidden_empty_and_other_files(tmp_pat
 def test_compressed_text(tmp_path: Path, suffix: str, compress: object) -> None:
     data = compress(b"compressed text\n" * 100)  # type: ignore[operator]
     assert text_of(open_corpus([write(tmp_path / f"a.txt{suffix}", data)])).startswith("compr")
-    refused(write(tmp_path / f"b.txt{suffix}", data[:-9]), match="cannot read .*whole")
+    refused(write(tmp_path / f"b.txt{suffix}", data[:-9]), match="cannot read .*complete")
     refused(write(tmp_path / f"c.txt{suffix}", b"not compressed"), match="cannot read")
 
 
@@ -123,7 +123,7 @@ def test_links_are_followed_once_and_broken_ones_counted(tmp_path: Path) -> None
     (root / "gone.txt").symlink_to(tmp_path / "nowhere")
     (root / "self.txt").symlink_to(root / "self.txt")
     os.mkfifo(root / "pipe.txt")
-    with pytest.warns(BpttWarning, match=r"3 that are no files, .* the first is .*gone\.txt"):
+    with pytest.warns(BpttWarning, match=r"3 entries .* the first is .*gone\.txt"):
         assert text_of(open_corpus([root])) == "a\n\nb"
 
 
@@ -238,7 +238,7 @@ def test_text_that_is_hard_to_hold(tmp_path: Path) -> None:
 def test_marks_within_a_text_are_left_out_and_counted(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "\ufeffone\n\ufefftwo" + "x" * 70_000 + "\ufeff")
     corpus = open_corpus([path])
-    with pytest.warns(BpttWarning, match="2 byte order marks within the text left out") as told:
+    with pytest.warns(BpttWarning, match="2 byte order marks") as told:
         assert text_of(corpus) == text_of(corpus) == "one\ntwo" + "x" * 70_000
     assert len(told) == 1
 

@@ -376,7 +376,7 @@ def test_a_damaged_entry_is_made_again(
     ids = first.train.ids.tolist()
     del first
     damage(entry)
-    with pytest.warns(BpttWarning, match=f"{entry.name} is damaged .*: the text is prepared again"):
+    with pytest.warns(BpttWarning, match=f"{entry.name} is damaged .*prepared again"):
         assert load_prepared(entry.name) is None
     with pytest.warns(BpttWarning, match="damaged") as told:
         again = prepare(corpus(story), reading="sentences")
@@ -434,7 +434,7 @@ def test_ids_beyond_the_vocabulary_are_refused(corpus: Make, story: str) -> None
     text = json.dumps(meta)
     digest = hashlib.sha256(text.encode()).hexdigest()
     (entry / "meta.json").write_text(f"{digest}\n{text}")
-    with pytest.warns(BpttWarning, match="other ids than the vocabulary"):
+    with pytest.warns(BpttWarning, match="ids outside the vocabulary"):
         assert load_prepared(entry.name) is None
 
 

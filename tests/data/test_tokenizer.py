@@ -291,7 +291,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: object) -> None:
     compact = json.dumps(json.loads(text), separators=(",", ":"), ensure_ascii=False)
     path = tmp_path / "tokenizer.json"
     path.write_text(damage(compact), encoding="utf-8")  # type: ignore[operator]
-    with pytest.raises(CheckpointError, match=r"tokenizer.json is not a whole") as error:
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is no complete") as error:
         Tokenizer.load(path)
     assert "\n" not in str(error.value)
 

@@ -1,6 +1,6 @@
 """Text to train on: corpora, tokenizers, token ids in memory-mapped files, batches.
 
-And what needs no text: synthetic tasks whose answer is a known number of steps back.
+Also synthetic tasks whose answer lies a known number of steps back.
 """
 
 from bptt.data.cache import cache_directory

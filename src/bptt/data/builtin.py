@@ -1,4 +1,4 @@
-"""The built-in corpus: the documentation inside this Python installation, no download needed."""
+"""The built-in corpus: the documentation inside this Python installation, without a download."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bptt.errors import CorpusError
 from bptt.files import write_whole
 
 FORMAT = 1
-"""Counts the changes of what the corpus holds; part of the cached file's name."""
+"""Version of the corpus's content; part of the cached file's name."""
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data"}
 _LEFT_OUT |= {"__pycache__", "encodings", "ensurepip", "turtledemo", "__phello__"}
 _RULER = re.compile(r"\s*([-=~*^\"'`#+])\1{2,}\s*\Z")
-_SHORTEST = 4  # words; "Return the value." teaches nothing and comes a hundred times
+_SHORTEST = 4  # words; "Return the value." occurs a hundred times and teaches nothing
 
 
 def text_file() -> Path:
@@ -35,7 +35,7 @@ def text_file() -> Path:
 
     Raises:
         CorpusError: If this Python has neither topics nor the library's source.
-        ConfigError: If the file is not there and the cache directory cannot be written.
+        ConfigError: If the file does not exist and the cache directory cannot be written.
     """
     version = f"{platform.python_implementation()}-{platform.python_version()}".lower()
     name = f"documentation-{version}-{FORMAT}.txt"
@@ -51,7 +51,7 @@ def _passages() -> list[str]:
     passages.update(dict.fromkeys(_docstrings(Path(sysconfig.get_path("stdlib")))))
     if not passages:
         raise CorpusError(
-            f"this Python ({sys.executable}) holds no documentation to train on: give a text file"
+            f"this Python ({sys.executable}) has no documentation to train on: give a text file"
         )
     return list(passages)
 
@@ -102,7 +102,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 
 
 def _clean(text: str) -> str:
-    """A docstring as text: without its indentation and the rulers under its headings."""
+    """Clean a docstring: remove its indentation and the rulers under its headings."""
     lines = inspect.cleandoc(text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     text = "\n".join(line.rstrip() for line in lines if not _RULER.match(line)).strip("\n")
     return text.encode("utf-8", "replace").decode("utf-8")

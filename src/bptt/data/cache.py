@@ -1,4 +1,4 @@
-"""Where prepared texts are kept."""
+"""The directory in which prepared texts are cached."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from bptt.files import expanded
 
 
 def cache_place() -> Path:
-    """Where everything is that can be computed again, to be looked up; it may not be there.
+    """The directory of everything that can be computed again, for look-up; it may not exist.
 
     Returns:
-        ``$BPTT_CACHE`` where that is set, else the user's cache directory of this platform.
+        ``$BPTT_CACHE`` if set, otherwise the user's cache directory of this platform.
 
     Raises:
         ConfigError: If it is in the home directory of a user who has none.
@@ -34,18 +34,18 @@ def cache_place() -> Path:
 
 
 def cache_directory() -> Path:
-    """The directory :func:`cache_place`, to be written to; made if it is not there.
+    """The directory :func:`cache_place` for writing; made if it does not exist.
 
     Returns:
         An absolute path.
 
     Raises:
-        ConfigError: If the directory cannot be made or not be written to.
+        ConfigError: If the directory cannot be made or written to.
     """
     path = cache_place()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # A trial is the only sure test: access bits say nothing about read-only mounts.
+        # A trial is the only reliable test: access bits say nothing about read-only mounts.
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:

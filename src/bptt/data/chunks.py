@@ -1,4 +1,4 @@
-"""A text in chunks that can be worked on one by one: cut where no token goes across."""
+"""A text in chunks that can be processed one by one: cut where no token spans the cut."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ BEGINNING_OF_SPACE = re.compile(r"(?<=\S)\s")
 """Where white space begins after something else."""
 
 SIZE = 1 << 16
-"""Characters from which a chunk is given."""
+"""The least number of characters in a chunk."""
 
 
 def chunks(pieces: Iterable[str]) -> Iterator[str]:
-    """Cut a text again, before white space, so that tokens do not depend on the pieces.
+    """Cut a text anew, before white space, so that tokens do not depend on the pieces.
 
-    Words and BPE's parts of words never go across the beginning of white space, so the tokens
+    Words and BPE's parts of words never span the beginning of white space, so the tokens
     of the chunks are those of the whole text.
 
     Args:

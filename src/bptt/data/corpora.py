@@ -1,4 +1,4 @@
-"""Where text comes from: files, tables, standard input, or Python's own documentation."""
+"""Sources of text: files, tables, standard input, or Python's own documentation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PIECE = 1 << 16
 """The most characters in a piece of text."""
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc")
-"""Files of a directory that are read as text."""
+"""Suffixes of files that are read as text from a directory."""
 
 _OPENERS: dict[str, Callable[[Path], object]] = {
     ".gz": gzip.open,
@@ -48,21 +48,21 @@ class _File:
     name: str  # in messages
     encoding: str | None
     column: str | None  # of a table
-    warned: list[bool] = field(default_factory=list)  # bad bytes are warned of once
-    examined: list[tables.Table] = field(default_factory=list)  # how the table is written
+    warned: list[bool] = field(default_factory=list)  # so that bad bytes are reported once
+    examined: list[tables.Table] = field(default_factory=list)  # the table's dialect
 
     @property
     def table(self) -> bool:
         return _kind(self.path) in tables.SUFFIXES
 
     def documents(self) -> Iterator[Iterable[str]]:
-        """The file's documents, each in blocks: a text is one, a table has one in each row."""
+        """The file's documents, each in blocks: a text is one document, a table one per row."""
         if self.table:
             return ([cell] for cell in self.written().cells(self._blocks()))
         return iter([self._blocks()])
 
     def written(self) -> tables.Table:
-        """How the table is written; it is read for that once."""
+        """The table's dialect; found by reading the file once."""
         if not self.examined:
             found = tables.examine(self._blocks, self.name, self.column, tabs=self.tabs)
             if found.skipped:
@@ -79,12 +79,12 @@ class _File:
 
     @property
     def tabs(self) -> bool:
-        """Whether the file's name says that tabs are between the cells."""
+        """Whether the file's suffix implies that tabs separate the cells."""
         return _kind(self.path) == ".tsv"
 
     @property
     def dialect(self) -> str | None:
-        """How the table is written, where that is not as its name says."""
+        """Description of the table's dialect, if it is not the one that the suffix implies."""
         dialect = self.written().dialect if self.table else None
         return None if dialect is None or dialect.usual(tabs=self.tabs) else str(dialect)
 
@@ -97,7 +97,7 @@ class _File:
         except _READ_ERRORS as error:
             reason = getattr(error, "strerror", None) or error
             raise CorpusError(
-                f"cannot read {self.name} ({reason}): check that the file is whole and readable"
+                f"cannot read {self.name} ({reason}): check that the file is complete and readable"
             ) from None
 
 
@@ -107,7 +107,7 @@ class Corpus:
     Made by :func:`open_corpus`.
 
     Attributes:
-        name: What it is, for people: ``"book.txt"``, ``"3 files"``, ``"standard input"``.
+        name: Name for display: ``"book.txt"``, ``"3 files"``, ``"standard input"``.
         sources: Absolute paths from which it can be opened again; empty for the built-in
             corpus, ``("-",)`` for standard input.
     """
@@ -121,15 +121,15 @@ class Corpus:
         return f"Corpus({self.name!r}, sources={self.sources!r})"
 
     def pieces(self) -> Iterator[str]:
-        """The text from its beginning, with a blank line between two documents.
+        """The text from its beginning, with a blank line between documents.
 
-        The pieces depend on the text alone, not on the files' blocks or encodings.
+        The pieces depend only on the text, not on the files' blocks or encodings.
 
         Yields:
-            Pieces of at most :data:`PIECE` characters, cut at a line's end where there is one.
+            Pieces of at most :data:`PIECE` characters, cut at the end of a line if possible.
 
         Raises:
-            CorpusError: If a file can no longer be read, is not text, or all is white space.
+            CorpusError: If a file can no longer be read, is not text, or is all white space.
         """
         blank = True
         for piece in _cut(self._text()):
@@ -139,7 +139,7 @@ class Corpus:
             raise CorpusError(f"{self.name} holds no text, only white space: give another text")
 
     def _text(self) -> Iterator[str]:
-        end = ""  # the last two characters of the document before
+        end = ""  # the last two characters of the previous document
         for file in self._files:
             for document in file.documents():
                 if end:
@@ -156,21 +156,21 @@ def open_corpus(
     column: str | None = None,
     encoding: str | None = None,
 ) -> Corpus:
-    """Open text for reading; what cannot be used is refused here as far as one block tells.
+    """Open text for reading; unusable text is refused at once, as far as one block shows.
 
     Args:
         sources: Files, directories (read recursively, sorted, by their suffixes), tables
             (.csv, .tsv), or ``"-"`` for standard input. Files may be compressed (.gz, .bz2,
-            .xz). None at all is the documentation inside this Python installation.
+            .xz). None at all means the documentation inside this Python installation.
         column: The column of the tables that holds the text. Directories are then searched
             for tables.
-        encoding: Of all files; None takes each one's byte order mark, or UTF-8.
+        encoding: The encoding of all files; None: the byte order mark's, or UTF-8.
 
     Returns:
         The corpus.
 
     Raises:
-        CorpusError: If something is missing, empty, binary, not readable, or has no such column.
+        CorpusError: If a source is missing, empty, binary, unreadable, or has no such column.
     """
     check_encoding(encoding)
     if isinstance(sources, (str, Path)):
@@ -210,8 +210,8 @@ def _warn_of_copies(files: Sequence[_File]) -> None:
     read = Counter(os.path.realpath(file.path) for file in files)
     if copies := [file for file in files if read[os.path.realpath(file.path)] > 1]:
         warnings.warn(
-            f"{copies[0].name} is read {read[os.path.realpath(copies[0].path)]} times, so what is "
-            "held out may be trained on too: give each file once",
+            f"{copies[0].name} is read {read[os.path.realpath(copies[0].path)]} times, so the "
+            "held-out part may be trained on too: give each file once",
             BpttWarning,
             stacklevel=3,
         )
@@ -220,7 +220,7 @@ def _warn_of_copies(files: Sequence[_File]) -> None:
 def _find(
     source: str | Path, column: str | None, encoding: str | None
 ) -> tuple[list[_File], Path | None]:
-    """The files a source stands for, and the temporary one that was made for it, if any."""
+    """The files that a source stands for, and the temporary one made for it, if any."""
     if str(source) == "-":
         spool = _spool(getattr(sys.stdin, "buffer", None), "standard input")
         return [_File(spool, "standard input", encoding, column)], spool
@@ -229,7 +229,7 @@ def _find(
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             return [_File(p, str(p), encoding, column) for p in _walk(path, column)], None
-        if stat.S_ISFIFO(mode):  # a shell's <(command): can be read only once, like a pipe
+        if stat.S_ISFIFO(mode):  # a shell's <(command); can be read only once, like a pipe
             with path.open("rb") as pipe:
                 spool = _spool(pipe, str(source))
             return [_File(spool, str(source), encoding, column)], spool
@@ -248,14 +248,14 @@ def _find(
 
 
 def _walk(directory: Path, column: str | None) -> list[Path]:
-    """The files of a directory that are read, sorted; empty and hidden ones are left out."""
+    """The text files of a directory, sorted, without empty and hidden ones."""
     suffixes = TEXT_SUFFIXES if column is None else tables.SUFFIXES
 
     def refuse(error: OSError) -> None:
         raise error
 
     found, broken = [], []
-    seen = set()  # links may lead back
+    seen = set()  # links may form a cycle
     for folder, folders, names in os.walk(directory, onerror=refuse, followlinks=True):
         place = os.path.realpath(folder)
         folders[:] = [] if place in seen else [f for f in folders if not f.startswith(".")]
@@ -266,8 +266,8 @@ def _walk(directory: Path, column: str | None) -> list[Path]:
         found += [p for p in paths if p.is_file() and p.stat().st_size]
     if broken:
         warnings.warn(
-            f"{directory}: {len(broken):,} that are no files, such as broken links, left out; the "
-            f"first is {min(broken)}",
+            f"{directory}: {len(broken):,} entries that are not files, such as broken links, are "
+            f"left out; the first is {min(broken)}",
             BpttWarning,
             stacklevel=4,
         )
@@ -280,14 +280,14 @@ def _walk(directory: Path, column: str | None) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    """The suffix that tells what a file holds: that before .gz where it is compressed."""
+    """The suffix that tells a file's type; for a compressed file the one before .gz."""
     if path.suffix.lower() in _OPENERS:
         path = path.with_suffix("")
     return path.suffix.lower()
 
 
 def _spool(pipe: io.BufferedIOBase | None, name: str) -> Path:
-    """Copy what can be read only once into a temporary file, block by block."""
+    """Copy a source that can be read only once into a temporary file, block by block."""
     if pipe is None:
         raise CorpusError(f"there is no {name} to read from: give a file instead")
     handle, path = tempfile.mkstemp(prefix="bptt-", suffix=".txt")
@@ -301,7 +301,7 @@ def _spool(pipe: io.BufferedIOBase | None, name: str) -> Path:
 
 
 def _try(file: _File) -> None:
-    """Read a file's beginning, so that what cannot be used is refused before any work."""
+    """Read a file's beginning, so that an unusable one is refused before any work is done."""
     try:
         empty = file.path.stat().st_size == 0
     except OSError as error:
@@ -322,7 +322,7 @@ def _name(sources: Sequence[str | Path], files: Sequence[_File]) -> str:
     dialects = [f"{file.name} ({file.dialect})" for file in files if several and file.dialect]
     if dialects:
         warnings.warn(
-            f"not all tables are written as their names say: {'; '.join(dialects)}",
+            f"not all tables have the dialect that their names imply: {'; '.join(dialects)}",
             BpttWarning,
             stacklevel=3,
         )
@@ -340,7 +340,7 @@ def _name(sources: Sequence[str | Path], files: Sequence[_File]) -> str:
 
 
 def _cut(blocks: Iterable[str]) -> Iterator[str]:
-    """Cut a text that comes in blocks of any size into pieces at line ends where possible."""
+    """Recut a text that comes in blocks of any size into pieces, at line ends if possible."""
     parts: list[str] = []
     size = 0
     for block in blocks:

@@ -1,4 +1,4 @@
-"""From the bytes of a file to text: encodings, bytes that do not fit, newlines."""
+"""From the bytes of a file to text: encodings, undecodable bytes, newlines."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _HANDLER = "bptt.replace-and-count"
 
 
 class _BadBytes(threading.local):
-    """What the error handler saw; one per thread, because handlers are global by name."""
+    """Records of the error handler; one per thread, because handlers are global by name."""
 
     count = 0
     first: int | None = None
-    fed = 0  # bytes given to the decoder so far, from which a position in the file follows
+    fed = 0  # bytes passed to the decoder so far, to compute positions in the file
 
 
 _bad = _BadBytes()
@@ -48,7 +48,7 @@ codecs.register_error(_HANDLER, _replace_and_count)
 
 
 def check_encoding(encoding: str | None) -> None:
-    """Refuse an encoding that Python does not know, or that is not one of text.
+    """Refuse an encoding that Python does not know, or that is not a text encoding.
 
     Args:
         encoding: A name such as ``"latin-1"``, or None.
@@ -61,7 +61,7 @@ def check_encoding(encoding: str | None) -> None:
     try:
         b" ".decode(encoding)
     except UnicodeError:
-        pass  # known, and a single space is just not a whole character in it
+        pass  # known; a single space is just not a whole character in it
     except (LookupError, ValueError):
         raise CorpusError(
             f"unknown encoding {encoding!r}: give one that Python knows, "
@@ -78,24 +78,24 @@ def decoded(
         file: An open binary file at its beginning.
         name: What to call it in messages.
         encoding: Its encoding; None takes that of its byte order mark, or UTF-8.
-        warn: Whether undecodable bytes, which become U+FFFD, are warned of at the end.
+        warn: Whether to warn at the end of undecodable bytes, which become U+FFFD.
 
     Yields:
-        Blocks of text, none of them empty, without lone surrogates.
+        Non-empty blocks of text, without lone surrogates.
 
     Raises:
-        CorpusError: If this is not text in that encoding.
+        CorpusError: If the file is not text in that encoding.
     """
     block = file.read(BLOCK)
-    offset = 0  # in the file, of the end of what was decoded
+    offset = 0  # position in the file of the end of the decoded part
     marked, mark = _from_mark(block)
     if encoding is None:
         encoding = marked or "utf-8"
         block, offset = block[mark:], mark
     elif marked is not None and not _is_unicode(encoding):
         raise CorpusError(
-            f"{name} begins with the mark of {marked}, but its encoding was said to be {encoding}: "
-            "leave that out (--encoding)"
+            f"{name} begins with the byte order mark of {marked}, but its encoding was given as "
+            f"{encoding}: leave that out (--encoding)"
         )
     decoder = codecs.getincrementaldecoder(encoding)(_HANDLER)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -122,7 +122,7 @@ def decoded(
         if "\0" in text:
             raise CorpusError(
                 f"{name} has a NUL byte after its first {BLOCK:,} bytes, so it is not all text: "
-                "take out what is not, or name its encoding (--encoding)"
+                "remove the part that is not text, or give its encoding (--encoding)"
             )
         marks += text.count("\ufeff")
         text = text.replace("\ufeff", "")
@@ -135,15 +135,15 @@ def decoded(
         _check_text("", name, encoding, bad)
     if marks and warn:
         warnings.warn(
-            f"{name}: {marks:,} byte order mark{'s' * (marks > 1)} within the text left out, as if "
-            "files had been joined",
+            f"{name}: {marks:,} byte order mark{'s' * (marks > 1)} within the text removed; "
+            "perhaps files had been joined",
             BpttWarning,
             stacklevel=2,
         )
     if bad and warn:
         warnings.warn(
             f"{name}: {bad:,} undecodable byte sequence{'s' * (bad > 1)} became U+FFFD, the first "
-            f"at byte {first_bad:,}; if the file is not {encoding}, name its encoding (--encoding)",
+            f"at byte {first_bad:,}; if the file is not {encoding}, give its encoding (--encoding)",
             BpttWarning,
             stacklevel=2,
         )
@@ -153,7 +153,7 @@ def well_formed(text: str) -> str:
     """Join surrogate pairs and replace lone surrogates by U+FFFD, so that text can be encoded.
 
     Args:
-        text: Any text; almost always it is returned as it is.
+        text: Any text; it is almost always returned unchanged.
 
     Returns:
         Text that every UTF encoding can hold.
@@ -166,10 +166,10 @@ def well_formed(text: str) -> str:
 
 
 def as_read(text: str) -> str:
-    """A text as it would be read from a file: newlines as ``\\n``, without byte order marks.
+    """Normalise a text as if it were read from a file: ``\\n`` newlines, no byte order marks.
 
     Args:
-        text: Any text, such as one that was typed or given from Python.
+        text: Any text, for example typed or given from Python.
 
     Returns:
         Well-formed text.
@@ -190,7 +190,7 @@ def _is_unicode(encoding: str) -> bool:
 
 
 def _check_text(text: str, name: str, encoding: str, bad: int) -> None:
-    """Refuse what cannot be text in this encoding, judged by its first block."""
+    """Refuse a file that cannot be text in this encoding, judged by its first block."""
     controls = sum(text.count(chr(c)) for c in range(32) if chr(c) not in _PLAIN_CONTROLS)
     if "\0" in text:
         found = "NUL bytes"

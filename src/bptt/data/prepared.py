@@ -1,4 +1,4 @@
-"""A text made ready for training: vocabulary, token ids and held-out part, kept in a cache."""
+"""A text prepared for training: vocabulary, token ids and held-out part, kept in a cache."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from bptt.data.tokens import Tokens, TokenWriter, as_encoded, check_reading, uni
 from bptt.errors import BpttError, BpttWarning, ConfigError, CorpusError
 
 Progress = Callable[[str, "float | None"], None]
-"""Called with what is being done and the share of it that is done, None where not known."""
+"""Called with the current activity and the share of it that is done, None if unknown."""
 
 FORMAT = 3
-"""Counts the changes of what an entry of the cache holds, or of how text is cut."""
+"""Version of the cache's content, and of how text is cut."""
 
 LEAST = 10
-"""Tokens that the training part and the held-out part must have, each."""
+"""The least number of tokens in the training part, and in the held-out part."""
 
 _PARTS = ("train", "valid")
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, BpttError)
-_STALE = 24 * 3600.0  # seconds after which an unfinished entry was left by a process that died
+_STALE = 24 * 3600.0  # seconds after which an unfinished entry is taken for a dead process's
 
 
 @dataclass(frozen=True)
 class PreparedText:
-    """A text made ready for training.
+    """A text prepared for training.
 
     Attributes:
         train: The tokens to train on.
@@ -50,7 +50,7 @@ class PreparedText:
         tokenizer: Their vocabulary, made from the training part alone.
         fingerprint: SHA-256, in hexadecimal, of the text's content and all settings; with it
             :func:`load_prepared` finds the text again.
-        name: What the text is, for people.
+        name: What the text is, for display.
     """
 
     train: Tokens
@@ -66,7 +66,7 @@ class _Settings:
     vocabulary: int | None
     lowercase: bool
     reading: str
-    valid_fraction: float  # 0 where another corpus is held out
+    valid_fraction: float  # 0 if another corpus is held out
     max_tokens: int | None
 
 
@@ -84,37 +84,36 @@ def prepare(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> PreparedText:
-    """Make a text ready for training, or find it in the cache.
+    """Prepare a text for training, or find it in the cache.
 
-    The text is read in pieces, several times, and is never in memory whole. The held-out part
+    The text is read in pieces, several times, and is never in memory as a whole. The held-out part
     is the end of the text: the last ``valid_fraction`` of its characters, beginning at the
-    next line's end where there is one within 1000 characters, else at white space where there is
-    some as near; or at a sequence's beginning.
+    next line's end if there is one within 1000 characters, otherwise at white space if there is
+    some as near; or at the beginning of a sequence.
 
     Args:
         corpus: The text.
         level: ``"word"``, ``"char"``, ``"byte"`` or ``"bpe"``; see :meth:`Tokenizer.train`.
-        vocabulary: Number of entries at most; None for the level's usual.
-        lowercase: Whether to make the text lower case.
+        vocabulary: The largest number of entries; None for the level's default.
+        lowercase: Whether to convert the text to lower case.
         reading: ``"stream"``, ``"sentences"`` or ``"lines"``.
         valid_fraction: Share of the text that is held out, above 0 and below 1.
-        valid_corpus: Another text to hold out instead; ``corpus`` is then trained on whole.
-        max_tokens: Use only the first that many tokens of ``corpus``, those of both parts
-            together, start and end tokens included; sequences that do not fit whole are left
-            out. At the level
-            ``"bpe"``, whose tokens depend on a vocabulary yet to be made, it counts the words
-            and marks that BPE tokens are made of, unless a tokenizer is given.
-        tokenizer: A vocabulary to use; level, vocabulary and lowercase then mean nothing.
+        valid_corpus: Another text to hold out instead; all of ``corpus`` is then trained on.
+        max_tokens: Use only this many tokens from the beginning of ``corpus``, both parts
+            together, start and end tokens included; sequences that do not fit as a whole are left
+            out. At the level ``"bpe"``, whose tokens depend on a vocabulary yet to be made, it
+            counts the words and marks that BPE tokens are made of, unless a tokenizer is given.
+        tokenizer: A vocabulary to use; level, vocabulary and lowercase are then ignored.
         cache: The cache's directory; None for :func:`cache_directory`.
-        progress: Called now and then with what is being done and its share done.
+        progress: Called from time to time with the current activity and the share done.
 
     Returns:
         The text's tokens, mapped from files of the cache.
 
     Raises:
         CorpusError: If the text cannot be read, or is too short to be split.
-        ConfigError: If the settings do not fit together, or the cache, in which the text is not,
-            cannot be written.
+        ConfigError: If the settings contradict each other, or the text is not in the cache and
+            the cache cannot be written.
     """
     held_out = 0.0 if valid_corpus is not None else valid_fraction
     settings = _Settings(level, vocabulary, lowercase, reading, held_out, max_tokens)
@@ -126,7 +125,7 @@ def prepare(
     if len(set(contents)) < len(contents):
         warnings.warn(
             f"{valid_corpus.name if valid_corpus else ''} holds the same text as {corpus.name}: "
-            "what is trained on is no measure of what is learnt; validate on another text",
+            "a loss on the training text does not show what is learnt; validate on another text",
             BpttWarning,
             stacklevel=2,
         )
@@ -148,15 +147,15 @@ def prepare(
 
 
 def load_prepared(fingerprint: str, cache: Path | None = None) -> PreparedText | None:
-    """Find a prepared text in the cache alone; its source may be gone.
+    """Find a prepared text in the cache alone; its source may no longer exist.
 
     Args:
-        fingerprint: Of the :class:`PreparedText`.
+        fingerprint: The fingerprint of the :class:`PreparedText`.
         cache: The cache's directory; None for :func:`cache_directory`.
 
     Returns:
-        The text, under the name with which it came into the cache; or None if the cache does
-        not hold it whole.
+        The text, under the name with which it entered the cache; or None if the cache does
+        not hold all of it.
     """
     if not re.fullmatch("[0-9a-f]{64}", fingerprint):
         return None
@@ -196,12 +195,12 @@ def _fingerprint(contents: list[str], settings: _Settings, tokenizer: Tokenizer 
 
 
 def _place(cache: Path | None) -> Path:
-    """Where the entries are, to be looked up."""
+    """The directory of the entries, for look-up."""
     return (cache or cache_place()) / "texts"
 
 
 def _entries(cache: Path | None) -> Path:
-    """Where the entries are, to be written."""
+    """The directory of the entries, for writing."""
     path = (cache or cache_directory()) / "texts"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -292,7 +291,7 @@ def _check_lengths(
         return
     name = corpus.name if valid_corpus is None else f"{corpus.name} or {valid_corpus.name}"
     raise CorpusError(
-        f"{name} is too short: {train:,} tokens to train on and {valid:,} held out, "
+        f"{name} is too short: {train:,} tokens to train on and {valid:,} held out, but "
         f"at least {LEAST} of each are needed; give more text, or hold out another share of it "
         "(--valid-fraction)"
     )
@@ -334,7 +333,7 @@ def _sha256_of(path: Path) -> str:
 
 
 def _publish(place: Path, entry: Path) -> PreparedText:
-    """Rename a finished entry into place; what another process put there first is as good."""
+    """Rename a finished entry into place; an entry that another process put there is as good."""
     for _ in range(10):
         try:
             place.rename(entry)
@@ -375,7 +374,7 @@ def _remove_stale(entries: Path) -> None:
 
 
 def _find(entry: Path) -> PreparedText | None:
-    """An entry of the cache, or None if it is not there; one that is damaged is warned of."""
+    """Load an entry of the cache, or None if it does not exist; warn if it is damaged."""
     try:
         return _checked(entry)
     except _DAMAGE as error:
@@ -383,7 +382,7 @@ def _find(entry: Path) -> PreparedText | None:
             return None
         reason = " ".join(str(error).split())
     warnings.warn(
-        f"the prepared text in {entry} is damaged ({reason}): the text is prepared again",
+        f"the prepared text in {entry} is damaged ({reason}); the text is prepared again",
         BpttWarning,
         stacklevel=3,
     )
@@ -391,7 +390,7 @@ def _find(entry: Path) -> PreparedText | None:
 
 
 def _load(entry: Path) -> PreparedText | None:
-    """An entry of the cache, or None if it is not there or not whole."""
+    """Load an entry of the cache, or None if it does not exist or is incomplete."""
     try:
         return _checked(entry)
     except _DAMAGE:
@@ -401,13 +400,13 @@ def _load(entry: Path) -> PreparedText | None:
 def _checked(entry: Path) -> PreparedText:
     digest, text = (entry / "meta.json").read_bytes().split(b"\n", 1)
     if hashlib.sha256(text).hexdigest().encode() != digest:
-        raise ValueError("meta.json is not what was written")
+        raise ValueError("meta.json has another content than was written")
     meta = json.loads(text)
     if meta["fingerprint"] != entry.name:
-        raise ValueError("it is that of another text")
+        raise ValueError("it belongs to another text")
     for name, expected in meta["sha256"].items():
         if _sha256_of(entry / name) != expected:
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"{name} has another content than was written")
     tokenizer = Tokenizer.load(entry / "tokenizer.json")
     train, valid = (_load_part(entry, part, meta, tokenizer.size) for part in _PARTS)
     return PreparedText(train, valid, tokenizer, entry.name, str(meta["name"]))
@@ -420,7 +419,7 @@ def _load_part(entry: Path, part: str, meta: dict[str, Any], size: int) -> Token
     if counts["sequences"]:
         offsets = np.memmap(entry / f"{part}.offsets", "<i8", "r")
     if len(ids) != counts["tokens"] or _largest(ids) >= size:
-        raise ValueError(f"{part}.ids has other ids than the vocabulary")
+        raise ValueError(f"{part}.ids has ids outside the vocabulary")
     return Tokens(
         ids=ids,
         offsets=offsets,
@@ -433,6 +432,6 @@ def _load_part(entry: Path, part: str, meta: dict[str, Any], size: int) -> Token
 
 
 def _largest(ids: NDArray[Any]) -> int:
-    """The largest id, without a copy of all."""
+    """The largest id, computed without a copy of all ids."""
     starts = range(0, len(ids), 1 << 22)
     return max(int(ids[start : start + (1 << 22)].max()) for start in starts)

@@ -1,4 +1,4 @@
-"""What training goes over: batches of contiguous streams, or of whole sentences.
+"""Readers of batches for training: of contiguous streams, or of whole sentences.
 
 Everything random is a function of the seed and the epoch alone, so a position is two integers
 and resuming is exact.
@@ -20,10 +20,10 @@ from bptt.data.tokens import Tokens
 from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError
 
 IGNORED = -100
-"""The target where there is none; what ``torch.nn.functional.cross_entropy`` leaves out."""
+"""The target where there is none, as in ``torch.nn.functional.cross_entropy``."""
 
 MOST, MOST_OF_FEW = 1000, 20_000
-"""Tokens of a batch of sequences at most, padding included: for each sequence, and in all."""
+"""Limits on the tokens in a batch, padding included: per sequence, and in total."""
 
 _POOL = 256  # batches that are sorted by length together
 
@@ -35,9 +35,9 @@ class Batch:
     Attributes:
         inputs: int64 [T, B].
         targets: int64 [T, B], the token after each input; :data:`IGNORED` where there is none.
-        fresh: Whether every sequence starts here, from a zero state; otherwise each goes on
-            where the same column of the batch before ended.
-        tokens: How many targets count.
+        fresh: Whether every sequence starts here, from a zero state; otherwise each continues
+            from the end of the same column in the previous batch.
+        tokens: The number of targets that count.
     """
 
     inputs: Tensor
@@ -59,37 +59,37 @@ class _Reader:
         self.position = 0
 
     def __len__(self) -> int:
-        """Number of batches in the current epoch, those already given included."""
+        """Number of batches in the current epoch, those already yielded included."""
         raise NotImplementedError
 
     def _batch(self, position: int) -> Batch:
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches that are left of this epoch; after the last one the next epoch begins."""
+        """The remaining batches of this epoch; after the last one the next epoch begins."""
         while self.position < len(self):
             batch = self._batch(self.position)
-            self.position += 1  # before it is given: a state saved after its use goes on behind it
+            self.position += 1  # before the yield, so that a state saved later resumes after it
             yield batch
         self.epoch += 1
         self.position = 0
 
     def state_dict(self) -> dict[str, int | str]:
-        """The position: loaded again, the next batch is the one after the last that was given.
+        """The position: after loading it, the next batch is the one after the last yielded.
 
-        Taken while the last batch of an epoch is worked on, the epoch is not over yet: after
-        loading, iteration ends at once and the epoch after it begins.
+        If taken while the last batch of an epoch is in use, the epoch is not over yet: after
+        loading, iteration ends at once and the next epoch begins.
         """
         return {"epoch": self.epoch, "position": self.position, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Go to a position that :meth:`state_dict` gave.
+        """Go to a position saved by :meth:`state_dict`.
 
         Args:
-            state: What it gave, from a reader of the same tokens with the same arguments.
+            state: The saved position, from a reader of the same tokens with the same arguments.
 
         Raises:
-            CheckpointError: If it is of another reader, or damaged.
+            CheckpointError: If it belongs to another reader, or is damaged.
         """
         for key, expected in self._identity().items():
             if state.get(key) != expected:
@@ -126,14 +126,14 @@ class Streams(_Reader):
     continues the one before. The last window of an epoch may be shorter. ``"random"``: windows
     that do not overlap, each on its own, in random order; the last batch may be smaller.
 
-    Either way each epoch leaves out a random number of tokens, less than ``steps``, at the
+    Either way each epoch skips a random number of tokens, less than ``steps``, at the
     beginning, so that windows do not always end at the same places; the number of batches in an
-    epoch can therefore differ by one. What does not fill a whole row of the batch (sequential) or
-    a window (random) at the end of the text is left out too.
+    epoch can therefore differ by one. Tokens at the end of the text that do not fill a row of
+    the batch (sequential) or a window (random) are skipped too.
 
     Attributes:
         epoch: The current epoch, from 0.
-        position: Batches of it that have been given.
+        position: The number of its batches that have been yielded.
     """
 
     _kind = "streams"
@@ -147,14 +147,14 @@ class Streams(_Reader):
         sampling: str = "sequential",
         seed: int = 0,
     ) -> None:
-        """Begin before the first batch of epoch 0.
+        """Start before the first batch of epoch 0.
 
         Args:
-            tokens: The text; boundaries of sequences are not looked at.
+            tokens: The text; boundaries of sequences are ignored.
             batch_size: Number of streams, B.
             steps: Tokens in a window, T.
             sampling: ``"sequential"`` or ``"random"``.
-            seed: Of the offsets and the order.
+            seed: Seed of the offsets and the order.
 
         Raises:
             ConfigError: If an argument is out of range.
@@ -166,7 +166,7 @@ class Streams(_Reader):
         if sampling not in ("sequential", "random"):
             raise ConfigError(f"--sampling must be sequential or random, got {sampling!r}")
         self.steps, self.sampling = steps, sampling
-        pairs = len(tokens.ids) - 1  # of an input and its target
+        pairs = len(tokens.ids) - 1  # pairs of an input and its target
         if sampling == "sequential" and pairs < batch_size:
             raise CorpusError(
                 f"{len(tokens.ids):,} tokens are too few for {batch_size} streams: "
@@ -177,12 +177,12 @@ class Streams(_Reader):
                 f"{len(tokens.ids):,} tokens are too few for a window of {steps} steps: "
                 "reduce --steps or give more text"
             )
-        # No more is left out than leaves each stream a token, or the batch a window.
+        # At most as many are skipped as leave each stream a token, or the batch a window.
         self._offsets = min(steps, pairs - (batch_size if sampling == "sequential" else steps) + 1)
         self._drawn: tuple[int, int, Tensor] | None = None
 
     def __len__(self) -> int:
-        """Number of batches in the current epoch, those already given included."""
+        """Number of batches in the current epoch, those already yielded included."""
         offset, order = self._draw()
         if self.sampling == "random":
             return -(-len(order) // self.batch_size)
@@ -192,7 +192,7 @@ class Streams(_Reader):
         return (len(self.tokens.ids) - 1 - offset) // self.batch_size
 
     def _draw(self) -> tuple[int, Tensor]:
-        """The offset of this epoch, and the order of its windows where that is random."""
+        """The offset of this epoch, and the order of its windows if it is random."""
         if self._drawn is None or self._drawn[0] != self.epoch:
             generator = self._generator()
             offset = int(torch.randint(self._offsets, (), generator=generator))
@@ -213,7 +213,7 @@ class Streams(_Reader):
             length = self._length(offset)
             starts = [offset + b * length + position * steps for b in range(size)]
             steps = min(steps, length - position * steps)
-        # One token more than the inputs: the target of the last.
+        # One token more than the inputs: the target of the last one.
         columns = np.stack([self.tokens.ids[s : s + steps + 1] for s in starts], axis=1)
         window = torch.from_numpy(columns.astype(np.int64))  # [T + 1, B]
         fresh = self.sampling == "random" or position == 0
@@ -235,29 +235,29 @@ class _Part:
 class Sentences(_Reader):
     """Whole sentences in batches of similar length, each sentence once in an epoch.
 
-    Inputs are a sentence without its end token, targets without its start token. Each epoch the
-    sentences are shuffled, those of a pool of 256 batches sorted by length so that little is
-    padding, and the batches shuffled. The smallest batch has what is left over.
+    Inputs are a sentence without its end token, targets without its start token. In each epoch the
+    sentences are shuffled, those of a pool of 256 batches sorted by length to keep padding small,
+    and the batches shuffled. The smallest batch has the remainder.
 
     Memory is bounded: a batch has at most 1,000 tokens for each sentence asked for, but never
-    less than 20,000, padding included. Where sentences are longer, fewer are side by side. One
-    that is longer still comes alone, in windows of so many steps with the state carried from each
-    to the next, and a warning says how many there are.
+    less than 20,000, padding included. With longer sentences, a batch has fewer of them. One
+    that is longer still is alone in its batch, in windows of this size with the state carried from
+    each to the next, and a warning counts such sentences.
 
     Attributes:
         epoch: The current epoch, from 0.
-        position: Batches of it that have been given.
+        position: The number of its batches that have been yielded.
     """
 
     _kind = "sentences"
 
     def __init__(self, tokens: Tokens, *, batch_size: int, seed: int = 0) -> None:
-        """Begin before the first batch of epoch 0.
+        """Start before the first batch of epoch 0.
 
         Args:
             tokens: The sentences; tokens that were read as a stream have none.
-            batch_size: Sentences in a batch, B, at most.
-            seed: Of the order.
+            batch_size: The largest number of sentences in a batch, B.
+            seed: Seed of the order.
 
         Raises:
             ConfigError: If the tokens are a stream, or the batch size is not positive.
@@ -283,7 +283,7 @@ class Sentences(_Reader):
             )
 
     def __len__(self) -> int:
-        """Number of batches in the current epoch, those already given included."""
+        """Number of batches in the current epoch, those already yielded included."""
         return len(self._draw())
 
     def _draw(self) -> list[_Part]:
@@ -304,11 +304,11 @@ class Sentences(_Reader):
     def _batches(
         self, sequences: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> Iterator[list[_Part]]:
-        """Batches of sequences that are sorted by length; the windows of a long one together."""
+        """Batches of sequences sorted by length; the windows of a long one together."""
         first = 0
         while first < len(sequences):
             end = min(first + self.batch_size, len(sequences))
-            # The longest one, the last, decides how much is padding.
+            # The longest one, the last, determines the padding.
             while end - first > 1 and (end - first) * int(lengths[end - 1]) > self._most:
                 end = first + max(1, min(end - first - 1, self._most // int(lengths[end - 1])))
             chosen, longest = sequences[first:end], int(lengths[end - 1])
@@ -325,7 +325,7 @@ class Sentences(_Reader):
         if part.steps is not None:
             ends = np.minimum(ends, starts + part.steps + 1)
         longest = int((ends - starts).max()) - 1
-        inputs = np.zeros((longest, len(starts)), np.int64)  # what the padding is does not count
+        inputs = np.zeros((longest, len(starts)), np.int64)  # the padding's value does not matter
         targets = np.full((longest, len(starts)), IGNORED, np.int64)
         for column, (start, end) in enumerate(zip(starts, ends, strict=True)):
             ids: NDArray[Any] = self.tokens.ids[start:end]

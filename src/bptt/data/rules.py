@@ -1,4 +1,4 @@
-"""Which tokenizers a run may have: those that `bptt train` makes.
+"""The tokenizers that a run may have: those that `bptt train` makes.
 
 A file of the tokenizers library is a program: its regular expressions can run for ever, and its ids
 can ask for any amount of memory. A run may come from a stranger.
@@ -16,10 +16,10 @@ from bptt.documents import parse
 
 
 def check_rules(text: str) -> None:
-    """Refuse the JSON of a tokenizer that is not one of ours, whatever its vocabulary.
+    """Refuse the JSON of a tokenizer that bptt does not make, whatever its vocabulary.
 
     Raises:
-        ValueError: its rules are others, its entries are not numbered from 0 on, or it is no JSON.
+        ValueError: its rules differ, its entries are not numbered from 0 on, or it is not JSON.
     """
     found = parse(text)
     model = found.pop("model", None) if isinstance(found, dict) else None
@@ -30,7 +30,7 @@ def check_rules(text: str) -> None:
         raise ValueError("its entries are not numbered from 0 on")
     merges = model.pop("merges", [])
     if not isinstance(merges, list):
-        raise ValueError("its merges are no list")
+        raise ValueError("its merges are not a list")
     rules = {**found, "model": model}
     if not any(_agree(rules, ours) for ours in _ours()):
         raise ValueError("it has other rules than the tokenizers that bptt makes")
@@ -38,7 +38,7 @@ def check_rules(text: str) -> None:
 
 @functools.cache
 def _ours() -> list[dict[str, Any]]:
-    """The rules of each kind of tokenizer that is made here, without vocabulary and merges."""
+    """The rules of each kind of tokenizer that bptt makes, without vocabulary and merges."""
     rules = []
     for level, sentences, lowercase in itertools.product(LEVELS, (False, True), (False, True)):
         if level == "bpe":
@@ -55,7 +55,7 @@ def _ours() -> list[dict[str, Any]]:
 
 
 def _agree(a: Any, b: Any) -> bool:
-    """Whether two rules are the same, but for fields that only one version of the library has."""
+    """Whether two rules are the same, except for fields that only one library version has."""
     if not (isinstance(a, dict) and isinstance(b, dict)):
         return type(a) is type(b) and a == b
     return a.keys() & _DECISIVE == b.keys() & _DECISIVE and all(

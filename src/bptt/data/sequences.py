@@ -1,4 +1,4 @@
-"""A text as separate sequences: its sentences, or its lines."""
+"""Division of a text into separate sequences: its sentences, or its lines."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ with needs("lm"):
 from bptt.data.chunks import before_space
 
 LONGEST = 1 << 18
-"""Characters of a text without a blank line, or of a line, that are held in memory at a time."""
+"""The most characters of a paragraph, or of a line, held in memory at a time."""
 
 
 class Unfinished(str):
-    """A part of a sequence that the next part continues."""
+    """A part of a sequence that continues in the next part."""
 
     __slots__ = ()
 
 
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
 _OTHER_SPACE = re.compile(r"[^\S ]")
-# What misleads the splitter is hidden from it, one character for one: single quotes, which it
+# These mislead the splitter and are replaced, character for character: single quotes, which it
 # would pair with apostrophes and then not look inside, and the decimal points of WikiText.
 _SINGLE_QUOTE = re.compile(r"['‘’](?:(?<!\w.)|(?!\w))")
 _HIDDEN_POINT = re.compile(r"@[.,]@")
@@ -38,25 +38,25 @@ _OTHER_END = re.compile(
 
 
 def sentences(pieces: Iterable[str]) -> Iterator[str]:
-    """The sentences of a text, however it is cut into pieces.
+    """Split a text into sentences, however it is cut into pieces.
 
-    A blank line ends a sentence whatever it holds; a single newline is white space. Chinese and
+    A blank line always ends a sentence; a single newline is white space. Chinese and
     Japanese sentences end at 。！？ and Greek ones at ; too. A sentence of :data:`LONGEST`
-    characters comes in parts, cut before white space where there is some.
+    characters comes in parts, cut before white space if possible.
 
     Args:
         pieces: The text in order.
 
     Yields:
-        Sentences as they are written, newlines and all, without white space around them; all
-        parts of a long one but the last are :class:`Unfinished`.
+        Sentences as written, newlines included, without surrounding white space; all
+        parts of a long one except the last are :class:`Unfinished`.
     """
-    rest, inside = "", False  # of a sentence whose first parts have been given
+    rest, inside = "", False  # of a sentence whose first parts have been yielded
     for piece in pieces:
         rest += piece
         start = 0
         while True:
-            # What is done with a place depends on the LONGEST characters from it on alone.
+            # The treatment of a place depends only on the LONGEST characters from it on.
             blank = _BLANK_LINE.search(rest, start, start + LONGEST)
             if blank:
                 yield from _trimmed(_sentences_of(rest[start : blank.start()]), inside)
@@ -79,16 +79,16 @@ def sentences(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def lines(pieces: Iterable[str]) -> Iterator[str]:
-    """The lines of a text that hold more than white space, however it is cut into pieces.
+    """Split a text into lines that hold more than white space, however it is cut into pieces.
 
     Args:
         pieces: The text in order.
 
     Yields:
-        Lines without their newline. Those of more than :data:`LONGEST` characters come in parts,
-        cut before white space where there is some; all but the last are :class:`Unfinished`.
+        Lines without their newline. Lines longer than :data:`LONGEST` characters come in parts,
+        cut before white space if possible; all but the last are :class:`Unfinished`.
     """
-    rest, inside = "", False  # of a line whose first parts have been given
+    rest, inside = "", False  # of a line whose first parts have been yielded
     for piece in pieces:
         *whole, rest = (rest + piece).split("\n")
         for line in whole:
@@ -105,7 +105,7 @@ def lines(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _in_parts(line: str) -> list[str]:
-    """A line in parts of at most LONGEST characters; only the last may be empty."""
+    """Split a line into parts of at most LONGEST characters; only the last may be empty."""
     parts, start = [], 0
     while len(line) - start > LONGEST:
         cut = start + before_space(line[start : start + LONGEST], LONGEST)
@@ -119,7 +119,7 @@ def _is_blank(text: str) -> bool:
 
 
 def _trimmed(sentences: list[str], inside: bool) -> Iterator[str]:
-    """Sentences without white space around them; the first may be the end of a long one."""
+    """Sentences without surrounding white space; the first may be the end of a long one."""
     if inside:
         yield sentences[0].rstrip() if sentences else ""
         sentences = sentences[1:]
@@ -140,7 +140,7 @@ def _sentences_of(paragraph: str) -> list[str]:
 
 
 def _settled(text: str, end: int) -> int | None:
-    """Where a sentence that was found to end about here ends, given the quotes around; or None.
+    """Find where a sentence that seems to end about here really ends, given the quotes; or None.
 
     A quote right after the full stop closes this sentence, one after white space opens the next.
     """

@@ -1,4 +1,4 @@
-"""Which part of a text is trained on and which is held out, without holding any of it in memory."""
+"""Division of a text into a training and a held-out part, without holding it in memory."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from bptt.data.tokens import as_encoded, batches, units
 from bptt.errors import CorpusError
 
 LINE = 1000
-"""Characters around the intended place within which a line's end or white space is looked for."""
+"""Characters around the intended place within which to look for a line end or white space."""
 
 _ONE = {"sentences": "sentence", "lines": "line"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Two places in a text: characters of a stream, or numbers of units where sequences end.
+    """Two places in a text: in characters for a stream, otherwise in sequences.
 
     Attributes:
         corpus: The text.
         reading: ``"stream"``, ``"sentences"`` or ``"lines"``.
-        middle: Where the training part ends and the held-out part begins.
-        stop: Where the held-out part ends.
+        middle: The end of the training part, where the held-out part begins.
+        stop: The end of the held-out part.
     """
 
     corpus: Corpus | Watched
@@ -57,15 +57,15 @@ def split(
     counter: Tokenizer,
     max_tokens: int | None,
 ) -> Split:
-    """Find where to cut a text; reads it two to four times.
+    """Find where to divide a text; reads it two to four times.
 
     Args:
         corpus: The text.
         reading: ``"stream"``, ``"sentences"`` or ``"lines"``.
         valid_fraction: Share of the characters that is held out, at the end.
-        counter: Whose tokens ``max_tokens`` counts.
-        max_tokens: The text ends after that many tokens (start and end tokens count too);
-            a sequence that does not fit whole is left out.
+        counter: The tokenizer whose tokens ``max_tokens`` counts.
+        max_tokens: The text ends after this many tokens (start and end tokens count too);
+            a sequence that does not fit as a whole is left out.
 
     Returns:
         The places.
@@ -100,7 +100,7 @@ def _split_stream(
         return Split(corpus, "stream", stop, stop)
     middle = _good_place(corpus.pieces(), stop - int(stop * valid_fraction), stop)
     if max_tokens is not None:
-        # A token that the cut goes through has become several.
+        # The cut may have split a token into several.
         middle = _place_of_token(between(corpus.pieces(), 0, middle), counter, max_tokens)
         left = max_tokens - _number_of_tokens(between(corpus.pieces(), 0, middle), counter)
         held_out = between(corpus.pieces(), middle, stop)
@@ -126,7 +126,7 @@ def _place_of_token(pieces: Iterable[str], counter: Tokenizer, tokens: int | Non
 
 
 def _fitting(text: str, counter: Tokenizer, tokens: int) -> int:
-    """The characters of a text's first ``tokens`` tokens, which have no more by themselves."""
+    """The characters of a text's first tokens, provided that they have no more tokens alone."""
     end = counter.prefix(text, tokens)
     while end and len(counter.encode(text[:end])) > tokens:
         end = min(counter.prefix(text[:end], tokens), end - 1)
@@ -134,8 +134,8 @@ def _fitting(text: str, counter: Tokenizer, tokens: int) -> int:
 
 
 def _good_place(pieces: Iterable[str], target: int, stop: int) -> int:
-    """The place nearby where a line ends, else one where white space begins, else ``target``."""
-    # Never more than half of a part: a short text would keep nothing of it.
+    """A nearby place where a line ends, or one where white space begins, or ``target``."""
+    # Never more than half of a part, or a short text would lose all of it.
     begin = max(target - min(LINE, target // 2), 0)
     near = "".join(between(pieces, begin, target + min(LINE, (stop - target) // 2)))
     here = target - begin
@@ -148,20 +148,20 @@ def _good_place(pieces: Iterable[str], target: int, stop: int) -> int:
 
 @dataclass
 class _Fitting:
-    """The sequences that fit."""
+    """The sequences that fit into ``max_tokens``."""
 
     sequences: int = 0
     characters: int = 0
-    stop: int = 0  # where the last of them ends, in units
-    last: int = 0  # where it begins
+    stop: int = 0  # end of the last of them, in units
+    last: int = 0  # its beginning
 
 
 def _fitting_sequences(
     corpus: Corpus | Watched, reading: str, counter: Tokenizer, max_tokens: int | None
 ) -> _Fitting:
-    """How many sequences ``max_tokens`` tokens hold; None: all."""
+    """The sequences that ``max_tokens`` tokens hold; None: all."""
     found = _Fitting()
-    place = tokens = characters = 0  # up to here; of the sequence that is being read
+    place = tokens = characters = 0  # so far; of the current sequence
     total = 0
     for batch in batches(units(corpus.pieces(), reading)):
         lengths = [0] * len(batch)
@@ -173,7 +173,7 @@ def _fitting_sequences(
             if max_tokens is not None and total + tokens + 2 * bool(tokens) > max_tokens:
                 return found
             if not isinstance(part, Unfinished):
-                total += tokens + 2 * bool(tokens)  # its start and end; none where it is left out
+                total += tokens + 2 * bool(tokens)  # start and end; none if it is left out
                 found.last, found.stop = found.stop, place
                 found.sequences, found.characters = (
                     found.sequences + 1,
@@ -184,7 +184,7 @@ def _fitting_sequences(
 
 
 def _too_few(name: str, number: int, one: str, max_tokens: int | None) -> str:
-    """What to say of a text that cannot be split."""
+    """The message for a text that cannot be divided."""
     found = f"only one {one}" if number else f"no whole {one}"
     if max_tokens is not None:
         found += f" within its first {max_tokens:,} tokens"

@@ -1,4 +1,4 @@
-"""What a model that knows only how frequent each token is would achieve."""
+"""The perplexity of a model that knows only token frequencies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK = 1 << 22  # ids counted at a time
 
 
 def unigram_perplexity(train: Tokens, valid: Tokens, size: int) -> float:
-    """The perplexity of a unigram model, the least that a language model must beat.
+    """The perplexity of a unigram model, which a language model must beat.
 
     Each token's probability is its share of the training targets, one added to every count.
     Targets are all tokens but the first of the stream, or of each sequence.

@@ -1,4 +1,4 @@
-"""A text that is read several times must be the same each time."""
+"""Check that a text that is read several times is the same each time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from bptt.errors import CorpusError
 
 
 class Watched:
-    """A corpus that is read whole once, and compared with that whenever it is read again.
+    """A corpus that is read once as a whole, and compared with that at each further reading.
 
     Attributes:
-        name: What it is, for people.
+        name: What it is, for display.
         digest: SHA-256, in hexadecimal, of its text as UTF-8.
         characters: Its length.
     """
@@ -23,7 +23,7 @@ class Watched:
 
         Args:
             corpus: The text.
-            report: Called with what is being done.
+            report: Called with the current activity.
 
         Raises:
             CorpusError: If it cannot be read.
@@ -31,7 +31,7 @@ class Watched:
         self.name, self._corpus = corpus.name, corpus
         whole = hashlib.sha256()
         self.characters = 0
-        self._pieces: list[bytes] = []  # a short digest of each
+        self._pieces: list[bytes] = []  # a short digest of each piece
         for piece in corpus.pieces():
             report("reading the text", None)
             data = piece.encode("utf-8")
@@ -41,10 +41,10 @@ class Watched:
         self.digest = whole.hexdigest()
 
     def pieces(self) -> Iterator[str]:
-        """The text again, as :meth:`Corpus.pieces` gives it.
+        """The text again, as from :meth:`Corpus.pieces`.
 
         Raises:
-            CorpusError: If it is no longer what it was.
+            CorpusError: If it has changed.
         """
         number = 0
         for number, piece in enumerate(self._corpus.pieces(), 1):
@@ -56,7 +56,7 @@ class Watched:
 
     def _changed(self) -> CorpusError:
         return CorpusError(
-            f"{self.name} changed while it was read: wait until it is whole, or train on a copy"
+            f"{self.name} changed while it was read: wait until it is complete, or train on a copy"
         )
 
 

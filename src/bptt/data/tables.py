@@ -1,9 +1,9 @@
 """The cells of one column of a CSV or TSV file, streamed.
 
-Tables are read by Python's ``csv`` module, strictly. How a table is written is found by trying:
-the column's name decides which character separates the cells, and a first reading of the whole
-file decides what quotation marks and backslashes mean in it. What fits no way of writing is
-refused with the number of its row.
+Tables are read by Python's ``csv`` module in strict mode. The dialect is found by trying:
+the column's name determines the separator, and a first reading of the whole
+file determines the meaning of quotation marks and backslashes. A table that fits no dialect is
+refused with the number of a row.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from itertools import chain
 from bptt.errors import CorpusError
 
 SUFFIXES = (".csv", ".tsv")
-"""Files that are read as tables."""
+"""Suffixes of files that are read as tables."""
 
 LARGEST = 1 << 27
-"""Characters of a cell at most; a quotation mark that nothing closes would read a file whole."""
+"""Largest size of a cell in characters; an unclosed quotation mark would read the whole file."""
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-_NOTHING = "\x1f"  # separates the cells of a table with a single column: it occurs in none
+_NOTHING = "\x1f"  # the separator of a table with a single column: it occurs in none
 _EXCEL = re.compile(r"sep=(.)\n?")
 _ESCAPE = re.compile(r"\\(.)")
 _SPACED = re.compile(r' +"(?:[^"]|"")*"')
@@ -32,15 +32,15 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a table is written.
+    """The dialect of a table.
 
     Attributes:
         separator: The character between two cells.
-        quotes: Whether a cell that begins with a quotation mark ends with one, and holds the
-            separator, line ends and doubled quotation marks in between.
-        spaces: Whether white space after a separator is left out.
-        escapes: Whether a backslash takes the meaning from a quotation mark, a separator, a line
-            end and a backslash.
+        quotes: Whether a cell that begins with a quotation mark ends with one, and may hold
+            separators, line ends and doubled quotation marks in between.
+        spaces: Whether white space after a separator is skipped.
+        escapes: Whether a backslash escapes a quotation mark, a separator, a line end and a
+            backslash.
         by_excel: Whether the first line is Excel's ``sep=``.
     """
 
@@ -51,16 +51,16 @@ class Dialect:
     by_excel: bool = False
 
     def __str__(self) -> str:
-        """Describe what differs from what the file's name promises; see :meth:`usual`."""
+        """Describe its differences from the dialect that the file's name implies."""
         between = _SEPARATORS.get(self.separator, f"{self.separator!r} signs")
         words = ["one column" if self.separator == _NOTHING else f"cells between {between}"]
-        words.append("quoted where they need it" if self.quotes else "quotation marks are text")
-        words += ["spaces after separators left out"] * self.spaces
+        words.append("quoted where needed" if self.quotes else "quotation marks are text")
+        words += ["spaces after separators skipped"] * self.spaces
         words += ["backslash escapes"] * self.escapes
         return ", ".join(words)
 
     def usual(self, *, tabs: bool) -> bool:
-        """Whether files of the name are written like this: CSV with quotes, or TSV without."""
+        """Whether it is the dialect that the name implies: CSV with quotes, or TSV without."""
         return self == Dialect("\t" if tabs else ",", quotes=not tabs)
 
 
@@ -69,11 +69,11 @@ class Table:
     """A table that has been read once.
 
     Attributes:
-        dialect: How it is written.
-        index: The number of the column, from 0.
-        width: The number of its columns.
-        skipped: Rows that are too short to have the column, and hold other text.
-        first_skipped: The number of the first of them; the header is row 1.
+        dialect: Its dialect.
+        index: The index of the column, from 0.
+        width: The number of columns.
+        skipped: The number of rows that hold text but are too short to have the column.
+        first_skipped: The number of the first such row; the header is row 1.
     """
 
     dialect: Dialect
@@ -107,24 +107,24 @@ class Table:
 def examine(
     read: Callable[[], Iterable[str]], name: str, column: str | None, *, tabs: bool
 ) -> Table:
-    """Find how a table is written, by reading all of it, once for each way that may be meant.
+    """Find a table's dialect by reading all of it, once for each possible dialect.
 
     Args:
-        read: Gives the file's text in pieces, from the beginning at each call.
+        read: Returns the file's text in pieces, from the beginning at each call.
         name: What to call the file in messages.
-        column: The header of the column; it must be there, and only once.
-        tabs: Whether the name says that tabs are between the cells.
+        column: The header of the column; it must occur exactly once.
+        tabs: Whether the file's name implies that tabs separate the cells.
 
     Returns:
         The table.
 
     Raises:
-        CorpusError: If there is no such column, or no way of reading fits all rows.
+        CorpusError: If there is no such column, or no dialect fits all rows.
     """
     start, header = _header(read, name, column, tabs=tabs)
 
     def best(*dialects: Dialect) -> _Fit | _Misfit:
-        """The first in which all rows are of one length, else the first that fits, else why not."""
+        """The first dialect with rows of equal length, or the first that fits, or the reason."""
         found = []
         for dialect in dialects:
             found.append(_examine(read, name, column, dialect))
@@ -149,25 +149,25 @@ def examine(
 
 @dataclass
 class _Fit:
-    """A way of reading that fits all rows."""
+    """A dialect that fits all rows."""
 
     table: Table
     rows: int
     uniform: bool  # all rows have as many cells as the header
-    closed: bool = True  # where a cell begins with a quotation mark, it ends with one
-    doubled: bool = False  # some quotation marks are doubled, as they are in quoted cells
-    spaces_before_quotes: bool = False  # at the beginning of all cells that begin with a space
+    closed: bool = True  # cells that begin with a quotation mark end with one
+    doubled: bool = False  # some quotation marks are doubled, as in quoted cells
+    spaces_before_quotes: bool = False  # every cell that begins with a space then has a quote
 
 
 @dataclass
 class _Misfit:
-    """A way of reading that does not fit, and why."""
+    """A dialect that does not fit, and why."""
 
     message: str
 
 
 def _chosen(quoted: _Fit | _Misfit, plain: _Fit | _Misfit, *, tabs: bool) -> Table:
-    """Choose between quotation marks that mean something and those that are text."""
+    """Choose whether quotation marks delimit cells or are text."""
     if isinstance(plain, _Misfit) or not (plain.uniform or tabs):
         if isinstance(quoted, _Misfit):
             raise CorpusError(quoted.message)
@@ -178,7 +178,7 @@ def _chosen(quoted: _Fit | _Misfit, plain: _Fit | _Misfit, *, tabs: bool) -> Tab
         return quoted.table
     lines = plain.uniform and plain.table.width > 1 and not plain.doubled
     if lines and quoted.rows < plain.rows:
-        # Each line is a row by itself: a quotation mark that swallows lines closes nothing.
+        # Each line is a row: a quotation mark that spans lines delimits nothing.
         return plain.table
     quotes_meant = plain.closed and plain.doubled
     return plain.table if tabs and not quotes_meant else quoted.table
@@ -187,7 +187,7 @@ def _chosen(quoted: _Fit | _Misfit, plain: _Fit | _Misfit, *, tabs: bool) -> Tab
 def _examine(
     read: Callable[[], Iterable[str]], name: str, column: str | None, dialect: Dialect
 ) -> _Fit | _Misfit:
-    """Read a whole table in one way."""
+    """Read a whole table in one dialect."""
     table = None
     number = skipped = first_skipped = 0
     uniform, closed, doubled, spaced = True, True, False, False
@@ -235,7 +235,7 @@ def _header(
                 continue
             found.append((dialect, names))
             break
-    found.sort(key=lambda each: -len(each[1]))  # most columns first; else in the order above
+    found.sort(key=lambda each: -len(each[1]))  # most columns first; otherwise in the order above
     for dialect, names in found:
         if column is not None and column in [each.strip() for each in names]:
             return replace(dialect, quotes=True), names
@@ -247,7 +247,7 @@ def _header(
 
 def _index(header: list[str], name: str, column: str | None) -> int:
     names = header if column in header else [each.strip() for each in header]
-    if column not in names:  # in another way of reading
+    if column not in names:  # in another dialect
         raise csv.Error(f"there is no column {column!r}")
     if names.count(column) > 1:
         raise CorpusError(
@@ -262,7 +262,7 @@ def _index(header: list[str], name: str, column: str | None) -> int:
 def _rows(lines: Iterable[str], dialect: Dialect) -> Iterator[list[str]]:
     """The rows that are not empty.
 
-    Fields may be of any size up to LARGEST, and the global limit stays as it was.
+    Cells may have any size up to LARGEST; csv's global limit is restored.
     """
     if dialect.escapes:
         lines = (_keep_backslashes(line, dialect.separator) for line in lines)
@@ -288,7 +288,7 @@ def _rows(lines: Iterable[str], dialect: Dialect) -> Iterator[list[str]]:
 
 
 def _keep_backslashes(line: str, separator: str) -> str:
-    """Double the backslashes that escape nothing, such as that of ``\\n``: csv drops them."""
+    """Double backslashes that escape nothing, such as that of ``\\n``, which csv would drop."""
     special = {'"', "\\", separator}
     return _ESCAPE.sub(lambda m: m[0] if m[1] in special else "\\" + m[0], line)
 
@@ -308,7 +308,7 @@ def _after_blank(lines: Iterator[str]) -> Iterator[str]:
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
-    parts: list[str] = []  # of the line that goes on in the next block
+    parts: list[str] = []  # of a line that continues in the next block
     for block in blocks:
         *whole, rest = block.split("\n")
         for line in whole:
@@ -325,8 +325,8 @@ def _lines(blocks: Iterable[str]) -> Iterator[str]:
 
 def _too_long(name: str, number: int, cells: int, width: int, column: str | None) -> str:
     return (
-        f"{name}: row {number:,} has {cells} cells, the header {width}, so what belongs to column "
-        f"{column!r} cannot be told: put quotation marks around cells that hold the separator"
+        f"{name}: row {number:,} has {cells} cells, but the header {width}, so the cell of column "
+        f"{column!r} is ambiguous: put quotation marks around cells that hold the separator"
     )
 
 

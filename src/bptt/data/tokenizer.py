@@ -32,13 +32,13 @@ LEVELS = ("word", "char", "byte", "bpe")
 """What a token can be."""
 
 DEFAULT_VOCABULARY = 8000
-"""Entries of a word or BPE vocabulary where no size is given."""
+"""Default number of entries of a word or BPE vocabulary."""
 
 _CHARACTER = r"[\s\S]"
 _RUN = 256
 _UNBROKEN = re.compile(rf"\S{{{_RUN}}}|\s{{{_RUN}}}")
-_SECONDS = 5e-6  # that the trainer takes for a character of such text
-_MARKS = (  # start and end tokens of our own files and of those of others
+_SECONDS = 5e-6  # trainer's time per character of such text
+_MARKS = (  # start and end tokens, in files of bptt and of others
     (START, END),
     ("[CLS]", "[SEP]"),
     ("<bos>", "<eos>"),
@@ -48,18 +48,18 @@ _MARKS = (  # start and end tokens of our own files and of those of others
 
 
 class Tokenizer:
-    """A vocabulary and the rules by which text falls into its entries.
+    """A vocabulary and the rules that divide text into its entries.
 
     A thin layer over ``tokenizers.Tokenizer``: its JSON holds everything, and files that other
-    programs made can be loaded. Start and end tokens are plain entries of the vocabulary that
-    no text can produce, so a literal ``<s>`` in a text stays the characters it is.
+    programs made can be loaded. Start and end tokens are entries of the vocabulary that
+    no text can produce, so a literal ``<s>`` in a text remains three characters.
 
     Attributes:
-        level: ``"word"``, ``"char"``, ``"byte"`` or ``"bpe"`` (which any other subword
-            model of a loaded file counts as).
+        level: ``"word"``, ``"char"``, ``"byte"`` or ``"bpe"`` (which includes any other
+            subword model of a loaded file).
         size: Number of ids, V; ids are below it.
-        unknown: Id of what is not in the vocabulary, or None where everything is.
-        start: Id of the token before a sentence, or None where there is none.
+        unknown: Id of tokens outside the vocabulary, or None if there are none.
+        start: Id of the token before a sentence, or None.
         end: Id of the token after a sentence, or None.
     """
 
@@ -113,7 +113,7 @@ class Tokenizer:
         sentences: bool = False,
         lowercase: bool = False,
     ) -> Tokenizer:
-        """Make the vocabulary of a text.
+        """Make the vocabulary for a text.
 
         The same text gives the same vocabulary, however it is cut into pieces.
 
@@ -123,11 +123,11 @@ class Tokenizer:
             level: ``"word"``: the most frequent words, punctuation apart, and ``<unk>``.
                 ``"char"``: the characters and ``<unk>``. ``"byte"``: the 256 bytes, which need
                 no text. ``"bpe"``: byte-level byte-pair encoding, which loses nothing.
-            vocabulary: Number of entries at most, special ones included. None: 8000 words or
-                BPE entries, and every character that occurs.
+            vocabulary: The largest number of entries, special ones included. None: 8000 words
+                or BPE entries, and every character that occurs.
             sentences: Whether to add ``<s>`` and ``</s>``, and to take newlines at the word
                 level as white space. Otherwise a newline is a word of its own.
-            lowercase: Whether to make all text lower case before it is encoded.
+            lowercase: Whether to convert all text to lower case before it is encoded.
 
         Returns:
             The tokenizer.
@@ -194,7 +194,7 @@ class Tokenizer:
             The tokenizer.
 
         Raises:
-            CheckpointError: If the file is missing, damaged, or no tokenizer.
+            CheckpointError: If the file is missing, damaged, or not a tokenizer.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -210,41 +210,41 @@ class Tokenizer:
         """Make a tokenizer from the library's JSON.
 
         Args:
-            text: What :meth:`to_json` gave, or another program's tokenizer.json.
-            name: What to call it in the message of an error.
+            text: A result of :meth:`to_json`, or another program's tokenizer.json.
+            name: What to call it in an error message.
 
         Returns:
             The tokenizer.
 
         Raises:
-            CheckpointError: If this is damaged or no tokenizer.
+            CheckpointError: If it is damaged or not a tokenizer.
         """
         try:
             return cls(Backend.from_str(text))
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the library's panics are no Exceptions
+        except BaseException as error:  # the library's panics are not Exceptions
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
-                f"{name} is not a whole tokenizer ({reason}): give a file written by `tokenizers`"
+                f"{name} is no complete tokenizer ({reason}): give a file written by `tokenizers`"
             ) from None
 
     def to_json(self) -> str:
-        """The tokenizer as the library's JSON; the same tokenizer gives the same text."""
+        """Return the library's JSON; equal tokenizers give equal text."""
         return self._backend.to_str()
 
     def save(self, path: str | Path) -> None:
         """Write the library's JSON beside ``path`` and rename it into place.
 
         Args:
-            path: The file to be made or replaced.
+            path: The file to make or replace.
         """
         write_whole(Path(path), self.to_json())
 
     # Encoding
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without start and end tokens.
+        """Encode a text as ids, without start and end tokens.
 
         Args:
             text: Any text; lone surrogates count as U+FFFD.
@@ -256,13 +256,13 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[NDArray[np.uint32]]:
-        """The ids of several texts, without start and end tokens.
+        """Encode several texts as ids, without start and end tokens.
 
         Args:
             texts: Any texts.
 
         Returns:
-            For each text its ids, uint32 [tokens].
+            The ids of each text, uint32 [tokens].
         """
         texts = [well_formed(text) for text in texts]
         if self.level == "char":
@@ -273,7 +273,7 @@ class Tokenizer:
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def prefix(self, text: str, tokens: int) -> int:
-        """How much of a text its first tokens cover; a character in several tokens needs all.
+        """The part of a text that its first tokens cover; a character may take several tokens.
 
         Args:
             text: Any text.
@@ -295,7 +295,7 @@ class Tokenizer:
         return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def _encode_characters(self, text: str) -> NDArray[np.uint32]:
-        # What the library's Split and WordLevel do, a hundred times faster; tests compare them.
+        # The same as the library's Split and WordLevel, a hundred times faster; tests compare them.
         codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
         ids: NDArray[np.uint32] = self._id_of_character[codes]
         return ids
@@ -311,7 +311,7 @@ class Tokenizer:
     # Decoding
 
     def token(self, token_id: int) -> str:
-        """An entry of the vocabulary as it is kept there (BPE spells a space as ``Ġ``).
+        """Return an entry of the vocabulary as it is stored (BPE spells a space as ``Ġ``).
 
         Args:
             token_id: An id below :attr:`size`.
@@ -327,10 +327,10 @@ class Tokenizer:
         return self._tokens[token_id]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; start and end tokens have none.
+        """Decode token ids; start and end tokens give no text.
 
-        At the word level spaces come where a reader expects them, which may not be where they
-        were. Bytes that are no UTF-8 become U+FFFD.
+        At the word level spaces are put where a reader expects them, which may differ from the
+        original. Bytes that are not UTF-8 become U+FFFD.
 
         Args:
             ids: Ids below :attr:`size`.
@@ -341,14 +341,14 @@ class Tokenizer:
         return "".join(self.decode_stream(ids))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of token ids, as they come.
+        """Decode token ids one by one.
 
         Args:
             ids: Ids below :attr:`size`; may be a generator.
 
         Yields:
-            For each id the text that is certain with it, ``""`` while a UTF-8 sequence is not
-            complete; and once more what is left at the end, if anything. Joined they are
+            For each id the text that is certain by then, ``""`` while a UTF-8 sequence is
+            incomplete; and at the end the remaining text, if any. Joined, they are
             :meth:`decode` of the ids.
         """
         if self._byte_level:
@@ -372,14 +372,14 @@ class Tokenizer:
     def _stream_bytes(self, ids: Iterable[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         for token_id in ids:
-            self.token(token_id)  # refuses ids that are none
+            self.token(token_id)  # refuses invalid ids
             yield decoder.decode(self._bytes[token_id])
         if rest := decoder.decode(b"", final=True):
             yield rest
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
-        """What each id adds to the text, where tokens are made of bytes."""
+        """The bytes that each id adds to the text, if tokens are made of bytes."""
         alphabet = {character: b for b, character in enumerate(_byte_characters())}
         found = []
         for i, token in enumerate(self._tokens):
@@ -392,11 +392,11 @@ class Tokenizer:
         return found
 
     def _stream_foreign(self, ids: Iterable[int]) -> Iterator[str]:
-        """Models of others, by the library's own rules: a text is certain once it goes on."""
+        """Decode other programs' models by the library: a text is certain once it continues."""
         stream = decoders.DecodeStream(skip_special_tokens=True)
         seen, given = [], ""
         for token_id in ids:
-            self.token(token_id)  # refuses ids that are none
+            self.token(token_id)  # refuses invalid ids
             seen.append(token_id)
             text = stream.step(self._backend, token_id) or ""
             given += text
@@ -422,13 +422,13 @@ def _backend(level: str, model: Any, lowercase: bool, sentences: bool = False) -
         backend.decoder = decoders.Fuse()
     else:
         pattern = Regex(PATTERN if sentences else STREAM_PATTERN)
-        # Inverted, because the pattern says what a word is; what is between words goes.
+        # Inverted, because the pattern defines words; the text between words is dropped.
         backend.pre_tokenizer = pre_tokenizers.Split(pattern, "removed", invert=True)
     return backend
 
 
 def counting_tokenizer(level: str, *, sentences: bool, lowercase: bool) -> Tokenizer:
-    """A tokenizer that knows no token, yet cuts text where a trained one would.
+    """Make a tokenizer that knows no token, but cuts text where a trained one would.
 
     Args:
         level: As for :meth:`Tokenizer.train`. At the level ``"bpe"``, whose tokens depend on
@@ -437,7 +437,7 @@ def counting_tokenizer(level: str, *, sentences: bool, lowercase: bool) -> Token
         lowercase: As for :meth:`Tokenizer.train`.
 
     Returns:
-        A tokenizer of which only the number and place of tokens mean something.
+        A tokenizer of whose tokens only the number and the places are meaningful.
     """
     if level == "byte":
         return Tokenizer.train([], level="byte", sentences=sentences, lowercase=lowercase)
@@ -463,14 +463,14 @@ def _train_bpe(skeleton: Backend, texts: Iterable[str], size: int, special: list
     )
     feed = _Feed(texts)
     _interruptibly(lambda: backend.train_from_iterator(feed, trainer), feed)
-    # Taken out of its tokenizer, in which the special tokens would be searched for in all text.
+    # Taken out of its tokenizer, which would search all text for the special tokens.
     return backend.model
 
 
 class _Feed:
-    """Text for the trainer, without long runs of characters that it would take as one word.
+    """Text for the trainer, without long runs of characters that it would take for one word.
 
-    A merge goes through all words that it occurs in, so that a megabyte without white space took
+    A merge goes through all words in which it occurs, so a megabyte without white space took
     20 seconds. Cut into parts of :data:`_RUN` characters it takes one or two.
     """
 
@@ -493,13 +493,13 @@ class _Feed:
 
 
 def _interruptibly(work: Callable[[], None], feed: _Feed) -> None:
-    """Do what the library does not let be interrupted, so that Ctrl-C is heard meanwhile."""
+    """Run a call of the library that cannot be interrupted, but react to Ctrl-C meanwhile."""
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
             work()
-        except BaseException as error:  # raised again below, in the thread that waits
+        except BaseException as error:  # raised again below, in the waiting thread
             failed.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -526,7 +526,7 @@ def _interruptibly(work: Callable[[], None], feed: _Feed) -> None:
 def _frequent_words(
     skeleton: Backend, texts: Iterable[str], size: int, special: list[str]
 ) -> list[str]:
-    # The trainer sorts by falling count, then by text. It also counts a literal <unk>.
+    # The trainer sorts by decreasing count, then by text. It also counts a literal <unk>.
     trainer = trainers.WordLevelTrainer(vocab_size=size + 1, show_progress=False, special_tokens=[])
     skeleton.train_from_iterator(texts, trainer)
     words = [word for word in _in_order(skeleton.get_vocab()) if word not in special]
@@ -548,7 +548,7 @@ def _frequent_characters(
 
 
 def _in_order(vocabulary: dict[str, int]) -> list[str]:
-    """The entries by id; an id that no entry has, in the files of others, is an empty one."""
+    """The entries by id; unused ids, which other programs' files may have, are empty entries."""
     entries = [""] * (max(vocabulary.values(), default=-1) + 1)
     for entry, i in vocabulary.items():
         entries[i] = entry
@@ -580,7 +580,7 @@ def _unknown(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
 
 @functools.cache
 def _byte_characters() -> list[str]:
-    """The character that stands for each byte 0..255, in GPT-2's spelling."""
+    """The character that represents each byte 0..255, in GPT-2's spelling."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = (b for b in range(256) if b not in visible)
     spelled = {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(others)}

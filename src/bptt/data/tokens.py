@@ -20,7 +20,7 @@ from bptt.errors import ConfigError, CorpusError
 READINGS = ("stream", "sentences", "lines")
 """How a text is read: as one stream, or as separate sequences."""
 
-_BATCH = 512  # sequences encoded at a time, but no more than so many characters
+_BATCH = 512  # sequences encoded at a time, within the limit on characters
 _CHARACTERS = 1 << 18
 
 
@@ -32,14 +32,14 @@ class Tokens:
         ids: uint16 or uint32 [tokens], usually mapped from a file.
         offsets: int64 [sequences + 1]: sequence i is ``ids[offsets[i]:offsets[i+1]]``, its start
             and end tokens included. None for a stream.
-        characters: Characters of text that the tokens cover, as they are in the text; start
-            and end tokens, and what is between sequences, have none.
-        words: Words of that text, separated by white space.
-        unknown: How many of the ids are the unknown token.
-        first_characters: Of a stream, the characters that are complete with its first token,
-            white space before it included; what predicts all tokens but the first does not
-            predict these. 0 for sequences, whose first token is their start.
-        first_words: The words that are complete with the first token of a stream, 1 or 0.
+        characters: The number of characters of the text that the tokens cover; start and end
+            tokens, and what is between sequences, have none.
+        words: The number of words of that text, separated by white space.
+        unknown: The number of unknown tokens.
+        first_characters: For a stream, the characters complete with its first token, white space
+            before it included; predicting all tokens but the first does not predict these. 0 for
+            sequences, whose first token is their start.
+        first_words: The words complete with the first token of a stream, 1 or 0.
     """
 
     ids: NDArray[Any]
@@ -52,13 +52,13 @@ class Tokens:
 
     @property
     def unknown_share(self) -> float:
-        """The share of the tokens that are the unknown one, start tokens not counted."""
+        """The share of unknown tokens, start tokens not counted."""
         starts = 0 if self.offsets is None else len(self.offsets) - 1
         return self.unknown / max(1, len(self.ids) - starts)
 
 
 def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, *, reading: str) -> Tokens:
-    """Encode a corpus into a temporary file, such as for evaluation.
+    """Encode a corpus into a temporary file, for example for evaluation.
 
     Args:
         corpus: The text.
@@ -70,13 +70,13 @@ def encode_corpus(corpus: Corpus, tokenizer: Tokenizer, *, reading: str) -> Toke
 
     Raises:
         CorpusError: If the text cannot be read or has no token.
-        ConfigError: If sequences are wanted and the tokenizer has no start and end.
+        ConfigError: If sequences are wanted and the tokenizer has no start and end tokens.
     """
     return _encode(corpus.pieces(), tokenizer, reading, corpus.name)
 
 
 def encode_text(text: str, tokenizer: Tokenizer, *, reading: str) -> Tokens:
-    """Encode a text; as :func:`encode_corpus` encodes a file that holds it.
+    """Encode a text, as :func:`encode_corpus` encodes a file that holds it.
 
     Args:
         text: The text; line ends and byte order marks are treated as those of a file.
@@ -88,39 +88,39 @@ def encode_text(text: str, tokenizer: Tokenizer, *, reading: str) -> Tokens:
 
     Raises:
         CorpusError: If the text has no token.
-        ConfigError: If sequences are wanted and the tokenizer has no start and end.
+        ConfigError: If sequences are wanted and the tokenizer has no start and end tokens.
     """
     return _encode([as_read(text)], tokenizer, reading, "the text")
 
 
 def check_reading(reading: str, tokenizer: Tokenizer | None = None) -> None:
-    """Refuse a way of reading that is none, or that a tokenizer is not made for.
+    """Refuse an unknown way of reading, or one for which a tokenizer is not made.
 
     Args:
         reading: ``"stream"``, ``"sentences"`` or ``"lines"``.
         tokenizer: The tokenizer, if there is one already.
 
     Raises:
-        ConfigError: If it does not fit.
+        ConfigError: If it is unknown or unsuitable.
     """
     if reading not in READINGS:
         raise ConfigError(f"--reading must be one of {', '.join(READINGS)}, got {reading!r}")
     if reading != "stream" and tokenizer is not None and tokenizer.start is None:
         raise ConfigError(
-            f"--reading {reading} needs a tokenizer with start and end tokens, this one has none: "
-            "use --reading stream, or a tokenizer that was trained with sentences"
+            f"--reading {reading} needs a tokenizer with start and end tokens, but this one has "
+            "none: use --reading stream, or a tokenizer that was trained with sentences"
         )
 
 
 def units(pieces: Iterable[str], reading: str) -> Iterator[str]:
-    """The parts of a text that are encoded one by one.
+    """Divide a text into the parts that are encoded one by one.
 
     Args:
         pieces: The text in order.
-        reading: ``"stream"``: chunks that no token goes across. Else the sequences.
+        reading: ``"stream"``: chunks that no token spans. Otherwise the sequences.
 
     Returns:
-        The parts in order; those of a stream joined are the text.
+        The parts in order; those of a stream, joined, are the text.
     """
     split: dict[str, Callable[[Iterable[str]], Iterator[str]]]
     split = {"stream": chunks, "sentences": sentences, "lines": lines}
@@ -128,10 +128,10 @@ def units(pieces: Iterable[str], reading: str) -> Iterator[str]:
 
 
 def as_encoded(unit: str, reading: str) -> str:
-    """The text that is given to the tokenizer: in sentences, white space becomes single spaces."""
+    """The text passed to the tokenizer; in sentences, white space becomes single spaces."""
     if reading != "sentences":
         return unit
-    # Only what continues a sentence begins with white space.
+    # Only the continuation of a sentence begins with white space.
     return " " * unit[:1].isspace() + " ".join(unit.split())
 
 
@@ -157,7 +157,7 @@ def batches(parts: Iterable[str]) -> Iterator[list[str]]:
 
 
 class TokenWriter:
-    """Writes the ids of a text to one file, and where its sequences begin to another."""
+    """Writes the ids of a text to one file, and the offsets of its sequences to another."""
 
     def __init__(
         self, tokenizer: Tokenizer, reading: str, ids: BinaryIO, offsets: BinaryIO
@@ -167,8 +167,8 @@ class TokenWriter:
         self.first_characters = self.first_words = 0
         self._tokenizer, self._reading = tokenizer, reading
         self._ids, self._offsets = ids, offsets
-        self._begun = False  # the start token of a sequence is written, its end token not yet
-        self._inside_word = False  # the part before was cut inside a word
+        self._begun = False  # a sequence's start token is written, its end token is not
+        self._inside_word = False  # the previous part was cut inside a word
 
     def write(self, parts: Iterable[str]) -> None:
         """Encode and write all :func:`units` of a text.
@@ -190,7 +190,7 @@ class TokenWriter:
             if self.tokens == 0 and len(ids):
                 self._count_first(part)
             elif self.characters == self.first_characters and goes_on:
-                self.first_words = 0  # the first token ended with the chunk, the word did not
+                self.first_words = 0  # the chunk ended with the first token, the word did not
             self._write_ids(ids)
             self._count_text(part)
 
@@ -200,7 +200,7 @@ class TokenWriter:
         self._inside_word = not part[-1:].isspace()
 
     def _count_first(self, part: str) -> None:
-        space = BEGINNING_OF_SPACE.search(part)  # no token goes across
+        space = BEGINNING_OF_SPACE.search(part)  # no token spans it
         end = self._tokenizer.prefix(part[: space.start()] if space else part, 1)
         first, after = part[:end], part[end : end + 1]
         inside_word = bool(first and after) and not (first[-1].isspace() or after.isspace())
@@ -254,7 +254,7 @@ def _encode(pieces: Iterable[str], tokenizer: Tokenizer, reading: str, name: str
         ids.flush()
         offsets.flush()
         if writer.tokens == 0:
-            raise CorpusError(f"{name} has no token: give a text that is not only white space")
+            raise CorpusError(f"{name} has no token: give a text with more than white space")
         return Tokens(
             ids=np.memmap(ids, writer.dtype, "r"),
             offsets=None if reading == "stream" else np.memmap(offsets, "<i8", "r"),

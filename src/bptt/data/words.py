@@ -1,17 +1,17 @@
-"""How text falls into words, and how words are put together again into readable text."""
+"""Division of text into words, and joining of words into readable text."""
 
 from __future__ import annotations
 
 UNKNOWN, START, END = "<unk>", "<s>", "</s>"
 
-# What is invisible and ends no word (UAX 29, rule WB4): joiners, soft hyphens, marks of direction.
+# Invisible characters that end no word (UAX 29, rule WB4): joiners, soft hyphens, direction marks.
 # Combining marks and variation selectors are \w; a zero width space does end a word.
 _FORMAT = r"[\p{Cf}&&[^\u200b]]"
 _IN_WORD = rf"(?:\w|{_FORMAT})"
 
 _PARTS = (
-    r"<unk>",  # texts that were prepared by others, such as WikiText-2, say it so
-    r"@[-,.]@",  # and write half @-@ way, 1 @,@ 000 and 3 @.@ 14
+    r"<unk>",  # in texts prepared by others, such as WikiText-2
+    r"@[-,.]@",  # which also write half @-@ way, 1 @,@ 000 and 3 @.@ 14
     r"(?<=\s)'(?:s|t|d|m|ll|re|ve)(?!\w)",  # and the boy 's
     rf"\d+(?:[.,]\d+)+{_FORMAT}*",
     rf"{_FORMAT}*\w{_IN_WORD}*(?:['’-]\w{_IN_WORD}*)*",  # know't, o'clock, half-way
@@ -21,9 +21,9 @@ _PARTS = (
     rf"{_FORMAT}+",
 )
 PATTERN = "|".join(_PARTS)
-"""A word where the text is read as sentences: a newline is white space."""
+"""A word if the text is read as sentences: a newline is white space."""
 STREAM_PATTERN = r"\n|" + PATTERN
-"""A word where the text is read as a stream: a newline is a word of its own."""
+"""A word if the text is read as a stream: a newline is a word of its own."""
 
 
 def _set(words: str) -> frozenset[str]:
@@ -37,9 +37,9 @@ _AS_WRITTEN = {"@-@": "-", "@,@": ",", "@.@": "."}
 
 
 class Joiner:
-    """Puts words together, one at a time, with spaces where a reader expects them.
+    """Joins words, one at a time, with spaces where a reader expects them.
 
-    No word has to be known before the next one is written, so text can be shown as it comes.
+    Each word is written without knowing the next one, so text can be shown as it is generated.
 
     Example:
         >>> joiner = Joiner()
@@ -53,16 +53,16 @@ class Joiner:
         self._open: set[str] = set()  # straight quotes that were opened and not closed
 
     def add(self, word: str) -> str:
-        """The text that one more word adds: the word, with a space before it where one belongs.
+        """The text that one more word adds: the word, preceded by a space where one belongs.
 
         Args:
             word: The next word, punctuation mark or newline.
 
         Returns:
-            What to write after all that was written before.
+            The text to append.
         """
         if word == "\n" == self._last:
-            self._open.clear()  # a quotation ends with its paragraph, whatever was forgotten
+            self._open.clear()  # a quotation ends with its paragraph, even if not closed
         closes = word in self._open
         opens = word in ("'", '"') and not closes
         space = "" if self._glued or closes or word in _CLOSING or word in _CLITICS else " "
