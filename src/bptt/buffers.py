@@ -1,7 +1,7 @@
-"""The buffers of a module: what BatchNorm counts, what spectral norm iterates on.
+"""The buffers of a module, such as BatchNorm's statistics and spectral norm's vectors.
 
 A step that is run again must not count again. Buffers are not copied into, which would invalidate
-graphs that have saved them; the module is handed other tensors for a while.
+graphs that have saved them; instead the module is given other tensors for a while.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Values = list[Tensor | None]
 
 
 def modules_in(function: Any) -> list[nn.Module]:
-    """Return the modules that a callable uses, and all inside of them.
+    """Return the modules that a callable uses, and all modules inside them.
 
-    Seen are a module itself, the one that a method belongs to, what :func:`functools.partial`
-    holds, and what a function refers to in the scopes around it; not what it finds on other ways,
-    as in a list.
+    They are found in a module itself, the object of a method, the arguments of
+    :func:`functools.partial`, and the names that a function refers to in its scopes; not in other
+    places, such as a list.
     """
     found: dict[nn.Module, None] = {}
     seen: set[int] = set()
@@ -58,7 +58,7 @@ def modules_in(function: Any) -> list[nn.Module]:
 
 
 def _is_own(value: Any, function: Callable[..., Any]) -> bool:
-    """Whether it is a function, or method, from the same file: not one of a library."""
+    """Whether it is a function, or method, from the same file, and not from a library."""
     if inspect.ismethod(value):
         return isinstance(value.__self__, nn.Module)
     return inspect.isfunction(value) and value.__module__ == function.__module__
@@ -76,17 +76,17 @@ class Buffers:
         ]
 
     def values(self) -> Values:
-        """Return the tensors themselves."""
+        """Return the present tensors."""
         return [m._buffers[name] for m, name in self.places]
 
     def put(self, values: Values) -> None:
-        """Hand the module these tensors."""
+        """Give the module these tensors."""
         for (m, name), value in zip(self.places, values, strict=True):
             m._buffers[name] = value
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Work on copies meanwhile, and forget them afterwards."""
+        """Work on copies for a while, and discard them afterwards."""
         own = self.values()
         self.put(copies(own))
         try:
@@ -96,11 +96,11 @@ class Buffers:
 
 
 def copies(values: Values, like: tuple[Values, Values] | None = None) -> Values:
-    """Copy tensors, a tensor that is there twice once.
+    """Copy tensors; one that occurs twice is copied once.
 
     Args:
         values: the tensors.
-        like: others, and copies of them that were made before: those of equal ones are used again.
+        like: earlier tensors, and copies of them; the copies of equal tensors are used again.
     """
     made: dict[int, Tensor] = {}
     found: Values = []

@@ -1,4 +1,4 @@
-"""What happens to a state, and to its gradient, at the boundaries between steps."""
+"""The boundaries between steps: where a state is reset and its gradient weighted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bptt.pytree import is_float, leaves_of, map_tensors
 
 
 class Crossing:
-    """Set a state to zero where a sequence begins, and weight its gradient as a plan says.
+    """Resets a state where a sequence begins, and weights its gradient according to a plan.
 
     Args:
-        plan: whose ``carry`` is used.
+        plan: the plan, of which ``carry`` is used.
         resets: [T] or [T, B], time first whatever the module's layout.
-        dim: where the batch lies in each of the state's tensors.
-        batch: B; None where there is no dimension of it.
+        dim: the batch dimension of each of the state's tensors.
+        batch: B; None if there is no batch dimension.
     """
 
     def __init__(self, plan: Plan, resets: Tensor | None, dim: int, batch: int | None) -> None:
@@ -28,7 +28,7 @@ class Crossing:
         self.dim, self.batch = dim, batch
 
     def places(self) -> list[int]:
-        """Return the steps before which something happens, 0 always among them."""
+        """Return the steps before which something happens, always including 0."""
         happens = self.carry != 1
         happens = happens if happens.dim() == 1 else happens.any(1)
         if self.resets is not None:
@@ -45,7 +45,7 @@ class Crossing:
         return bool(crosses.any())
 
     def enter(self, t: int, state: Any) -> Any:
-        """Return the state that goes into step t, under autograd: reset, its gradient scaled."""
+        """Return the state that enters step t, under autograd: reset, with its gradient scaled."""
 
         def scaled(s: Tensor) -> Tensor:
             factor = self.factor(t, s) if is_float(s) else None
@@ -54,7 +54,7 @@ class Crossing:
         return map_tensors(scaled, self.reset(t, state))
 
     def reset(self, t: int, state: Any) -> Any:
-        """Set the state to zero where step t starts anew."""
+        """Set the state to zero where step t begins a sequence."""
         if self.resets is None or not bool(self.resets[t].any()):
             return state
         at = self.resets[t]
@@ -64,17 +64,17 @@ class Crossing:
 
     def _zero(self, at: Tensor, s: Tensor) -> Tensor:
         if not is_float(s) and (s.dim() <= self.dim or s.shape[self.dim] != self.batch):
-            return s  # a count that all sequences share
+            return s  # a counter that all sequences share
         return torch.where(self.along(at, s), torch.zeros_like(s), s)
 
     def check(self, t: int, state: Any) -> None:
-        """Refuse a state that the factors of a step do not fit, before the backward pass does."""
+        """Refuse a state that does not fit a step's factors, before the backward pass would."""
         for s in leaves_of(state):
             if is_float(s):
                 self.factor(t, s)
 
     def factor(self, t: int, s: Tensor) -> Tensor | None:
-        """Return what the gradient of one of the state's tensors is multiplied by; None: by 1."""
+        """Return the factor on the gradient of one of the state's tensors; None: 1."""
         at = self.carry[t]
         if bool((at == 1).all()):
             return None
@@ -93,7 +93,7 @@ class Crossing:
         return gradient
 
     def along(self, at: Tensor, s: Tensor) -> Tensor:
-        """Lay out a value for each sequence, [B], so that it meets its part of ``s``."""
+        """Reshape values for the sequences, [B], to broadcast along the batch of ``s``."""
         at = at.to(s.device)
         if at.numel() == 1:
             return at.reshape(())

@@ -1,6 +1,6 @@
-"""JSON in a run: what is read is what was written, or it is refused.
+"""JSON in a run: it is read back exactly as written, or refused.
 
-A document ends with its own digest. A line of measurements has its number, and a checksum.
+A document ends with its own digest. A line of measurements has a number and a checksum.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from bptt.files import read_whole
 
 SEAL = "sha256"
-"""The name of a document's digest."""
+"""The key of a document's digest."""
 
 MOST = 64 << 20
-"""The bytes that a document may have."""
+"""The largest size of a document, in bytes."""
 
-_DEEPEST = 50  # objects and lists within each other
+_DEEPEST = 50  # levels of nested objects and lists
 
 
 def parse(text: str | bytes) -> Any:
-    """Read JSON.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is not JSON, names something twice, or is nested too deeply.
+        ValueError: it is not JSON, repeats a key, or is nested too deeply.
 
     >>> parse('{"a": 1, "a": 2}')
     Traceback (most recent call last):
@@ -48,28 +48,28 @@ def parse(text: str | bytes) -> Any:
 
 
 def sealed(document: dict[str, Any]) -> str:
-    """Write a document, an entry a line, with its digest at the end."""
+    """Write a document, one entry per line, with its digest at the end."""
     text = json.dumps({**document, SEAL: _digest(document)}, indent=2, ensure_ascii=False)
-    # Parts of file names that are not UTF-8 cannot be written but by their numbers.
+    # Parts of file names that are not UTF-8 can only be written as escapes.
     return re.sub("[\ud800-\udfff]", lambda s: f"\\u{ord(s[0]):04x}", text) + "\n"
 
 
 def unseal(document: dict[str, Any]) -> dict[str, Any]:
-    """Take a document's digest away, if it is the right one.
+    """Remove a document's digest after checking it.
 
     Raises:
-        ValueError: there is none, or it is of another document.
+        ValueError: there is none, or it does not match.
     """
     rest = {k: v for k, v in document.items() if k != SEAL}
     if SEAL not in document:
         raise ValueError(f"it has no {SEAL}, which every file of a run has")
     if document[SEAL] != _digest(rest):
-        raise ValueError(f"its {SEAL} is that of another content")
+        raise ValueError(f"its content does not match its {SEAL}")
     return rest
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what :func:`sealed` wrote.
+    """Read a document that :func:`sealed` wrote.
 
     Raises:
         OSError: it cannot be read.
@@ -77,7 +77,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     document = parse(read_whole(path, MOST))
     if not isinstance(document, dict):
-        raise ValueError("it holds no object")
+        raise ValueError("it is not an object")
     return unseal(document)
 
 
@@ -92,9 +92,9 @@ def line_of(number: int, measured: dict[str, Any]) -> str:
 
 
 def lines_in(data: bytes) -> dict[int, dict[str, Any]]:
-    """Read the measurements in what :func:`line_of` wrote, by their numbers.
+    """Parse lines written by :func:`line_of`; return the measurements by number.
 
-    A line that is damaged is left out, and so is one whose number was there before.
+    Damaged lines are skipped, and so are lines whose number has occurred before.
     """
     found: dict[int, dict[str, Any]] = {}
     for line in _BETWEEN.split(data):
@@ -112,7 +112,7 @@ def lines_in(data: bytes) -> dict[int, dict[str, Any]]:
     return found
 
 
-# A line's end; or whatever is in its place, between two whole lines.
+# The end of a line, or whatever replaces it, between two intact lines.
 _BETWEEN = re.compile(rb'\n|(?<="\})[^\n]?(?=\{"line": )')
 _LINE = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')
 

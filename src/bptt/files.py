@@ -1,4 +1,4 @@
-"""Files are written beside their place and renamed: there is always a whole old one or new one."""
+"""Atomic writing: a file is written beside its place and renamed, so it is whole, old or new."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import BinaryIO
 
 
 def write_whole(path: Path, *content: bytes | memoryview | str, follow_links: bool = True) -> None:
-    """Write a file beside its place, then move it there.
+    """Write a file under a temporary name beside its place, then move it there.
 
     Args:
-        path: the file; an existing one is replaced, and what is no file, such as a pipe, is written
-            to.
+        path: the file; an existing one is replaced, and something that is not a file, such as a
+            pipe, is written to.
         content: its parts, one after another; text is written as UTF-8.
-        follow_links: whether a symbolic link is followed; otherwise the file takes its place.
+        follow_links: whether to follow a symbolic link; otherwise the file replaces it.
 
     Raises:
-        OSError: it could not be written; what was there before is still there.
+        OSError: it could not be written; the previous file is still there.
     """
     parts = [part.encode() if isinstance(part, str) else part for part in content]
     with named(path):
@@ -36,14 +36,14 @@ def write_whole(path: Path, *content: bytes | memoryview | str, follow_links: bo
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, all of it or nothing.
+    """Append a line to a file, all of it or nothing.
 
     Args:
         path: the file; made if there is none. A symbolic link is not followed.
         line: the line without its end.
 
     Raises:
-        OSError: it could not be written; what was there before is still there.
+        OSError: it could not be written; the previous content is still there.
     """
     with named(path):
         descriptor = os.open(
@@ -69,17 +69,17 @@ def read_whole(path: Path, most: int) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not a plain file, or larger; nothing was read then.
+        ValueError: it is not a plain file, or larger; nothing has been read then.
     """
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise ValueError(f"its {size:,} bytes are more than the {most:,} that it may have")
+            raise ValueError(f"it has {size:,} bytes, but at most {most:,} are allowed")
         return file.read(most)
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a file to read it, but no device, and no pipe, which would wait for a writer.
+    """Open a file for reading, but no device, and no pipe, which would wait for a writer.
 
     Raises:
         OSError: it cannot be read.
@@ -93,25 +93,25 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def sync_directory(path: Path) -> None:
-    """Make sure that what was renamed in a directory survives a power failure."""
+    """Make sure that a rename in a directory survives a power failure."""
     if os.name == "nt":
         return  # a directory cannot be opened there
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with suppress(OSError):  # not every file system can
+        with suppress(OSError):  # not every file system supports it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def share(path: Path) -> None:
-    """Give a file or directory that only its owner may use the permissions of any new one."""
+    """Give a private file or directory the default permissions of a new one."""
     path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Make errors name the file that was asked for, not the one beside it."""
+    """Make errors name the requested file, not the temporary one."""
     try:
         yield
     except OSError as e:
@@ -159,10 +159,10 @@ def _umask() -> int:
 
 
 def expanded(path: str | Path) -> Path:
-    """Put the user's home directory in the place of ``~``, where that is what it means.
+    """Replace a leading ``~`` by the user's home directory, unless it is part of a name.
 
     Args:
-        path: as it was given; one that begins with ``~name`` may also be a file of that name.
+        path: the path as given; one that begins with ``~name`` may also be a file of that name.
     """
     path = Path(path)
     first = path.parts[0] if path.parts else ""

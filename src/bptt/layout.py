@@ -1,4 +1,4 @@
-"""Where time and batch lie: in the inputs, the outputs, the resets and the state of a module."""
+"""The dimensions of time and batch in a module's inputs, outputs, resets and state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "lightning", "lightning_fabric", "pytorch_lightning", "dee
 
 
 def unwrapped(module: Any) -> Any:
-    """Return the module inside wrappers that change nothing of what it computes.
+    """Return the module inside wrappers that do not change what it computes.
 
     These are torch's DistributedDataParallel, DataParallel, FullyShardedDataParallel,
     AveragedModel and compiled modules, and those of Lightning Fabric and DeepSpeed.
@@ -40,7 +40,7 @@ def unwrapped(module: Any) -> Any:
 
 @cache
 def _inside_of(kind: type) -> str | None:
-    """Return the attribute in which a wrapper keeps its module; None for what is no wrapper."""
+    """Return the attribute in which a wrapper keeps its module; None if it is not a wrapper."""
     for base in kind.__mro__:
         if base.__name__ in _WRAPPERS and base.__module__.split(".")[0] in _PACKAGES:
             return _WRAPPERS[base.__name__]
@@ -48,7 +48,7 @@ def _inside_of(kind: type) -> str | None:
 
 
 def declared(module: Any, name: str, default: Any = None) -> Any:
-    """Return what a module says of itself by an attribute, or the one inside of a wrapper."""
+    """Return an attribute of a module, or of the one inside a wrapper."""
     own = getattr(module, name, None)
     if own is None and isinstance(module, nn.Module):
         own = getattr(unwrapped(module), name, None)
@@ -57,20 +57,20 @@ def declared(module: Any, name: str, default: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where time and batch lie in a module's inputs, and the batch in its state."""
+    """The dimensions of time and batch in a module's inputs, and of the batch in its state."""
 
     steps: int
     """T."""
     batch: int | None
-    """B; None where the inputs have no batch dimension."""
+    """B; None if the inputs have no batch dimension."""
     time: int
-    """The dimension of time in inputs and outputs, 0 or 1."""
+    """The time dimension of inputs and outputs, 0 or 1."""
     state_dim: int
-    """The dimension of the batch in each of the state's tensors."""
+    """The batch dimension of each of the state's tensors."""
     batch_first: bool
-    """Whether resets of each sequence are [B, T]."""
+    """Whether resets for each sequence are [B, T]."""
     is_certain: bool
-    """Whether the inputs have so many dimensions that one of them must be the batch."""
+    """Whether the inputs have enough dimensions that one of them must be the batch."""
 
     @classmethod
     def of(
@@ -82,24 +82,24 @@ class Layout:
         *,
         where: str = "bptt.unroll",
     ) -> Layout:
-        """Find the layout from what is given and what the module says of itself.
+        """Find the layout from the arguments and the module's attributes.
 
         Args:
-            module: any module; those inside of torch's wrappers are asked, too.
+            module: any module; torch's wrappers are looked through.
             inputs: a tensor, a pytree of tensors, or a PackedSequence.
-            batch_first: overrides nothing: the module's own attribute must agree if it has one.
-            state_batch_dim: the dimension of the batch in the state; by default the module's
+            batch_first: must agree with the module's own attribute, if it has one.
+            state_batch_dim: the batch dimension of the state; by default the module's
                 attribute of that name, or 1 as in torch.nn.
             where: the function that messages name.
 
         Raises:
-            ValueError: ``batch_first`` contradicts the module, or the inputs are not all of the
-                same number of steps.
+            ValueError: ``batch_first`` contradicts the module, or the inputs differ in their
+                number of steps.
         """
         own = declared(module, "batch_first")
         if own is not None and batch_first is not None and bool(own) is not bool(batch_first):
             raise ValueError(
-                f"{where}: batch_first={batch_first} was given, and the module has "
+                f"{where}: batch_first={batch_first} was given, but the module has "
                 f"batch_first={own}; leave it out"
             )
         first = bool(own if batch_first is None else batch_first)
@@ -108,14 +108,14 @@ class Layout:
             sizes = inputs.batch_sizes
             return cls(len(sizes), int(sizes[0]), 0, int(dim), first, True)
         tensors = tensors_of(inputs)
-        least = 3 if _is_torch_layer(module) else 2  # the dimensions of a batch at least
+        least = 3 if _is_torch_layer(module) else 2  # the least number of dimensions with a batch
         is_batch = bool(tensors) and tensors[0].dim() >= least
         time = int(first and is_batch)
         lengths = {x.shape[time] if x.dim() > time else 0 for x in tensors}
         if len(lengths) != 1 or 0 in lengths:
             layout = "[B, T, ...]" if first else "[T, B, ...]"
             raise ValueError(
-                f"{where}: expected inputs {layout}, all of the same number of steps, at "
+                f"{where}: expected inputs {layout}, all with the same number of steps, at "
                 f"least one; got {', '.join(str(tuple(x.shape)) for x in tensors) or 'no tensor'}"
             )
         batch = tensors[0].shape[1 - time] if is_batch else None
@@ -136,8 +136,8 @@ class Layout:
             where: the function that messages name.
 
         Raises:
-            TypeError: it is no tensor.
-            ValueError: its shape or dtype is another one.
+            TypeError: it is not a tensor.
+            ValueError: its shape or dtype is wrong.
         """
         if given is None:
             return None
@@ -164,14 +164,14 @@ class Layout:
         return of_steps.t() if self.batch_first and of_steps.dim() == 2 else of_steps
 
     def as_given(self, of_steps: Tensor | None) -> Tensor | None:
-        """Undo :meth:`by_time`: lay [T, B] out as the module takes it."""
+        """Undo :meth:`by_time`: lay [T, B] out as the module expects it."""
         if of_steps is None or of_steps.dim() == 1 or not self.batch_first:
             return of_steps
         return of_steps.t()
 
 
 def join(pieces: Sequence[Any], time: int) -> Any:
-    """Join pieces, pytrees of the same structure, along the dimension of time."""
+    """Join pieces, pytrees of the same structure, along the time dimension."""
     if len(pieces) == 1:
         return pieces[0]
     columns = zip(*map(tensors_of, pieces), strict=True)

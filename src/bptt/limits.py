@@ -1,6 +1,6 @@
-"""Which of torch's errors say that it cannot batch an operation, or differentiate it forwards.
+"""Recognise torch's errors that an operation cannot be batched, or differentiated forwards.
 
-There is another way then. Every other error is that of the module's own code, or of a machine
+These have an alternative. Every other error comes from the module's own code, or from a machine
 without memory left, and is not caught.
 """
 
@@ -11,13 +11,13 @@ _BATCHED = (
     "Batching rule not implemented for ",
     "Cannot access data pointer of Tensor that doesn't have storage",  # .tolist(), .data_ptr()
 )
-_DISPATCH = "Could not run '"  # a layout, as a sparse one, that has no such operation
+_DISPATCH = "Could not run '"  # a layout without such an operation, such as a sparse one
 
 
 def cannot_batch(error: RuntimeError) -> bool:
     """Whether an error of ``torch.autograd.grad(…, is_grads_batched=True)`` is torch's own limit.
 
-    What torch raises then is a RuntimeError as any other, so it is known by its beginning.
+    Torch raises a plain RuntimeError then, so it is recognised by its beginning.
     """
     message = str(error)
     if isinstance(error, NotImplementedError):
@@ -26,5 +26,5 @@ def cannot_batch(error: RuntimeError) -> bool:
 
 
 def cannot_differentiate_forwards(error: NotImplementedError) -> bool:
-    """Whether an error is that torch knows no forward-mode derivative of an operation."""
+    """Whether torch raised an error because an operation has no forward-mode derivative."""
     return "forward AD" in str(error) or "forward mode AD" in str(error)

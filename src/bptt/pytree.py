@@ -1,7 +1,7 @@
-"""Pytrees of tensors: what inputs, outputs and a recurrent state may be made of.
+"""Pytrees of tensors, as used for inputs, outputs and recurrent states.
 
-Tuples, named tuples, lists, dictionaries and dataclasses are looked into, and so is every class
-that is registered with torch (``torch.utils._pytree``) or with optree.
+Nodes are tuples, named tuples, lists, dictionaries and dataclasses, and every class that is
+registered with torch (``torch.utils._pytree``) or with optree.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as torch_pytree
 
 Leaf = Any
-"""A tensor, or anything else that is not looked into."""
+"""A tensor, or any other object that is not a node."""
 
-_NAMESPACE = "bptt"  # where optree keeps what is registered here
+_NAMESPACE = "bptt"  # optree's namespace for the classes registered here
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, enum.Enum, np.generic,
     torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size,
@@ -32,7 +32,7 @@ _registered: set[type] = set()
 
 
 def flatten(tree: Any) -> tuple[list[Leaf], Callable[[list[Leaf]], Any]]:
-    """Flatten a pytree; return its leaves and a function that rebuilds it from others."""
+    """Flatten a pytree; return its leaves and a function that rebuilds it from new ones."""
     leaves, spec = optree.tree_flatten(tree, none_is_leaf=True, namespace=_NAMESPACE)
     if _register_types(leaves):
         return flatten(tree)
@@ -53,8 +53,8 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Leaf]]:
-    """Return the leaves with their places: ``"h"``, ``"layers.0.c"``; ``""`` if it is a leaf."""
-    leaves_of(tree)  # registers what has to be
+    """Return the leaves with their paths: ``"h"``, ``"layers.0.c"``; ``""`` for a single leaf."""
+    leaves_of(tree)  # registers its types
     accessors, leaves, _ = optree.tree_flatten_with_accessor(
         tree, none_is_leaf=True, namespace=_NAMESPACE
     )
@@ -63,7 +63,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Leaf]]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Apply a function to each tensor of a pytree and leave everything else as it is."""
+    """Apply a function to each tensor of a pytree and leave everything else unchanged."""
     if isinstance(tree, Tensor):
         return function(tree)
     leaves, rebuild = flatten(tree)
@@ -83,7 +83,7 @@ def check_leaves(tree: Any, where: str, what: str) -> None:
     Args:
         tree: the pytree.
         where: the function that the message names.
-        what: what the pytree is, in the words of the message, as ``"the state"``.
+        what: what the pytree is, for the message, such as ``"the state"``.
 
     Raises:
         TypeError: there is such a leaf.
@@ -102,11 +102,11 @@ def check_leaves(tree: Any, where: str, what: str) -> None:
 
 
 def _register_types(leaves: list[Leaf]) -> bool:
-    """Register the types of leaves that can be looked into; return whether there were any."""
+    """Register the types of leaves that can be nodes; return whether there were any."""
     found = False
     for leaf in leaves:
         kind = type(leaf)
-        if kind is Tensor or kind in _PLAIN:  # most of them, quickly
+        if kind is Tensor or kind in _PLAIN:  # a quick test for most of them
             continue
         if not isinstance(leaf, _LEAVES) and _is_node(kind):
             _register(kind)
@@ -135,7 +135,7 @@ def _register(kind: type) -> None:
 
 
 def _attributes(instance: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
-    """Flatten a dataclass: its fields, and whatever else was assigned to it."""
+    """Flatten a dataclass: its fields, and any other attributes assigned to it."""
     names = [f.name for f in dataclasses.fields(instance) if hasattr(instance, f.name)]
     names += [name for name in getattr(instance, "__dict__", ()) if name not in names]
     return [getattr(instance, name) for name in names], tuple(names), tuple(names)

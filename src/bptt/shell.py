@@ -1,4 +1,4 @@
-"""What a message shows to be typed again: arguments quoted for a shell."""
+"""Quoting of arguments in commands that a message suggests."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 def quoted(argument: str | Path) -> str:
-    """Quote an argument as a POSIX shell reads it.
+    """Quote an argument for a POSIX shell.
 
-    A path that begins with a dash gets ``./`` before it, so that it is no option. What cannot be
-    typed (control characters, bytes that are not UTF-8) is written as in ``$'caf\\\\xe9'``, which
-    bash, zsh and ksh understand.
+    A path that begins with a dash is preceded by ``./``, so that it is not taken for an option.
+    Characters that cannot be typed (control characters, bytes that are not UTF-8) are written as in
+    ``$'caf\\\\xe9'``, which bash, zsh and ksh understand.
 
     >>> print(quoted("runs/book"), quoted("runs/my book"), quoted(Path("-x")))
     runs/book 'runs/my book' ./-x

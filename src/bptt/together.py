@@ -1,8 +1,8 @@
-"""Options that mean something only with others: declared in tables, refused in one place.
+"""Options that have an effect only with others: declared in tables, refused in one place.
 
 An option that is accepted and has no effect misleads. So each command, and
-:class:`bptt.language_model.Config`, has a table of what an option goes with, which makes the
-refusals, the help's hints and the tests.
+:class:`bptt.language_model.Config`, has a table of what each option requires, from which the
+refusals, the help's hints and the tests are made.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from bptt.errors import ConfigError, spelled
 
 Table = Mapping[str, "Only | With | Without"]
 Read = Callable[[str], Any]
-"""The value of an option by its name."""
+"""Returns the value of an option by its name."""
 
 
 @dataclass(frozen=True)
 class Only:
-    """An option for some values of another one."""
+    """An option that has an effect only for some values of another one."""
 
     option: str
     values: tuple[Any, ...]
@@ -62,7 +62,7 @@ class With:
 
 @dataclass(frozen=True)
 class Without:
-    """An option that has no effect beside another."""
+    """An option that has no effect together with another."""
 
     option: str
 
@@ -84,12 +84,12 @@ def check_together(table: Table, given: Iterable[str], read: Read) -> None:
     """Refuse options that have no effect.
 
     Args:
-        table: what each goes with.
-        given: the names of those that were given.
-        read: the value of any option, given or not.
+        table: the requirements of each option.
+        given: the names of the options that were given.
+        read: returns the value of any option, given or not.
 
     Raises:
-        ConfigError: one of them has no effect; the message says for want of what.
+        ConfigError: an option has no effect; the message says what is missing.
     """
     for name in given:
         rule = table.get(name)

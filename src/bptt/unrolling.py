@@ -124,7 +124,7 @@ def unroll(
     takes_credit = bool(declared(module, "takes_credit", False))
     if takes_carry and state_batch_dim not in (None, own := declared(module, "state_batch_dim", 1)):
         raise ValueError(
-            f"bptt.unroll: got state_batch_dim={state_batch_dim}, but the module, which "
+            f"bptt.unroll: state_batch_dim={state_batch_dim} was given, but the module, which "
             f"takes carry and resets itself, has {own}; leave it out"
         )
     hands_on = takes_credit and memory is None and per_sequence is not False

@@ -1,1 +1,1 @@
-"""Pictures of what was computed elsewhere: nothing here computes, only this loads matplotlib."""
+"""Figures of results computed elsewhere; only this package loads matplotlib."""

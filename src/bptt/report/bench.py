@@ -1,4 +1,4 @@
-"""The picture of ``bptt bench``: how much of the processor each training step uses."""
+"""The figure of ``bptt bench``: how much of the processor each training step uses."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ with needs("plot"):
 
 
 COLOURS = {OURS: "#0072B2", TORCH: "#D55E00", JAX: "#999999"}  # Okabe and Ito's
-BAR = 0.27  # of the space between two rows
+BAR = 0.27  # relative to the space between two rows
 
 
 def draw_bench(found: Bench) -> Figure:
-    """Draw the GFLOP/s of every training step, and the milliseconds beside each bar.
+    """Draw the GFLOP/s of every training step, with the milliseconds beside each bar.
 
     Args:
-        found: what was measured.
+        found: the result of a bench.
 
     Returns:
-        A figure of its own, unknown to pyplot: a panel for each cell, one for the language
-        models; lines where the processor's peak and its best matrix product are.
+        A figure unknown to pyplot: a panel for each cell, one for the language models, and lines at
+        the processor's peak and its best matrix product.
 
     Raises:
         BpttError: neither a layer nor a language model was measured.
@@ -63,10 +63,10 @@ def draw_bench(found: Bench) -> Figure:
 
 
 def as_picture(figure: Figure, kind: str) -> bytes:
-    """Write a figure as a file's content.
+    """Write a figure as the content of a file.
 
     Args:
-        figure: what to write.
+        figure: the figure.
         kind: ``"png"``, ``"svg"`` or ``"pdf"``.
     """
     buffer = io.BytesIO()
@@ -120,7 +120,7 @@ def _draw_limits(axes: Axes, found: Bench) -> None:
     limits = [(product, "large product")]
     if found.limits.peak is not None:
         limits.append((found.limits.peak, "peak"))
-    # The least one's name is on the left of its line, so that they do not lie upon each other.
+    # The lowest line's name is on its left, so that the names do not overlap.
     for (value, said), side in zip(sorted(limits), ("right", "left"), strict=False):
         axes.axvline(value, color="0.5", linewidth=0.9, linestyle=(0, (3, 2)), zorder=0)
         axes.annotate(

@@ -1,4 +1,4 @@
-"""The picture of a comparison: learning curves, and below them how far each credit reaches."""
+"""The figure of a comparison: learning curves, and below them the reach of each credit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bptt.comparison.table import heading, number
 from bptt.report.matrices import ACROSS, SIZE, _colours, _draw, _draw_scale
 
 WIDTH, CURVES = 11.0, 4.6  # inches
-# Okabe and Ito's, told apart by the colour-blind too; some broken, for curves that lie upon each
+# Okabe and Ito's, for the colour-blind too; some are dashed, for curves that overlap.
 # other.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES: tuple[Any, ...] = ("-", "-", "-", (0, (5, 2)), "-", (0, (5, 2)), (0, (1, 1.5)))
@@ -29,14 +29,13 @@ GREY = "0.4"
 
 
 def draw_comparison(found: Comparison) -> Figure:
-    """Draw the learning curves and the matrices of what was compared.
+    """Draw the learning curves of a comparison, and the matrices of its credits.
 
-    A line is the mean over the seeds, smoothed, the band around it goes from the least to the
-    greatest; a run that was solved and ended keeps its last loss. Dots are where runs reached the
-    target.
+    A line is the smoothed mean over the seeds, the band around it their range; a run that was
+    solved and ended keeps its last loss. Dots mark where runs reached the target.
 
     Returns:
-        A figure of its own, unknown to pyplot.
+        A figure unknown to pyplot.
     """
     down = -(-len(found.credits) // ACROSS)
     across = -(-len(found.credits) // down)
@@ -50,7 +49,7 @@ def draw_comparison(found: Comparison) -> Figure:
 
 
 def as_png(figure: Figure) -> bytes:
-    """Write a figure as a file's content."""
+    """Write a figure as the content of a file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
@@ -59,7 +58,7 @@ def as_png(figure: Figure) -> bytes:
 def _draw_curves(part: SubFigure, found: Comparison) -> None:
     axes = part.subplots()
     for place, result in enumerate(found.credits):
-        # Dots that lie upon each other are rings.
+        # Dots that overlap are drawn as rings.
         dot = 5 + 2 * (len(found.credits) - 1 - place) / max(1, len(found.credits) - 1)
         colour, line = COLOURS[place % len(COLOURS)], LINES[place % len(LINES)]
         _draw_curve(axes, found, result, colour, line, dot)
@@ -131,7 +130,7 @@ def _to_length(curve: NDArray[np.float64], length: int) -> NDArray[np.float64]:
 
 
 def _label_logarithmic(axes: Axes) -> None:
-    """Numbers that can be read, and enough of them."""
+    """Label the axis with enough readable numbers."""
     low, high = axes.get_ylim()
     decades = math.log10(high / low)
     steps = (1.0,) if decades > 4 else (1.0, 3.0) if decades > 2.2 else (1.0, 2.0, 5.0)
@@ -141,7 +140,7 @@ def _label_logarithmic(axes: Axes) -> None:
 
 
 def _draw_matrices(part: SubFigure, found: Comparison, down: int, across: int) -> None:
-    """What of each loss passes to which step; of a plan that is drawn, one example."""
+    """Draw how much of each loss passes to which step; for a random plan, one example."""
     panels = part.subplots(down, across, squeeze=False).ravel()
     shown = [r.plans.example.matrix() for r in found.credits]
     colours, norm = _colours(shown)

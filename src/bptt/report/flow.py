@@ -1,4 +1,4 @@
-"""The picture of a gradient flow: which loss reaches which step, and the same by lag."""
+"""The figure of a gradient flow: which loss reaches which step, and the same by lag."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from bptt.report.comparison import COLOURS, GREY, LINES
 from bptt.report.flow_data import Flow, as_dict
 
 WIDTH, CURVES = 11.0, 3.9  # inches
-ACROSS = 5  # heat maps in a row, at most
-DECADES = 4  # from a matrix's largest entry to what looks like nothing
+ACROSS = 5  # most heat maps in a row
+DECADES = 4  # colour range of a matrix, below its largest entry
 NOTHING = "0.93"
-FEW = 6  # flows with two lines each in the legend, at most
-BELOW = 8  # decades under the largest mean that the curves are drawn to
+FEW = 6  # most flows with two lines each in the legend
+BELOW = 8  # decades below the largest mean to which the curves are drawn
 
 
 class Panel(NamedTuple):
@@ -43,16 +43,16 @@ def draw_flow(*flows: Flow) -> Figure:
     """Draw how far the gradient reaches: a heat map, and the norms by lag.
 
     A row of a heat map is the loss of step t, a column the step s whose state it reaches; colours
-    are logarithmic, relative to the matrix's largest entry. Of one flow the top layer's states are
-    drawn, of several each one's top hidden state. Below are the curves by lag: the mean, the band
-    from the 10 % to the 90 % quantile, the fitted decay, the bound β_W·β_h where one layer has one,
-    and the horizon. The verdict is the title.
+    are logarithmic, relative to the matrix's largest entry. For one flow the top layer's states are
+    drawn, for several the top hidden state of each. Below are the curves by lag: the mean, the band
+    from the 10 % to the 90 % quantile, the fitted decay, the bound β_W·β_h for a single layer that
+    has one, and the horizon. The title is the verdict.
 
     Args:
-        flows: what :func:`bptt.gradient_flow` gives, or the dicts of ``to_dict()``.
+        flows: results of :func:`bptt.gradient_flow`, or the dicts of ``to_dict()``.
 
     Returns:
-        A figure of its own, unknown to pyplot: nothing has to be closed, no display is needed.
+        A figure unknown to pyplot: it need not be closed, and no display is needed.
 
     Raises:
         ConfigError: there is none, or one of them is something else.
@@ -134,7 +134,7 @@ def _draw_norms(axes: Axes, panel: Panel, colours: Colormap, norm: LogNorm) -> N
 
 
 def _time(flow: Mapping[str, Any], row: float) -> str:
-    """The step whose loss a row is."""
+    """The step of the loss that a row shows."""
     times = flow["times"]
     return str(times[int(row)]) if row == int(row) and 0 <= row < len(times) else ""
 
@@ -142,7 +142,7 @@ def _time(flow: Mapping[str, Any], row: float) -> str:
 def _draw_curves(axes: Axes, flows: list[dict[str, Any]]) -> None:
     between = "\n" if len(flows) <= FEW else ": "
     for place, flow in enumerate(flows):
-        again = place // len(COLOURS)  # the colours' second time
+        again = place // len(COLOURS)  # how often the colours have been used before
         line = (0, (3, again)) if again else LINES[place]
         _draw_curve(axes, flow, COLOURS[place % len(COLOURS)], line, between)
         if len(flows) == 1:
@@ -168,7 +168,7 @@ def _draw_curves(axes: Axes, flows: list[dict[str, Any]]) -> None:
 
 
 def _last(flows: list[dict[str, Any]], means: NDArray[np.float64]) -> int:
-    """The lag at which the plot ends: a little beyond where any curve leaves it."""
+    """The last lag of the plot: slightly beyond where all curves have left it."""
     least = means.max(initial=0) * 10.0**-BELOW
     by_lag = [flow["by_lag"] for flow in flows]
     pairs = [pair for b in by_lag for pair in zip(b["lag"], b["mean"], strict=True)]

@@ -1,4 +1,4 @@
-"""What the page of a gradient flow holds: the flows, checked, and their matrices in few bytes."""
+"""The content of a gradient flow's page: the flows, checked, and their matrices in few bytes."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ MOST = 300
 
 @runtime_checkable
 class Written(Protocol):
-    """What can write itself as a flow's dict, as :class:`bptt.GradientFlow` does."""
+    """An object that can write itself as a flow's dict, as :class:`bptt.GradientFlow` does."""
 
     def to_dict(self) -> Any:
-        """Give the flow as plain data."""
+        """Return the flow as plain data."""
         ...
 
 
 Flow: TypeAlias = Mapping[str, Any] | Written
-"""A gradient flow, or the dict that its ``to_dict()`` gave, perhaps by way of a JSON file."""
+"""A gradient flow, or the dict from its ``to_dict()``, possibly read from a JSON file."""
 
 
 def as_dict(flow: Flow) -> dict[str, Any]:
-    """Take a flow or its dict, and see to it that what is drawn is there and fits together.
+    """Return a flow as a dict, and check that everything needed is there and consistent.
 
     Args:
-        flow: what :func:`bptt.gradient_flow` gives, or the dict of its ``to_dict()``.
+        flow: a result of :func:`bptt.gradient_flow`, or the dict of its ``to_dict()``.
 
     Returns:
-        The dict; numbers that are not finite are None, but for those of the matrices, which stay.
+        The dict; numbers that are not finite are None, except those of the matrices.
 
     Raises:
-        ConfigError: it is none, or of another version, or its sizes do not fit.
+        ConfigError: it is not a flow, has another version, or inconsistent sizes.
     """
     found = flow.to_dict() if hasattr(flow, "to_dict") else flow
     if not isinstance(found, Mapping) or found.get("format") != FORMAT:
         said = found.get("format") if isinstance(found, Mapping) else type(found).__name__
         raise ConfigError(
-            f"this is not a gradient flow: its format is {said!r}, not {FORMAT!r}; give what "
-            "bptt.gradient_flow returned, or the dict that its to_dict() gave"
+            f"this is not a gradient flow: its format is {said!r}, not {FORMAT!r}; pass a result "
+            "of bptt.gradient_flow, or the dict from its to_dict()"
         )
     if found.get("version") != VERSION:
         raise ConfigError(
-            f"this gradient flow is of version {found.get('version')!r}, and this bptt reads "
+            f"this gradient flow has version {found.get('version')!r}, but this bptt reads "
             f"version {VERSION}; measure it again, or use the bptt that wrote it"
         )
     large = {"states", "attribution"}
@@ -61,14 +61,14 @@ def as_dict(flow: Flow) -> dict[str, Any]:
 
 
 def packed(flow: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what the page holds of a flow: the dict, its matrices as bytes in base64.
+    """Return the page's data for a flow: the dict, with its matrices as bytes in base64.
 
     A matrix of norms becomes log10 of them, float32, NaN where there is none; an attribution stays
-    as it is. Only what is written down for s ≤ t is kept, row by row. Where there are more than
-    MOST steps, a value is the mean of a block of steps, ``block`` wide and ``rows`` high.
+    as it is. Only entries with s ≤ t are kept, row by row. With more than MOST steps, a value is
+    the mean over a block of steps, ``block`` wide and ``rows`` high.
 
     Args:
-        flow: as :func:`as_dict` gives it.
+        flow: a result of :func:`as_dict`.
     """
     times, T = flow["times"], flow["steps"]
     block, rows = -(-T // MOST), -(-len(times) // MOST)
@@ -93,7 +93,7 @@ def packed(flow: Mapping[str, Any]) -> dict[str, Any]:
 def _blocks(
     matrix: NDArray[np.float64], times: NDArray[np.int64], rows: int, block: int
 ) -> NDArray[np.float64]:
-    """Means over blocks of what is defined, of s ≤ t only."""
+    """Means over blocks of the defined entries with s ≤ t."""
     N, T = matrix.shape
     given = np.isfinite(matrix) & (np.arange(T) <= times[:, None])
     down, across = -(-N // rows), -(-T // block)

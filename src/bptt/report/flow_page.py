@@ -1,9 +1,8 @@
-"""The page of a gradient flow: one file that opens from disk and asks for nothing else.
+"""The page of a gradient flow: a single file that opens from disk and loads nothing else.
 
-What it shows is text of a corpus, so it may hold anything. None of it is ever markup: it lies in
-the file as JSON in which no character can end the element around it, and the page's scripts set it
-as text. A content security policy lets run what was written here, and nothing else, and lets
-nothing be fetched.
+It shows text of a corpus, which may contain anything. The text never becomes markup: it is in
+the file as JSON in which no character can end the element around it, and the page's scripts insert
+it as text. A content security policy allows only the scripts written here, and no requests.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ SCRIPTS = (
 
 
 def write(path: str | os.PathLike[str], *flows: Flow) -> None:
-    """Write the page: the text, the matrix, the curves, verdict and advice of one flow or more.
+    """Write the page: text, matrix, curves, verdict and advice of one or more flows.
 
     Args:
-        path: where; an existing file is replaced once the new one is whole.
-        flows: what :func:`bptt.gradient_flow` gives, or the dicts of ``to_dict()``, side by side
-            in this order.
+        path: the file; an existing one is replaced once the new one is complete.
+        flows: results of :func:`bptt.gradient_flow`, or the dicts of ``to_dict()``, shown side by
+            side in this order.
 
     Raises:
         ConfigError: there is none, or one of them is something else.
-        OSError: it could not be written; what was there before is still there.
+        OSError: it could not be written; the previous file is still there.
     """
     write_whole(Path(path), page(*flows))
 
 
 def page(*flows: Flow) -> str:
-    """Give the page as text; see :func:`write`."""
+    """Return the page as text; see :func:`write`."""
     if not flows:
         raise ConfigError("a page needs at least one gradient flow, got none")
     found = [as_dict(flow) for flow in flows]
@@ -72,7 +71,7 @@ def page(*flows: Flow) -> str:
 
 
 def _policy(script: str, style: str) -> str:
-    """Only this script and this style; no network, no markup made from text."""
+    """Allow only this script and this style; no network, no markup made from text."""
     allowed = {"script-src": _hash(script), "style-src": _hash(style), "img-src": "data:"}
     rules = ["default-src 'none'", *(f"{what} {where}" for what, where in allowed.items())]
     rules += ["base-uri 'none'", "form-action 'none'", "require-trusted-types-for 'script'"]
@@ -85,13 +84,13 @@ def _hash(source: str) -> str:
 
 
 def _as_json(value: Any) -> str:
-    """JSON that can lie in an element: ASCII, and nothing in it that HTML would look at."""
+    """JSON that can be put into an element: ASCII, without characters special to HTML."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return re.sub("[<>&]", lambda c: f"\\u{ord(c[0]):04x}", text)
 
 
 def _visible(text: str) -> str:
-    """Text that can be written as UTF-8: what cannot is shown as a replacement character."""
+    """Text that can be written as UTF-8, with replacement characters where needed."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -1,4 +1,4 @@
-"""Pictures of weight matrices: what of each loss an estimator lets through, and to which step."""
+"""Figures of weight matrices: how much of each loss an estimator passes to which step."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ with needs("plot"):
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 
-ACROSS = 4  # panels in a row, at most
+ACROSS = 4  # most panels in a row
 SIZE = 2.7  # of a panel, in inches
-FAINT, INK = "0.88", "0.35"  # the lines between cells, and around the triangle
-# Weights beyond these look like them: a colour for each decade needs few decades.
+FAINT, INK = "0.88", "0.35"  # lines between cells, and around the triangle
+# Larger and smaller weights get the colours at the ends: a colour per decade needs few decades.
 LEAST, MOST = 1e-3, 1e4
 
 
 def draw_plans(plans: Mapping[str, Plan]) -> Figure:
     """Draw W[t, s] of each plan, side by side in the same colours.
 
-    A row is the loss of step t, a column the step s that it is credited to. White is 0, nothing
-    passes. The scale is logarithmic, and 1 has the same colour in every figure. Of a plan with
-    weights for each sequence the first sequence's are drawn.
+    A row is the loss of step t, a column the step s to which it is credited. White is 0: nothing
+    passes. The scale is logarithmic, and 1 has the same colour in every figure. If each sequence
+    has its own weights, the first sequence's are drawn.
 
     Args:
-        plans: the plans by their titles.
+        plans: the plans by title.
 
     Returns:
-        A figure of its own, unknown to pyplot: nothing has to be closed, no display is needed.
+        A figure unknown to pyplot: it need not be closed, and no display is needed.
 
     Raises:
         ConfigError: there is no plan.
@@ -80,7 +80,7 @@ def _draw(
         zorder=1,
     )
     edges = np.arange(T + 1) - 0.5
-    if T <= 40:  # the cells one by one
+    if T <= 40:  # individual cells
         at, width = edges[1:-1], 1.0 if T <= 20 else 0.5
         axes.hlines(at, edges[0], at + 1, colors=FAINT, linewidth=width, zorder=2)
         axes.vlines(at, at, edges[-1], colors=FAINT, linewidth=width, zorder=2)
@@ -105,7 +105,7 @@ def _draw(
 
 
 def _colours(shown: list[NDArray[np.float64]]) -> tuple[Colormap, FuncNorm]:
-    """A scale on which 1 is in the middle, the least weight on one end, the greatest on the other.
+    """A scale with 1 in the middle, the smallest weight at one end and the largest at the other.
 
     Each half is logarithmic, and as wide as its weights need.
     """
@@ -125,7 +125,7 @@ def _colours(shown: list[NDArray[np.float64]]) -> tuple[Colormap, FuncNorm]:
 
 
 def _range(shown: list[NDArray[np.float64]]) -> tuple[float, float]:
-    """The least and the greatest weight but 0; 1 is always among them, on the diagonal."""
+    """The smallest and the largest weight except 0; 1 is always included, for the diagonal."""
     sizes = np.abs(np.concatenate([W[W != 0] for W in shown]))
     return max(LEAST, sizes.min()), min(MOST, sizes.max())
 
@@ -160,7 +160,7 @@ def _draw_scale(
 
 
 def _ticks(least: float, most: float) -> list[float]:
-    """1, and on either side of it a few numbers that read well."""
+    """1, and a few round numbers on either side of it."""
     ticks = [1.0]
     for end in (least, most):
         for steps in ([1, 2, 5], [1, 3], [1]):
