@@ -1,10 +1,10 @@
-"""What each credit costs: a training step of a layer, forward and backward, all gradients.
+"""The cost of each credit: a training step of a layer, forward and backward, all gradients.
 
     python benchmarks/credits.py [--shape 35/20/200/200] [--cell lstm] [--repeats 30]
 
-Every credit beside the exact gradient of the same module, interleaved, so that what else the
-machine does falls on all alike; medians. The window column is how often each step is gone back
-through, the least that any implementation has to do.
+Every credit is compared with the exact gradient of the same module, in alternation, so that other
+load on the machine affects all alike; medians. The window column is how often each step is passed
+backwards, which is the least that any implementation has to do.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""How long all pairs take: ``bptt.gradient_flow`` beside T backward passes of autograd.
+"""The time for all pairs: ``bptt.gradient_flow`` compared with T backward passes of autograd.
 
     python benchmarks/flow.py                           # T = 200, B = 16, LSTM of 256
     python benchmarks/flow.py --steps 50 --hidden 64
 
-What is measured is ‖∂L_t/∂h_s‖ and ‖∂L_t/∂c_s‖ for all t and s of one layer. Beside ours, from the
-sequence of inputs and the forward pass included, two ways of autograd's, on torch.nn.LSTMCell step
-by step in one graph: ``torch.autograd.grad`` of L_t for just what is wanted, T times, and
-``L_t.backward(retain_graph=True)``, T times, as it is usually written, which finds the weights'
-gradients too. All in turns; of each the quickest counts, by the clock and by the processor's time
-(which other processes disturb less). Then whether they found the same, and what ``dynamics=True``
-costs on a module that is run step by step.
+Measured is ‖∂L_t/∂h_s‖ and ‖∂L_t/∂c_s‖ for all t and s of one layer. bptt's time, from the
+sequence of inputs and including the forward pass, is compared with two ways of using autograd, on
+torch.nn.LSTMCell step by step in one graph: ``torch.autograd.grad`` of L_t for just these, T
+times, and the usual ``L_t.backward(retain_graph=True)``, T times, which finds the weights'
+gradients too. All alternate; the fastest of each counts, in wall-clock and in processor time
+(which other processes disturb less). Then it is checked that they agree, and ``dynamics=True`` is
+timed on a module that is run step by step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Autograd:
         self.cell, self.x, self.v = cell, x, v
 
     def run(self, with_inputs: bool) -> None:
-        """Run the forward pass, and make room for norms of h and c, and the attribution."""
+        """Run the forward pass, and allocate norms of h and c, and the attribution."""
         T, B, _ = self.x.shape
         self.xs = [x_t.clone().requires_grad_(with_inputs) for x_t in self.x]
         h = c = self.x.new_zeros(B, self.cell.hidden_size)
@@ -54,7 +54,7 @@ class Autograd:
         self.found = torch.zeros(3, B, T, T)
 
     def note(self, t: int, gradients: list[Tensor]) -> None:
-        """Note the gradients of h_0, c_0, h_1, ..., then of x_0, x_1, ..."""
+        """Record the gradients of h_0, c_0, h_1, ..., then of x_0, x_1, ..."""
         for which in (0, 1):
             norms = torch.stack(gradients[which : 2 * t : 2]).norm(dim=2)
             self.found[which, :, t, :t] = norms.t()
@@ -85,14 +85,14 @@ class Autograd:
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds by the clock, seconds of the processor, and what it gave."""
+    """Wall-clock seconds, processor seconds, and the result."""
     clock, processor = time.perf_counter(), time.process_time()
     result = function()
     return time.perf_counter() - clock, time.process_time() - processor, result
 
 
 def print_dynamics(rounds: int) -> None:
-    """Print what ``dynamics`` costs on a module that is neither bptt's nor torch.nn's."""
+    """Print the cost of ``dynamics`` on a module that is neither bptt's nor torch.nn's."""
     module, x = bptt.Stepwise(nn.GRUCell(64, 64)), torch.randn(100, 8, 64)
     for wanted in (False, True):
         flow = partial(bptt.gradient_flow, module, x, dynamics=wanted)
@@ -101,7 +101,7 @@ def print_dynamics(rounds: int) -> None:
 
 
 def main() -> None:
-    """Measure, and print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in [("steps", 200), ("batch", 16), ("hidden", 256), ("rounds", 3)]:
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -1,8 +1,8 @@
-"""Train on texts whose figures are known, and print ours beside them.
+"""Train on texts with known figures, and print the results beside them.
 
     python benchmarks/known_texts.py DIRECTORY [NAME...]
 
-DIRECTORY holds the texts; those that are not there are left out. NAME picks some of them.
+DIRECTORY holds the texts; missing ones are skipped. NAME selects some of them.
 
     tinyshakespeare.txt   characters, an LSTM of 256, the last tenth held out; beside it the best of
                           the interpolated n-gram models of up to 5 characters
@@ -26,14 +26,14 @@ from bptt.language_model import Config, Run, start
 
 
 def trained(config: Config, out: Path) -> tuple[Run, float]:
-    """Train, and say how many seconds it took."""
+    """Train; return the run and the seconds it took."""
     training, begun = start(config, out), time.monotonic()
     training.fit()
     return training.run, time.monotonic() - begun
 
 
 def best_n_gram(train: str, valid: str, most: int = 5) -> tuple[float, int]:
-    """The least loss of n-gram models in nats a character, and its n.
+    """The smallest loss of n-gram models in nats per character, and its n.
 
     Each order is mixed with the one below by Witten and Bell's weights: a context seen N times
     and followed by D different characters gives N / (N + D) to its own frequencies.
@@ -79,7 +79,7 @@ def tinyshakespeare(path: Path, out: Path) -> None:
 
 
 def timemachine(path: Path, out: Path) -> None:
-    """As Dive into Deep Learning does it."""
+    """The experiment of Dive into Deep Learning."""
     letters = re.sub("[^a-z]+", " ", path.read_text(encoding="utf-8").lower())
     out.mkdir(parents=True)
     (out / "letters.txt").write_text(letters)
@@ -98,7 +98,7 @@ def timemachine(path: Path, out: Path) -> None:
 
 
 def comments(path: Path, out: Path) -> None:
-    """The tutorials' own job."""
+    """The tutorials' own task."""
     config = Config(
         corpus=(str(path),), column="body", level="word", vocabulary=8000, reading="sentences",
         cell="rnn", hidden=100, epochs=3,
@@ -121,7 +121,7 @@ JOBS = {
 
 
 def main() -> None:
-    """Run the jobs whose texts are there."""
+    """Run the tasks whose texts exist."""
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     directory, wanted = Path(sys.argv[1]), sys.argv[2:]
@@ -130,7 +130,7 @@ def main() -> None:
         if wanted and not any(name.startswith(w) for w in wanted):
             continue
         if not path.exists():
-            print(f"{path} is not there: left out")
+            print(f"{path} does not exist: skipped")
             continue
         with tempfile.TemporaryDirectory() as scratch:
             job(path, Path(scratch) / "run")

@@ -2,17 +2,17 @@
 
     python benchmarks/memory.py [--steps 200000] [--threads 1] [--budget 64MB] [--longest 1000000]
 
-An LSTM(64, 128), one sequence, gradients of the outputs given, of inputs and weights wanted. Every
-run is a process of its own: a short warm-up pass, then the pass that is measured. The inputs and
-the outputs' gradient are made before. Two numbers of memory are printed:
+An LSTM(64, 128), one sequence, with given gradients of the outputs; gradients of inputs and weights
+are computed. Every run is a separate process: a short warm-up pass, then the measured pass. The
+inputs and the outputs' gradient are made beforehand. Two amounts of memory are printed:
 
-    results   what the caller asked for and gets: the outputs, the inputs' and weights' gradients
-    extra     the peak above what the process held before the pass, less the results
+    results   what the caller gets: the outputs, the inputs' and weights' gradients
+    extra     the peak above the process's memory before the pass, less the results
 
-First all four ways take turns over 20,000 steps, for their times; then each runs once over
-``--steps``; then Recompute alone over 1,000 steps and ten times as many until ``--longest``. Where
-the machine has other work, the processor's seconds say more than those of the clock. The hash is
-that of all gradients: where it is the same, they have the same bits.
+First all four ways alternate over 20,000 steps, for their times; then each runs once over
+``--steps``; then Recompute alone over 1,000 steps and ten times as many until ``--longest``. On a
+busy machine, processor seconds mean more than wall-clock seconds. The hash is that of all
+gradients: where it is the same, they have the same bits.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def measure(kind: str, T: int, threads: int, budget: str) -> dict[str, Any]:
     memory = {"store": bptt.Store(), "recompute": bptt.Recompute(budget)}.get(kind)
 
     def run(x: torch.Tensor, dy: torch.Tensor) -> tuple[float, float, int]:
-        """Give the seconds of a pass, those of the processor, and the bytes of its outputs."""
+        """Return a pass's seconds, its processor seconds, and the bytes of its outputs."""
         begun, busy = time.perf_counter(), time.process_time()
         y, _ = module(x) if kind == "torch" else bptt.unroll(module, x, memory=memory)
         y.backward(dy)
@@ -94,7 +94,7 @@ def measure(kind: str, T: int, threads: int, budget: str) -> dict[str, Any]:
 
 
 def apart(kind: str, T: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     given = [kind, str(T), str(args.threads), args.budget]
     return json.loads(
         subprocess.run(
@@ -124,7 +124,7 @@ def line(kind: str, T: int, found: dict[str, Any]) -> None:
 
 
 def times(args: argparse.Namespace) -> None:
-    """All ways in turn over a short sequence: their medians, and the median of the ratios."""
+    """Alternate all ways over a short sequence: their medians, and the median of the ratios."""
     runs = [{kind: apart(kind, SHORT, args) for kind in KINDS} for _ in range(ROUNDS)]
     print(
         f"torch {runs[0]['torch']['torch']}, {args.threads} threads, {platform.machine()}, "

@@ -1,8 +1,8 @@
-"""What truncation cannot see, learnt from shorter cases all the same.
+"""What truncation cannot see can still be learnt from shorter cases.
 
-One of eight symbols is shown, and asked for some steps later. The credit reaches 20 steps back at
-most. A network that sees delays of 30 alone stays at chance; one that sees delays of 1 to 30 is
-right at 30 too, because what keeps a symbol for 15 steps keeps it for 30.
+One of eight symbols is shown, and asked for some steps later. The credit reaches at most 20 steps
+back. A network trained on delays of 30 alone stays at chance; one trained on delays of 1 to 30 is
+right at 30 too, because whatever keeps a symbol for 15 steps keeps it for 30.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def batch(delay: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def accuracy(shortest: int, seed: int) -> float:
-    """Train on delays from the shortest on; return the share that is right at the longest."""
+    """Train on delays from the shortest on; return the share of right answers at the longest."""
     torch.manual_seed(seed)
     rnn, readout = bptt.LSTM(SYMBOLS + 1, 32), torch.nn.Linear(32, SYMBOLS)
     parameters = [*rnn.parameters(), *readout.parameters()]

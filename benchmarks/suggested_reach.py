@@ -1,17 +1,17 @@
-"""Is the reach that a gradient flow suggests the right one? On trained networks, beside the truth.
+"""Check the reach that a gradient flow suggests against the true one, on trained networks.
 
     python benchmarks/suggested_reach.py [--tasks text copy ...] [--cells RNN LSTM ...] [--seeds 0]
                                          [--biases 0.3 0.1 0.03] [--updates N]
 
 Trains small networks, of each kind of cell, on text and on tasks that ask for something seen long
-ago: copies, an addition, an echo, lines that end with a name from their beginning. Follows the
-gradient of a fresh batch with ``bptt.gradient_flow``, asks for a truncation of each bias, and
-measures by ``bptt.estimator_error`` what ``Truncated(every=K, reach=2K)`` really has: at the K
-that the norms alone would suggest (``bptt.flow.truncation.estimate``), at the K that is suggested,
-which was checked on the same batch, and there once more on another batch of the same kind. "least
-K" is the first that keeps the bias. It takes about ten minutes on one core.
+ago: copies, an addition, an echo, lines that end with a name from their beginning. Measures the
+gradient flow of a fresh batch with ``bptt.gradient_flow``, asks for a truncation of each bias, and
+measures by ``bptt.estimator_error`` the bias of ``Truncated(every=K, reach=2K)``: at the K that
+the norms alone would suggest (``bptt.flow.truncation.estimate``), at the suggested K, which was
+checked on the same batch, and once more on another batch of the same kind. "least K" is the first
+K that keeps the bias. It takes about ten minutes on one core.
 
-"ratio" is the bias measured divided by the one asked for. "solved" is the loss relative to that of
+"ratio" is the measured bias divided by the requested one. "solved" is the loss relative to that of
 a model that remembers nothing; well below 1 the network remembers.
 """
 
@@ -58,7 +58,7 @@ class Model(nn.Module):
 
 
 class Symbols:
-    """What all data here have in common: symbols one-hot, or inputs as they are."""
+    """What all data here have in common: one-hot symbols, or inputs as they are."""
 
     rate, updates, baseline, longest, looks = 0.005, 1000, 1.0, LENGTH, 1
 

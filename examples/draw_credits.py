@@ -1,4 +1,4 @@
-"""The picture of what each credit lets through: its matrix W[t, s].
+"""Draw the weight matrix W[t, s] of each credit.
 
 python examples/draw_credits.py [FILE.svg]
 """

@@ -1,4 +1,4 @@
-"""A credit of your own is a class with one method, ``plan``; everything takes it.
+"""Your own credit: a class with one method, ``plan``, that everything accepts.
 
 python examples/own_credit.py
 cd examples; bptt compare --task copy --credit full own_credit.Fading:0.9
