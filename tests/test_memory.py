@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bptt import memory
 from bptt.errors import ConfigError
-from bptt.memory import Action, Memory, Recompute, Schedule, Store, parse, plan
+from bptt.memory import Action, Memory, Recompute, Schedule, Store, parse
 
 
 @cache
@@ -81,13 +82,13 @@ class Machine:
 @pytest.mark.parametrize("s", range(1, 9))
 def test_no_plan_advances_less(s):
     for l in range(1, 41):
-        schedule = plan(l, s)
+        schedule = memory.schedule(l, s)
         assert schedule.advances == _least_advances(l, s)
         assert Machine(schedule).advanced == _least_advances(l, s)
 
 
 def test_five_segments_with_two_states_by_hand():
-    assert list(plan(5, 2).actions()) == [
+    assert list(memory.schedule(5, 2).actions()) == [
         Action("keep", 0),
         Action("advance", 0, 3),
         Action("keep", 3),
@@ -116,7 +117,7 @@ def test_five_segments_with_two_states_by_hand():
 
 
 def test_one_segment_by_hand():
-    assert list(plan(1, 3).actions()) == [
+    assert list(memory.schedule(1, 3).actions()) == [
         Action("keep", 0),
         Action("drop", 0),
         Action("record", 0),
@@ -125,11 +126,11 @@ def test_one_segment_by_hand():
 
 
 def test_a_state_for_each_segment_runs_each_twice():
-    schedule = plan(6, 6)
+    schedule = memory.schedule(6, 6)
     assert schedule.runs.tolist() == [2, 2, 2, 2, 2, 1]
     # The last segment is recorded as soon as it is reached: its state need not be stored.
     assert Machine(schedule).most_stored == 5
-    assert list(plan(6, 100).actions()) == list(schedule.actions())
+    assert list(memory.schedule(6, 100).actions()) == list(schedule.actions())
 
 
 @given(l=st.integers(1, 2000), s=st.integers(1, 2000))
@@ -138,7 +139,7 @@ def test_a_state_for_each_segment_runs_each_twice():
 @example(l=comb(13, 3), s=3)
 @example(l=comb(13, 3) + 1, s=3)
 def test_every_plan_can_be_followed(l, s):
-    schedule = plan(l, s)
+    schedule = memory.schedule(l, s)
     machine = Machine(schedule)
     runs = schedule.runs
     assert machine.advanced == schedule.advances == schedule.recomputed
@@ -151,7 +152,7 @@ def test_every_plan_can_be_followed(l, s):
 
 @given(l=st.integers(1, 300), s=st.integers(1, 12))
 def test_a_plan_is_a_forward_sweep_and_then_one_segment_at_a_time(l, s):
-    actions = list(plan(l, s).actions())
+    actions = list(memory.schedule(l, s).actions())
     kinds = [action.kind for action in actions]
     forward = kinds.index("record")
     assert actions[0] == Action("keep", 0)
@@ -181,7 +182,7 @@ def test_every_plan_with_kept_graphs_can_be_followed(l, s, data):
     kept = data.draw(st.integers(0, l - 1))
     schedule = Schedule(l, s, kept)
     machine = Machine(schedule)
-    assert machine.advanced == schedule.advances == plan(l - kept, s).advances
+    assert machine.advanced == schedule.advances == memory.schedule(l - kept, s).advances
     assert machine.runs.tolist() == schedule.runs.tolist()
     assert (machine.runs[l - kept :] == 1).all()
 
@@ -205,13 +206,13 @@ def test_kept_graphs_are_some_of_the_segments(kept):
 
 def test_a_million_segments_are_planned_as_they_are_asked_for():
     start = perf_counter()
-    schedule = plan(1_000_000, 10)
+    schedule = memory.schedule(1_000_000, 10)
     assert comb(22, 10) < 1_000_000 <= comb(23, 10)  # 13 sweeps are needed
     assert schedule.advances == 13 * 1_000_000 - comb(23, 11)
     first = list(islice(schedule.actions(), 1000))
     for states in (1, 2, 10**5, 10**8):
-        list(islice(plan(10**9, states).actions(), 1000))
-        assert plan(10**9, states).advances > 0
+        list(islice(memory.schedule(10**9, states).actions(), 1000))
+        assert memory.schedule(10**9, states).advances > 0
     assert perf_counter() - start < 2  # far less; but not what a list of them would take
     assert [a.kind for a in first[:3]] == ["keep", "advance", "keep"]
     assert Action("record", 999_999) in first
@@ -231,7 +232,8 @@ def test_store_keeps_every_graph():
 
 def test_a_schedule_reads_well_for_one():
     assert (
-        str(plan(1, 1)) == "1 segment, 1 stored state: each is run at most 1 time, 1.00 on average"
+        str(memory.schedule(1, 1))
+        == "1 segment, 1 stored state: each is run at most 1 time, 1.00 on average"
     )
 
 
@@ -239,7 +241,7 @@ def test_a_schedule_reads_well_for_one():
 def test_nothing_to_plan_or_to_plan_with(steps, states):
     given_wrongly = steps if steps < 1 else states
     with pytest.raises(ConfigError, match=rf"at least 1 .*got {given_wrongly}:"):
-        plan(steps, states)
+        memory.schedule(steps, states)
     with pytest.raises(ConfigError, match="got 0: leave an empty sequence out"):
         Store().schedule(0, state_bytes=1, segment_bytes=1)
 

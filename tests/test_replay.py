@@ -174,7 +174,7 @@ def test_the_steps_are_evaluated_in_the_planned_order(steps, states):
     y, _ = bptt.unroll(bptt.Stepwise(tracing), x, h, memory=Recompute(states, segment=1))
     forward = len(tracing.calls)
     y.sum().backward()
-    schedule = bptt.memory.plan(steps, min(states, steps))
+    schedule = bptt.memory.schedule(steps, min(states, steps))
     expected = []
     for kind, i, to in schedule.actions():
         if kind == "advance":

@@ -17,7 +17,7 @@ schedule reaches more. Ten states and six sweeps are enough for 8008 segments.
 Memory never changes the gradient: a recomputation is the same computation and costs only time.
 Everything here is planned with integers; no tensor is involved.
 
->>> print(plan(1000, states=10))
+>>> print(schedule(1000, states=10))
 1000 segments, 10 stored states: each is run at most 5 times, 4.64 on average
 """
 
@@ -206,7 +206,7 @@ class Schedule:
             current = end
 
 
-def plan(steps: int, states: int) -> Schedule:
+def schedule(steps: int, states: int) -> Schedule:
     """Plan the backward pass over a number of steps with a limited number of stored states.
 
     No schedule with as many states runs fewer steps again.
@@ -218,10 +218,10 @@ def plan(steps: int, states: int) -> Schedule:
     Raises:
         ConfigError: ``steps`` or ``states`` is below 1.
 
-    >>> schedule = plan(6, states=2)
-    >>> schedule.advances
+    >>> found = schedule(6, states=2)
+    >>> found.advances
     8
-    >>> print(*schedule.actions(), sep=", ")  # doctest: +NORMALIZE_WHITESPACE
+    >>> print(*found.actions(), sep=", ")  # doctest: +NORMALIZE_WHITESPACE
     keep 0, advance 0 to 3, keep 3, advance 3 to 5, record 5, reverse 5,
     restore 3, advance 3 to 4, record 4, reverse 4, restore 3, drop 3, record 3, reverse 3,
     restore 0, advance 0 to 1, keep 1, advance 1 to 2, record 2, reverse 2,
@@ -239,7 +239,7 @@ class Memory(Protocol):
     ... class Roots:
     ...     segment: int | None = 1
     ...     def schedule(self, segments, *, state_bytes, segment_bytes):
-    ...         return plan(segments, states=isqrt(segments))
+    ...         return schedule(segments, states=isqrt(segments))
     >>> isinstance(Roots(), Memory)
     True
     >>> print(Roots().schedule(100, state_bytes=800, segment_bytes=4000))
@@ -358,7 +358,7 @@ class Recompute:
             ConfigError: the budget is too small for one segment and one state.
         """
         if not isinstance(self.budget, str):
-            return plan(segments, min(self.budget, segments))
+            return schedule(segments, min(self.budget, segments))
         state_bytes = max(state_bytes, 1)  # the states of an empty batch take no bytes
         least = 2 * segment_bytes + state_bytes
         if _bytes(self.budget) < least:
