@@ -34,7 +34,10 @@ def test_how_long_it_takes_is_said_where_it_is_long(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module, "_SECONDS", 1e-3)
     monkeypatch.setattr(module, "_UNBROKEN", module.re.compile(r"\S{256}"))
     text = "".join(random.Random(0).choices("ACGT", k=100_000))
-    with pytest.warns(BpttWarning, match=r"99,840 characters without .* take 100 seconds; --level"):
+    with pytest.warns(
+        BpttWarning,
+        match=r"99,840 characters without .* take 100 seconds; the levels char and byte",
+    ):
         Tokenizer.train([text], level="bpe", vocabulary=1000)
 
 

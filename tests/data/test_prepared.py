@@ -286,7 +286,7 @@ def test_a_single_sequence_is_refused_by_name(
     corpus: Make, story: str, reading: str, one: str
 ) -> None:
     text = corpus("and so it goes on " * 100, "long.txt")
-    match = rf"long\.txt has only one {one}, but both training and validation need some: .*--valid"
+    match = rf"long\.txt has only one {one}, but both training and validation need some: .*valid"
     with pytest.raises(CorpusError, match=match):
         prepare(text, reading=reading)
     with pytest.raises(CorpusError, match=f"no whole {one} within its first 50 tokens"):

@@ -45,7 +45,7 @@ def test_sequential_streams_are_slices_of_the_text(
     n: int, size: int, steps: int, seed: int
 ) -> None:
     if n - 1 < size:
-        with pytest.raises(CorpusError, match=f"{size} streams: reduce --batch-size"):
+        with pytest.raises(CorpusError, match=f"{size} streams: reduce batch_size"):
             Streams(stream(n), batch_size=size, steps=steps)
         return
     reader = Streams(stream(n), batch_size=size, steps=steps, seed=seed)
@@ -73,7 +73,7 @@ def test_sequential_streams_are_slices_of_the_text(
 @settings(deadline=None)
 def test_random_windows_do_not_overlap(n: int, size: int, steps: int, seed: int) -> None:
     if n - 1 < steps:
-        with pytest.raises(CorpusError, match=f"window of {steps} steps: reduce --steps"):
+        with pytest.raises(CorpusError, match=f"window of {steps} steps: reduce steps"):
             Streams(stream(n), batch_size=size, steps=steps, sampling="random")
         return
     reader = Streams(stream(n), batch_size=size, steps=steps, sampling="random", seed=seed)

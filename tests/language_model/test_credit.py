@@ -566,7 +566,7 @@ def test_a_credit_of_ones_own_trains_and_is_saved(short, tmp_path, monkeypatch):
     assert len([m for m in run.metrics() if m.get("credit_epochs")]) == 2
     assert run.load_checkpoint()[1]["credit"] == {"epochs": 2}
     assert run.load_checkpoint()[1]["reader"]["steps"] == 5
-    with pytest.raises(ConfigError, match="--allow-code"):
+    with pytest.raises(ConfigError, match="use allow_code"):
         resume(run.path, {"epochs": 3})
     resume(run.path, {"credit": config.credit}).close()  # which says so too
     on = resume(run.path, {"epochs": 3}, allow_code=True)

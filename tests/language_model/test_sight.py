@@ -286,17 +286,17 @@ def test_a_damaged_state_is_named(small, tmp_path, damage):
         (
             {"credit": "truncated:2", "steps": None},
             "at most 1 steps back (0 on average",
-            r"--credit truncated:every=2,reach=(\d+) credits each loss (\d+) steps back or more",
+            r"credit='truncated:every=2,reach=(\d+)' credits each loss (\d+) steps back or more",
         ),
         (
             {"credit": "truncated:2", "reading": "lines"},
             "at most 1 steps back",
-            "--credit full credits each loss to its sequence's beginning",
+            "credit='full' credits each loss to its sequence's beginning",
         ),
         (
             {"steps": 2, "sampling": "random"},
             "at most 1 steps back",
-            r"with --steps \d+, three in four losses reach \d+ steps back or more",
+            r"with steps=\d+, three in four losses reach \d+ steps back or more",
         ),
     ],
     ids=["stream", "lines", "random windows"],
@@ -355,7 +355,7 @@ def test_a_credit_that_is_far_too_long_is_remarked_on(small, tmp_path):
     assert lag * 10 < 99
     assert "up to 99 steps back" in line["remark"]
     assert f"lies within {lag}." in line["remark"]
-    assert f"--credit truncated:every=10,reach={10 + lag} takes less" in line["remark"]
+    assert f"credit='truncated:every=10,reach={10 + lag}' takes less" in line["remark"]
 
 
 def test_where_the_gradient_dies_a_shorter_credit_is_no_remedy(small, tmp_path):

@@ -33,10 +33,12 @@ def test_much_that_is_unknown_is_warned_of_with_the_level_that_avoids_it(
     few_words, small, tmp_path
 ):
     model = few_words.load_model()
-    with pytest.warns(BpttWarning, match="100 % of the tokens of the text .* --level bpe .*--voc"):
+    with pytest.warns(
+        BpttWarning, match="100 % of the tokens of the text .* level='bpe' .*vocabulary"
+    ):
         model.score("qq xx yy")
     characters = train(small.changed(level="char", epochs=1), tmp_path / "char").load_model()
-    with pytest.warns(BpttWarning, match="--level bpe knows every word$"):
+    with pytest.warns(BpttWarning, match="level='bpe' knows every word$"):
         characters.score("QQQ QQQ")
     characters.score("John sees Jane again. Q")  # little is unknown
 

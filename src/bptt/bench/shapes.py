@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from bptt.errors import ConfigError
+from bptt.errors import ConfigError, spelled
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 """The rows of a cell's weights, in multiples of H."""
@@ -38,8 +38,8 @@ class Shape:
         """
         if not re.fullmatch(r"[1-9][0-9]{0,6}(/[1-9][0-9]{0,6}){3}", text, re.ASCII):
             raise ConfigError(
-                f"--shape {text}: give T/B/I/H (steps, batch, inputs, hidden units), four whole "
-                "numbers from 1 on, as 35/20/200/200"
+                f"{spelled('shape', text)}: give T/B/I/H (steps, batch, inputs, hidden units), "
+                "four whole numbers from 1 on, as 35/20/200/200"
             )
         return cls(*map(int, text.split("/")))
 

@@ -22,7 +22,7 @@ def _ending(found: Comparison, result: CreditResult, figures: Figures) -> str:
     if figures.diverged == figures.runs:
         first = min(t.made for t in result.trials)
         where = f"after {first:,} updates" if first else "at the first update"
-        return f"diverged {where}: try a smaller --lr"
+        return f"diverged {where}: try a smaller learning rate"
     assert figures.loss is not None
     if found.is_text:
         said = _of_text(found, result, figures)

@@ -23,7 +23,7 @@ from typing import cast
 
 from bptt.data import builtin, tables
 from bptt.data.decoding import check_encoding, decoded
-from bptt.errors import BpttWarning, CorpusError
+from bptt.errors import BpttWarning, CorpusError, spelled
 from bptt.files import expanded
 
 PIECE = 1 << 16
@@ -194,7 +194,7 @@ def open_corpus(
     if column is not None and not any(file.table for file in files):
         raise CorpusError(
             f"column {column!r} was given, but no table is among the sources: "
-            "give a .csv or .tsv file, or leave the column out (--column)"
+            f"give a .csv or .tsv file, or leave {spelled('column')} out"
         )
     for file in files:
         _try(file)

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 
-from bptt.errors import BpttWarning, CorpusError
+from bptt.errors import BpttWarning, CorpusError, spelled
 
 BLOCK = 1 << 16
 """Bytes read at a time."""
@@ -95,7 +95,7 @@ def decoded(
     elif marked is not None and not _is_unicode(encoding):
         raise CorpusError(
             f"{name} begins with the byte order mark of {marked}, but its encoding was given as "
-            f"{encoding}: leave that out (--encoding)"
+            f"{encoding}: leave {spelled('encoding')} out"
         )
     decoder = codecs.getincrementaldecoder(encoding)(_HANDLER)
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
@@ -111,7 +111,7 @@ def decoded(
             UnicodeError
         ) as error:  # some codecs, such as utf-16 without its mark, use no handler
             raise CorpusError(
-                f"{name} is not {encoding} text ({error}): give its encoding (--encoding)"
+                f"{name} is not {encoding} text ({error}): give its {spelled('encoding')}"
             ) from None
         bad += _bad.count
         first_bad = _bad.first if first_bad is None else first_bad
@@ -122,7 +122,7 @@ def decoded(
         if "\0" in text:
             raise CorpusError(
                 f"{name} has a NUL byte after its first {BLOCK:,} bytes, so it is not all text: "
-                "remove the part that is not text, or give its encoding (--encoding)"
+                f"remove the part that is not text, or give its {spelled('encoding')}"
             )
         marks += text.count("\ufeff")
         text = text.replace("\ufeff", "")
@@ -143,7 +143,7 @@ def decoded(
     if bad and warn:
         warnings.warn(
             f"{name}: {bad:,} undecodable byte sequence{'s' * (bad > 1)} became U+FFFD, the first "
-            f"at byte {first_bad:,}; if the file is not {encoding}, give its encoding (--encoding)",
+            f"at byte {first_bad:,}; if the file is not {encoding}, give its {spelled('encoding')}",
             BpttWarning,
             stacklevel=2,
         )
@@ -201,6 +201,6 @@ def _check_text(text: str, name: str, encoding: str, bad: int) -> None:
     else:
         return
     raise CorpusError(
-        f"{name} is not {encoding} text, it has {found}: give its encoding if it is text "
-        "(--encoding latin-1, utf-16, ...), or convert it to plain text if it is a binary file"
+        f"{name} is not {encoding} text, it has {found}: give its {spelled('encoding')} if it is "
+        "text (latin-1, utf-16, ...), or convert it to plain text if it is a binary file"
     )

@@ -24,7 +24,7 @@ from bptt.data.splitting import Split, split
 from bptt.data.steady import Watched
 from bptt.data.tokenizer import Tokenizer, counting_tokenizer
 from bptt.data.tokens import Tokens, TokenWriter, as_encoded, check_reading, units
-from bptt.errors import BpttError, BpttWarning, ConfigError, CorpusError
+from bptt.errors import BpttError, BpttWarning, ConfigError, CorpusError, spelled
 
 Progress = Callable[[str, "float | None"], None]
 """Called with the current activity and the share of it that is done, None if unknown."""
@@ -170,11 +170,11 @@ def _check(settings: _Settings, tokenizer: Tokenizer | None, other_valid: bool) 
     fraction, limit = settings.valid_fraction, settings.max_tokens
     if not other_valid and not 0 < fraction < 1:
         raise ConfigError(
-            f"--valid-fraction must be above 0 and below 1, such as 0.1, got {fraction}: "
-            "change it, or give another text to hold out (--valid)"
+            f"{spelled('valid_fraction')} must be above 0 and below 1, such as 0.1, got "
+            f"{fraction}: change it, or give another text to hold out, {spelled('valid')}"
         )
     if limit is not None and limit < 1:
-        raise ConfigError(f"--max-tokens must be at least 1, got {limit}")
+        raise ConfigError(f"{spelled('max_tokens')} must be at least 1, got {limit}")
     if tokenizer is None:  # before the text is read, not after
         Tokenizer.check_options(
             settings.level, settings.vocabulary, sentences=settings.reading != "stream"
@@ -292,8 +292,8 @@ def _check_lengths(
     name = corpus.name if valid_corpus is None else f"{corpus.name} or {valid_corpus.name}"
     raise CorpusError(
         f"{name} is too short: {train:,} tokens to train on and {valid:,} held out, but "
-        f"at least {LEAST} of each are needed; give more text, or hold out another share of it "
-        "(--valid-fraction)"
+        f"at least {LEAST} of each are needed; give more text, or hold out another share of it, "
+        f"{spelled('valid_fraction')}"
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bptt.data.tokens import Tokens
-from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError
+from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, spelled
 
 IGNORED = -100
 """The target where there is none, as in ``torch.nn.functional.cross_entropy``."""
@@ -53,7 +53,7 @@ class _Reader:
 
     def __init__(self, tokens: Tokens, batch_size: int, seed: int) -> None:
         if batch_size < 1:
-            raise ConfigError(f"--batch-size must be at least 1, got {batch_size}")
+            raise ConfigError(f"{spelled('batch_size')} must be at least 1, got {batch_size}")
         self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
         self.epoch = 0
         self.position = 0
@@ -162,20 +162,22 @@ class Streams(_Reader):
         """
         super().__init__(tokens, batch_size, seed)
         if steps < 1:
-            raise ConfigError(f"--steps must be at least 1, got {steps}")
+            raise ConfigError(f"{spelled('steps')} must be at least 1, got {steps}")
         if sampling not in ("sequential", "random"):
-            raise ConfigError(f"--sampling must be sequential or random, got {sampling!r}")
+            raise ConfigError(
+                f"{spelled('sampling')} must be sequential or random, got {sampling!r}"
+            )
         self.steps, self.sampling = steps, sampling
         pairs = len(tokens.ids) - 1  # pairs of an input and its target
         if sampling == "sequential" and pairs < batch_size:
             raise CorpusError(
                 f"{len(tokens.ids):,} tokens are too few for {batch_size} streams: "
-                "reduce --batch-size or give more text"
+                f"reduce {spelled('batch_size')} or give more text"
             )
         if sampling == "random" and pairs < steps:
             raise CorpusError(
                 f"{len(tokens.ids):,} tokens are too few for a window of {steps} steps: "
-                "reduce --steps or give more text"
+                f"reduce {spelled('steps')} or give more text"
             )
         # At most as many are skipped as leave each stream a token, or the batch a window.
         self._offsets = min(steps, pairs - (batch_size if sampling == "sequential" else steps) + 1)
@@ -277,7 +279,7 @@ class Sentences(_Reader):
                 f"{long:,} sequence{'s' * (long > 1)} of more than {self._most:,} tokens will be "
                 f"read in windows of {self._most:,}: the state is carried from each to the next, "
                 "the gradient is not; if the text is not one of sentences or lines, read it as a "
-                "stream (--stream)",
+                f"stream, {spelled('reading', 'stream')}",
                 BpttWarning,
                 stacklevel=2,
             )

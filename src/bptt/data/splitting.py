@@ -12,7 +12,7 @@ from bptt.data.sequences import Unfinished
 from bptt.data.steady import Watched
 from bptt.data.tokenizer import Tokenizer
 from bptt.data.tokens import as_encoded, batches, units
-from bptt.errors import CorpusError
+from bptt.errors import CorpusError, spelled
 
 LINE = 1000
 """Characters around the intended place within which to look for a line end or white space."""
@@ -188,8 +188,9 @@ def _too_few(name: str, number: int, one: str, max_tokens: int | None) -> str:
     found = f"only one {one}" if number else f"no whole {one}"
     if max_tokens is not None:
         found += f" within its first {max_tokens:,} tokens"
-    more = "a longer text" if max_tokens is None else "a higher --max-tokens"
+    more = "a longer text" if max_tokens is None else f"a higher {spelled('max_tokens')}"
     return (
         f"{name} has {found}, but both training and validation need some: "
-        f"give {more}, a text to validate on (--valid), or read it as a stream (--reading stream)"
+        f"give {more}, a text to validate on, {spelled('valid')}, or read it as a stream, "
+        f"{spelled('reading', 'stream')}"
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
-from bptt.errors import CorpusError
+from bptt.errors import CorpusError, spelled
 
 SUFFIXES = (".csv", ".tsv")
 """Suffixes of files that are read as tables."""
@@ -242,7 +242,7 @@ def _header(
     names = found[0][1] if found else []
     wanted = "name the column of its text" if column is None else f"it has no column {column!r}"
     listed = ", ".join(names) or "none"
-    raise CorpusError(f"{name} is a table: {wanted} (--column); its columns are {listed}")
+    raise CorpusError(f"{name} is a table: {wanted}, {spelled('column')}; its columns are {listed}")
 
 
 def _index(header: list[str], name: str, column: str | None) -> int:

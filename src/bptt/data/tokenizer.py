@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bptt.data.chunks import chunks
 from bptt.data.decoding import well_formed
 from bptt.data.words import END, PATTERN, START, STREAM_PATTERN, UNKNOWN, Joiner
-from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, needs
+from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, needs, spelled
 
 with needs("lm"):
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -169,18 +169,21 @@ class Tokenizer:
             ConfigError: If there is no such level, or the vocabulary's size does not suit it.
         """
         if level not in LEVELS:
-            raise ConfigError(f"--level must be one of {', '.join(LEVELS)}, got {level!r}")
+            raise ConfigError(
+                f"{spelled('level')} must be one of {', '.join(LEVELS)}, got {level!r}"
+            )
         if vocabulary is None:
             return
         if level == "byte":
             raise ConfigError(
-                f"--vocabulary {vocabulary} was given at --level byte, whose vocabulary is the 256 "
-                "bytes: leave it out, or use --level bpe"
+                f"{spelled('vocabulary', vocabulary)} was given at {spelled('level', level)}, "
+                f"whose vocabulary is the 256 bytes: leave it out, or use {spelled('level', 'bpe')}"
             )
         least = (257 if level == "bpe" else 2) + 2 * sentences
         if vocabulary < least:
             raise ConfigError(
-                f"--vocabulary must be at least {least} at --level {level}, got {vocabulary}"
+                f"{spelled('vocabulary')} must be at least {least} at {spelled('level', level)}, "
+                f"got {vocabulary}"
             )
 
     @classmethod
@@ -513,7 +516,7 @@ def _interruptibly(work: Callable[[], None], feed: _Feed) -> None:
                 told = True
                 warnings.warn(
                     f"{feed.cut:,} characters without white space: to make their BPE vocabulary "
-                    f"may take {seconds:,.0f} seconds; --level char and byte take none",
+                    f"may take {seconds:,.0f} seconds; the levels char and byte take none",
                     BpttWarning,
                     stacklevel=5,
                 )

@@ -15,7 +15,7 @@ from bptt.data.corpora import Corpus
 from bptt.data.decoding import as_read
 from bptt.data.sequences import Unfinished, lines, sentences
 from bptt.data.tokenizer import Tokenizer
-from bptt.errors import ConfigError, CorpusError
+from bptt.errors import ConfigError, CorpusError, spelled
 
 READINGS = ("stream", "sentences", "lines")
 """How a text is read: as one stream, or as separate sequences."""
@@ -104,11 +104,14 @@ def check_reading(reading: str, tokenizer: Tokenizer | None = None) -> None:
         ConfigError: If it is unknown or unsuitable.
     """
     if reading not in READINGS:
-        raise ConfigError(f"--reading must be one of {', '.join(READINGS)}, got {reading!r}")
+        raise ConfigError(
+            f"{spelled('reading')} must be one of {', '.join(READINGS)}, got {reading!r}"
+        )
     if reading != "stream" and tokenizer is not None and tokenizer.start is None:
         raise ConfigError(
-            f"--reading {reading} needs a tokenizer with start and end tokens, but this one has "
-            "none: use --reading stream, or a tokenizer that was trained with sentences"
+            f"{spelled('reading', reading)} needs a tokenizer with start and end tokens, but this "
+            f"one has none: use {spelled('reading', 'stream')}, or a tokenizer that was trained "
+            "with sentences"
         )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bptt.documents import MOST, SEAL, parse
-from bptt.errors import CheckpointError, ConfigError
+from bptt.errors import CheckpointError, ConfigError, spelled
 from bptt.files import named, read_whole, sync_directory
 from bptt.language_model.config import fields_by_name
 from bptt.language_model.lock import HAS_LOCKS, Lock
@@ -143,25 +143,28 @@ def check_free(place: Path, *, overwrite: bool) -> None:
     """
     if is_run(place) and not overwrite:
         raise ConfigError(
-            f"{place} already holds a run: continue it with --resume {quoted(place)}, "
-            "replace it with --overwrite, or choose another --out"
+            f"{place} already holds a run: continue it with {spelled('resume')} {quoted(place)}, "
+            f"replace it with {spelled('overwrite')}, or choose another {spelled('out')}"
         )
     if place.exists() and not place.is_dir():
-        raise ConfigError(f"--out {place} is a file; choose a directory")
+        raise ConfigError(f"{spelled('out', str(place))} is a file; choose a directory")
     for name in (*_AT_ONCE, *_LATER):
         path = place / name
         if not path.exists():
             continue
         if not overwrite:
             raise ConfigError(
-                f"{path} is in the way of a new run: choose another --out, move it away, or "
-                "replace it with --overwrite"
+                f"{path} is in the way of a new run: choose another {spelled('out')}, move it "
+                f"away, or replace it with {spelled('overwrite')}"
             )
         if path.is_dir() and name != "tensorboard":
-            raise ConfigError(f"{path} is a directory, in the way of a run: choose another --out")
+            raise ConfigError(
+                f"{path} is a directory, in the way of a run: choose another {spelled('out')}"
+            )
     if _is_foreign(place / "config.json"):
         raise ConfigError(
-            f"{place} holds no run of bptt, but another program's config.json: choose another --out"
+            f"{place} holds no run of bptt, but another program's config.json: choose another "
+            f"{spelled('out')}"
         )
 
 

@@ -6,7 +6,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
-from bptt.errors import BpttWarning
+from bptt.errors import BpttWarning, spelled
 
 MANY = 0.1
 """From this share of unknown tokens on, a perplexity comes with a warning."""
@@ -94,10 +94,11 @@ def warn_of_unknown(share: float, name: str, level: str) -> None:
         level: the tokens' level, which determines the advice.
     """
     if share >= MANY:
-        larger = ", or a larger --vocabulary" if level == "word" else ""
+        larger = f", or a larger {spelled('vocabulary')}" if level == "word" else ""
         warnings.warn(
             f"{100 * share:.0f} % of the tokens of {name} are unknown, and their words are "
-            f"not predicted: the perplexity means little; --level bpe knows every word{larger}",
+            "not predicted: the perplexity means little; "
+            f"{spelled('level', 'bpe')} knows every word{larger}",
             BpttWarning,
             stacklevel=3,
         )

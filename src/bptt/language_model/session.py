@@ -142,7 +142,7 @@ def refuse_code(credit: str, path: Path) -> None:
     if is_own(credit):
         raise ConfigError(
             f"{path} names the credit {credit!r}, which runs code of a module: use "
-            "--allow-code (in Python allow_code=True) if you trust it"
+            f"{spelled('allow_code')} if you trust it"
         )
 
 

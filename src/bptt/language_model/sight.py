@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bptt.credit import Credit
 from bptt.data import Tokens
-from bptt.errors import CheckpointError
+from bptt.errors import CheckpointError, spelled
 from bptt.flow.alarm import LOOKS, Probe, dies
 from bptt.flow.meter import LISTENS_EVERY, FlowMeter
 from bptt.language_model.config import Config
@@ -288,14 +288,16 @@ def _too_short(probe: Probe, reach: Reach, beyond: float, config: Config) -> str
     lag = probe.horizon.lag or 1
     within = "" if probe.horizon.reached else "not even "
     if config.reading != "stream":
-        remedy = "--credit full credits each loss to its sequence's beginning"
+        remedy = f"{spelled('credit', 'full')} credits each loss to its sequence's beginning"
     elif config.sampling == "random":
-        remedy = f"with --steps {4 * lag}, three in four losses reach {lag} steps back or more"
+        remedy = (
+            f"with {spelled('steps', 4 * lag)}, three in four losses reach {lag} steps back or more"
+        )
     else:
         W = window_of(config) or STEPS
         remedy = (
-            f"--credit truncated:every={W},reach={W + lag} credits each loss {lag} steps back or "
-            f"more, and runs {lag} steps more for each update"
+            f"{spelled('credit', f'truncated:every={W},reach={W + lag}')} credits each loss {lag} "
+            f"steps back or more, and runs {lag} steps more for each update"
         )
     return (
         f"losses are credited at most {reach.most} steps back ({reach.mean:.0f} on average); by "
@@ -310,5 +312,6 @@ def _far_too_long(probe: Probe, reach: Reach) -> str:
     return (
         f"losses are credited up to {reach.most} steps back, but by its norms 99 % of the "
         f"gradient lies within {probe.horizon.lag}. Unless longer dependencies remain to be "
-        f"learnt, --credit truncated:every={every},reach={every + lag} takes less time per update"
+        f"learnt, {spelled('credit', f'truncated:every={every},reach={every + lag}')} takes less "
+        "time per update"
     )
