@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from problems import sizes_of
 from torch import Tensor
 
-from bptt.cells import BY_MODE, Cell, State, Weights
+from bptt.cells import BY_NAME, Cell, State, Weights
 from bptt.credit import Block
 from bptt.kernels import native
-from bptt.kernels.passes import Crossing, Engine
-from bptt.kernels.steps import Steps
+from bptt.kernels.passes import Engine, Gradients
 from bptt.kernels.windows import Windows, windows_of
+from bptt.steps import Crossing, Steps
 
-ALL = (True,) * 5 + (False,)  # the last is of a projection
-NAMES = ("x", "ih", "hh", "b_ih", "b_hh")
+ALL = (True,) * 5 + (False, True)  # the last but one is of a projection
+NAMES = ("x", "ih", "hh", "b_ih", "b_hh", "hr", "units")
 
 
 class Given(NamedTuple):
@@ -53,7 +53,7 @@ class Call:
 
     @property
     def cell(self) -> Cell:
-        return BY_MODE[self.mode]
+        return BY_NAME[self.mode]
 
     @property
     def steps(self) -> Steps:
@@ -80,8 +80,9 @@ class Call:
 
         N, B, I, H = sum(self.lengths), len(self.lengths), self.inputs, self.hidden
         windows = self.windows
-        rows, columns = self.cell.gates * H, (I, H)
+        rows, columns = self.cell.gates_h * H, (I, H)
         ih, hh = (normal(rows, n) / n**0.5 for n in columns)
+        units = 0.5 * normal(self.cell.units, H) if self.cell.units else None
         b_ih, b_hh = (0.3 * normal(rows) if self.bias else None for _ in range(2))
         x, initial = normal(N, I), tuple(normal(B, H) for _ in range(self.cell.states))
         carry = torch.tensor([0, 0.5, 1, 1.25])[torch.randint(4, (N, 1), generator=random)]
@@ -91,7 +92,7 @@ class Call:
         given = Given(
             x,
             initial,
-            Weights(ih, hh, b_ih, b_hh, None),
+            Weights(ih, hh, b_ih, b_hh, None, units),
             Crossing(carry if self.carry else None, resets if self.resets else None),
             d_y,
             tuple(normal(ends, H) for _ in initial),
@@ -128,17 +129,21 @@ class Call:
             self.by_windows,
             **options,
         )
-        named = {f"d_{n}": g for n, g in zip(NAMES, (found.x, *found.w[:4]), strict=True)}
+        named = {f"d_{n}": g for n, g in zip(NAMES, _all(found), strict=True)}
         named |= {"y": out} | {f"{n}_n": s for n, s in zip("hc", final, strict=False)}
         named |= {f"d_{n}_0": d for n, d in zip("hc", found.state, strict=False)} | options
-        assert tuple(g is not None for g in (found.x, *found.w)) == self._wanted
+        assert tuple(g is not None for g in _all(found)) == self._wanted
         return {name: t for name, t in named.items() if t is not None}
 
     @property
     def _wanted(self) -> tuple[bool, ...]:
         """As autograd says it: of what is not there, no gradient is needed."""
-        there = (True, True, True, self.bias, self.bias, False)
+        there = (True, True, True, self.bias, self.bias, False, self.cell.units > 0)
         return tuple(n and t for n, t in zip(self.needed, there, strict=True))
+
+
+def _all(found: Gradients) -> tuple[Tensor | None, ...]:
+    return (found.x, *found.w)
 
 
 def converted(given: Given, dtype: torch.dtype) -> Given:
@@ -163,7 +168,7 @@ def calls(draw: st.DrawFn, mode: str, dtype: torch.dtype, work: float = 2e7) -> 
     """Draw a call that is done with about so many multiplications."""
     size = st.one_of(st.integers(1, 70), st.integers(1, 70), st.integers(120, 300), st.just(600))
     inputs, hidden = draw(size), draw(size)
-    rows = int(work / (BY_MODE[mode].gates * hidden * (inputs + hidden)))
+    rows = int(work / (BY_NAME[mode].gates_h * hidden * (inputs + hidden)))
     rows = max(4, min(rows, 1500))
     batch = draw(st.sampled_from([1, 1, 2, 3, draw(st.integers(4, 70))]))
     batch = min(batch, rows)
@@ -189,6 +194,6 @@ def calls(draw: st.DrawFn, mode: str, dtype: torch.dtype, work: float = 2e7) -> 
         every_reach=(every, reach) if windows else None,
         by_windows=windows and draw(st.booleans()),
         output_used=draw(st.sampled_from([True, True, False])),
-        needed=draw(st.sampled_from([ALL, ALL, (*draw(st.tuples(*[st.booleans()] * 5)), False)])),
+        needed=draw(st.sampled_from([ALL, ALL, draw(st.tuples(*[st.booleans()] * 7))])),
         seed=draw(st.integers(0, 999)),
     )

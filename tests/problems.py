@@ -12,7 +12,7 @@ from oracles import Terms, credited, terms_of
 from torch import Tensor
 
 import bptt
-from bptt.cells import BY_MODE, Cell, State, Weights
+from bptt.cells import BY_NAME, Cell, State, Weights
 from bptt.credit import Block
 
 
@@ -28,15 +28,16 @@ def weights(
     outputs = projection or hidden
     blocks = [
         torch.linalg.qr(normal(max(hidden, outputs), max(hidden, outputs)))[0][:hidden, :outputs]
-        for _ in range(cell.gates)
+        for _ in range(cell.gates_h)
     ]
-    rows = cell.gates * hidden
+    of_x, of_h = cell.gates_x * hidden, cell.gates_h * hidden
     w = Weights(
-        ih=0.5 * normal(rows, inputs),
-        hh=torch.cat(blocks),
-        b_ih=0.1 * normal(rows) if bias else None,
-        b_hh=0.1 * normal(rows) if bias else None,
+        ih=0.5 * normal(of_x, inputs),
+        hh=torch.cat(blocks) if blocks else normal(0, outputs),
+        b_ih=0.1 * normal(of_x) if bias else None,
+        b_hh=0.1 * normal(of_h) if bias else None,
         hr=normal(projection, hidden) if projection else None,
+        units=0.5 * normal(cell.units, hidden) if cell.units else None,
     )
     return Weights(*(None if p is None else p.contiguous().requires_grad_() for p in w))
 
@@ -44,7 +45,7 @@ def weights(
 def state(cell: Cell, batch: int, hidden: int, *, projection: int = 0, seed: int = 1) -> State:
     """Draw an initial state that requires gradients."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = (projection or hidden, hidden)[: cell.states]
+    sizes = (projection or hidden, *(hidden,) * (cell.states - 1))
     return tuple(
         torch.randn(batch, n, generator=generator, dtype=torch.float64).mul_(0.5).requires_grad_()
         for n in sizes
@@ -118,7 +119,7 @@ class Problem(NamedTuple):
 
     @property
     def cell(self) -> Cell:
-        return BY_MODE[self.mode]
+        return BY_NAME[self.mode]
 
     @property
     def steps(self) -> int:

@@ -13,12 +13,12 @@ from problems import CREDITS, Problem, expected, lengths, sizes_of
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import bptt
-from bptt.cells import BY_MODE
+from bptt.cells import BY_NAME
 from bptt.credit import Block
 from bptt.errors import ConfigError
 from bptt.kernels.windows import windows_of
 
-CELLS = {mode: Problem(mode) for mode in sorted(BY_MODE)}
+CELLS = {mode: Problem(mode) for mode in sorted(BY_NAME)}
 CELLS["LSTM P"] = Problem("LSTM", projection=2)
 EACH_CELL = pytest.mark.parametrize("problem", CELLS.values(), ids=CELLS.keys())
 EACH_CREDIT = pytest.mark.parametrize("credit", CREDITS.values(), ids=CREDITS.keys())
@@ -181,7 +181,7 @@ def test_all_windows_see_the_same_dropout(mode, credit):
 
 @settings(max_examples=60)
 @given(
-    mode=st.sampled_from(sorted(BY_MODE)),
+    mode=st.sampled_from(sorted(BY_NAME)),
     lengths=lengths(),
     layers=st.integers(1, 2),
     with_resets=st.booleans(),

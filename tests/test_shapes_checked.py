@@ -12,19 +12,19 @@ def _weights():
 
 
 def test_fitting_shapes_pass():
-    (h,) = elman.step(torch.ones(4, 2), (torch.zeros(4, 3),), _weights())
+    (h,) = elman.TANH.step(torch.ones(4, 2), (torch.zeros(4, 3),), _weights())
     assert h.shape == (4, 3)
 
 
 def test_shapes_that_disagree_are_refused():
     # Torch itself would broadcast the state's single row over the batch of four.
     with pytest.raises(TypeCheckError, match="batch"):
-        elman.step(torch.ones(4, 2), (torch.zeros(1, 3),), _weights())
+        elman.TANH.step(torch.ones(4, 2), (torch.zeros(1, 3),), _weights())
 
 
 def test_other_types_are_refused():
     with pytest.raises(TypeCheckError):
-        elman.step(torch.ones(4, 2), (torch.zeros(4, 3),), _weights(), phi="tanh")
+        elman.TANH.step(torch.ones(4, 2), (torch.zeros(4, 3),), _weights(), phi="tanh")
 
 
 def test_public_modules_are_checked():

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt.cells import BY_MODE, WEIGHT_NAMES, State, Weights
+from bptt.cells import BY_NAME, WEIGHT_NAMES, State, Weights
 from bptt.credit.credit import Credit
 from bptt.credit.plan import Plan
 from bptt.credit.spelling import as_credit
@@ -22,10 +22,10 @@ from bptt.kernels.sequence import (
     windowed_sequence,
     without_autocast,
 )
-from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows, windows_of
 from bptt.layout import Layout
 from bptt.leaf import leaf
+from bptt.steps import Steps
 from bptt.uncompiled import uncompiled
 
 
@@ -167,7 +167,7 @@ class _Recurrent(nn.RNNBase):
         if windows is not None:
             x = x.flatten(0, -2)
         finals: list[State] = []
-        cell, directions = BY_MODE[self.mode], (False, True)[: self._directions]
+        cell, directions = BY_NAME[self.mode], (False, True)[: self._directions]
         crossings = [_rows_of_crossing(rows.sizes, carry, resets, d) for d in directions]
         of_each = list(zip(*(s.split(1) if len(s) > 1 else (s,) for s in state), strict=True))
         for layer in range(self.num_layers):
@@ -278,7 +278,7 @@ class _Recurrent(nn.RNNBase):
     def _state_sizes(self) -> tuple[int, ...]:
         """The sizes of the state's tensors, (P,) or (P, H)."""
         outputs = self.proj_size or self.hidden_size
-        return (outputs, self.hidden_size)[: BY_MODE[self.mode].states]
+        return (outputs, self.hidden_size)[: BY_NAME[self.mode].states]
 
     def _initial_state(self, rows: _Rows, hx: Any) -> State:
         cells, sizes = self.num_layers * self._directions, self._state_sizes()

@@ -9,12 +9,12 @@ from problems import Problem
 from torch import nn
 
 import bptt
-from bptt.cells import BY_MODE, Weights
+from bptt.cells import BY_NAME, Weights
 from bptt.flow import jacobians
 from bptt.flow.jacobians import bound, jacobian_norms, largest_singular_values
 from bptt.flow.trajectory import follow
 
-MODES = sorted(BY_MODE)
+MODES = sorted(BY_NAME)
 PROBLEMS = [Problem(mode) for mode in MODES] + [
     Problem("LSTM", projection=2),
     Problem("GRU", layers=2),

@@ -11,9 +11,9 @@ from torch.nn.utils import parametrizations
 
 import bptt
 from bptt import vanishing_penalty
-from bptt.cells import BY_MODE, Weights
+from bptt.cells import BY_NAME, Weights
 
-PROBLEMS = [Problem(mode) for mode in sorted(BY_MODE)] + [
+PROBLEMS = [Problem(mode) for mode in sorted(BY_NAME)] + [
     Problem("RNN_TANH", layers=2),
     Problem("LSTM", layers=2),
     Problem("LSTM", projection=2),

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from paths import using
 from torch import Tensor
 
-from bptt.cells import BY_MODE, Weights
+from bptt.cells import BY_NAME, Weights
 from bptt.flow.derivatives import Locals
 from bptt.flow.network import Layer
 from bptt.flow.through import Places, Through
 from bptt.kernels import native
 
 DOUBLE, FLOAT = torch.float64, torch.float32
-MODES = sorted(BY_MODE)
+MODES = sorted(BY_NAME)
 EACH_MODE = pytest.mark.parametrize("mode", MODES)
 
 
@@ -75,8 +75,8 @@ class Step:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=random, dtype=DOUBLE).to(self.dtype)
 
-        cell, S, H, I = BY_MODE[self.mode], self.sequences, self.hidden, self.inputs
-        P, N, G = self.projection or H, self.steps * self.sequences, cell.gates
+        cell, S, H, I = BY_NAME[self.mode], self.sequences, self.hidden, self.inputs
+        P, N, G = self.projection or H, self.steps * self.sequences, cell.gates_h
         hr = normal(P, H) / H**0.5 if self.projection else None
         w = Weights(normal(G * H, I) / I**0.5, normal(G * H, P) / P**0.5, None, None, hr)
         kept, through = normal(N, H), normal(N, H)
@@ -183,7 +183,7 @@ def test_nothing_passes_a_reset(mode, flawed, path):
     found = step.run(path.path)
     resets = step._given()[2].flatten()
     assert 0 < resets.sum() < 6
-    for state in ("h", "c")[: BY_MODE[mode].states]:
+    for state in ("h", "c")[: BY_NAME[mode].states]:
         assert (found[f"d_{state}"][resets, 1:] == 0).all()
         assert (found[f"norm_{state}"][resets] == 0).all()
         assert (found[f"norm_{state}"][~resets, 1:] > 0).any()
@@ -196,7 +196,7 @@ def test_what_is_about_to_be_nothing_ends(mode, dtype, path):
     for scale, ends in ((tiny, True), (1e7 * tiny, False)):
         step = Step(mode, dtype, scale=scale)
         found, expected = step.run(path.path), step.run("twin")
-        for name in ("d_h", "d_c")[: BY_MODE[mode].states]:
+        for name in ("d_h", "d_c")[: BY_NAME[mode].states]:
             assert (found[name] == 0).all() == ends
             assert (expected[name] == 0).all() == ends
             norms = expected[name.replace("d_", "norm_")]

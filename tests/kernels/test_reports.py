@@ -7,7 +7,7 @@ import torch
 
 import bptt
 from bptt.kernels import reports
-from bptt.kernels.steps import Steps
+from bptt.steps import Steps
 
 T, B, I, H = 7, 3, 4, 5
 

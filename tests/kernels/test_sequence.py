@@ -13,11 +13,11 @@ from oracles import credit_terms, weighted
 from paths import PATHS, using
 from problems import lengths, sizes_of, state, weights
 
-from bptt.cells import BY_MODE, Weights
+from bptt.cells import BY_NAME, Weights
 from bptt.kernels import loop, sequence
-from bptt.kernels.steps import Steps
+from bptt.steps import Steps
 
-CELLS = sorted(BY_MODE.items())
+CELLS = sorted(BY_NAME.items())
 EACH_CELL = pytest.mark.parametrize("cell", [c for _, c in CELLS], ids=[m for m, _ in CELLS])
 
 
@@ -131,7 +131,7 @@ def test_gradcheck_and_gradgradcheck(cell, reverse):
 
 
 def test_gradcheck_with_a_projection():
-    cell = BY_MODE["LSTM"]
+    cell = BY_NAME["LSTM"]
     w, s = weights(cell, 2, 3, projection=2), state(cell, 2, 3, projection=2)
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
 

@@ -14,10 +14,10 @@ import torch
 from engines import Call
 from paths import using
 
-from bptt.cells import BY_MODE
+from bptt.cells import BY_NAME
 from bptt.kernels import native, threads
 
-EACH_MODE = pytest.mark.parametrize("mode", sorted(BY_MODE))
+EACH_MODE = pytest.mark.parametrize("mode", sorted(BY_NAME))
 EACH_DTYPE = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32], ids=["double", "float"]
 )

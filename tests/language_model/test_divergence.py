@@ -14,7 +14,6 @@ import bptt
 from bptt.credit import Decay
 from bptt.errors import DivergedError
 from bptt.kernels.reports import Report
-from bptt.kernels.steps import Steps
 from bptt.language_model import resume, start, train
 from bptt.language_model.divergence import (
     _states_on_the_way_back,
@@ -22,6 +21,7 @@ from bptt.language_model.divergence import (
     norms_in_words,
 )
 from bptt.language_model.training import Training, Watch
+from bptt.steps import Steps
 from bptt.streams import Stream
 
 T, B = 7, 3

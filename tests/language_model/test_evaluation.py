@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bptt.cells import BY_MODE, Weights
+from bptt.cells import BY_NAME, Weights
 from bptt.data import encode_text
 from bptt.errors import CorpusError
 from bptt.language_model import evaluate, train
@@ -25,7 +25,7 @@ def test_is_the_sum_over_single_steps_whatever_the_batch_size(
     edges = [0, len(ids)] if text.offsets is None else [int(o) for o in text.offsets]
 
     nats, count = 0.0, 0
-    step = BY_MODE[model.recurrent.mode]
+    step = BY_NAME[model.recurrent.mode]
     w = model.recurrent._weights(0, False)
     with torch.no_grad():
         for a, b in pairwise(edges):

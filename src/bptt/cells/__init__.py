@@ -5,9 +5,13 @@ forwards and backwards, any number of times, and say nothing about how fast it c
 """
 
 from bptt.cells import elman, gru, lstm
-from bptt.cells.cell import WEIGHT_NAMES, Cell, State, Weights
+from bptt.cells.cell import Cell
+from bptt.cells.weights import WEIGHT_NAMES, Blocks, State, Weights
 
-BY_MODE = {cell.mode: cell for cell in (elman.TANH, elman.RELU, elman.SIGMOID, gru.GRU, lstm.LSTM)}
-"""The cells by torch.nn's name of the mode."""
+CELLS = (elman.TANH, elman.RELU, elman.SIGMOID, gru.GRU, lstm.LSTM)
+"""Those that bptt has; to add one, add it here (CONTRIBUTING.md says what else)."""
 
-__all__ = ["BY_MODE", "WEIGHT_NAMES", "Cell", "State", "Weights", "elman", "gru", "lstm"]
+BY_NAME = {cell.name: cell for cell in CELLS}
+"""The same by name."""
+
+__all__ = ["BY_NAME", "CELLS", "WEIGHT_NAMES", "Blocks", "Cell", "State", "Weights"]

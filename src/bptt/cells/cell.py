@@ -1,53 +1,71 @@
-"""What a cell is: one step of a recurrent network, and the sizes that follow from it."""
+"""What a cell is: the equations of one step, and the sizes that they need."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from jaxtyping import Inexact
 from torch import Tensor
+from torch.nn.functional import linear
 
-State = tuple[Tensor, ...]
-"""A cell's state: ``(h,)`` for the Elman network and the GRU, ``(h, c)`` for the LSTM.
-
-Each is ``[B, H]``; the h of an LSTM with a projection is ``[B, P]``. The first is the output.
-"""
+from bptt.cells.recursion import Recursion
+from bptt.cells.weights import Blocks, State, Weights
 
 
-class Weights(NamedTuple):
-    """The parameters of one layer in one direction, in torch.nn's layout.
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One step of a recurrent network, as its paper has it.
 
-    G is the number of blocks of H rows that the cell has (1, 3 or 4), P the size of the
-    output: H, or ``proj_size`` for an LSTM with a projection.
+    The gates are linear in x_t and h_{t-1}; all else is elementwise, and is what ``equations``
+    computes. Therefore every local derivative is diagonal, and the backward pass through a whole
+    sequence follows from the equations alone (:mod:`bptt.cells.recursion`).
+
+    >>> import torch
+    >>> equations = lambda x, h, s, units: (0.9 * s[0] + 0.1 * torch.tanh(x[0] + h[0]),)
+    >>> leaky = Cell("LEAKY", 1, 1, equations)
+    >>> w = Weights(ih=torch.zeros(2, 3), hh=torch.zeros(2, 2))
+    >>> leaky.step(torch.ones(1, 3), (torch.ones(1, 2),), w)
+    (tensor([[0.9000, 0.9000]]),)
     """
 
-    ih: Inexact[Tensor, "gates input"]
-    """``weight_ih``, [G·H, I]."""
-    hh: Inexact[Tensor, "gates output"]
-    """``weight_hh``, [G·H, P]."""
-    b_ih: Inexact[Tensor, " gates"] | None = None
-    """``bias_ih``, [G·H], or None."""
-    b_hh: Inexact[Tensor, " gates"] | None = None
-    """``bias_hh``, [G·H], or None."""
-    hr: Inexact[Tensor, "output hidden"] | None = None
-    """``weight_hr``, [P, H]: an LSTM's projection, or None."""
+    name: str
+    """What it is called: for those that torch.nn has, its name of the mode, as ``"LSTM"``."""
+    gates_x: int
+    """Blocks of H rows in ``weight_ih``."""
+    gates_h: int
+    """Blocks of H rows in ``weight_hh``; 0 where h_{t-1} is read by the equations alone."""
+    equations: Callable[[Blocks, Blocks, State, Blocks], State]
+    """``(x, h, state, units) -> state``, elementwise: from the blocks of W_ih x_t + b_ih and of
+    W_hh h_{t-1} + b_hh, the state before the step, and the vectors of ``weight_units``.
 
+    With a projection the state's h is as wide as the output; equations that do not read it, as
+    those of an LSTM, allow one.
+    """
+    states: int = 1
+    """Tensors in the state."""
+    units: int = 0
+    """Vectors of weights that a unit has for itself, as an LSTM's peepholes."""
+    by_hand: Recursion | None = None
+    """Both passes over a sequence, derived by hand; None: those that follow from the equations."""
 
-WEIGHT_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-"""What torch.nn calls the fields of :class:`Weights`, without the number of the layer."""
+    def step(self, x: Tensor, state: State, w: Weights) -> State:
+        """Take one step, differentiable by autograd any number of times.
 
+        Args:
+            x: the input x_t, [B, I].
+            state: the state before it, each of its tensors [B, ...].
+            w: the layer's weights.
 
-@dataclass(frozen=True)
-class Cell:
-    """One step of a recurrent network, differentiable by autograd any number of times."""
+        Returns:
+            The state after it.
+        """
+        of_x = linear(x, w.ih, w.b_ih).chunk(self.gates_x, dim=-1)
+        of_h: Blocks = ()
+        if self.gates_h:
+            of_h = linear(state[0], w.hh, w.b_hh).chunk(self.gates_h, dim=-1)
+        after = self.equations(of_x, of_h, state, () if w.units is None else w.units.unbind(0))
+        return after if w.hr is None else (linear(after[0], w.hr), *after[1:])
 
-    mode: str
-    """torch.nn's name for it: ``"RNN_TANH"``, ``"GRU"``, ``"LSTM"``..."""
-    gates: int
-    """Blocks of H rows in ``weight_ih`` and ``weight_hh``."""
-    states: int
-    """Tensors in the state: 1, or 2 for the LSTM."""
-    step: Callable[[Tensor, State, Weights], State]
-    """``(x_t [B, I], state, weights) -> state``."""
+    def hidden(self, w: Weights) -> int:
+        """Return the number of hidden units, H."""
+        return len(w.ih) // self.gates_x

@@ -12,41 +12,78 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
-from torch.nn.functional import linear
 
-from bptt.cells.cell import Cell, Weights
-
-
-def step(
-    x: Inexact[Tensor, "batch input"],
-    state: tuple[Inexact[Tensor, "batch hidden"]],
-    w: Weights,
-    phi: Callable[[Tensor], Tensor] = torch.tanh,
-) -> tuple[Inexact[Tensor, "batch hidden"]]:
-    """Take one step of the Elman network.
-
-    Args:
-        x: the input x_t, [B, I].
-        state: ``(h_{t-1},)``, [B, H].
-        w: the layer's weights.
-        phi: the nonlinearity φ, applied to each element.
-
-    Returns:
-        ``(h_t,)``, [B, H].
-
-    >>> import torch
-    >>> from bptt.cells import Weights, elman
-    >>> w = Weights(ih=torch.eye(2), hh=torch.zeros(2, 2))
-    >>> (h,) = elman.step(torch.tensor([[0.0, 1.0]]), (torch.zeros(1, 2),), w)
-    >>> h
-    tensor([[0.0000, 0.7616]])
-    """
-    (h,) = state
-    return (phi(linear(x, w.ih, w.b_ih) + linear(h, w.hh, w.b_hh)),)
+from bptt.cells.cell import Cell
+from bptt.cells.recursion import Deltas, Kept, cross, report, rows_after, rows_before
+from bptt.cells.weights import Blocks, State, Weights
+from bptt.steps import Crossing, Steps
 
 
-TANH = Cell("RNN_TANH", gates=1, states=1, step=partial(step, phi=torch.tanh))
-RELU = Cell("RNN_RELU", gates=1, states=1, step=partial(step, phi=torch.relu))
-SIGMOID = Cell("RNN_SIGMOID", gates=1, states=1, step=partial(step, phi=torch.sigmoid))
+def equations(
+    x: Blocks, h: Blocks, state: State, units: Blocks, phi: Callable[[Tensor], Tensor] = torch.tanh
+) -> State:
+    """Compute h_t; as :attr:`bptt.cells.Cell.equations`, and the nonlinearity φ."""
+    return (phi(x[0] + h[0]),)
+
+
+class _ByHand:
+    """h_t = φ(a_t), with φ' written in terms of h_t."""
+
+    sums_biases = True
+
+    def __init__(self, phi: str) -> None:
+        self.phi = phi
+
+    def forward(
+        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+    ) -> tuple[Kept, State]:
+        """a_t = A_t + W_hh h_{t-1}; h_t = φ(a_t), in A's place."""
+        W = w.hh.t()
+        activate = {"tanh": torch.tanh_, "relu": torch.relu_, "sigmoid": torch.sigmoid_}[self.phi]
+        for a, reset in steps.forth(A, at.resets):
+            (h,) = rows_before(state, len(a), reset)
+            activate(a.addmm_(h, W))
+            state = rows_after(state, (a,))
+        return Kept((A,)), state
+
+    def backward(
+        self,
+        kept: Kept,
+        before: State,
+        D: Tensor | None,
+        d_state: State,
+        w: Weights,
+        steps: Steps,
+        at: Crossing,
+        norms: Tensor | None = None,
+    ) -> Deltas:
+        """δ_t = φ'(a_t) ⊙ dh_t; dh_{t-1} = ∂L/∂output_{t-1} + W_hhᵀ δ_t."""
+        (Y,) = kept.states
+        Delta = derivative(self.phi, Y)
+        for delta, d, carry, cut, norm in steps.back(Delta, D, at.carry, at.cuts, norms):
+            dh = d_state[0][: len(delta)]
+            report(norm, dh)
+            if d is not None:
+                dh += d
+            delta *= dh
+            torch.mm(delta, w.hh, out=dh)
+            cross(carry, cut, dh)
+        return Deltas(Delta, Delta)
+
+
+def derivative(phi: str, h: Tensor) -> Tensor:
+    """Compute φ' where φ, ``"tanh"``, ``"relu"`` or ``"sigmoid"``, has the value h."""
+    if phi == "tanh":
+        return 1 - h * h
+    if phi == "relu":
+        return (h <= 0).logical_not_().to(h.dtype)
+    return h * (1 - h)
+
+
+def _cell(phi: str) -> Cell:
+    step = partial(equations, phi=getattr(torch, phi))
+    return Cell(f"RNN_{phi.upper()}", 1, 1, step, by_hand=_ByHand(phi))
+
+
+TANH, RELU, SIGMOID = map(_cell, ("tanh", "relu", "sigmoid"))

@@ -13,41 +13,80 @@ the reset gate multiplies h_{t-1} before the product with W_hn; here, as in torc
 from __future__ import annotations
 
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
-from torch.nn.functional import linear
 
-from bptt.cells.cell import Cell, Weights
-
-
-def step(
-    x: Inexact[Tensor, "batch input"],
-    state: tuple[Inexact[Tensor, "batch hidden"]],
-    w: Weights,
-) -> tuple[Inexact[Tensor, "batch hidden"]]:
-    """Take one step of the GRU.
-
-    Args:
-        x: the input x_t, [B, I].
-        state: ``(h_{t-1},)``, [B, H].
-        w: the layer's weights; rows in the order r, z, n.
-
-    Returns:
-        ``(h_t,)``, [B, H].
-
-    >>> import torch
-    >>> from bptt.cells import Weights, gru
-    >>> w = Weights(ih=torch.zeros(3, 1), hh=torch.zeros(3, 1))
-    >>> gru.step(torch.ones(1, 1), (torch.ones(1, 1),), w)  # z = 1/2, n = 0
-    (tensor([[0.5000]]),)
-    """
-    (h,) = state
-    a_r, a_z, a_n = linear(x, w.ih, w.b_ih).chunk(3, dim=-1)
-    p_r, p_z, q = linear(h, w.hh, w.b_hh).chunk(3, dim=-1)
-    r = torch.sigmoid(a_r + p_r)
-    z = torch.sigmoid(a_z + p_z)
-    n = torch.tanh(a_n + r * q)
-    return ((1 - z) * n + z * h,)
+from bptt.cells.cell import Cell
+from bptt.cells.recursion import Deltas, Kept, cross, report, rows_after, rows_before
+from bptt.cells.weights import Blocks, State, Weights
+from bptt.steps import Crossing, Steps
 
 
-GRU = Cell("GRU", gates=3, states=1, step=step)  # type: ignore[arg-type]
+def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
+    """Compute h_t; as :attr:`bptt.cells.Cell.equations`, blocks in the order r, z, n."""
+    r = torch.sigmoid(x[0] + h[0])
+    z = torch.sigmoid(x[1] + h[1])
+    n = torch.tanh(x[2] + r * h[2])
+    return ((1 - z) * n + z * state[0],)
+
+
+class _ByHand:
+    """r, z, n; q = W_hn h_{t-1} + b_hn; h_t = (1 - z) n + z h_{t-1}."""
+
+    sums_biases = False  # b_hn stays inside the reset gate
+
+    def forward(
+        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+    ) -> tuple[Kept, State]:
+        """The gates take A's place; q is kept, because ∂n/∂r needs it."""
+        H = w.hh.shape[1]
+        W = w.hh.t()
+        Y, Q = A.new_empty(len(A), H), A.new_empty(len(A), H)
+        for a, y, q, reset in steps.forth(A, Y, Q, at.resets):
+            (h,) = rows_before(state, len(a), reset)
+            b = torch.mm(h, W) if w.b_hh is None else torch.addmm(w.b_hh, h, W)
+            rz, n = a[:, : 2 * H], a[:, 2 * H :]
+            rz.add_(b[:, : 2 * H]).sigmoid_()
+            r, z = rz[:, :H], rz[:, H:]
+            q.copy_(b[:, 2 * H :])
+            n.addcmul_(r, q).tanh_()
+            torch.lerp(n, h, z, out=y)  # n + z (h - n)
+            state = rows_after(state, (y,))
+        return Kept((Y,), (A, Q)), state
+
+    def backward(
+        self,
+        kept: Kept,
+        before: State,
+        D: Tensor | None,
+        d_state: State,
+        w: Weights,
+        steps: Steps,
+        at: Crossing,
+        norms: Tensor | None = None,
+    ) -> Deltas:
+        """Each delta is a local derivative times dh_t; dh_{t-1} = z dh_t + W_hhᵀ δ_t."""
+        gates, Q = kept.own
+        H = Q.shape[1]
+        R, Z, N = gates.chunk(3, dim=1)
+        (H_prev,) = before
+
+        local_n = (1 - Z) * (1 - N * N)  # ∂h/∂a_n
+        local_r = local_n * Q * R * (1 - R)  # ∂h/∂a_r, through n
+        local_z = (H_prev - N) * Z * (1 - Z)  # ∂h/∂a_z
+        Delta = torch.stack([local_r, local_z, local_n * R], dim=1)  # [N, 3, H]; last ∂h/∂q
+        for delta, delta_n, z, d, carry, cut, norm in steps.back(
+            Delta, local_n, Z, D, at.carry, at.cuts, norms
+        ):
+            dh = d_state[0][: len(delta)]
+            report(norm, dh)
+            if d is not None:
+                dh += d
+            delta *= dh.unsqueeze(1)
+            delta_n *= dh  # in local_n's place: what n's input part needs after the loop
+            dh.mul_(z).addmm_(delta.flatten(1), w.hh)
+            cross(carry, cut, dh)
+        of_hidden = Delta.flatten(1)
+        return Deltas(torch.cat([of_hidden[:, : 2 * H], local_n], dim=1), of_hidden)
+
+
+GRU = Cell("GRU", 3, 3, equations, by_hand=_ByHand())

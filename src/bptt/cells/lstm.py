@@ -15,43 +15,94 @@ projection W_hr: H. Sak, A. Senior and F. Beaufays, arXiv:1402.1128 (2014).
 from __future__ import annotations
 
 import torch
-from jaxtyping import Inexact
 from torch import Tensor
-from torch.nn.functional import linear
 
-from bptt.cells.cell import Cell, Weights
+from bptt.cells.cell import Cell
+from bptt.cells.recursion import Deltas, Kept, cross, report, rows_after, rows_before
+from bptt.cells.weights import Blocks, State, Weights
+from bptt.steps import Crossing, Steps
 
 
-def step(
-    x: Inexact[Tensor, "batch input"],
-    state: tuple[Inexact[Tensor, "batch output"], Inexact[Tensor, "batch hidden"]],
-    w: Weights,
-) -> tuple[Inexact[Tensor, "batch output"], Inexact[Tensor, "batch hidden"]]:
-    """Take one step of the LSTM.
+def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
+    """Compute h_t, or o_t ⊙ tanh(c_t) for the projection, and c_t.
 
-    Args:
-        x: the input x_t, [B, I].
-        state: ``(h_{t-1}, c_{t-1})``, [B, P] and [B, H]; P = H without a projection.
-        w: the layer's weights; rows in the order i, f, g, o.
-
-    Returns:
-        ``(h_t, c_t)``, [B, P] and [B, H].
-
-    >>> import torch
-    >>> from bptt.cells import Weights, lstm
-    >>> w = Weights(ih=torch.zeros(4, 1), hh=torch.zeros(4, 1))
-    >>> h, c = lstm.step(torch.ones(1, 1), (torch.zeros(1, 1), torch.ones(1, 1)), w)
-    >>> c  # f = 1/2, g = 0
-    tensor([[0.5000]])
+    As :attr:`bptt.cells.Cell.equations`, blocks in the order i, f, g, o.
     """
-    h, c = state
-    a = linear(x, w.ih, w.b_ih) + linear(h, w.hh, w.b_hh)
-    a_i, a_f, a_g, a_o = a.chunk(4, dim=-1)
-    i, f, o = torch.sigmoid(a_i), torch.sigmoid(a_f), torch.sigmoid(a_o)
-    g = torch.tanh(a_g)
-    c = f * c + i * g
-    h = o * torch.tanh(c)
-    return (h if w.hr is None else linear(h, w.hr), c)
+    i, f, o = (torch.sigmoid(x[k] + h[k]) for k in (0, 1, 3))
+    g = torch.tanh(x[2] + h[2])
+    c = f * state[1] + i * g
+    return o * torch.tanh(c), c
 
 
-LSTM = Cell("LSTM", gates=4, states=2, step=step)  # type: ignore[arg-type]
+class _ByHand:
+    """i, f, g, o; c_t = f c_{t-1} + i g; h_t = o tanh(c_t), or W_hr times that."""
+
+    sums_biases = True
+
+    def forward(
+        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
+    ) -> tuple[Kept, State]:
+        """The gates take A's place; c_t is kept."""
+        H, P = A.shape[1] // 4, w.hh.shape[1]
+        W = w.hh.t()
+        Y, C = A.new_empty(len(A), P), A.new_empty(len(A), H)
+        M = A.new_empty(steps.batch if w.hr is None else len(A), H)  # tanh(c_t), m_t
+        for a, y, c_t, m, reset in steps.forth(A, Y, C, None if w.hr is None else M, at.resets):
+            m = M[: len(a)] if m is None else m
+            h, c = rows_before(state, len(a), reset)
+            a.addmm_(h, W)
+            i, f, g, o = a.split(H, dim=1)
+            a[:, : 2 * H].sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            torch.mul(f, c, out=c_t).addcmul_(i, g)
+            torch.tanh(c_t, out=m)
+            torch.mul(m, o, out=y if w.hr is None else m)
+            if w.hr is not None:
+                torch.mm(m, w.hr.t(), out=y)
+            state = rows_after(state, (y, c_t))
+        return Kept((Y, C), (A,) if w.hr is None else (A, M)), state
+
+    def backward(
+        self,
+        kept: Kept,
+        before: State,
+        D: Tensor | None,
+        d_state: State,
+        w: Weights,
+        steps: Steps,
+        at: Crossing,
+        norms: Tensor | None = None,
+    ) -> Deltas:
+        """dc_t += dm_t ∂m/∂c; δ_i, δ_f, δ_g follow dc_t, δ_o follows dm_t; dc_{t-1} = f dc_t."""
+        (Y, C), gates = kept.states, kept.own[0]
+        I, F, G, O = gates.chunk(4, dim=1)  # noqa: E741
+        _, C_prev = before
+        tanh_C = torch.tanh(C)
+
+        Delta = torch.stack(  # [N, 4, H]: ∂c/∂a_i, ∂c/∂a_f, ∂c/∂a_g and ∂m/∂a_o
+            [G * I * (1 - I), C_prev * F * (1 - F), I * (1 - G * G), tanh_C * O * (1 - O)], dim=1
+        )
+        local_c = O * (1 - tanh_C * tanh_C)  # ∂m/∂c
+        D_out = None if w.hr is None else torch.empty_like(Y)
+        for delta, dm_dc, f, d, d_out, carry, cut, norm in steps.back(
+            Delta, local_c, F, D, D_out, at.carry, at.cuts, norms
+        ):
+            dh, dc = d_state[0][: len(delta)], d_state[1][: len(delta)]
+            report(norm, dh, dc)
+            if d is not None:
+                dh += d
+            dm = dh
+            if w.hr is not None:
+                d_out.copy_(dh)
+                dm = torch.mm(dh, w.hr)
+            dc.addcmul_(dm, dm_dc)
+            delta[:, :3].mul_(dc.unsqueeze(1))
+            delta[:, 3].mul_(dm)
+            dc *= f
+            torch.mm(delta.flatten(1), w.hh, out=dh)
+            cross(carry, cut, dh, dc)
+        return Deltas(Delta.flatten(1), Delta.flatten(1), D_out)
+
+
+LSTM = Cell("LSTM", 4, 4, equations, states=2, by_hand=_ByHand())

@@ -62,7 +62,7 @@ def activity(trajectory: Trajectory) -> Activity:
 
 def _slope(trajectory: Trajectory) -> Tensor | None:
     """Give φ' of each value, as a share of sup φ'; None where there is no φ."""
-    h, mode = trajectory.outputs, None if trajectory.cell is None else trajectory.cell.mode
+    h, mode = trajectory.outputs, None if trajectory.cell is None else trajectory.cell.name
     if mode == "RNN_TANH":
         return 1 - h * h
     if mode == "RNN_SIGMOID":
@@ -73,16 +73,16 @@ def _slope(trajectory: Trajectory) -> Tensor | None:
 def _gates(trajectory: Trajectory) -> dict[str, Tensor]:
     """Give the values of each gate, [T, B, H], by name."""
     cell, w = trajectory.cell, trajectory.weights
-    if cell is None or w is None or cell.gates == 1:
+    if cell is None or w is None or cell.gates_h == 1:
         return {}
     with torch.no_grad():
         h = trajectory.before[..., : w.hh.shape[1]]
         x = torch.stack(trajectory.inputs)
-        parts = (linear(x, w.ih, w.b_ih) + linear(h, w.hh, w.b_hh)).chunk(cell.gates, dim=-1)
+        parts = (linear(x, w.ih, w.b_ih) + linear(h, w.hh, w.b_hh)).chunk(cell.gates_h, dim=-1)
     names = {
         "GRU": ("reset", "update"),  # and the candidate, n, which is no gate
         "LSTM": ("input", "forget", "", "output"),
-    }[cell.mode]
+    }[cell.name]
     return {name: a.sigmoid() for name, a in zip(names, parts, strict=False) if name}
 
 
@@ -95,7 +95,7 @@ def _dead(trajectory: Trajectory) -> float:
     if len(h) < 2:
         return 0.0  # nothing can be said from a single value
     dead = h.amax(0) - h.amin(0) <= CONSTANT
-    if trajectory.cell is not None and trajectory.cell.mode == "RNN_RELU":
+    if trajectory.cell is not None and trajectory.cell.name == "RNN_RELU":
         dead = dead | (h <= 0).all(0)
     return _share(dead)
 

@@ -38,7 +38,7 @@ class Dense:
         def forward(layer: Layer) -> Tensor:
             of = (layer.cell, layer.x, layer.initial, layer.w, network.steps, network.resets)
             if attributed and not self.locals:
-                self.projected = (layer.x @ layer.w.ih.t()).unflatten(1, (layer.cell.gates, -1))
+                self.projected = (layer.x @ layer.w.ih.t()).unflatten(1, (layer.cell.gates_h, -1))
             self.locals.append(local_derivatives(*of))
             return self.locals[-1].y
 

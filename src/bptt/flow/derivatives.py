@@ -8,11 +8,9 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from bptt.cells import Cell, State, Weights
-from bptt.kernels import twin
-from bptt.kernels.passes import Crossing
+from bptt.cells import Cell, State, Weights, elman
 from bptt.kernels.sequence import engine_for
-from bptt.kernels.steps import Steps
+from bptt.steps import Crossing, Steps
 
 
 class Locals(NamedTuple):
@@ -50,27 +48,25 @@ def local_derivatives(
     """
     engine = engine_for(cell, x, w)
     y, _, kept = engine.forward(cell, x, initial, w, steps, Crossing(None, resets), keep=True)
-    values = [v.unsqueeze(1) for v in engine.unpack(cell, kept, w.hh.shape[0] // cell.gates)]
+    values = [v.unsqueeze(1) for v in engine.unpack(cell, kept, w.hh.shape[0] // cell.gates_h)]
 
     def before(first: Tensor, states: Tensor) -> Tensor:
         found = steps.previous(first, states)
         return (found if resets is None else found.masked_fill(resets, 0)).unsqueeze(1)
 
-    if cell.mode == "GRU":
+    if cell.name == "GRU":
         r, z, n, q = values
         of_n = (1 - z) * (1 - n * n)
         of_r = of_n * q * r * (1 - r)
         of_z = (before(initial[0], y) - n) * z * (1 - z)
         of_input, of_hidden = torch.cat([of_r, of_z, of_n], 1), torch.cat([of_r, of_z, of_n * r], 1)
         return Locals(y, of_input, of_hidden, z.squeeze(1), None)
-    if cell.mode == "LSTM":
+    if cell.name == "LSTM":
         i, f, g, o, after = values
         m = torch.tanh(after)
         c = before(initial[1], after.squeeze(1))
         of_c = (g * i * (1 - i), c * f * (1 - f), i * (1 - g * g))
         local = torch.cat([*of_c, m * o * (1 - o)], 1)
         return Locals(y, local, local, f.squeeze(1), (o * (1 - m * m)).squeeze(1))
-    phi = twin.TWINS[cell.mode]
-    assert isinstance(phi, twin.Elman)
-    local = phi.derivative(y).unsqueeze(1)
+    local = elman.derivative(cell.name.removeprefix("RNN_").lower(), y).unsqueeze(1)
     return Locals(y, local, local, None, None)

@@ -131,14 +131,14 @@ def _of(trajectory: Trajectory) -> Dynamics:
     units, few = activity(trajectory), trajectory.take(max(1, min(SEQUENCES, many)))
     there = trajectory.steps > trajectory.first  # any step whose state before it is known
     exponents = exponents_of(few, EXPONENTS) if trajectory.steps > trajectory.first + 1 else None
-    is_elman = cell is not None and cell.gates == 1
+    is_elman = cell is not None and cell.gates_h == 1
     return Dynamics(
         layer=trajectory.layer,
-        mode=None if cell is None else cell.mode,
+        mode=None if cell is None else cell.name,
         jacobian_norms=jacobians.jacobian_norms(few) if there else None,
         bound=jacobians.bound(trajectory),
         weight_norm=None if w is None else jacobians.weight_norm(w),
-        slope=None if cell is None else jacobians.SLOPES.get(cell.mode),
+        slope=None if cell is None else jacobians.SLOPES.get(cell.name),
         spectral_radius=jacobians.spectral_radius(w) if w is not None and is_elman else None,
         saturated=units.saturated,
         dead=units.dead,

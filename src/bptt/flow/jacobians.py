@@ -124,5 +124,5 @@ def bound(trajectory: Trajectory) -> float | None:
     """β_W · β_h, which no ‖J_t‖ exceeds; None where there are gates, or nothing is known."""
     if trajectory.cell is None or trajectory.weights is None:
         return None
-    slope = SLOPES.get(trajectory.cell.mode)
+    slope = SLOPES.get(trajectory.cell.name)
     return None if slope is None else weight_norm(trajectory.weights) * slope

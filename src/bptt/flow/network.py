@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bptt.cells import BY_MODE, Cell, State, Weights
+from bptt.cells import BY_NAME, Cell, State, Weights
 from bptt.flow.pairs import Pairs
-from bptt.kernels.steps import Steps
 from bptt.recurrent import GRU, LSTM, RNN
+from bptt.steps import Steps
 
 _OURS: dict[Any, Any] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 
@@ -88,7 +88,7 @@ class Network:
             initial, above = tuple(s[n] for s in self.states), n < module.num_layers - 1
             norms = [self.pairs.empty(x.device) for _ in initial]
             w = module._weights(n, False)
-            layer = Layer(BY_MODE[module.mode], w, x, initial, None, norms)
+            layer = Layer(BY_NAME[module.mode], w, x, initial, None, norms)
             self.layers.append(layer)
             x = run(layer)
             if module.dropout and above:

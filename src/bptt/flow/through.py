@@ -164,9 +164,9 @@ class Through:
     def _make_matrices(self, rows: slice, into: Float[Tensor, "rows given found"]) -> None:
         """Make the matrices of some rows: Σ over the gates of diag(local derivative) W."""
         w, states = self.layer.w, self.layer.cell.states
-        P, H = w.hh.shape[1], w.hh.shape[0] // self.layer.cell.gates
+        P, H = w.hh.shape[1], w.hh.shape[0] // self.layer.cell.gates_h
         of_hidden, of_input = self.local.of_hidden[rows], self.local.of_input[rows]
-        for g in range(self.layer.cell.gates):
+        for g in range(self.layer.cell.gates_h):
             block = g // 3 if states == 2 else 0  # of m for the LSTM's o
             add = _put if g == 3 * block else _add
             part, gate = into[:, block * H : (block + 1) * H], slice(g * H, (g + 1) * H)
@@ -187,7 +187,7 @@ def _add(to: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _shape_of_matrix(layer: Layer, of_inputs: bool, attributed: bool) -> tuple[int, int]:
     """From ∂L/∂h, or ∂L/∂c and ∂L/∂m, to ∂L/∂h_{t-1} and what else is wanted."""
-    H = layer.w.hh.shape[0] // layer.cell.gates
+    H = layer.w.hh.shape[0] // layer.cell.gates_h
     more = layer.x.shape[1] if of_inputs else int(attributed)
     return layer.cell.states * H, layer.w.hh.shape[1] + more
 

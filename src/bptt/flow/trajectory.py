@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from bptt.cells import BY_MODE, Cell, Weights
+from bptt.cells import BY_NAME, Cell, Weights
 from bptt.flow.contract import call, check_batch, check_step
 from bptt.flow.given import Given
 from bptt.flow.untouched import same_random_numbers, untouched
@@ -278,7 +278,7 @@ def reset_rows(resets: Tensor | None, t: int, rows: Tensor) -> Tensor:
 
 def _follow_layers(given: Given) -> Iterator[Trajectory]:
     module, inputs, state, resets = given.ours, given.inputs, given.state, given.resets
-    cell = BY_MODE[module.mode]
+    cell = BY_NAME[module.mode]
     x = inputs.unsqueeze(1) if inputs.dim() == 2 else inputs
     if module.batch_first and inputs.dim() == 3:
         x = x.transpose(0, 1)
@@ -318,7 +318,7 @@ def _weights(module: nn.RNNBase, layer: int) -> Weights:
 
 
 def _sizes(cell: Cell, w: Weights) -> list[int]:
-    return [w.hh.shape[1], len(w.hh) // cell.gates][: cell.states]
+    return [w.hh.shape[1], len(w.hh) // cell.gates_h][: cell.states]
 
 
 def _cell_step(cell: Cell, w: Weights) -> Step:

@@ -19,10 +19,10 @@ from torch import Tensor
 from bptt.flow.network import Layer, Network
 from bptt.flow.pairs import Pairs, by_step
 from bptt.kernels import twin
-from bptt.kernels.passes import Crossing, Engine
+from bptt.kernels.passes import Engine
 from bptt.kernels.sequence import engine_for
-from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
+from bptt.steps import Crossing, Steps
 
 MOST_WINDOWS = 256
 """Side by side: more of them leave the processor's cache."""

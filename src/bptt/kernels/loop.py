@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
 from bptt.cells import Cell, State, Weights
-from bptt.kernels.steps import Steps
+from bptt.steps import Steps
 
 
 class ScaleGradient(torch.autograd.Function):

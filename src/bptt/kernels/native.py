@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.cells import BY_MODE, WEIGHT_NAMES, Cell, State, Weights
+from bptt.cells import BY_NAME, WEIGHT_NAMES, Cell, State, Weights
 from bptt.errors import KernelError
 from bptt.kernels import threads
 from bptt.kernels.find import library_path
 from bptt.kernels.guard import address, addresses, all_dense, dense, room
-from bptt.kernels.passes import Crossing, Gradients
-from bptt.kernels.steps import Steps
+from bptt.kernels.passes import Gradients
 from bptt.kernels.windows import Windows
+from bptt.steps import Crossing, Steps
 
 INTERFACE = 6
 NO_CELL = -2
@@ -135,8 +135,9 @@ def serves(cell: Cell, x: Tensor, w: Weights) -> bool:
         x.is_cpu
         and (dtype is torch.float32 or dtype is torch.float64)
         and w.hr is None
+        and w.units is None
         and x.numel() > 0
-        and cell.mode in cells()
+        and cell.name in cells()
         and w.ih.dtype is dtype
         and w.hh.dtype is dtype
         and (w.b_ih is None or w.b_ih.dtype is dtype)
@@ -154,7 +155,7 @@ def forward(
     given = _Given(cell, x, state, w, steps, at)
     y = x.new_empty(given.outputs)
     final = tuple([torch.empty_like(s) for s in given.state])
-    size = _size_of_kept(cell.mode, x.dtype, given.rows, given.hidden) if keep else 0
+    size = _size_of_kept(cell.name, x.dtype, given.rows, given.hidden) if keep else 0
     kept = x.new_empty(size) if size else None
     given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 16)
     return y, final, () if kept is None else (kept,)
@@ -230,9 +231,9 @@ def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, .
         return ()
     whole = 64 // kept[0].element_size()
     padded = (hidden + whole - 1) // whole * whole
-    rows = kept[0].numel() // ((cell.gates + 1) * padded)
-    gates, more = kept[0].view(-1, padded)[:, :hidden].split([cell.gates * rows, rows])
-    return *gates.unflatten(0, (rows, cell.gates)).unbind(1), more
+    rows = kept[0].numel() // ((cell.gates_h + 1) * padded)
+    gates, more = kept[0].view(-1, padded)[:, :hidden].split([cell.gates_h * rows, rows])
+    return *gates.unflatten(0, (rows, cell.gates_h)).unbind(1), more
 
 
 class _Given:
@@ -253,7 +254,7 @@ class _Given:
         self.sizes, self.rows = _whole_numbers(steps.sizes)
         dtype, states = x.dtype, cell.states
         shape, first, biased = x.shape, state[0].shape, (w.b_ih is not None, w.b_hh is not None)
-        sizes = _sizes(cell.mode, dtype, shape, first, steps.batch, self.rows, biased, len(after))
+        sizes = _sizes(cell.name, dtype, shape, first, steps.batch, self.rows, biased, len(after))
         self.hidden, self.inputs, self.outputs, shapes = sizes
         names = _OPERANDS[states]
         found: tuple[Any, ...] = all_dense(names, (*w[:4], x, *state, *after), dtype, shapes)
@@ -269,7 +270,7 @@ class _Given:
     def run(self, function: Any, y: Tensor, kept: Tensor | None, *results: int) -> None:
         """Call the library; the results are the fields of bptt_sequence from h_n on."""
         call = _SEQUENCE.pack(
-            cells()[self.cell.mode],
+            cells()[self.cell.name],
             self.dtype is torch.float64,
             threads.allowed(),
             self.steps.reverse,
@@ -287,7 +288,7 @@ class _Given:
         )
         error = function(call)
         if error == NO_CELL:
-            raise KernelError(f"the native kernels have no cell {self.cell.mode}")
+            raise KernelError(f"the native kernels have no cell {self.cell.name}")
         if error:
             raise MemoryError(
                 f"bptt: no memory for the work space of {self.rows} rows of {self.hidden} hidden "
@@ -302,7 +303,7 @@ def _both(state: State | None) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def _sizes(
-    mode: str,
+    name: str,
     dtype: torch.dtype,
     shape: tuple[int, ...],
     first: tuple[int, ...],
@@ -314,7 +315,7 @@ def _sizes(
     """Return the numbers of hidden units and inputs, the output's shape, and the operands' shapes.
 
     Args:
-        mode: of the cell.
+        name: of the cell.
         dtype: of the call.
         shape: the input's.
         first: the shape of the initial h.
@@ -326,24 +327,24 @@ def _sizes(
     Raises:
         RuntimeError: the input has not as many rows.
     """
-    hidden, inputs, cell = first[-1], shape[-1], BY_MODE[mode]
+    hidden, inputs, cell = first[-1], shape[-1], BY_NAME[name]
     if math.prod(shape) != rows * inputs:
         raise RuntimeError(
             f"bptt: the input must have a row for each step of each sequence, {rows}, got "
             f"{tuple(shape)}"
         )
-    gates, of_state = cell.gates * hidden, (*first[:-2], batch, hidden)
+    gates, of_state = cell.gates_h * hidden, (*first[:-2], batch, hidden)
     outputs = (*shape[:-1], hidden)
     biases = [(gates,) if there else None for there in biased]
-    kept = (_size_of_kept(mode, dtype, rows, hidden),) if after == 2 else ()
+    kept = (_size_of_kept(name, dtype, rows, hidden),) if after == 2 else ()
     of_after = (outputs, kept)[:after]
     weights = ((gates, inputs), (gates, hidden), *biases)
     return hidden, inputs, outputs, (*weights, shape, *(of_state,) * cell.states, *of_after)
 
 
 @lru_cache(maxsize=64)
-def _size_of_kept(mode: str, dtype: torch.dtype, rows: int, hidden: int) -> int:
-    return int(library().bptt_kept(cells()[mode], dtype == torch.float64, rows, hidden))
+def _size_of_kept(name: str, dtype: torch.dtype, rows: int, hidden: int) -> int:
+    return int(library().bptt_kept(cells()[name], dtype == torch.float64, rows, hidden))
 
 
 @lru_cache(maxsize=64)

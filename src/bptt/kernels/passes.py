@@ -4,28 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bptt.cells import Cell, State, Weights
-from bptt.kernels.steps import Steps
 from bptt.kernels.windows import Windows
-
-
-class Crossing(NamedTuple):
-    """What happens to the state and its gradient between a step and the one before it."""
-
-    carry: Float[Tensor, "rows 1"] | None
-    """Factors of the gradient, [N, 1]."""
-    resets: Bool[Tensor, "rows 1"] | None
-    """Where the state is set to zero before the step, [N, 1]."""
-
-    @property
-    def cuts(self) -> Bool[Tensor, "rows 1"] | None:
-        """Where no gradient passes, not even an infinite one, [N, 1]."""
-        if self.carry is None:
-            return self.resets
-        return self.carry == 0 if self.resets is None else self.resets | (self.carry == 0)
+from bptt.steps import Crossing, Steps
 
 
 class Gradients(NamedTuple):
@@ -73,7 +56,7 @@ class Engine(Protocol):
         """
 
     def unpack(self, cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
-        """Give what a forward pass kept, as tensors [N, H].
+        """Return what a forward pass of the RNN, GRU or LSTM kept, as tensors [N, H].
 
         Returns:
             The gates, then the GRU's W_hn h + b_hn or the LSTM's c_t; nothing of an Elman network,

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from bptt.kernels import guard
-from bptt.kernels.steps import Steps
+from bptt.steps import Steps
 
 
 class Report(NamedTuple):

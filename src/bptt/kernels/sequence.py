@@ -17,9 +17,9 @@ from torch.autograd import forward_ad
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 from bptt.kernels import choosing, loop, native, reports, twin
 from bptt.kernels.guard import PLAIN, NotPlain, has_storage, is_watched
-from bptt.kernels.passes import Crossing, Engine
-from bptt.kernels.steps import Steps
+from bptt.kernels.passes import Engine
 from bptt.kernels.windows import Windows
+from bptt.steps import Crossing, Steps
 
 
 def sequence(
@@ -123,9 +123,9 @@ def _engine_for(cell: Cell, x: Tensor, w: Weights) -> Engine:
 
 def _check_sizes(cell: Cell, x: Tensor, state: State, w: Weights) -> None:
     """Refuse weights of other sizes or devices: torch would expand or misread some of them."""
-    P, H = state[0].shape[-1], state[-1].shape[-1]
-    rows = cell.gates * H
-    shapes = ((rows, x.shape[-1]), (rows, P), (rows,), (rows,), (P, H))
+    P, H = state[0].shape[-1], cell.hidden(w)
+    of_x, of_h = cell.gates_x * H, cell.gates_h * H
+    shapes = ((of_x, x.shape[-1]), (of_h, P), (of_x,), (of_h,), (P, H), (cell.units, H))
     for name, t, shape in zip(WEIGHT_NAMES, w, shapes, strict=True):
         if t is not None and t.device != x.device:
             raise RuntimeError(
@@ -206,8 +206,9 @@ def _backward(
     """The hand-derived gradients of x, the initial state and the weights, in that order."""
     cell, windows, engine = how.cell, how.windows, how.engine
     initial, w = _unflatten(cell, tensors)
-    if engine is native and is_watched():
-        engine, kept = twin, _kept_by_the_twin(cell, kept, initial)
+    if engine is native and is_watched():  # what it kept is for itself alone
+        engine = twin
+        y, _, kept = twin.forward(cell, x, initial, w, how.steps, how.at, keep=True)
     of_state = needed[1 : 1 + cell.states]
     walk = how.steps if windows is None else windows.steps
     row_norms = reports.room(walk, cell.states, x.device)
@@ -235,14 +236,6 @@ def _backward(
             for s, d in zip(initial, found.state, strict=True)
         )
     return (found.x, *d_initial, *found.w)
-
-
-def _kept_by_the_twin(cell: Cell, kept: tuple[Tensor, ...], state: State) -> tuple[Tensor, ...]:
-    """Lay out what the native forward pass kept as the twin does."""
-    if not kept:
-        return ()
-    *gates, more = native.unpack(cell, kept, state[0].shape[-1])
-    return torch.cat(gates, 1), more
 
 
 def _gradients_of_final(

@@ -18,7 +18,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from bptt.credit.plan import Block
-from bptt.kernels.steps import Steps
+from bptt.steps import Steps
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+
+
+class Crossing(NamedTuple):
+    """What happens to the state and its gradient between a step and the one before it."""
+
+    carry: Float[Tensor, "rows 1"] | None
+    """Factors of the gradient, [N, 1]."""
+    resets: Bool[Tensor, "rows 1"] | None
+    """Where the state is set to zero before the step, [N, 1]."""
+
+    @property
+    def cuts(self) -> Bool[Tensor, "rows 1"] | None:
+        """Where no gradient passes, not even an infinite one, [N, 1]."""
+        if self.carry is None:
+            return self.resets
+        return self.carry == 0 if self.resets is None else self.resets | (self.carry == 0)
 
 
 @dataclass(frozen=True)
