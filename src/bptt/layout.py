@@ -182,6 +182,6 @@ def join(pieces: Sequence[Any], time: int) -> Any:
 def _is_torch_layer(module: Any) -> bool:
     """Whether an input of two dimensions is known to be [T, I], without a batch."""
     inside = unwrapped(module) if isinstance(module, nn.Module) else module
-    if isinstance(inside, nn.RNNBase):
+    if isinstance(inside, nn.RNNBase) or getattr(inside, "takes_unbatched", False):
         return True
     return isinstance(unwrapped(getattr(inside, "cell", None)), nn.RNNCellBase)

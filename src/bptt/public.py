@@ -2,6 +2,7 @@
 
 from bptt import init, losses, memory
 from bptt.bias import estimator_error
+from bptt.cells import Cell
 from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
 from bptt.flow.flow import GradientFlow
 from bptt.flow.following import gradient_flow
@@ -9,7 +10,7 @@ from bptt.flow.lyapunov import lyapunov_exponents
 from bptt.flow.meter import FlowMeter
 from bptt.flow.penalty import vanishing_penalty
 from bptt.memory import Recompute, Store
-from bptt.recurrent import GRU, LSTM, RNN
+from bptt.recurrent import GRU, LSTM, RNN, Recurrent
 from bptt.stepwise import Stepwise
 from bptt.streams import Stream
 from bptt.unrolling import unroll
@@ -19,6 +20,8 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "GRU",
     "LSTM",
     "RNN",
+    "Recurrent",
+    "Cell",
     "Stepwise",
     "Stream",
     # How far back a loss is credited

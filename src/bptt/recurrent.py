@@ -1,423 +1,131 @@
-"""RNN, GRU and LSTM with the interface of torch.nn: layers, directions, packed sequences."""
+"""RNN, GRU and LSTM with the interface of torch.nn, and the same for any cell."""
 
 from __future__ import annotations
 
-import operator
-import reprlib
-from functools import lru_cache
-from typing import Any, NamedTuple, cast
+import math
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Inexact
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import nn
 
-from bptt.cells import BY_NAME, WEIGHT_NAMES, State, Weights
-from bptt.credit.credit import Credit
-from bptt.credit.plan import Plan
-from bptt.credit.spelling import as_credit
-from bptt.kernels.sequence import (
-    needs_the_cells,
-    sequence,
-    windowed_sequence,
-    without_autocast,
-)
-from bptt.kernels.windows import Windows, windows_of
-from bptt.layout import Layout
-from bptt.leaf import leaf
-from bptt.steps import Steps
-from bptt.uncompiled import uncompiled
+from bptt.cells import BY_NAME, Cell
+from bptt.layers import Layers, parameter_names
 
 
-class _Rows(NamedTuple):
-    """An input laid out step after step, and how to lay out the output like it."""
+class Recurrent(Layers):
+    """Layers of any cell, with the arguments, the calls and the results of torch.nn's modules.
 
-    x: Inexact[Tensor, "*rows input"]
-    """[T, B, I], or, packed, [N, I]."""
-    sizes: tuple[int, ...]
-    like: Tensor | PackedSequence
+    Args:
+        cell: the equations of a step.
+        input_size: the number of inputs I.
+        hidden_size: the number of hidden units H.
+        num_layers: layers stacked on each other.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are [B, T, ...] instead of [T, B, ...].
+        dropout: the probability with which an output of each layer but the last is dropped.
+        bidirectional: whether a second network runs from the last step to the first.
+        proj_size: the size P of the output, W_hr times what the equations call h; 0: it is H.
+        device: where the parameters are.
+        dtype: of the parameters.
 
-    @property
-    def batch(self) -> int:
-        return self.sizes[0]
-
-    @property
-    def is_unbatched(self) -> bool:
-        return isinstance(self.like, Tensor) and self.like.dim() == 2
-
-
-class _Recurrent(nn.RNNBase):
-    """What the three modules share: everything but the constructor of the RNN.
-
-    The parameters, their names and initial values, ``extra_repr`` and ``state_dict`` are
-    torch.nn's own, by inheritance; only the computation is ours. On a GPU it is torch's too,
-    unless ``credit``, ``carry`` or ``resets`` is given.
-    """
-
-    takes_carry = takes_credit = True
-    """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
-
-    @uncompiled  # a loop over time: nothing to gain
-    @leaf
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Any = None,
-        *,
-        credit: Credit | Plan | str | None = None,
-        carry: Tensor | None = None,
-        resets: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor | PackedSequence, Any]:
-        """Run the network over a sequence.
-
-        Args:
-            input: [T, B, I], or [B, T, I] with ``batch_first``, or [T, I] unbatched, or a
-                PackedSequence.
-            hx: the initial state h_0, [L·D, B, H] for L layers and D directions, without the B
-                if the input is unbatched; for an LSTM ``(h_0, c_0)``, where h_0 is
-                [L·D, B, P] if there is a projection. Zeros by default.
-            credit: how far back the losses are credited, as :class:`bptt.Truncated` or one of
-                your own, or its spelling, as ``"truncated:20"``; all the way by default. It is
-                the same in every layer. The outputs do not depend on it. In the reverse direction
-                the gradient crosses the same boundaries the other way; windows that overlap have
-                no meaning there.
-            carry: in place of a credit, factors of the state's gradient, [T], or one for each
-                sequence, [T, B], or [B, T] with ``batch_first``: that of step t multiplies it
-                where it crosses from step t to step t-1, in every layer. 1 passes, 0 cuts; 1
-                everywhere by default.
-            resets: bool, [T], or one for each sequence, [T, B], or [B, T] with ``batch_first``:
-                the state is set to zero before the steps where it is true, and no gradient
-                crosses. Sequences laid end to end do not see each other; in the reverse
-                direction neither. Those of a PackedSequence are laid out by ``batch_first`` too:
-                T is its longest sequence, and the order is that before packing.
-            generator: draws what is random in the credit; torch's own by default.
-
-        Returns:
-            ``(output, h_n)`` or ``(output, (h_n, c_n))``, shaped as torch.nn's: output
-            [T, B, D·H], laid out like the input; the final states are shaped like ``hx``.
-
-        Raises:
-            TypeError: ``carry`` or ``resets`` is no tensor.
-            ValueError: the input's dtype or number of dimensions is not one of those above, or
-                the shape or dtype of ``carry`` or ``resets``; or ``credit`` and ``carry`` are both
-                given, or the credit has windows that overlap and the module two directions.
-            RuntimeError: a size does not fit the module.
-        """
-        plain = credit is None and carry is None and resets is None
-        if plain and self._leaves_it_to_torch(input):
-            return cast("tuple[Tensor | PackedSequence, Any]", super().forward(input, hx))
-        rows = self._rows(input)
-        state = self._initial_state(rows, hx)
-        windows = None
-        if credit is not None:
-            plan = self._plan(rows, credit, carry, generator)
-            carry = None if plan.is_full else torch.from_numpy(plan.carry)
-            if carry is not None and carry.dim() == 2:  # laid out as a caller's would be
-                carry = carry[:, 0] if rows.is_unbatched else carry
-                carry = carry.t() if self.batch_first else carry
-            if plan.blocks and rows.batch and torch.is_grad_enabled():
-                windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
-        carry, resets = self._crossing(rows, carry, resets)
-        with without_autocast(rows.x.device):
-            y, final = self._layers(rows, state, carry, resets, windows)
-        return self._output(rows, y), self._final_state(rows, final)
-
-    def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
-        """Whether it is a cell of torch's, and torch does better: on a GPU, and in ONNX."""
-        if self.mode == "RNN_SIGMOID":
-            return False
-        x = input.data if isinstance(input, PackedSequence) else input
-        traced = type(x) is not Tensor or torch._C._is_tracing()
-        if traced and torch.onnx.is_in_onnx_export():
-            return True
-        return x.is_cuda and not needs_the_cells(x)
-
-    def _plan(
-        self, rows: _Rows, credit: Any, carry: Tensor | None, generator: torch.Generator | None
-    ) -> Plan:
-        name = type(self).__name__
-        if carry is not None:
-            raise ValueError(f"bptt.{name}: give a credit or carry, not both: a credit makes it")
-        credit = as_credit(credit)
-        plan: Plan = credit.plan(len(rows.sizes), rows.batch, generator)
-        if plan.steps != len(rows.sizes) or plan.batch not in (None, rows.batch):
-            raise ValueError(
-                f"bptt.{name}: {credit!r} has planned for {plan.steps} steps and batch "
-                f"{plan.batch}, the input has {len(rows.sizes)} steps and batch {rows.batch}"
-            )
-        if plan.blocks and self.bidirectional:
-            raise ValueError(
-                f"bptt.{name}: {credit!r} has windows that overlap (every < reach), which have no "
-                "meaning in the reverse direction: use a credit without them, as "
-                "bptt.Truncated(k), or bidirectional=False"
-            )
-        return plan
-
-    def _layers(
-        self,
-        rows: _Rows,
-        state: State,
-        carry: Float[Tensor, "time batch"] | None,
-        resets: Bool[Tensor, "time batch"] | None,
-        windows: Windows | None,
-    ) -> tuple[Inexact[Tensor, "*rows output"], list[State]]:
-        x, dtype = rows.x, self._dtype
-        x = x if x.dtype == dtype else x.to(dtype)
-        if windows is not None:
-            x = x.flatten(0, -2)
-        finals: list[State] = []
-        cell, directions = BY_NAME[self.mode], (False, True)[: self._directions]
-        crossings = [_rows_of_crossing(rows.sizes, carry, resets, d) for d in directions]
-        of_each = list(zip(*(s.split(1) if len(s) > 1 else (s,) for s in state), strict=True))
-        for layer in range(self.num_layers):
-            outputs = []
-            for reverse in directions:
-                initial = of_each[len(finals)]
-                steps, w = Steps(rows.sizes, reverse), self._weights(layer, reverse)
-                crossing = crossings[reverse]
-                if windows is None:
-                    y, final = sequence(cell, x, initial, w, steps, *crossing)
-                else:
-                    y, final = windowed_sequence(
-                        cell, x, initial, w, steps, windows, *crossing, by_windows=layer > 0
-                    )
-                outputs.append(y)
-                finals.append(final)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-            if self.dropout and layer < self.num_layers - 1:
-                x = self._drop_out(x, windows)
-        return x if windows is None else x.index_select(0, windows.own), finals
-
-    def _drop_out(self, x: Tensor, windows: Windows | None) -> Tensor:
-        if windows is None:
-            return nn.functional.dropout(x, self.dropout, self.training)
-        # The copies of a step in several windows lose the same units.
-        one = x.new_ones(len(windows.own), x.shape[1])
-        kept = nn.functional.dropout(one, self.dropout, self.training)
-        return x * kept.index_select(0, windows.rows)
-
-    def _parameter(self, name: str) -> Any:
-        found = self._parameters.get(name)  # in most cases, and quicker than as an attribute
-        return getattr(self, name) if found is None else found
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return cast(torch.dtype, self._parameter("weight_ih_l0").dtype)
-
-    @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    def _weights(self, layer: int, reverse: bool) -> Weights:
-        # By name each time, so that functional_call and parametrizations are seen.
-        get, names = self._parameter, _names(layer, reverse)
-        return Weights(
-            get(names.ih),
-            get(names.hh),
-            get(names.b_ih) if self.bias else None,
-            get(names.b_hh) if self.bias else None,
-            get(names.hr) if self.proj_size else None,
-        )
-
-    # ------------------------------------------------------------ from arguments to rows
-
-    def _rows(self, input: Tensor | PackedSequence) -> _Rows:
-        name = type(self).__name__
-        if isinstance(input, PackedSequence):
-            x = input.data
-            if x.dim() != 2:
-                raise RuntimeError(
-                    f"bptt.{name}: the data of a PackedSequence must be [rows, {self.input_size}],"
-                    f" got {tuple(x.shape)}"
-                )
-            sizes = _sizes_of(input, name)
-        elif input.is_nested:
-            raise RuntimeError(
-                f"bptt.{name}: nested tensors are not taken: pack the sequences with "
-                "torch.nn.utils.rnn.pack_sequence"
-            )
-        else:
-            if input.dim() not in (2, 3):
-                layout = "[B, T, I]" if self.batch_first else "[T, B, I]"
-                raise ValueError(
-                    f"bptt.{name}: expected input {layout}, or [T, I] unbatched, got "
-                    f"{input.dim()} dimensions: {tuple(input.shape)}"
-                )
-            x = input.unsqueeze(1) if input.dim() == 2 else input
-            if self.batch_first and input.dim() == 3:
-                x = x.transpose(0, 1)
-            if x.shape[0] == 0:
-                raise RuntimeError(
-                    f"bptt.{name}: expected at least one step, got input {tuple(input.shape)}"
-                )
-            sizes = (int(x.shape[1]),) * int(x.shape[0])  # in torch.jit.trace they are tensors
-        if x.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"bptt.{name}: expected {self.input_size} inputs a step (input_size), got "
-                f"{x.shape[-1]}: {tuple(input.data.shape)}"
-            )
-        self._check_dtype("the input", x)
-        return _Rows(x, sizes, input)
-
-    def _check_dtype(self, what: str, x: Tensor) -> None:
-        """Refuse another dtype than the weights'; under autocast its own is taken, too."""
-        dtype = self._dtype
-        if x.dtype == dtype:
-            return
-        device = x.device.type
-        allowed = [dtype]
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            allowed += [torch.get_autocast_dtype(device), torch.float32]
-        if x.dtype not in allowed:
-            raise (ValueError if what == "the input" else RuntimeError)(
-                f"bptt.{type(self).__name__}: {what} is {x.dtype} and the weights are {dtype}; "
-                f"convert one of them: .to({dtype}), or module.to({x.dtype})"
-            )
-
-    def _state_sizes(self) -> tuple[int, ...]:
-        """The sizes of the state's tensors, (P,) or (P, H)."""
-        outputs = self.proj_size or self.hidden_size
-        return (outputs, self.hidden_size)[: BY_NAME[self.mode].states]
-
-    def _initial_state(self, rows: _Rows, hx: Any) -> State:
-        cells, sizes = self.num_layers * self._directions, self._state_sizes()
-        if hx is None:
-            dtype, new = self._dtype, rows.x.new_zeros
-            return tuple([new((cells, rows.batch, size), dtype=dtype) for size in sizes])
-        shapes: list[tuple[int, ...]] = [(cells, rows.batch, size) for size in sizes]
-        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        if rows.is_unbatched:
-            shapes = [(cells, size) for size in sizes]
-        for s in given:
-            self._check_dtype("the initial state", s)
-            if s.device != rows.x.device:
-                raise RuntimeError(
-                    f"bptt.{type(self).__name__}: the input and the initial state are not at the "
-                    f"same device, found the input at {rows.x.device} and the state at {s.device}"
-                )
-        if [tuple(s.shape) for s in given] != shapes:
-            raise RuntimeError(
-                f"bptt.{type(self).__name__}: expected an initial state of shape "
-                f"{_listed(shapes)} (layers times directions, batch, size), got "
-                f"{_listed([tuple(s.shape) for s in given]) or 'nothing'}"
-            )
-        if rows.is_unbatched:
-            given = tuple(s.unsqueeze(1) for s in given)
-        order = _order(rows.like, "sorted_indices")
-        given = tuple(s.to(self._dtype) for s in given)
-        return given if order is None else tuple(s.index_select(1, order) for s in given)
-
-    def _crossing(
-        self, rows: _Rows, carry: Tensor | None, resets: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Check ``carry`` and ``resets`` and bring them to [T, B], in the rows' order."""
-        if carry is None and resets is None:
-            return None, None
-        T, B = len(rows.sizes), rows.batch
-        order = _order(rows.like, "sorted_indices")
-        layout = Layout(T, None if rows.is_unbatched else B, 0, 1, self.batch_first, True)
-        found: list[Tensor | None] = []
-        for name, given, dtype in (
-            ("carry", carry, self._dtype),
-            ("resets", resets, torch.bool),
-        ):
-            at = layout.by_time(name, given, f"bptt.{type(self).__name__}")
-            if at is not None:
-                at = at.to(rows.x.device, dtype)
-                at = at.unsqueeze(1).expand(T, B) if at.dim() == 1 else at
-                at = at if order is None else at.index_select(1, order)
-            found.append(at)
-        return found[0], found[1]
-
-    # ------------------------------------------------------------ from rows to results
-
-    def _output(self, rows: _Rows, y: Tensor) -> Tensor | PackedSequence:
-        if isinstance(rows.like, PackedSequence):
-            return rows.like._replace(data=y)
-        if y.dim() == 2:
-            y = y.view(len(rows.sizes), rows.batch, y.shape[1])
-        if rows.is_unbatched:
-            return y.squeeze(1)
-        return y.transpose(0, 1) if self.batch_first else y
-
-    def _final_state(self, rows: _Rows, finals: list[State]) -> Any:
-        order = _order(rows.like, "unsorted_indices")
-        stacked = [s[0] if len(s) == 1 else torch.cat(s) for s in zip(*finals, strict=True)]
-        if order is not None:
-            stacked = [s.index_select(1, order) for s in stacked]
-        if rows.is_unbatched:
-            stacked = [s.squeeze(1) for s in stacked]
-        return stacked[0] if len(stacked) == 1 else tuple(stacked)
-
-
-@lru_cache(maxsize=256)
-def _names(layer: int, reverse: bool) -> Any:
-    """The names of a layer's weights, in the places of the weights."""
-    suffix = f"_l{layer}" + ("_reverse" if reverse else "")
-    return Weights(*(name + suffix for name in WEIGHT_NAMES))  # type: ignore[arg-type]
-
-
-def _sizes_of(packed: PackedSequence, name: str) -> tuple[int, ...]:
-    """How many sequences of a PackedSequence are still running at each step.
+    Parameters are named and shaped as torch.nn's, for X blocks of gates from the input and R from
+    h: ``weight_ih_l0`` [X·H, I], ``weight_hh_l0`` [R·H, P], ``bias_ih_l0`` [X·H], ``bias_hh_l0``
+    [R·H], ``weight_hr_l0`` [P, H] where there is a projection and ``weight_units_l0`` [U, H] where
+    the cell has weights for each unit. They begin uniformly between ±1/√H, as torch.nn's do.
 
     Raises:
-        RuntimeError: they do not fit its rows.
+        ValueError: a size is not positive, or ``dropout`` is no probability.
+
+    >>> import torch, bptt
+    >>> def equations(x, h, state, units):
+    ...     f = torch.sigmoid(x[0] + h[0])
+    ...     return ((1 - f) * state[0] + f * torch.tanh(x[1] + f * h[1]),)
+    >>> gated = bptt.Cell("GATED", gates_x=2, gates_h=2, equations=equations)
+    >>> network = bptt.Recurrent(gated, 10, 20, num_layers=2)
+    >>> output, h_n = network(torch.randn(5, 3, 10), credit="truncated:2")
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
-    given, rows = packed.batch_sizes, len(packed.data)
-    sizes: tuple[int, ...] = ()
-    if given.device.type == "cpu" and given.dtype == torch.int64 and given.dim() == 1:
-        sizes = tuple(given.tolist())
-    falls = all(map(operator.ge, sizes, sizes[1:])) and bool(sizes) and sizes[-1] > 0
-    if not falls or sum(sizes) != rows:
-        raise RuntimeError(
-            f"bptt.{name}: expected batch_sizes of a PackedSequence to be int64 on the cpu, "
-            f"positive, never to grow, and to add up to its {rows} rows, got "
-            f"{reprlib.repr(list(sizes)) if sizes else given}"
-        )
-    return sizes
+
+    takes_unbatched = True
+    """What the layout asks: an input of two dimensions is [T, I]."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+        for name, value in (*sizes.items(), ("proj_size", proj_size)):
+            least = 0 if name == "proj_size" else 1
+            if value < least:
+                raise ValueError(f"bptt.Recurrent: {name} must be at least {least}, got {value!r}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"bptt.Recurrent: dropout must be from 0 to 1, got {dropout}")
+        self.cell = cell
+        self.input_size, self.hidden_size, self.num_layers = sizes.values()
+        self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
+        self.bidirectional, self.proj_size = bidirectional, proj_size
+        of_x, of_h = cell.gates_x * hidden_size, cell.gates_h * hidden_size
+        outputs, inputs = proj_size or hidden_size, input_size
+        for layer in range(num_layers):
+            shapes: tuple[tuple[int, ...] | None, ...] = (
+                (of_x, inputs),
+                (of_h, outputs),
+                (of_x,) if bias else None,
+                (of_h,) if bias else None,
+                (proj_size, hidden_size) if proj_size else None,
+                (cell.units, hidden_size) if cell.units else None,
+            )
+            for reverse in (False, True)[: 1 + bidirectional]:
+                for name, shape in zip(parameter_names(layer, reverse), shapes, strict=True):
+                    if shape is not None:
+                        values = torch.empty(shape, device=device, dtype=dtype)
+                        self.register_parameter(name, nn.Parameter(values))
+            inputs = outputs * (1 + bidirectional)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        most = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -most, most)
+
+    def extra_repr(self) -> str:
+        """Describe the arguments as torch.nn does."""
+        ours = f"{self.cell.name}, {self.input_size}, {self.hidden_size}"
+        usual = {
+            "proj_size": 0,
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+        }
+        given = [f"{k}={getattr(self, k)}" for k, v in usual.items() if getattr(self, k) != v]
+        return ", ".join([ours, *given])
 
 
-def _order(like: Tensor | PackedSequence, name: str) -> Tensor | None:
-    return getattr(like, name) if isinstance(like, PackedSequence) else None
+class _OfTorch(Layers, nn.RNNBase):
+    """The parameters, their names and initial values, and all else of torch.nn's modules."""
+
+    @property
+    def cell(self) -> Cell:  # type: ignore[override]
+        """Its equations."""
+        return BY_NAME[self.mode]
 
 
-def _listed(shapes: list[tuple[int, ...]]) -> str:
-    return " and ".join(str(s) for s in shapes)
-
-
-def _rows_of_crossing(
-    sizes: tuple[int, ...],
-    carry: Float[Tensor, "time batch"] | None,
-    resets: Bool[Tensor, "time batch"] | None,
-    reverse: bool,
-) -> tuple[Float[Tensor, "rows 1"] | None, Bool[Tensor, "rows 1"] | None]:
-    """Give each row what happens at the boundary over which its state comes.
-
-    ``carry[t]`` and ``resets[t]`` belong to the boundary between the steps t-1 and t. Forwards
-    the state comes to step t over that one; in the reverse direction over the next one, t+1,
-    and to the last step from outside, where nothing happens.
-    """
-    if carry is None and resets is None:
-        return None, None
-    B = sizes[0]
-    running = torch.arange(B, device="cpu") < torch.tensor(sizes, device="cpu").unsqueeze(
-        1
-    )  # [T, B]
-
-    def rows(at: Tensor | None, nothing: float) -> Tensor | None:
-        if at is None:
-            return None
-        here = running.to(at.device)
-        if reverse:
-            at = at.masked_fill(~here, nothing)  # past a sequence's end is outside too
-            at = torch.cat([at[1:], at.new_full((1, B), nothing)])
-        return at[here].unsqueeze(1)
-
-    return rows(carry, 1), rows(resets, 0)
-
-
-class RNN(_Recurrent, nn.RNN):
+class RNN(_OfTorch, nn.RNN):
     """The Elman network, with every argument of :class:`torch.nn.RNN` and one more nonlinearity.
 
     h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
@@ -484,7 +192,7 @@ class RNN(_Recurrent, nn.RNN):
         return super().extra_repr() + ours
 
 
-class GRU(_Recurrent, nn.GRU):
+class GRU(_OfTorch, nn.GRU):
     """The gated recurrent unit, with every argument of :class:`torch.nn.GRU`.
 
     The equations, the order of the gates (r, z, n) and the parameters' names, shapes and
@@ -500,7 +208,7 @@ class GRU(_Recurrent, nn.GRU):
     """
 
 
-class LSTM(_Recurrent, nn.LSTM):
+class LSTM(_OfTorch, nn.LSTM):
     """The long short-term memory, with every argument of :class:`torch.nn.LSTM`.
 
     The equations, the order of the gates (i, f, g, o), the projection (``proj_size``) and the
