@@ -13,7 +13,7 @@ from problems import lengths
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 import bptt
-from bptt import recurrent
+from bptt import layers
 from bptt.kernels import loop
 
 NAMES = ["RNN", "GRU", "LSTM"]
@@ -614,10 +614,10 @@ def test_where_torch_has_faster_kernels_they_are_used(name, monkeypatch):
     """On a GPU, that is; here every tensor passes for one that is there."""
     theirs, ours = pair(name, 3, 4, num_layers=2)
     x, hx = torch.randn(5, 2, 3, dtype=torch.float64), states(theirs, 2)
-    monkeypatch.setattr(bptt.recurrent._Recurrent, "_leaves_it_to_torch", lambda *_: True)
+    monkeypatch.setattr(layers.Layers, "_leaves_it_to_torch", lambda *_: True)
     assert all(map(torch.equal, run(ours, x, hx), run(theirs, x, hx)))
-    calls, sequence = [], recurrent.sequence
-    monkeypatch.setattr(recurrent, "sequence", lambda *a: calls.append(a) or sequence(*a))
+    calls, sequence = [], layers.sequence
+    monkeypatch.setattr(layers, "sequence", lambda *a: calls.append(a) or sequence(*a))
     ours(x, hx)
     assert not calls
     ours(x, hx, resets=torch.zeros(5, dtype=torch.bool))

@@ -24,7 +24,7 @@ def test_shapes_that_disagree_are_refused():
 
 def test_other_types_are_refused():
     with pytest.raises(TypeCheckError):
-        elman.TANH.step(torch.ones(4, 2), (torch.zeros(4, 3),), _weights(), phi="tanh")
+        elman.TANH.step(torch.ones(4, 2), (torch.zeros(4, 3),), "weights")
 
 
 def test_public_modules_are_checked():

@@ -63,7 +63,7 @@ def assert_same(ours, theirs, tolerance=1e-10):
 def test_agrees_with_autograd_on_the_cells(
     cell, lengths, inputs, hidden, bias, projection, reverse, carry, resets, used, seed
 ):
-    P = hidden - 1 if projection and cell.mode == "LSTM" else 0
+    P = hidden - 1 if projection and cell.name == "LSTM" else 0
     w = weights(cell, inputs, hidden, bias=bias, projection=P, seed=seed)
     s = state(cell, len(lengths), hidden, projection=P, seed=seed)
     steps = Steps(sizes_of(lengths), reverse)
@@ -110,7 +110,7 @@ def test_carry_weighs_the_credit_terms_by_its_products(cell):
 @EACH_CELL
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradcheck_and_gradgradcheck(cell, reverse):
-    if cell.mode == "RNN_RELU":
+    if cell.name == "RNN_RELU":
         seed = 3  # no unit within the finite difference of its kink
     else:
         seed = 0
@@ -262,7 +262,7 @@ def test_values_that_are_not_finite_spread_as_in_the_cells(cell):
         ours = gradients(sequence.sequence, cell, x, s, w, Steps((2, 2, 2)))
         theirs = gradients(loop.sequence, cell, x, s, w, Steps((2, 2, 2)))
         assert torch.equal(ours[0][0].isnan(), theirs[0][0].isnan())
-        if cell.mode == "RNN_RELU":
+        if cell.name == "RNN_RELU":
             continue  # autograd keeps NaN out of units that are off; 0 · NaN does not
         for a, b in zip(ours[1], theirs[1], strict=True):
             assert torch.equal(a.isnan(), b.isnan())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from jaxtyping import Inexact
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -51,7 +52,12 @@ class Cell:
     def __deepcopy__(self, memo: dict[int, object]) -> Cell:
         return self  # nothing of it changes
 
-    def step(self, x: Tensor, state: State, w: Weights) -> State:
+    def step(
+        self,
+        x: Inexact[Tensor, "batch input"],
+        state: tuple[Inexact[Tensor, "batch _"], ...],
+        w: Weights,
+    ) -> tuple[Inexact[Tensor, "batch _"], ...]:
         """Take one step, differentiable by autograd any number of times.
 
         Args:

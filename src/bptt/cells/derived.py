@@ -129,10 +129,10 @@ class Derived:
             units = () if w.units is None else w.units.detach().unbind(0)
             given = [t.detach().requires_grad_() for t in (*x, *h, *before)]
             given += [u.expand(N, len(u)).requires_grad_() for u in units]
-            parts = iter(given)
-            x, h = [next(parts) for _ in x], [next(parts) for _ in h]
-            state = tuple([next(parts) for _ in before])
-            results = cell.equations(tuple(x), tuple(h), state, tuple(parts))
+            a, b, c = (cell.gates_x, cell.gates_x + cell.gates_h, len(given) - cell.units)
+            results = cell.equations(
+                tuple(given[:a]), tuple(given[a:b]), tuple(given[b:c]), tuple(given[c:])
+            )
         local: list[Terms] = [[] for _ in given]
         for i, result in enumerate(results):
             if not result.requires_grad:
