@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bptt.public import __all__ as __all__
 
 _PARTS = (
-    "bench", "bias", "cells", "comparison", "credit", "data", "errors", "flow", "kernels",
+    "bench", "cells", "comparison", "credit", "data", "errors", "flow", "kernels",
     "language_model", "report", "textbook",
 )  # fmt: skip
 

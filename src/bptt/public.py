@@ -1,9 +1,9 @@
 """The core: the names of ``bptt.__all__``, and where each is defined."""
 
 from bptt import init, losses, memory
-from bptt.bias import estimator_error
 from bptt.cells import Cell
 from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
+from bptt.credit.error import estimator_error
 from bptt.flow.flow import GradientFlow
 from bptt.flow.following import gradient_flow
 from bptt.flow.lyapunov import lyapunov_exponents

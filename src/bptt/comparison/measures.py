@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bptt.bias import estimator_error
 from bptt.credit import Plan
+from bptt.credit.error import estimator_error
 from bptt.errors import ZeroGradientError
 from bptt.pytree import leaves_of
 

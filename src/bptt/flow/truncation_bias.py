@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bptt.bias import estimator_error
+from bptt.credit.error import estimator_error
 from bptt.credit.truncated import Truncated
 from bptt.errors import ConfigError
 from bptt.flow.untouched import same_random_numbers, untouched
