@@ -351,7 +351,7 @@ BAD = {
     "another device": (["train", "book.txt", "--device", "meta"], "--device"),
     "a seed out of range": (["train", "book.txt", "--seed", "9" * 30], "--seed"),
     "both readings": (["train", "book.txt", "--sentences", "--lines"], "exclude each other"),
-    "no such credit": (["train", "book.txt", "--credit", "all"], "write full, truncated:35"),
+    "no such credit": (["train", "book.txt", "--credit", "all"], "full, truncated:35"),
     "no such class": (["train", "book.txt", "--credit", "no.Way"], "No module named 'no'"),
     "looking less than never": (
         ["train", "book.txt", "--flow-every", "-1"],

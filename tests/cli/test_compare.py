@@ -198,8 +198,8 @@ def test_a_text(bptt, here):
 
 BAD = {
     "a task there is not": (["--task", "nothing.txt"], "nothing.txt.*copy, copy-stream"),
-    "a credit there is not": (["--credit", "fll"], "no credit 'fll'"),
-    "an argument that is no credit": (["--credit", "full", "x"], "no credit 'x'"),
+    "a credit there is not": (["--credit", "fll"], "credit 'fll'"),
+    "an argument that is no credit": (["--credit", "full", "x"], "credit 'x'"),
     "a credit twice": (["--credit", "full", "full"], "twice"),
     "another task's option": (["--task", "adding", "--lag", "3"], "adding has no option --lag"),
     "a task's option on a text": (["--task", "python", "--lag", "3"], "text has no option --lag"),
