@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -103,6 +104,10 @@ CREDITS: dict[str, bptt.Credit] = {
 """Credits of every kind, for problems of seven steps."""
 
 
+OF_TORCH = ["GRU", "LSTM", "RNN_RELU", "RNN_SIGMOID", "RNN_TANH"]
+"""The cells with a module of torch.nn's interface."""
+
+
 class Problem(NamedTuple):
     """Layers of one cell, a batch of sequences, and a loss that is the sum of one at each step.
 
@@ -184,9 +189,8 @@ class Problem(NamedTuple):
             options["nonlinearity"] = phi.lower()
         if self.projection:
             options["proj_size"] = self.projection
-        module = getattr(bptt, name)(
-            self.inputs, self.hidden, self.layers, dtype=torch.float64, **options
-        )
+        make = getattr(bptt, name, None) or partial(bptt.Recurrent, self.cell)
+        module = make(self.inputs, self.hidden, self.layers, dtype=torch.float64, **options)
         given = [p for w in self.weights for p in w if p is not None]
         with torch.no_grad():
             for ours, p in zip(list(module.parameters())[: len(given)], given, strict=True):

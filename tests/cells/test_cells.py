@@ -64,7 +64,8 @@ def test_gradients_by_finite_differences(mode):
     x = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
 
     def run(x, *tensors):
-        return cell.step(x, tensors[: cell.states], Weights(*tensors[cell.states :]))
+        p = tensors[cell.states :]
+        return cell.step(x, tensors[: cell.states], Weights(*p[:4], None, *p[4:]))
 
     given = (x, *s, *(p for p in w if p is not None))
     assert torch.autograd.gradcheck(run, given, check_forward_ad=True)

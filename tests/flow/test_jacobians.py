@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from flow.foreign import Linear, Map, Named, OnlyBackward
-from problems import Problem
+from problems import OF_TORCH, Problem
 from torch import nn
 
 import bptt
-from bptt.cells import BY_NAME, Weights
+from bptt.cells import Weights
 from bptt.flow import jacobians
 from bptt.flow.jacobians import bound, jacobian_norms, largest_singular_values
 from bptt.flow.trajectory import follow
 
-MODES = sorted(BY_NAME)
+MODES = OF_TORCH
 PROBLEMS = [Problem(mode) for mode in MODES] + [
     Problem("LSTM", projection=2),
     Problem("GRU", layers=2),

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 from flow.foreign import Linear, Map, Named
+from problems import OF_TORCH
 from torch import nn
 
 import bptt
 from bptt import lyapunov_exponents
-from bptt.cells import BY_NAME
 from bptt.flow.lyapunov import exponents_of
 from bptt.flow.trajectory import follow
 
@@ -85,7 +85,7 @@ def test_neighbouring_states_part_at_that_rate():
     assert abs(float(rate - found.exponents[0])) < 0.02
 
 
-@pytest.mark.parametrize("mode", sorted(BY_NAME))
+@pytest.mark.parametrize("mode", OF_TORCH)
 def test_all_exponents_add_up_to_the_mean_log_determinant(mode):
     """Σ λ_i = mean log |det J_t|, for each cell; the determinant from the whole Jacobian."""
     name, _, phi = mode.partition("_")

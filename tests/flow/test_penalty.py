@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from flow.foreign import Named
-from problems import Problem
+from problems import OF_TORCH, Problem
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import bptt
 from bptt import vanishing_penalty
-from bptt.cells import BY_NAME, Weights
+from bptt.cells import Weights
 
-PROBLEMS = [Problem(mode) for mode in sorted(BY_NAME)] + [
+PROBLEMS = [Problem(mode) for mode in OF_TORCH] + [
     Problem("RNN_TANH", layers=2),
     Problem("LSTM", layers=2),
     Problem("LSTM", projection=2),

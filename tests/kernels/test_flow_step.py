@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import using
+from problems import OF_TORCH
 from torch import Tensor
 
 from bptt.cells import BY_NAME, Weights
@@ -18,7 +19,7 @@ from bptt.flow.through import Places, Through
 from bptt.kernels import native
 
 DOUBLE, FLOAT = torch.float64, torch.float32
-MODES = sorted(BY_NAME)
+MODES = OF_TORCH
 EACH_MODE = pytest.mark.parametrize("mode", MODES)
 
 

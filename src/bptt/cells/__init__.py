@@ -4,14 +4,29 @@ Everything else in the package is checked against these: they are differentiable
 forwards and backwards, any number of times, and say nothing about how fast it can be done.
 """
 
-from bptt.cells import elman, gru, lstm
+from bptt.cells import elman, gru, lstm, mgu, peephole
 from bptt.cells.cell import Cell
 from bptt.cells.weights import WEIGHT_NAMES, Blocks, State, Weights
 
-CELLS = (elman.TANH, elman.RELU, elman.SIGMOID, gru.GRU, lstm.LSTM)
+CELLS = (
+    *(elman.TANH, elman.RELU, elman.SIGMOID, gru.GRU, lstm.LSTM),
+    *(mgu.MGU, peephole.PEEPHOLE_LSTM),
+)
 """Those that bptt has; to add one, add it here (CONTRIBUTING.md says what else)."""
 
 BY_NAME = {cell.name: cell for cell in CELLS}
 """The same by name."""
 
-__all__ = ["BY_NAME", "CELLS", "WEIGHT_NAMES", "Blocks", "Cell", "State", "Weights"]
+MGU, PEEPHOLE_LSTM = mgu.MGU, peephole.PEEPHOLE_LSTM
+
+__all__ = [
+    "BY_NAME",
+    "CELLS",
+    "MGU",
+    "PEEPHOLE_LSTM",
+    "WEIGHT_NAMES",
+    "Blocks",
+    "Cell",
+    "State",
+    "Weights",
+]

@@ -48,6 +48,8 @@ class Cell:
     """Vectors of weights that a unit has for itself, as an LSTM's peepholes."""
     by_hand: Recursion | None = None
     """Both passes over a sequence, derived by hand; None: those that follow from the equations."""
+    is_native: bool = False
+    """Whether the kernel library has this cell, under this name and with these sizes."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Cell:
         return self  # nothing of it changes

@@ -83,7 +83,7 @@ def derivative(phi: str, h: Tensor) -> Tensor:
 
 def _cell(phi: str) -> Cell:
     step = partial(equations, phi=getattr(torch, phi))
-    return Cell(f"RNN_{phi.upper()}", 1, 1, step, by_hand=_ByHand(phi))
+    return Cell(f"RNN_{phi.upper()}", 1, 1, step, by_hand=_ByHand(phi), is_native=True)
 
 
 TANH, RELU, SIGMOID = map(_cell, ("tanh", "relu", "sigmoid"))

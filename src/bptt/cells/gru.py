@@ -89,4 +89,4 @@ class _ByHand:
         return Deltas(torch.cat([of_hidden[:, : 2 * H], local_n], dim=1), of_hidden)
 
 
-GRU = Cell("GRU", 3, 3, equations, by_hand=_ByHand())
+GRU = Cell("GRU", 3, 3, equations, by_hand=_ByHand(), is_native=True)

@@ -105,4 +105,4 @@ class _ByHand:
         return Deltas(Delta.flatten(1), Delta.flatten(1), D_out)
 
 
-LSTM = Cell("LSTM", 4, 4, equations, states=2, by_hand=_ByHand())
+LSTM = Cell("LSTM", 4, 4, equations, states=2, by_hand=_ByHand(), is_native=True)

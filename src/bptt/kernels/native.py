@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt.cells import BY_NAME, WEIGHT_NAMES, Cell, State, Weights
+from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 from bptt.errors import KernelError
 from bptt.kernels import threads
 from bptt.kernels.find import library_path
@@ -31,9 +31,8 @@ PATHS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 
 
-_BEFORE = (*WEIGHT_NAMES[:4], "the input", "the initial h", "the initial c")
+_STATES = ("the initial h", "the initial c")
 _AFTER = ("the output", "what the forward pass kept")
-_OPERANDS = {states: (*_BEFORE[: 5 + states], *_AFTER) for states in (1, 2)}
 
 # The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
 _SEQUENCE = struct.Struct("=39q")
@@ -135,14 +134,36 @@ def serves(cell: Cell, x: Tensor, w: Weights) -> bool:
         x.is_cpu
         and (dtype is torch.float32 or dtype is torch.float64)
         and w.hr is None
-        and w.units is None
         and x.numel() > 0
-        and cell.name in cells()
+        and cell.is_native
+        and _has(cell)
         and w.ih.dtype is dtype
         and w.hh.dtype is dtype
         and (w.b_ih is None or w.b_ih.dtype is dtype)
         and (w.b_hh is None or w.b_hh.dtype is dtype)
+        and (w.units is None or w.units.dtype is dtype)
     )
+
+
+@lru_cache(maxsize=64)
+def _has(cell: Cell) -> bool:
+    """Whether the library has a cell of this name.
+
+    Raises:
+        KernelError: its sizes are others, so that the library would read other memory.
+    """
+    if cell.name not in cells():
+        return False
+    sizes = (ctypes.c_int64 * 4)()
+    library().bptt_cell_sizes(cells()[cell.name], sizes)
+    gates, _, states, units = sizes
+    expected = (cell.gates_x, cell.gates_h, cell.states, cell.units)
+    if (gates, gates, states, units) != expected:
+        raise KernelError(
+            f"the cell {cell.name} has {expected} gates of x and h, states and weights of a unit, "
+            f"and the native kernels have {(gates, gates, states, units)}: leave is_native out"
+        )
+    return True
 
 
 # ------------------------------------------------------------------------------------- calls
@@ -208,9 +229,10 @@ def backward(
         row_norms = room("row_norms", row_norms, torch.float64, (math.prod(layout), cell.states))
     if norms is not None:
         norms = room("norms", norms, torch.float64, (len(walked.sizes),))
-    ih, hh, b_ih, b_hh = (
+    of = Weights(*needed[1:])  # type: ignore[arg-type]
+    ih, hh, b_ih, b_hh, units = (
         torch.empty_like(p) if p is not None and wanted else None
-        for p, wanted in zip(given.w, needed[1:], strict=False)
+        for p, wanted in zip((*given.w, given.units), (*of[:4], of.units), strict=True)
     )
     given.run(
         library().bptt_backward,
@@ -219,10 +241,10 @@ def backward(
         *(0, 0),  # h_n, c_n
         *addresses(given.carry, d_y),
         *_both(d_state),
-        *addresses(d_x, ih, hh, b_ih, b_hh, None, norms, row_norms),
+        *addresses(d_x, ih, hh, b_ih, b_hh, units, norms, row_norms),
         *walk,
     )
-    return Gradients(d_x, d_state, Weights(ih, hh, b_ih, b_hh))  # type: ignore[arg-type]
+    return Gradients(d_x, d_state, (ih, hh, b_ih, b_hh, None, units))
 
 
 def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
@@ -254,12 +276,14 @@ class _Given:
         self.sizes, self.rows = _whole_numbers(steps.sizes)
         dtype, states = x.dtype, cell.states
         shape, first, biased = x.shape, state[0].shape, (w.b_ih is not None, w.b_hh is not None)
-        sizes = _sizes(cell.name, dtype, shape, first, steps.batch, self.rows, biased, len(after))
-        self.hidden, self.inputs, self.outputs, shapes = sizes
-        names = _OPERANDS[states]
-        found: tuple[Any, ...] = all_dense(names, (*w[:4], x, *state, *after), dtype, shapes)
+        sizes = _sizes(cell, dtype, shape, first, steps.batch, self.rows, biased, len(after))
+        self.hidden, self.inputs, self.outputs, names, shapes = sizes
+        units = () if w.units is None else (w.units,)
+        tensors = (*w[:4], x, *state, *after, *units)
+        found: tuple[Any, ...] = all_dense(names, tensors, dtype, shapes)
         self.w, self.x, self.state = found[:4], found[4], found[5 : 5 + states]
-        self.y, self.kept = (*found[5 + states :], None, None)[:2]
+        self.units = found[-1] if units else None
+        self.y, self.kept = (*found[5 + states : 5 + states + len(after)], None, None)[:2]
         self.carry = at.carry
         if at.carry is not None:
             self.carry = dense("carry", at.carry, dtype, (self.rows, 1))
@@ -280,8 +304,7 @@ class _Given:
             self.hidden,
             self.rows,
             ctypes.addressof(self.sizes),
-            *addresses(self.x, *self.w),
-            0,  # units
+            *addresses(self.x, *self.w, self.units),
             *_both(self.state),
             *addresses(self.resets, y, kept),
             *results,
@@ -303,7 +326,7 @@ def _both(state: State | None) -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def _sizes(
-    name: str,
+    cell: Cell,
     dtype: torch.dtype,
     shape: tuple[int, ...],
     first: tuple[int, ...],
@@ -311,11 +334,11 @@ def _sizes(
     rows: int,
     biased: tuple[bool, bool],
     after: int,
-) -> tuple[int, int, tuple[int, ...], tuple[tuple[int, ...] | None, ...]]:
+) -> tuple[int, int, tuple[int, ...], tuple[str, ...], tuple[tuple[int, ...] | None, ...]]:
     """Return the numbers of hidden units and inputs, the output's shape, and the operands' shapes.
 
     Args:
-        name: of the cell.
+        cell: the cell.
         dtype: of the call.
         shape: the input's.
         first: the shape of the initial h.
@@ -327,7 +350,7 @@ def _sizes(
     Raises:
         RuntimeError: the input has not as many rows.
     """
-    hidden, inputs, cell = first[-1], shape[-1], BY_NAME[name]
+    hidden, inputs = first[-1], shape[-1]
     if math.prod(shape) != rows * inputs:
         raise RuntimeError(
             f"bptt: the input must have a row for each step of each sequence, {rows}, got "
@@ -336,10 +359,13 @@ def _sizes(
     gates, of_state = cell.gates_h * hidden, (*first[:-2], batch, hidden)
     outputs = (*shape[:-1], hidden)
     biases = [(gates,) if there else None for there in biased]
-    kept = (_size_of_kept(name, dtype, rows, hidden),) if after == 2 else ()
+    kept = (_size_of_kept(cell.name, dtype, rows, hidden),) if after == 2 else ()
     of_after = (outputs, kept)[:after]
     weights = ((gates, inputs), (gates, hidden), *biases)
-    return hidden, inputs, outputs, (*weights, shape, *(of_state,) * cell.states, *of_after)
+    units = ((cell.units, hidden),) if cell.units else ()
+    shapes = (*weights, shape, *(of_state,) * cell.states, *of_after, *units)
+    names = (*WEIGHT_NAMES[:4], "the input", *_STATES[: cell.states], *_AFTER[:after])
+    return hidden, inputs, outputs, (*names, WEIGHT_NAMES[-1]), shapes
 
 
 @lru_cache(maxsize=64)
