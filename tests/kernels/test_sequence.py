@@ -120,9 +120,9 @@ def test_gradcheck_and_gradgradcheck(cell, reverse):
     resets = torch.tensor([0, 0, 0, 1, 0]).bool().unsqueeze(1)
 
     def run(x, *tensors):
-        y, final = sequence.sequence(
-            cell, x, tensors[: cell.states], Weights(*tensors[cell.states :]), steps, None, resets
-        )
+        p = tensors[cell.states :]
+        w = Weights(*p[:4], None, *p[4:])
+        y, final = sequence.sequence(cell, x, tensors[: cell.states], w, steps, None, resets)
         return y, *final
 
     tensors = (x, *s, *(p for p in w if p is not None))
