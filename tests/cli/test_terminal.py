@@ -299,3 +299,21 @@ def test_the_list_of_commands_says_what_each_says_of_itself():
 
     for name, said in COMMANDS.items():
         assert import_module(f"bptt.cli.{name}").command.__doc__.splitlines()[0] == said
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_without_torch(shell):
+    asks = {
+        "_BPTT_COMPLETE": f"complete_{shell}",
+        **{"COMP_WORDS": "bptt ev", "COMP_CWORD": "1"},  # as bash asks
+        **{"_TYPER_COMPLETE_ARGS": "bptt ev", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+    }
+    code = (
+        "import sys\nfrom bptt.cli import main\n"
+        "try: main()\nfinally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | asks, capture_output=True, text=True
+    )
+    assert "evaluate" in done.stdout
+    assert not done.stderr

@@ -10,6 +10,7 @@ import warnings
 from typing import Annotated, Any
 
 import typer
+from typer.completion import get_completion_inspect_parameters
 
 import bptt
 from bptt.cli.commands import Group
@@ -70,6 +71,7 @@ def _run(interrupts: Interrupts) -> int:
     command = typer.main.get_group(app)
     arguments = sys.argv[1:] or ["--help"]
     if "_BPTT_COMPLETE" in os.environ:  # a shell asks what could be typed next
+        get_completion_inspect_parameters()  # which is how Typer registers its shells
         return int(command.main(arguments, "bptt", standalone_mode=False) or 0)
     try:
         with command.make_context("bptt", arguments, obj=interrupts) as context:
