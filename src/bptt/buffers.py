@@ -80,7 +80,7 @@ class Buffers:
         return [m._buffers[name] for m, name in self.places]
 
     def put(self, values: Values) -> None:
-        """Give the module these tensors."""
+        """Put these tensors into the module."""
         for (m, name), value in zip(self.places, values, strict=True):
             m._buffers[name] = value
 

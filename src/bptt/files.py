@@ -105,7 +105,7 @@ def sync_directory(path: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Give a private file or directory the default permissions of a new one."""
+    """Set the default permissions of a new file or directory on a private one."""
     path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
 
 

@@ -42,7 +42,7 @@ class _Layer(NamedTuple):
         return self.hh.detach().chunk({"RNN": 1, "GRU": 3, "LSTM": 4}[self.kind])
 
     def set_bias(self, block: int, value: Tensor | float) -> None:
-        """Let the two biases of a gate add up to a value: all of it is in ``bias_ih``."""
+        """Make the two biases of a gate add up to a value, all of it in ``bias_ih``."""
         if self.b_ih is None or self.b_hh is None:
             raise ConfigError(
                 "bptt.init: the module has no biases to set: it was made with bias=False"
@@ -252,7 +252,7 @@ def _layers(
     kinds: tuple[str, ...] = ("RNN", "GRU", "LSTM"),
     instead: str = "",
 ) -> list[_Layer]:
-    """Give all recurrent layers of a module, each direction by itself.
+    """Return all recurrent layers of a module, each direction by itself.
 
     Raises:
         TypeError: there is none, or one of another kind, or one whose weights are computed.

@@ -407,7 +407,7 @@ def _rows_of_crossing(
     resets: Bool[Tensor, "time batch"] | None,
     reverse: bool,
 ) -> tuple[Float[Tensor, "rows 1"] | None, Bool[Tensor, "rows 1"] | None]:
-    """Give each row what happens at the boundary over which its state comes.
+    """Lay out by rows what happens at the boundary over which each row's state comes.
 
     ``carry[t]`` and ``resets[t]`` belong to the boundary between the steps t-1 and t. Forwards
     the state comes to step t over that one; in the reverse direction over the next one, t+1,

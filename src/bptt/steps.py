@@ -83,7 +83,7 @@ class Steps:
     def previous(
         self, initial: Shaped[Tensor, "batch hidden"], states: Shaped[Tensor, "rows hidden"]
     ) -> Shaped[Tensor, "rows hidden"]:
-        """Give for each row the state from which its step starts: of the step before, or initial.
+        """Return for each row the state from which its step starts: the step before's, or initial.
 
         Args:
             initial: the state before the first step, [B, H].

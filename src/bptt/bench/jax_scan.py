@@ -73,7 +73,7 @@ class ScanLayer:
         return timed(self._step)
 
     def found(self) -> list[Tensor]:
-        """Give what the contenders are compared by."""
+        """Return what the contenders are compared by."""
         y, (weights, x) = self._step()
         return [torch.from_numpy(np.array(a)) for a in (y, x, *weights)]
 

@@ -57,7 +57,7 @@ class TorchLayer:
         return timed(self._step)
 
     def found(self) -> list[Tensor]:
-        """Give what the contenders are compared by."""
+        """Return what the contenders are compared by."""
         self._forget()
         y = self._step()
         gradients = (self.x.grad, *(p.grad for p in self.module.parameters()))

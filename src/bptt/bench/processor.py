@@ -24,7 +24,7 @@ PRODUCTS = (1024, 2048)
 
 
 def conditions(jax: str | None) -> dict[str, Any]:
-    """Say what runs, and on what.
+    """Describe what runs, and on which processor.
 
     Args:
         jax: its version, if it takes part.
@@ -74,7 +74,7 @@ def measure_limits(seconds: float) -> Limits:
 
 
 def _torch_product(size: int, seconds: float) -> float:
-    """Give the GFLOP/s of the fastest of the products that fit into the time, or of three."""
+    """Return the GFLOP/s of the fastest of the products that fit into the time, or of three."""
     a, least, spent, count = torch.rand(size, size), float("inf"), 0.0, 0
     while count < 3 or spent < seconds:
         took = timed(partial(torch.mm, a, a))

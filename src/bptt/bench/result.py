@@ -11,8 +11,8 @@ EXACT, WINDOWS = "exact", "windows"
 """Who is measured, and the two ways of assigning credit, both ours."""
 ALONE = "bptt on one thread"
 """Ours, beside itself on several."""
-UPDATE, HEARD, TOLD, LOOK = "update", "listening", "told", "look"
-"""An update of a language model, one that is listened to, being told of it, a look at the text."""
+UPDATE, HEARD, TOLD, LOOK = "update", "with norms", "recording", "measuring"
+"""An update of a language model, one that notes norms, recording it, and measuring the text."""
 
 UNITS = {
     "milliseconds": "wall-clock time of one training step; of one round the median of its turn",
@@ -48,29 +48,29 @@ class Row:
     """What the ratios are to."""
 
     def milliseconds(self, contender: str) -> float | None:
-        """Give the median over the rounds; None for who is not in it, as below."""
+        """Return the median over the rounds; None for a contender that is not in it, as below."""
         times = self.seconds.get(contender)
         return 1e3 * statistics.median(times) if times else None
 
     def gflops(self, contender: str) -> float | None:
-        """Give the operations a second, in units of 10^9."""
+        """Return the operations a second, in units of 10^9."""
         ms = self.milliseconds(contender)
         return None if ms is None or self.flop is None else self.flop / ms / 1e6
 
     def share(self, contender: str, peak: float | None) -> float | None:
-        """Give the share of the processor's peak."""
+        """Return the share of the processor's peak."""
         gflops = self.gflops(contender)
         return None if gflops is None or peak is None else gflops / peak
 
     def ratio(self, contender: str) -> float | None:
-        """Give how often the time of :attr:`base` goes into this one's, round by round."""
+        """Return the ratio of this time to that of :attr:`base`, round by round."""
         if self.base not in self.seconds or contender not in self.seconds:
             return None
         pairs = zip(self.seconds[self.base], self.seconds[contender], strict=True)
         return statistics.median(b / a for a, b in pairs)
 
     def to_dict(self, peak: float | None) -> dict[str, Any]:
-        """Give all of it as JSON's values."""
+        """Return all of it as JSON's values."""
         about: dict[str, Any] = {"section": self.section, "name": self.name, "shape": self.shape}
         about |= {"flop": self.flop, "base": self.base}
         if self.tokens is not None:
@@ -108,7 +108,7 @@ class Limits:
         return max(self.products, key=self.products.__getitem__)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as JSON's values."""
+        """Return all of it as JSON's values."""
         peak = {"gflop_per_second": self.peak, "not_measured": self.no_peak}
         best = {"what": self.best, "gflop_per_second": self.products[self.best]}
         return {"fma_peak": peak, "matrix_product": best, "matrix_products": self.products}
@@ -124,12 +124,12 @@ class SeedEpoch:
     """By contender: seconds, and how many sentences they were for."""
 
     def seconds(self, contender: str) -> float:
-        """Give the time of a whole epoch, extrapolated where not all of it was run."""
+        """Return the time of a whole epoch, extrapolated where not all of it was run."""
         seconds, sentences = self.measured[contender]
         return seconds / sentences * self.sentences
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as JSON's values."""
+        """Return all of it as JSON's values."""
         return {
             "sentences": self.sentences,
             "contenders": {
@@ -156,7 +156,7 @@ class Start:
     """The same once more, the median of some."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as JSON's values."""
+        """Return all of it as JSON's values."""
         return {
             "load_milliseconds": self.load,
             "first_call_milliseconds": self.first_call,
@@ -188,7 +188,7 @@ class Bench:
         return None if self.limits is None else self.limits.peak
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as JSON's values, with the units."""
+        """Return all of it as JSON's values, with the units."""
         return {
             "what": "bptt bench",
             "units": UNITS,

@@ -63,10 +63,10 @@ class Watch:
     """What wants to know how it goes; this one does not."""
 
     def begun(self, what: str, number: int, jobs: int) -> None:
-        """Be told of a measurement that begins, the first of them number 0."""
+        """Called when a measurement begins, the first of them number 0."""
 
     def done(self, share: float) -> None:
-        """Be told how much of it is done, from 0 to 1."""
+        """Called with the part of it that is done, from 0 to 1."""
 
 
 class _Pace(Pace):

@@ -61,7 +61,7 @@ def made_up_sentences(count: int) -> list[torch.Tensor]:
 
 
 def _textbook(count: int, pace: Pace) -> float:
-    """Give the seconds of the textbook's updates on sentences of evenly spread lengths.
+    """Return the seconds of the textbook's updates on sentences of evenly spread lengths.
 
     Its two loops go back from each loss separately, so a sentence's time grows faster than its
     length; lengths that were drawn would make a few sentences a poor sample.

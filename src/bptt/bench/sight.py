@@ -22,7 +22,7 @@ TEXT = 100_000  # tokens that are looked at
 
 
 def share_of(row: Row) -> float:
-    """Give what sight adds to training, as ``bptt train`` has it, as a share of its time.
+    """Return what sight adds to training as ``bptt train`` does it, as a share of its time.
 
     It is told of each update, listens to the backward pass of one in ten, and looks at the text
     as often as it does by default. Each round has its own share; the median counts.

@@ -74,7 +74,7 @@ def write_bench(found: Bench, width: int = WIDTH) -> str:
 
 
 def heading(found: Bench) -> list[str]:
-    """Say what ran, on what, and what that can do."""
+    """Describe what ran, on which processor, and what that can do."""
     c = found.conditions
     jax = f", JAX {c['jax']}" if c["jax"] else ""
     system = c["system"].partition("-")[0]

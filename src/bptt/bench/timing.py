@@ -68,7 +68,7 @@ class Pace:
             raise Stopped
 
     def done(self, share: float) -> None:
-        """Be told how much of this measurement is done, from 0 to 1."""
+        """Called with the part of this measurement that is done, from 0 to 1."""
 
 
 def take_turns(
@@ -121,7 +121,7 @@ class Surroundings:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Give the seconds that a call takes."""
+    """Return the seconds that a call takes."""
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun

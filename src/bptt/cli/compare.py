@@ -58,7 +58,7 @@ def _one_by_one(arguments: Sequence[str]) -> list[str]:
 
 
 def with_task_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of all tasks, and some of a text's.
+    """Add the options of all tasks, and some of a text's, to a command.
 
     The command takes those that were given as one dictionary, its argument ``options``.
     """

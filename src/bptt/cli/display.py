@@ -70,7 +70,7 @@ class Display(Watch):
             yield show
 
     def begin(self, training: Training, *, resumed: bool) -> None:
-        """Say what is going to be trained, on what, where."""
+        """Print what is going to be trained, on what, and where."""
         config, text = training.config, training.text
         self.unknown = beside(text.train.unknown_share)
         parameters = sum(p.numel() for p in training.model.parameters())
@@ -189,7 +189,7 @@ class Display(Watch):
                     self.tensorboard.add_scalar(name, value, line["update"])
 
     def rewound(self, training: Training, reason: str) -> None:
-        """Say that training diverged and goes on from the last checkpoint."""
+        """Print that training diverged and goes on from the last checkpoint."""
         p = training.progress
         self.average = math.nan
         self.say(
@@ -210,7 +210,7 @@ class Display(Watch):
     # ------------------------------------------------------------------- after training
 
     def conclude(self, training: Training) -> None:
-        """Say how good the best model is, beside knowing nothing but frequencies; let it speak."""
+        """Print how good the best model is, compared with token frequencies alone, and a sample."""
         best = training.run.load_model(training.config.device)
         score = evaluate(best, training.text.valid, batch_size=training.config.batch_size)
         unigram = training.run.text()["unigram_perplexity"]

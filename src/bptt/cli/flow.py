@@ -201,7 +201,7 @@ def _of_run(path: Path, what: _Given, tokens: int, device: str) -> GradientFlow:
 
 
 def _variants(cells: list[str], nonlinearities: list[str]) -> Iterator[tuple[str, str]]:
-    """Give (cell, nonlinearity) as they were spelled."""
+    """Return (cell, nonlinearity) as they were spelled."""
     for spelled in cells:
         name, _, phi = spelled.partition(":")
         chosen = [phi] if phi else nonlinearities if name == "rnn" else ["tanh"]
@@ -225,7 +225,7 @@ def _untrained(
     device: str,
     options: dict[str, Any],
 ) -> Iterator[GradientFlow]:
-    """Give flows of networks as they are before training, whose words are those of the text."""
+    """Return flows of networks before training, whose words are those of the text."""
     if (corpus := what.corpus()) is not None:
         texts = {"": "".join(corpus.pieces())}
     else:

@@ -15,7 +15,7 @@ from bptt.language_model.config import TOGETHER, Config, fields_by_name
 def with_config_options(
     *leave_out: str,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of Config, but for some that it has otherwise.
+    """Add the options of Config to a command, except those that it declares itself.
 
     The command takes those that were given as one dictionary, its argument ``options``.
     """

@@ -472,7 +472,7 @@ class Adding(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class TemporalOrder(Task):
-    """Say which two symbols came, and in which order.
+    """Recall which two symbols came, and in which order.
 
     A sequence begins with E and ends with B; in between are a, b, c and d at random, but X or Y
     at one random step of the second tenth of the length and at one of the sixth tenth. Which of

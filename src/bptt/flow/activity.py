@@ -61,7 +61,7 @@ def activity(trajectory: Trajectory) -> Activity:
 
 
 def _slope(trajectory: Trajectory) -> Tensor | None:
-    """Give φ' of each value, as a share of sup φ'; None where there is no φ."""
+    """Return φ' of each value, as a share of sup φ'; None where there is no φ."""
     h, mode = trajectory.outputs, None if trajectory.cell is None else trajectory.cell.name
     if mode == "RNN_TANH":
         return 1 - h * h
@@ -71,7 +71,7 @@ def _slope(trajectory: Trajectory) -> Tensor | None:
 
 
 def _gates(trajectory: Trajectory) -> dict[str, Tensor]:
-    """Give the values of each gate, [T, B, H], by name."""
+    """Return the values of each gate, [T, B, H], by name."""
     cell, w = trajectory.cell, trajectory.weights
     if cell is None or w is None or cell.gates_h == 1:
         return {}

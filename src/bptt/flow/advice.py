@@ -41,7 +41,7 @@ class Advice(NamedTuple):
 
 
 def advise(flow: GradientFlow) -> tuple[Advice, ...]:
-    """Say what to do about what was found, the most urgent first.
+    """Return advice on what was found, the most urgent first.
 
     Args:
         flow: what :func:`bptt.gradient_flow` found, best with its dynamics.

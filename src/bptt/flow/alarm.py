@@ -48,7 +48,7 @@ class Probe(NamedTuple):
         return len(self.by_lag)
 
     def __str__(self) -> str:
-        """Say it in a few words."""
+        """Describe it in a few words."""
         horizon = self.horizon_in_words()
         return horizon if self.decay is None else f"{horizon}, decay {self.decay.beta:.3g} a step"
 
@@ -158,7 +158,7 @@ def _strange(
 
 
 def dies(probe: Probe) -> str | None:
-    """Say so, where hardly any of the gradient goes back."""
+    """Describe a gradient of which hardly anything goes back."""
     if probe.lags <= DIES_WITHIN + 1:
         return None
     if probe.horizon.lag is None:

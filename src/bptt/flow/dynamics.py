@@ -58,7 +58,7 @@ class Dynamics:
     """Their standard errors."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON: finite numbers of five digits, or null."""
+        """Return it as plain JSON: finite numbers of five digits, or null."""
         norms = None if self.jacobian_norms is None else self.jacobian_norms.mean(0).tolist()
         gates = None
         if self.gates is not None:

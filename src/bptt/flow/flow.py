@@ -95,7 +95,7 @@ class GradientFlow:
     )
 
     def __repr__(self) -> str:
-        """Say what it is of, and how far it reaches."""
+        """Describe the network and how far the gradient reaches."""
         horizon, decay = self.horizon(), self.decay
         reach = "none" if horizon is None else f"{'' if self.settles() else '≥ '}{horizon}"
         return (
@@ -165,7 +165,7 @@ class GradientFlow:
         return fit_decay(self.by_lag)
 
     def horizon(self, threshold: float = 0.01) -> int | None:
-        """Give the least lag within which all but a threshold of the gradient is.
+        """Return the least lag within which all but a threshold of the gradient lies.
 
         It is the least K whose Σ_{k≤K} of the mean norms is 1 - threshold of the sum over all lags
         that were followed. Whether these settle it, :meth:`settles` says. None where the norms
@@ -241,7 +241,7 @@ class GradientFlow:
         write(path, self, *others)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all of it as plain JSON: finite numbers or null, norms to five digits."""
+        """Return all of it as plain JSON: finite numbers or null, norms to five digits."""
         return {
             "format": "bptt.flow",
             "version": 2,

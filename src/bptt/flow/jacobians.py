@@ -96,7 +96,7 @@ def _off(basis: Float[Tensor, "rows k state"], v: Float[Tensor, "rows state"]) -
 
 
 def _unit(v: Float[Tensor, "rows state"], B: Float[Tensor, "rows k k"]) -> tuple[Tensor, Tensor]:
-    """Give the direction and the length, [N]; both 0 where nothing but rounding is left."""
+    """Return the direction and the length, [N]; both 0 where nothing but rounding is left."""
     length = v.norm(dim=1)
     rounding = 100 * torch.finfo(v.dtype).eps * B.flatten(1).amax(1)
     length = length.masked_fill(length <= rounding, 0.0)
@@ -114,7 +114,7 @@ def weight_norm(w: Weights) -> float:
 
 
 def spectral_radius(w: Weights) -> float:
-    """Give the largest absolute value of the eigenvalues of a square ``weight_hh``, or NaN."""
+    """Return the largest absolute eigenvalue of a square ``weight_hh``, or NaN."""
     if not bool(w.hh.isfinite().all()):
         return float("nan")
     return float(torch.linalg.eigvals(w.hh.detach().double()).abs().max())

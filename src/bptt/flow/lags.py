@@ -86,7 +86,7 @@ def by_lag(norms: NDArray[np.float64], times: NDArray[np.int64], lags: int) -> B
 
 
 def mean_ratio(values: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Give the geometric mean of the ratios over the rows, [n, K] by [n, K]: [K].
+    """Return the geometric mean of the ratios over the rows, [n, K] by [n, K]: [K].
 
     Rows in which either is zero, or not defined, do not count; where none does, it is 0 if a value
     is zero, or NaN.

@@ -128,7 +128,7 @@ def exponents_of(
 
 
 def _logs(trajectory: Trajectory, k: int) -> Float[Tensor, "time batch k"]:
-    """Give log |R_ii| of each step, float64."""
+    """Return log |R_ii| of each step, float64."""
     B, n = trajectory.batch, trajectory.size
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(n, k, generator=generator, dtype=torch.float64).to(trajectory.after)

@@ -46,7 +46,7 @@ class Reading:
     """What is wrong, in words; None where nothing is."""
 
     def __str__(self) -> str:
-        """Say it in a line."""
+        """Describe it in a line."""
         parts = [f"update {self.update:,}", f"gradient norm {self.norm:.3g}"]
         parts += [str(self.probe)] if self.probe is not None else []
         parts += [f"alarm: {self.alarm}"] if self.alarm is not None else []
@@ -303,7 +303,7 @@ class FlowMeter:
         return last[0] if last else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that it remembers, as JSON can hold it."""
+        """Return all that it remembers, as values that JSON can hold."""
         probe = self._probe
         return {
             "updates": self._updates,

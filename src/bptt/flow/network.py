@@ -19,7 +19,7 @@ _OURS: dict[Any, Any] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 
 
 def as_ours(module: Any) -> Any:
-    """Give a network of torch.nn as one of bptt, with the same weights, and one of bptt itself.
+    """Return a network of torch.nn as one of bptt, with the same weights; one of bptt as it is.
 
     Returns:
         None for any other module, and where a subclass computes something of its own.

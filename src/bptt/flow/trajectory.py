@@ -52,7 +52,7 @@ class Piece:
         return self.function(self.repeat(self.inputs, copies), rows)
 
     def pull(self, u: Float[Tensor, "rows state"]) -> Float[Tensor, "rows state"]:
-        """Give u·J, one product for each row: what autograd sends back over the step."""
+        """Return u·J, one product for each row: what autograd sends back over the step."""
         with torch.enable_grad():
             rows = self.before.detach().requires_grad_()
             after = self.step(rows)
@@ -60,7 +60,7 @@ class Piece:
         return found
 
     def push(self, v: Float[Tensor, "rows state k"]) -> Float[Tensor, "rows state k"]:
-        """Give J·v, k products for each row: where the step takes small changes of the state.
+        """Return J·v, k products for each row: where the step takes small changes of the state.
 
         They are taken by forward mode; where a module knows none, from the whole Jacobian.
         """
@@ -110,7 +110,7 @@ class Piece:
 
 @cache
 def _load_forward_mode() -> None:
-    """Let torch load it, which warns of itself then: an error where warnings are errors."""
+    """Make torch load forward mode now: loading it warns, an error where warnings are errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         with forward_ad.dual_level():
@@ -162,7 +162,7 @@ class Trajectory:
         return self.after if self.weights is None else self.after[..., : self.weights.hh.shape[1]]
 
     def take(self, sequences: int) -> Trajectory:
-        """Give that of the first sequences only; of all, where the module is not bptt's."""
+        """Return the trajectory of the first sequences only; of all if the module is not bptt's."""
         if self.cell is None or sequences >= self.batch:
             return self
         return replace(
@@ -173,7 +173,7 @@ class Trajectory:
         )
 
     def at(self, t: int) -> Piece:
-        """Give a single step."""
+        """Return a single step."""
         return self._piece(t, self.inputs[t], self.before[t])
 
     def _piece(self, t: int, x: Any, before: Tensor) -> Piece:
@@ -189,7 +189,7 @@ class Trajectory:
         ).knows_forward_mode()
 
     def pieces(self, numbers: int | None = None, first: int | None = None) -> Iterator[Piece]:
-        """Give all steps from the first one on, many at a time where the layer allows it.
+        """Yield all steps from the first one on, many at a time where the layer allows it.
 
         Args:
             numbers: how many numbers each row takes; n by default.

@@ -139,7 +139,7 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
 
 
 def _of_units(layers: tuple[Dynamics, ...]) -> list[str]:
-    """Say which layers have dead or saturated units."""
+    """Describe which layers have dead or saturated units."""
     words = []
     for d in layers:
         of = f" in layer {d.layer + 1}" if len(layers) > 1 else ""

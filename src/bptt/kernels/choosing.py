@@ -32,7 +32,7 @@ class Backend:
     """Why a call may take fewer threads than torch, where that is so."""
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Describe it in one line."""
         number = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
         if self.name == "native":
             fewer = f" ({self.fewer})" if self.fewer else ""
@@ -53,7 +53,7 @@ _choice = _Choice()
 
 
 def backend() -> Backend:
-    """Say which kernels run.
+    """Return which kernels run.
 
     Set ``BPTT_KERNELS`` in the environment to choose: ``auto`` (the native ones where they are
     to be had), ``native``, ``twin``, or the native ones with the vectors ``avx512``, ``avx2`` or

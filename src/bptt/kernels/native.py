@@ -248,7 +248,7 @@ def backward(
 
 
 def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
-    """Give what a forward pass kept, as :class:`bptt.kernels.passes.Engine` says."""
+    """Return what a forward pass kept, as :class:`bptt.kernels.passes.Engine` says."""
     if not kept:
         return ()
     whole = 64 // kept[0].element_size()
