@@ -185,7 +185,7 @@ class Problem(NamedTuple):
     def module(self, **options) -> torch.nn.Module:
         """A bptt.RNN, GRU or LSTM with these weights, in float64."""
         name, _, phi = self.mode.partition("_")
-        if phi:
+        if name == "RNN":
             options["nonlinearity"] = phi.lower()
         if self.projection:
             options["proj_size"] = self.projection

@@ -595,7 +595,8 @@ def test_compiled_exported_and_traced_it_computes_the_same(name):
     expected = ours(x)[0]
     compiled = torch.compile(ours, backend="eager")(x)[0]
     exported = torch.export.export(ours, (x,), strict=False).module()(x)[0]
-    traced = torch.jit.trace(ours, x)(x)[0]
+    # Unchecked: the annotations' checks of a random item of a tuple give values other names.
+    traced = torch.jit.trace(ours, x, check_trace=False)(x)[0]
     for found in (compiled, exported, traced):
         torch.testing.assert_close(found, expected)
 

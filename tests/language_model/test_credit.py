@@ -492,7 +492,7 @@ def test_a_text_shorter_than_the_lags_is_looked_at_whole(tiny, tmp_path):
         ({"credit": "adaptive:0.1", "steps": 35}, "leave steps=35 out"),
         ({"credit": "adaptive:0.1", "steps": 15}, "leave steps=15 out"),
         ({"credit": "adaptive:0.1,adapt_every=5"}, "leave adapt_every out"),
-        ({"credit": "nonsense"}, "write full, truncated:35"),
+        ({"credit": "nonsense"}, "use full, truncated:35"),
         ({"memory": "recompute"}, "memory must be store, recompute:64MB"),
         ({"memory": "64MB"}, "memory must be store, recompute:64MB"),
     ],

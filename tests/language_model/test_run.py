@@ -115,7 +115,7 @@ def test_the_model_of_another_program_is_not_replaced(small, tmp_path):
     out.mkdir()
     (out / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"], "n_layer": 12}')
     before = everything(tmp_path)
-    with pytest.raises(ConfigError, match=r"config\.json: choose another --out"):
+    with pytest.raises(ConfigError, match=r"config\.json: choose another out"):
         start(small, out, overwrite=True)
     assert everything(tmp_path) == before
 

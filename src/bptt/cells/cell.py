@@ -79,4 +79,4 @@ class Cell:
 
     def hidden(self, w: Weights) -> int:
         """Return the number of hidden units, H."""
-        return len(w.ih) // self.gates_x
+        return w.ih.shape[0] // self.gates_x if w.ih.dim() else 0
