@@ -19,7 +19,10 @@ class Cell:
 
     The gates are linear in x_t and h_{t-1}; all else is elementwise, and is what ``equations``
     computes. Therefore every local derivative is diagonal, and the backward pass through a whole
-    sequence follows from the equations alone (:mod:`bptt.cells.recursion`).
+    sequence follows from the equations alone (:mod:`bptt.cells.derived`).
+
+    Raises:
+        ValueError: a number of blocks, states or vectors is too small.
 
     >>> import torch
     >>> equations = lambda x, h, s, units: (0.9 * s[0] + 0.1 * torch.tanh(x[0] + h[0]),)
@@ -50,6 +53,13 @@ class Cell:
     """Both passes over a sequence, derived by hand; None: those that follow from the equations."""
     is_native: bool = False
     """Whether the kernel library has this cell, under this name and with these sizes."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("gates_x", 1), ("gates_h", 0), ("states", 1), ("units", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"bptt.Cell: {name} must be at least {least}, got {getattr(self, name)}"
+                )
 
     def __deepcopy__(self, memo: dict[int, object]) -> Cell:
         return self  # nothing of it changes

@@ -13,9 +13,18 @@ import torch
 from torch import Tensor
 
 from bptt.cells.cell import Cell
-from bptt.cells.recursion import Deltas, Kept, Recursion, cross, report, rows_after, rows_before
+from bptt.cells.recursion import (
+    Deltas,
+    FromAfter,
+    Kept,
+    Recursion,
+    Setting,
+    cross,
+    report,
+    rows_after,
+    rows_before,
+)
 from bptt.cells.weights import Blocks, State, Weights
-from bptt.steps import Crossing, Steps
 
 Terms = list[tuple[int, Tensor]]
 """Local derivatives [N, H] with respect to one thing, each with the number of the result."""
@@ -33,10 +42,9 @@ class Derived:
     cell: Cell
     sums_biases = False  # the equations may use the two parts of a gate apart from each other
 
-    def forward(
-        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
-    ) -> tuple[Kept, State]:
+    def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """Take step after step; W_hh h_{t-1} + b_hh of each is kept beside A."""
+        w, steps, at = of
         cell, H, N = self.cell, self.cell.hidden(w), len(A)
         after = [A.new_empty(N, s.shape[1]) for s in state]
         B, W = A.new_empty(N, cell.gates_h * H), w.hh.t()
@@ -56,18 +64,9 @@ class Derived:
             state = rows_after(state, tuple(rows))
         return Kept(tuple(after), (A, B) if M is None else (A, B, M)), state
 
-    def backward(
-        self,
-        kept: Kept,
-        before: State,
-        D: Tensor | None,
-        d_state: State,
-        w: Weights,
-        steps: Steps,
-        at: Crossing,
-        norms: Tensor | None = None,
-    ) -> Deltas:
+    def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """δ_k = Σ_i ∂(state i)/∂(gate k) ⊙ ∂L/∂(state i), and likewise for the state before."""
+        (D, d_state, norms), (w, steps, at) = given, of
         cell, N = self.cell, len(kept.own[0])
         local = self._local_derivatives(kept.own, before, w)
         of_x, of_h = local[: cell.gates_x], local[cell.gates_x :][: cell.gates_h]
@@ -77,26 +76,13 @@ class Derived:
         whole = [d.new_empty(N, cell.hidden(w)) for d in d_state]
         D_out = None if w.hr is None else torch.empty_like(kept.states[0])
         Delta = torch.empty_like(kept.own[1])
-        blocks = Delta.chunk(cell.gates_h, 1) if cell.gates_h else ()
-        n = 5 + cell.states
-        for rows in steps.back(
-            D,
-            D_out,
-            at.carry,
-            at.cuts,
-            norms,
-            *whole,
-            Delta,
-            *blocks,
-            *_flat(of_h),
-            *_flat(of_state),
+        for (d, d_out, carry, cut, norm), g, (delta, *factors) in zip(
+            steps.back(D, D_out, at.carry, at.cuts, norms),
+            steps.back(*whole),
+            steps.back(Delta, *(d for terms in (*of_h, *of_state) for _, d in terms)),
+            strict=True,
         ):
-            (d, d_out, carry, cut, norm), g = rows[:5], rows[5:n]
-            delta, block, factors = (
-                rows[n],
-                rows[n + 1 :][: len(blocks)],
-                iter(rows[n + 1 + len(blocks) :]),
-            )
+            block, factor = delta.chunk(cell.gates_h, 1) if cell.gates_h else (), iter(factors)
             after = [s[: len(delta)] for s in d_state]
             report(norm, *after)
             if d is not None:
@@ -109,7 +95,7 @@ class Derived:
                 d_out.copy_(after[0])
                 torch.mm(after[0], w.hr, out=g[0])
             for to, terms in zip((*block, *after), (*of_h, *of_state), strict=True):
-                _sum(to, g, [(i, next(factors)) for i, _ in terms])
+                _sum(to, g, [(i, next(factor)) for i, _ in terms])
             after[0].addmm_(delta, w.hh)
             cross(carry, cut, *after)
         return Deltas(
@@ -148,10 +134,6 @@ class Derived:
     def _blocks(self, A: Tensor, B: Tensor) -> tuple[Blocks, Blocks]:
         of_h = B.chunk(self.cell.gates_h, 1) if self.cell.gates_h else ()
         return A.chunk(self.cell.gates_x, 1), of_h
-
-
-def _flat(local: list[Terms]) -> list[Tensor]:
-    return [d for terms in local for _, d in terms]
 
 
 def _sum(to: Tensor, g: Sequence[Tensor], terms: Terms) -> None:

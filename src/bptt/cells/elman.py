@@ -15,15 +15,23 @@ import torch
 from torch import Tensor
 
 from bptt.cells.cell import Cell
-from bptt.cells.recursion import Deltas, Kept, cross, report, rows_after, rows_before
-from bptt.cells.weights import Blocks, State, Weights
-from bptt.steps import Crossing, Steps
+from bptt.cells.recursion import (
+    Deltas,
+    FromAfter,
+    Kept,
+    Setting,
+    cross,
+    report,
+    rows_after,
+    rows_before,
+)
+from bptt.cells.weights import Blocks, State
 
 
 def equations(
     x: Blocks, h: Blocks, state: State, units: Blocks, phi: Callable[[Tensor], Tensor] = torch.tanh
 ) -> State:
-    """Compute h_t; as :attr:`bptt.cells.Cell.equations`, and the nonlinearity φ."""
+    """Compute h_t; as :attr:`bptt.Cell.equations`, and the nonlinearity φ."""
     return (phi(x[0] + h[0]),)
 
 
@@ -35,10 +43,9 @@ class _ByHand:
     def __init__(self, phi: str) -> None:
         self.phi = phi
 
-    def forward(
-        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
-    ) -> tuple[Kept, State]:
+    def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """a_t = A_t + W_hh h_{t-1}; h_t = φ(a_t), in A's place."""
+        w, steps, at = of
         W = w.hh.t()
         activate = {"tanh": torch.tanh_, "relu": torch.relu_, "sigmoid": torch.sigmoid_}[self.phi]
         for a, reset in steps.forth(A, at.resets):
@@ -47,18 +54,9 @@ class _ByHand:
             state = rows_after(state, (a,))
         return Kept((A,)), state
 
-    def backward(
-        self,
-        kept: Kept,
-        before: State,
-        D: Tensor | None,
-        d_state: State,
-        w: Weights,
-        steps: Steps,
-        at: Crossing,
-        norms: Tensor | None = None,
-    ) -> Deltas:
+    def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """δ_t = φ'(a_t) ⊙ dh_t; dh_{t-1} = ∂L/∂output_{t-1} + W_hhᵀ δ_t."""
+        (D, d_state, norms), (w, steps, at) = given, of
         (Y,) = kept.states
         Delta = derivative(self.phi, Y)
         for delta, d, carry, cut, norm in steps.back(Delta, D, at.carry, at.cuts, norms):

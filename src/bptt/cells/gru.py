@@ -16,13 +16,21 @@ import torch
 from torch import Tensor
 
 from bptt.cells.cell import Cell
-from bptt.cells.recursion import Deltas, Kept, cross, report, rows_after, rows_before
-from bptt.cells.weights import Blocks, State, Weights
-from bptt.steps import Crossing, Steps
+from bptt.cells.recursion import (
+    Deltas,
+    FromAfter,
+    Kept,
+    Setting,
+    cross,
+    report,
+    rows_after,
+    rows_before,
+)
+from bptt.cells.weights import Blocks, State
 
 
 def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
-    """Compute h_t; as :attr:`bptt.cells.Cell.equations`, blocks in the order r, z, n."""
+    """Compute h_t; as :attr:`bptt.Cell.equations`, blocks in the order r, z, n."""
     r = torch.sigmoid(x[0] + h[0])
     z = torch.sigmoid(x[1] + h[1])
     n = torch.tanh(x[2] + r * h[2])
@@ -34,10 +42,9 @@ class _ByHand:
 
     sums_biases = False  # b_hn stays inside the reset gate
 
-    def forward(
-        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
-    ) -> tuple[Kept, State]:
+    def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """The gates take A's place; q is kept, because ∂n/∂r needs it."""
+        w, steps, at = of
         H = w.hh.shape[1]
         W = w.hh.t()
         Y, Q = A.new_empty(len(A), H), A.new_empty(len(A), H)
@@ -53,18 +60,9 @@ class _ByHand:
             state = rows_after(state, (y,))
         return Kept((Y,), (A, Q)), state
 
-    def backward(
-        self,
-        kept: Kept,
-        before: State,
-        D: Tensor | None,
-        d_state: State,
-        w: Weights,
-        steps: Steps,
-        at: Crossing,
-        norms: Tensor | None = None,
-    ) -> Deltas:
+    def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """Each delta is a local derivative times dh_t; dh_{t-1} = z dh_t + W_hhᵀ δ_t."""
+        (D, d_state, norms), (w, steps, at) = given, of
         gates, Q = kept.own
         H = Q.shape[1]
         R, Z, N = gates.chunk(3, dim=1)

@@ -18,15 +18,23 @@ import torch
 from torch import Tensor
 
 from bptt.cells.cell import Cell
-from bptt.cells.recursion import Deltas, Kept, cross, report, rows_after, rows_before
-from bptt.cells.weights import Blocks, State, Weights
-from bptt.steps import Crossing, Steps
+from bptt.cells.recursion import (
+    Deltas,
+    FromAfter,
+    Kept,
+    Setting,
+    cross,
+    report,
+    rows_after,
+    rows_before,
+)
+from bptt.cells.weights import Blocks, State
 
 
 def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
     """Compute h_t, or o_t ⊙ tanh(c_t) for the projection, and c_t.
 
-    As :attr:`bptt.cells.Cell.equations`, blocks in the order i, f, g, o.
+    As :attr:`bptt.Cell.equations`, blocks in the order i, f, g, o.
     """
     i, f, o = (torch.sigmoid(x[k] + h[k]) for k in (0, 1, 3))
     g = torch.tanh(x[2] + h[2])
@@ -39,10 +47,9 @@ class _ByHand:
 
     sums_biases = True
 
-    def forward(
-        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
-    ) -> tuple[Kept, State]:
+    def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """The gates take A's place; c_t is kept."""
+        w, steps, at = of
         H, P = A.shape[1] // 4, w.hh.shape[1]
         W = w.hh.t()
         Y, C = A.new_empty(len(A), P), A.new_empty(len(A), H)
@@ -63,18 +70,9 @@ class _ByHand:
             state = rows_after(state, (y, c_t))
         return Kept((Y, C), (A,) if w.hr is None else (A, M)), state
 
-    def backward(
-        self,
-        kept: Kept,
-        before: State,
-        D: Tensor | None,
-        d_state: State,
-        w: Weights,
-        steps: Steps,
-        at: Crossing,
-        norms: Tensor | None = None,
-    ) -> Deltas:
+    def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """dc_t += dm_t ∂m/∂c; δ_i, δ_f, δ_g follow dc_t, δ_o follows dm_t; dc_{t-1} = f dc_t."""
+        (D, d_state, norms), (w, steps, at) = given, of
         (Y, C), gates = kept.states, kept.own[0]
         I, F, G, O = gates.chunk(4, dim=1)  # noqa: E741
         _, C_prev = before

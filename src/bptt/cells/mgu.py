@@ -19,7 +19,7 @@ from bptt.cells.weights import Blocks, State
 
 
 def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
-    """Compute h_t; as :attr:`bptt.cells.Cell.equations`, blocks in the order f, n."""
+    """Compute h_t; as :attr:`bptt.Cell.equations`, blocks in the order f, n."""
     f = torch.sigmoid(x[0] + h[0])
     n = torch.tanh(x[1] + f * h[1])
     return ((1 - f) * state[0] + f * n,)

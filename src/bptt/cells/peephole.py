@@ -22,7 +22,7 @@ from bptt.cells.weights import Blocks, State
 def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
     """Compute h_t, or o_t ⊙ tanh(c_t) for the projection, and c_t.
 
-    As :attr:`bptt.cells.Cell.equations`, blocks in the order i, f, g, o and units u_i, u_f, u_o.
+    As :attr:`bptt.Cell.equations`, blocks in the order i, f, g, o and units u_i, u_f, u_o.
     """
     _, before = state
     i = torch.sigmoid(x[0] + h[0] + units[0] * before)

@@ -8,7 +8,7 @@ A backward pass is the recursion of the deltas, last step first:
 δ_t is ∂L/∂a_t, the gradient with respect to the gates before their nonlinearity. P. Werbos,
 "Backpropagation through time: what it does and how to do it", Proc. IEEE 78 (1990).
 
-Names: N rows (all steps of all sequences, :mod:`bptt.steps`), B sequences, H hidden units,
+Names: N rows (all steps of all sequences, ``bptt.steps``), B sequences, H hidden units,
 P outputs (H unless there is a projection), G gates. Capital letters hold all N rows, small ones
 the rows of one step.
 """
@@ -34,6 +34,27 @@ class Kept(NamedTuple):
     """What this recursion needs besides; with a projection the last is its input, [N, H]."""
 
 
+class Setting(NamedTuple):
+    """What a recursion is of: a layer in one direction, over a sequence."""
+
+    w: Weights
+    steps: Steps
+    """Which rows belong to which step."""
+    at: Crossing
+    """What happens between a step and the one before it."""
+
+
+class FromAfter(NamedTuple):
+    """The gradients that a backward pass starts from, and where it notes those on its way."""
+
+    D: Tensor | None
+    """∂L/∂output, [N, P], or None where no output was used."""
+    d_state: State
+    """∂L/∂(final state), each of its tensors [B, ...]; becomes that of the initial one."""
+    norms: Tensor | None = None
+    """To be filled with the norms of the state's gradient, [N, tensors of the state]."""
+
+
 class Deltas(NamedTuple):
     """What the recursion of the backward pass leaves for the large products."""
 
@@ -54,39 +75,23 @@ class Recursion(Protocol):
     sums_biases: bool
     """Whether b_hh may be added to b_ih, as where W_ih x_t and W_hh h_{t-1} enter as a sum."""
 
-    def forward(
-        self, A: Tensor, state: State, w: Weights, steps: Steps, at: Crossing
-    ) -> tuple[Kept, State]:
+    def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """Run the recursion; A [N, G·H] holds the input's part of the gates, with its bias.
 
-        A may be overwritten and kept.
+        A may be overwritten and kept; ``of`` is what the recursion is of.
 
         Returns:
             What the backward pass needs, and the final state, which may be views of that.
         """
 
-    def backward(
-        self,
-        kept: Kept,
-        before: State,
-        D: Tensor | None,
-        d_state: State,
-        w: Weights,
-        steps: Steps,
-        at: Crossing,
-        norms: Tensor | None = None,
-    ) -> Deltas:
+    def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """Run the recursion of the deltas, in place on d_state.
 
         Args:
             kept: what :meth:`forward` gave.
             before: the state from which each row's step starts, each of its tensors [N, ...].
-            D: ∂L/∂output, [N, P], or None where no output was used.
-            d_state: ∂L/∂(final state), each of its tensors [B, ...]; becomes that of the initial.
-            w: the layer's weights.
-            steps: which rows belong to which step.
-            at: what crosses between them.
-            norms: to be filled with those of the state's gradient, [N, tensors of the state].
+            given: the gradients of what comes after.
+            of: the layer, as for :meth:`forward`, or its windows.
         """
 
 

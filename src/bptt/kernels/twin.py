@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bptt.cells import Cell, State, Weights
 from bptt.cells.derived import recursion_of
-from bptt.cells.recursion import Deltas, Kept
+from bptt.cells.recursion import Deltas, FromAfter, Kept, Setting
 from bptt.kernels.passes import Gradients
 from bptt.kernels.windows import Windows
 from bptt.steps import Crossing, Steps
@@ -45,7 +45,8 @@ def forward(
 ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a sequence, as :class:`bptt.kernels.passes.Engine` says."""
     rows, initial = x.flatten(0, -2), _rows_of(state)
-    kept, final = recursion_of(cell).forward(_project(cell, rows, w), initial, w, steps, at)
+    A = _project(cell, rows, w)
+    kept, final = recursion_of(cell).forward(A, initial, Setting(w, steps, at))
     after = (s.clone().view(like.shape) for s, like in zip(final, state, strict=True))
     y, *others = kept.states
     return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
@@ -86,7 +87,8 @@ def backward(
     )
     run = recursion_of(cell).backward
     if windows is None:
-        deltas = total = run(all_kept, before, d_y, _rows_of(d_state), w, steps, at, row_norms)
+        after = FromAfter(d_y, _rows_of(d_state), row_norms)
+        deltas = total = run(all_kept, before, after, Setting(w, steps, at))
     else:
         # One recursion over all windows; their deltas of the same step are then summed.
         def windowed(rows: Tensor | None) -> Any:
@@ -95,12 +97,8 @@ def backward(
         deltas = run(
             Kept(*(tuple(map(windowed, rows)) for rows in all_kept)),
             tuple(map(windowed, before)),
-            d_y,
-            d_state,
-            w,
-            windows.steps,
-            Crossing(windowed(at.carry), windowed(at.resets)),
-            row_norms,
+            FromAfter(d_y, d_state, row_norms),
+            Setting(w, windows.steps, Crossing(windowed(at.carry), windowed(at.resets))),
         )
         total = deltas
         if any(needed[1:]) or not by_windows:
