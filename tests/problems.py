@@ -152,6 +152,8 @@ class Problem(NamedTuple):
             b_hh = -hh.sum(1) / 2
         elif self.mode == "RNN_RELU":
             hh, b_ih = hh.abs() / torch.linalg.matrix_norm(hh.abs(), 2), b_ih + 0.5
+        elif self.mode == "PEEPHOLE_LSTM":  # c reaches far where the forget gate is open
+            b_ih = torch.cat([b_ih[: self.hidden], b_ih[self.hidden :] + 1])
         return w._replace(
             hh=hh.clone().requires_grad_(),
             b_ih=b_ih.clone().requires_grad_(),

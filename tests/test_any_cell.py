@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import bptt
 from bptt.cells import BY_NAME
+from bptt.errors import KernelError
 
 CASES = {
     "plain": ({}, {}),
@@ -102,8 +103,8 @@ def test_one_of_a_users_own_has_the_gradients_of_finite_differences(options):
         y, state = torch.func.functional_call(module, named, (x, (h, c)), {"resets": resets})
         return (y, *state)
 
-    assert torch.autograd.gradcheck(run, (x, h, c, *weights))
-    assert torch.autograd.gradgradcheck(run, (x, h, c, *weights))
+    assert torch.autograd.gradcheck(run, (x, h, c, *weights), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (x, h, c, *weights), fast_mode=True)
 
 
 @pytest.mark.parametrize("credit", ["truncated:2", "truncated:every=2,reach=4"])
@@ -173,3 +174,82 @@ def test_it_is_copied_saved_and_described():
 def test_bad_arguments(options, match):
     with pytest.raises(ValueError, match=match):
         bptt.Recurrent(LEAKY, **{"input_size": 3, "hidden_size": 5, **options})
+
+
+LEARNT = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("equations", "states", "match"),
+    [
+        (lambda x, h, s, u: (torch.softmax(x[0] + h[0], -1),), 1, "mix hidden units"),
+        (lambda x, h, s, u: (x[0] + u[0].cumsum(0),), 1, "mix hidden units"),
+        (lambda x, h, s, u: (x[0] - h[0].mean(0),), 1, "mix the sequences"),
+        (lambda x, h, s, u: (x[0] + torch.randn_like(h[0]),), 1, "the second time"),
+        (lambda x, h, s, u: (x[0] * LEARNT + h[0],), 1, "requires gradients"),
+        (lambda x, h, s, u: (x[0],), 2, r"must return 2 tensors .* got \[\(2, 3\)\]"),
+        (lambda x, h, s, u: (x[0].sum(),), 1, r"must return 1 tensor .* got \[\(\)\]"),
+    ],
+)
+def test_equations_whose_gradients_would_be_wrong(equations, states, match):
+    cell = bptt.Cell("WRONG", 1, 1, equations, states=states, units=1)
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=match):
+        bptt.Recurrent(cell, 3, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("cell", bptt.cells.CELLS, ids=lambda cell: cell.name)
+def test_the_equations_of_ours_are_elementwise(cell):
+    bptt.Recurrent(cell, 3, 5)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"gates_x": 0}, {"gates_h": -1}, {"states": 0}, {"units": -1}], ids=str
+)
+def test_a_cell_of_impossible_sizes(sizes):
+    with pytest.raises(ValueError, match=next(iter(sizes))):
+        bptt.Cell("NONE", **{"gates_x": 1, "gates_h": 1, "equations": leaky, **sizes})
+
+
+@pytest.fixture
+def native():
+    if bptt.kernels.backend().name != "native":
+        pytest.skip("no native kernels here")
+
+
+def test_another_cell_of_the_same_name_is_not_taken_for_the_librarys(native):
+    other = bptt.Cell("GRU", 3, 3, lambda x, h, s, u: (x[0] + h[1] + 0 * x[2],))
+    module, x = bptt.Recurrent(other, 3, 5), torch.randn(1, 2, 3)
+    of_x = x[0] @ module.weight_ih_l0.T + module.bias_ih_l0
+    expected = of_x[:, :5] + module.bias_hh_l0[5:10]
+    torch.testing.assert_close(module(x)[0][0], expected)
+
+
+@pytest.mark.parametrize(("name", "states"), [("NO_SUCH", 1), ("GRU", 2)])
+def test_a_cell_that_is_said_to_be_native_and_is_not(native, name, states):
+    cell = bptt.Cell(name, 3, 3, lambda x, h, s, u: s, states=states, is_native=True)
+    with pytest.raises(KernelError, match="leave is_native out"):
+        bptt.Recurrent(cell, 3, 5)(torch.randn(2, 2, 3))
+
+
+@pytest.mark.parametrize("kind", ["meta", "freed", "shape", "negative", "strided"])
+def test_weights_of_the_units_are_guarded_as_the_others(native, kind):
+    module = bptt.Recurrent(bptt.cells.PEEPHOLE_LSTM, 3, 16)
+    x, units = torch.randn(4, 2, 3), module.weight_units_l0
+    expected = module(x)[0]
+    if kind in ("negative", "strided"):
+        values = units.detach()
+        wide = torch.cat([values, values], 1)[:, :16] if kind == "strided" else None
+        found = torch.func.functional_call(
+            module, {"weight_units_l0": torch._neg_view(-values) if wide is None else wide}, (x,)
+        )[0]
+        torch.testing.assert_close(found, expected)
+        return
+    if kind == "freed":
+        units.untyped_storage().resize_(0)
+    else:
+        values = units.to("meta") if kind == "meta" else torch.ones(3, 8)
+        module.weight_units_l0 = torch.nn.Parameter(values)
+    with pytest.raises(RuntimeError, match=r"units|freed"):
+        module(x)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bptt.cells import BY_NAME, Cell
+from bptt.cells.check import check_equations
 from bptt.layers import Layers, parameter_names
 
 
@@ -34,7 +35,8 @@ class Recurrent(Layers):
     the cell has weights for each unit. They begin uniformly between ±1/√H, as torch.nn's do.
 
     Raises:
-        ValueError: a size is not positive, or ``dropout`` is no probability.
+        ValueError: a size is not positive, ``dropout`` is no probability, or the cell's equations
+            are not elementwise, draw random numbers or have learnt tensors of their own.
 
     >>> import torch, bptt
     >>> def equations(x, h, state, units):
@@ -72,6 +74,7 @@ class Recurrent(Layers):
                 raise ValueError(f"bptt.Recurrent: {name} must be at least {least}, got {value!r}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"bptt.Recurrent: dropout must be from 0 to 1, got {dropout}")
+        check_equations(cell)
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = sizes.values()
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
