@@ -7,7 +7,7 @@ PYTHON ?= python3
 # Passed to every pip install, for instance to choose the build of torch:
 #   make PIP_ARGS="--extra-index-url ADDRESS" test
 PIP_ARGS ?=
-# Passed to pytest; `make PYTEST_ARGS="tests/kernels -x" test` runs one file in one process.
+# Passed to pytest; `make PYTEST_ARGS="tests/engines -x" test` runs one file in one process.
 PYTEST_ARGS ?= -n auto
 
 VENV := .venv
@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 # Twice quiet: errors only, none of the warnings about where pip was told to look.
 INSTALL := $(PIP) install -qq --constraint constraints.txt --build-constraint constraints.txt
 SET_UP := pyproject.toml constraints.txt
-KERNELS := CMakeLists.txt $(wildcard src/bptt/kernels/csrc/* src/bptt/kernels/csrc/cells/*)
+KERNELS := CMakeLists.txt $(wildcard src/bptt/_src/engines/csrc/* src/bptt/_src/engines/csrc/cells/*)
 # Fails where they are not native; the reason is in what it prints.
 ARE_NATIVE := from bptt import kernels; print("set-up:", b := kernels.backend()); exit(b.name != "native")
 

@@ -7,7 +7,7 @@ Trains small networks, of each kind of cell, on text and on tasks that ask for s
 ago: copies, an addition, an echo, lines that end with a name from their beginning. Measures the
 gradient flow of a fresh batch with ``bptt.gradient_flow``, asks for a truncation of each bias, and
 measures by ``bptt.estimator_error`` the bias of ``Truncated(every=K, reach=2K)``: at the K that
-the norms alone would suggest (``bptt.flow.truncation.estimate``), at the suggested K, which was
+the norms alone would suggest (``flow.truncation.estimate``), at the suggested K, which was
 checked on the same batch, and once more on another batch of the same kind. "least K" is the first
 K that keeps the bias. It takes about ten minutes on one core.
 
@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 import bptt
+from bptt._src.data.tasks import make_task
+from bptt._src.flow.truncation import estimate
 from bptt.data import IGNORED
-from bptt.data.tasks import make_task
-from bptt.flow.truncation import estimate
 
 LENGTH, BATCH, HIDDEN = 80, 16, 48
 KINDS = {"RNN": ("RNN", 1), "GRU": ("GRU", 1), "LSTM": ("LSTM", 1), "LSTM2": ("LSTM", 2)}
@@ -134,7 +134,7 @@ class Lines(Symbols):
 
 
 class Task(Symbols):
-    """A task of :mod:`bptt.data.tasks`."""
+    """A task of :mod:`data.tasks`."""
 
     def __init__(
         self, name: str, updates: int = 1500, longest: int = LENGTH, **options: Any

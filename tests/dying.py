@@ -67,12 +67,12 @@ def serve() -> None:
     """Answer requests until there are no more."""
     import torch
 
-    import bptt.cli.command_line  # all that children may need
-    import bptt.data.rules
-    import bptt.language_model.session
+    import bptt._src.cli.command_line  # all that children may need
+    import bptt._src.data.rules
+    import bptt._src.language_model.session
 
     torch.set_num_threads(1)
-    bptt.data.rules._ours()
+    bptt._src.data.rules._ours()
     answers = os.dup(1)
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -336,8 +336,8 @@ def about_of(path: Path) -> dict:
 
 
 def _put(place: Path, name: str, path: list, value: list) -> None:
-    from bptt.documents import sealed, unseal
-    from bptt.language_model.tensors import read_tensors, write_tensors
+    from bptt._src.documents import sealed, unseal
+    from bptt._src.language_model.tensors import read_tensors, write_tensors
 
     target = place / name
     if name.endswith(".safetensors"):

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 
 from bptt import kernels
+from bptt._src.engines import native
 from bptt.errors import KernelError
-from bptt.kernels import native
 
 PATHS = ["twin", *native.PATHS]
 

@@ -13,10 +13,10 @@ from problems import CREDITS, Problem, expected, lengths, sizes_of
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import bptt
+from bptt._src.engines.windows import windows_of
 from bptt.cells import BY_NAME
 from bptt.credit import Block
 from bptt.errors import ConfigError
-from bptt.kernels.windows import windows_of
 
 CELLS = {mode: Problem(mode) for mode in sorted(BY_NAME)}
 CELLS["LSTM P"] = Problem("LSTM", projection=2)
@@ -280,7 +280,7 @@ def test_without_a_graph_nothing_is_laid_out_by_windows(monkeypatch):
 
     problem = Problem("GRU")
     module = problem.module()
-    monkeypatch.setattr(bptt.layers, "windows_of", refuse)
+    monkeypatch.setattr(bptt._src.layers, "windows_of", refuse)
     with torch.no_grad():
         module(problem.x, credit=WINDOWS)
     with pytest.raises(AssertionError, match="laid out windows"):

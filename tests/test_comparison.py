@@ -14,16 +14,16 @@ from problems import Fading
 from rich.console import Console
 
 import bptt
+from bptt._src.comparison.compare import _Course
+from bptt._src.comparison.measures import gradient_error, peak_bytes, plans_of
+from bptt._src.comparison.result import CreditResult
+from bptt._src.comparison.table import number, size
+from bptt._src.comparison.tasks import Run, Setting, TaskModel
+from bptt._src.engines import native
 from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
-from bptt.comparison.compare import _Course
-from bptt.comparison.measures import gradient_error, peak_bytes, plans_of
-from bptt.comparison.result import CreditResult
-from bptt.comparison.table import number, size
-from bptt.comparison.tasks import Run, Setting, TaskModel
 from bptt.credit import Plan
 from bptt.data import TASKS, Adding, Copy, make_task
 from bptt.errors import ConfigError
-from bptt.kernels import native
 
 SMALL = {"seeds": 1, "hidden": 4, "updates": 3, "batch_size": 2}
 COPY = {**SMALL, "lag": 5, "symbols": 2}

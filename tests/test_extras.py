@@ -42,7 +42,7 @@ def test_the_core_needs_no_extra():
 def test_what_needs_a_language_models_package_names_the_extra(package):
     code = (
         "import bptt\n"
-        "from bptt.cli import main\n"
+        "from bptt._src.cli import main\n"
         "try: bptt.LanguageModel, bptt.comparison, bptt.bench, main()\n"
         "except ImportError as e: print(type(e).__name__, e, e.name)\n"
     )
@@ -58,7 +58,7 @@ def test_what_needs_a_language_models_package_names_the_extra(package):
     "arguments", ["compare", "bench --figure a.png", "flow run --figure a.pdf"], ids=str
 )
 def test_figures_need_theirs_before_the_work_begins(arguments):
-    done = run("matplotlib", "from bptt.cli import main\nmain()", *arguments.split())
+    done = run("matplotlib", "from bptt._src.cli import main\nmain()", *arguments.split())
     said = "error: matplotlib is not installed: pip install 'bptt[plot]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
@@ -71,6 +71,6 @@ def test_a_plan_is_drawn_by_an_extra():
 
 
 def test_tensorboard_is_an_extra():
-    code = "from bptt.cli.display import Display\nDisplay().open_tensorboard('nowhere')"
+    code = "from bptt._src.cli.display import Display\nDisplay().open_tensorboard('nowhere')"
     done = run("tensorboard", code)
     assert "tensorboard is not installed: pip install 'bptt[tensorboard]'" in done.stderr

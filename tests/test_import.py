@@ -37,7 +37,7 @@ def test_the_core_loads_nothing_but_torch_and_numpy():
         "(lstm(x)[0] + y).sum().backward()\n"
         "print(*set(sys.modules) - before)"
     ).split()
-    assert "bptt.recurrent" in found
+    assert "bptt._src.recurrent" in found
     assert not HEAVY & {*found}
 
 
@@ -60,7 +60,9 @@ def test_a_part_is_there_whatever_was_imported_before(first):
         bptt.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("part", ["bptt.public", "bptt.language_model", "bptt.cli.command_line"])
+@pytest.mark.parametrize(
+    "part", ["bptt._public", "bptt.language_model", "bptt._src.cli.command_line"]
+)
 def test_importing_sets_no_environment_variable(part):
     code = "import os, sys\nbefore = dict(os.environ)\n__import__(sys.argv[1])\n"
     assert python(code + "print(before == dict(os.environ))", part).split() == ["True"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import bptt
-from bptt.layout import Layout, unwrapped
+from bptt._src.layout import Layout, unwrapped
 
 B, T, I, H = 4, 6, 3, 5
 

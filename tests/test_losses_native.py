@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from paths import using
 
 from bptt import losses
-from bptt.kernels import native
+from bptt._src.engines import native
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "float"])
 

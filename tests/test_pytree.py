@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as torch_pytree
 
-from bptt.pytree import check_leaves, flatten, leaves_of, map_tensors, named_leaves, tensors_of
+from bptt._src.pytree import check_leaves, flatten, leaves_of, map_tensors, named_leaves, tensors_of
 
 
 @dataclasses.dataclass

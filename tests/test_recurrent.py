@@ -13,8 +13,8 @@ from problems import lengths
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 import bptt
-from bptt import layers
-from bptt.kernels import loop
+from bptt._src import layers
+from bptt._src.engines import reference
 
 NAMES = ["RNN", "GRU", "LSTM"]
 EACH = pytest.mark.parametrize("name", NAMES)
@@ -605,7 +605,7 @@ def test_the_first_derivative_takes_the_fast_path(monkeypatch):
     def refuse(*_):
         raise AssertionError("went through the cells")
 
-    monkeypatch.setattr(loop, "sequence", refuse)
+    monkeypatch.setattr(reference, "sequence", refuse)
     ours = bptt.LSTM(2, 3, num_layers=2, bidirectional=True)
     ours(torch.randn(4, 2, 2))[0].sum().backward()
 

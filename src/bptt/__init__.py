@@ -1,8 +1,8 @@
 """Train recurrent networks through time.
 
-What docs/reference describes is public; everything else is private and may change. The core is
-``bptt.__all__``, listed in ``bptt/public.py``; :class:`bptt.LanguageModel` and the parts below are
-loaded when they are asked for.
+Public are the names of ``bptt.__all__``, :class:`bptt.LanguageModel` and the modules beside this
+one, which docs/reference describes. What lies in ``bptt._src``, or begins with an underscore, is
+private and may change. Nothing is loaded before it is asked for.
 """
 
 from importlib import import_module
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from bptt._public import *  # noqa: F403
+    from bptt._public import __all__ as __all__
     from bptt.language_model import LanguageModel as LanguageModel
-    from bptt.public import *  # noqa: F403
-    from bptt.public import __all__ as __all__
 
 _PARTS = (
     "bench", "cells", "comparison", "credit", "data", "errors", "flow", "kernels",
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
     if name == "LanguageModel":
         return import_module("bptt.language_model").LanguageModel
     if name == "__all__" or not name.startswith("_"):
-        public = import_module("bptt.public")
+        public = import_module("bptt._public")
         if name == "__all__" or name in public.__all__:
             return getattr(public, name)
     raise AttributeError(f"module 'bptt' has no attribute {name!r}")

@@ -1,6 +1,6 @@
 """``python -m bptt`` is ``bptt``."""
 
-from bptt.cli import main
+from bptt._src.cli import main
 
 if __name__ == "__main__":
     main()

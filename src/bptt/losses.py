@@ -24,9 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from bptt.kernels import choosing, native
-from bptt.kernels.guard import is_watched
-from bptt.kernels.sequence import needs_the_cells, without_autocast
+from bptt._src.engines import backend, native
+from bptt._src.engines.guard import is_watched
+from bptt._src.engines.sequence import needs_the_cells, without_autocast
 
 CHUNK = 2**22  # logits at a time: few enough for the cache, enough for efficient products
 
@@ -137,7 +137,7 @@ def fused(
         factors: factors on the rows' losses, [N], in the gradients only; None: all are 1.
         needed: whether the gradients of hidden, weight and bias are needed.
     """
-    if choosing.runs_native() and native.serves_readout(hidden, weight):
+    if backend.runs_native() and native.serves_readout(hidden, weight):
         return Found(*native.cross_entropy(hidden, weight, bias, targets, factors, needed))
     return twin(hidden, weight, bias, targets, factors, needed)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bptt.bench import crowded, fresh
-from bptt.bench.crowded import Situation
-from bptt.bench.result import ALONE, OURS, TORCH
-from bptt.bench.shapes import Shape
-from bptt.bench.timing import Effort, Pace, Stopped
+from bptt._src.bench import crowded, fresh
+from bptt._src.bench.crowded import Situation
+from bptt._src.bench.result import ALONE, OURS, TORCH
+from bptt._src.bench.shapes import Shape
+from bptt._src.bench.timing import Effort, Pace, Stopped
 
 LITTLE = Effort(rounds=2, turn=0.0)
 SMALL = Shape(3, 2, 4, 5)
@@ -108,7 +108,7 @@ def test_a_processor_is_busy_within_the_block_alone():
 def test_a_busy_process_ends_with_the_one_that_started_it():
     script = """
 import os, signal
-from bptt.bench import crowded
+from bptt._src.bench import crowded
 with crowded.kept_busy(crowded.processors()[-1:]) as started:
     print(started[0].pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -11,10 +11,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import bptt
-from bptt.bench import Row, Shape, fresh, jax_scan, layers, models, processor, seed
-from bptt.bench.result import EXACT, JAX, OURS, TEXTBOOK, TORCH, WINDOWS
-from bptt.bench.shapes import GATES, MODELS, SEED, SHAPES, ModelShape
-from bptt.bench.timing import Effort, Pace, Stopped, Surroundings, take_turns
+from bptt._src.bench import fresh, jax_scan, layers, models, processor, tutorial
+from bptt._src.bench.result import EXACT, JAX, OURS, TEXTBOOK, TORCH, WINDOWS
+from bptt._src.bench.shapes import GATES, MODELS, SEED, SHAPES, ModelShape
+from bptt._src.bench.timing import Effort, Pace, Stopped, Surroundings, take_turns
+from bptt.bench import Row, Shape
 from bptt.errors import BpttError, ConfigError, KernelError
 
 SMALL = Shape(7, 3, 4, 5)
@@ -297,13 +298,13 @@ def test_words_are_as_frequent_as_in_texts():
 
 @pytest.fixture
 def small_seed(monkeypatch):
-    monkeypatch.setattr(seed, "SEED", ModelShape("rnn", 1, 20, 4, 1, 25, rate=0.005, clip=None))
-    monkeypatch.setattr(seed, "SENTENCES", 1000)
-    monkeypatch.setattr(seed, "TURN", 2)
+    monkeypatch.setattr(tutorial, "SEED", ModelShape("rnn", 1, 20, 4, 1, 25, rate=0.005, clip=None))
+    monkeypatch.setattr(tutorial, "SENTENCES", 1000)
+    monkeypatch.setattr(tutorial, "TURN", 2)
 
 
 def test_the_seeds_epoch(small_seed):
-    epoch = seed.measure_seed_epoch(LITTLE, Pace())
+    epoch = tutorial.measure_seed_epoch(LITTLE, Pace())
     assert {n: count for n, (_, count) in epoch.measured.items()} == {
         OURS: 4,
         TORCH: 4,
@@ -316,14 +317,16 @@ def test_the_seeds_epoch(small_seed):
 
 
 def test_the_seeds_epoch_is_stopped(small_seed):
-    epoch = seed.measure_seed_epoch(LITTLE, After(1))  # asked by the textbook, then after a turn
+    epoch = tutorial.measure_seed_epoch(
+        LITTLE, After(1)
+    )  # asked by the textbook, then after a turn
     assert epoch.measured[OURS][1] == epoch.measured[TORCH][1] == 2
     with pytest.raises(Stopped):
-        seed.measure_seed_epoch(LITTLE, After(0))
+        tutorial.measure_seed_epoch(LITTLE, After(0))
 
 
 def test_the_seeds_sentences():
-    sentences = seed.made_up_sentences(2000)
+    sentences = tutorial.made_up_sentences(2000)
     lengths = [len(s) - 1 for s in sentences]
     assert (min(lengths), max(lengths)) == (1, 49)
     assert sum(lengths) / len(lengths) == pytest.approx(25, rel=0.03)

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from bptt.bench import SECTIONS, Bench, Limits, Row, SeedEpoch, Shape, Start, Watch, bench, run
-from bptt.bench.result import (
+from bptt._src.bench import run
+from bptt._src.bench.result import (
     ALONE,
     EXACT,
     HEARD,
@@ -21,11 +21,12 @@ from bptt.bench.result import (
     UPDATE,
     WINDOWS,
 )
-from bptt.bench.shapes import ModelShape
-from bptt.bench.table import duration, percent, write_bench
-from bptt.bench.timing import Effort
+from bptt._src.bench.shapes import ModelShape
+from bptt._src.bench.table import duration, percent, write_bench
+from bptt._src.bench.timing import Effort
+from bptt._src.report.bench import as_picture, draw_bench
+from bptt.bench import SECTIONS, Bench, Limits, Row, SeedEpoch, Shape, Start, Watch, bench
 from bptt.errors import BpttError, ConfigError
-from bptt.report.bench import as_picture, draw_bench
 
 LITTLE = Effort(rounds=2, turn=0.0, steps=2, sentences=2, textbook=1)
 SMALL = Shape(3, 2, 4, 5)
@@ -47,7 +48,7 @@ def small(monkeypatch):
     tiny = ModelShape("rnn", 1, vocabulary=20, hidden=4, batch=1, steps=4)
     monkeypatch.setattr(run, "MODELS", (tiny,))
     monkeypatch.setattr(run, "SHAPES", (SMALL,))
-    monkeypatch.setattr("bptt.bench.seed.SEED", tiny)
+    monkeypatch.setattr("bptt._src.bench.tutorial.SEED", tiny)
     monkeypatch.setattr(run, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0}))
     monkeypatch.setattr(run, "_measure_start", lambda: Start(None, 2.0, 1.0))
     monkeypatch.setattr(run.crowded, "measure_crowded", no_process)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bptt.report import flow_page
+from bptt._src.report import flow_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = [

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from made_flows import SENTENCES, five_flows, made_flow
+from flow_factories import SENTENCES, five_flows, made_flow
 
 from bptt import Truncated
 

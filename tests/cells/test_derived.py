@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engines import Call
+from every_engine import Call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import state, weights
 
+from bptt._src.engines import reference, twin
+from bptt._src.engines.engine import Gradients
+from bptt._src.steps import Crossing, Steps
 from bptt.cells import CELLS, Cell, Weights
 from bptt.cells.derived import Derived
-from bptt.kernels import loop, twin
-from bptt.kernels.passes import Gradients
-from bptt.steps import Crossing, Steps
 
 sigmoid, tanh = torch.sigmoid, torch.tanh
 
@@ -51,7 +51,7 @@ def drawn(cell, lengths, reverse, seed, projection=0, bias=True):
 
 
 def by_autograd(cell, x, s, w, steps, at) -> tuple[torch.Tensor, ...]:
-    y, final = loop.sequence(cell, x, s, w, steps, *at)
+    y, final = reference.sequence(cell, x, s, w, steps, *at)
     loss = y.sin().sum() + sum((a * a).sum() for a in final)
     there = [x, *s, *(p for p in w if p is not None)]
     found = torch.autograd.grad(loss, there, allow_unused=True, materialize_grads=True)

@@ -25,7 +25,7 @@ def _no_process_outlives_its_test():
 @pytest.fixture
 def in_process(monkeypatch, capsys):
     """Run a command; give what it printed. It must leave with this status."""
-    from bptt.cli import main
+    from bptt._src.cli import main
     from bptt.errors import BpttWarning
 
     def run(*arguments, status=0):

@@ -114,7 +114,7 @@ def _child(given: list[str], where: Path, files: list[Path], setup, is_ready: in
         sys.argv = ["bptt", *given]
         if setup is not None:
             setup()
-        from bptt.cli import main
+        from bptt._src.cli import main
         from bptt.errors import BpttWarning
 
         warnings.filterwarnings("default", category=BpttWarning)  # and not raised

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from bptt.cli.commands import COMMANDS, Command, load
+from bptt._src.cli.commands import COMMANDS, Command, load
 
 TEXT, RUN = "TEXT", "RUN"  # arguments, in place of the name of an option
 LEAVE_OUT = object()
@@ -33,9 +33,9 @@ class Offered(NamedTuple):
 
 def loaded() -> dict[str, Command]:
     """The commands; with all that they may import, so that forks need not."""
-    import bptt.report.bench
-    import bptt.report.comparison
-    import bptt.report.flow  # noqa: F401
+    import bptt._src.report.bench
+    import bptt._src.report.comparison
+    import bptt._src.report.flow  # noqa: F401
 
     return {name: load(name) for name in COMMANDS}
 
@@ -46,7 +46,7 @@ def everything() -> list[Offered]:
 
     found = []
     for name, command in loaded().items():
-        hints = get_type_hints(import_module(f"bptt.cli.{name}").command)
+        hints = get_type_hints(import_module(f"bptt._src.cli.{name}").command)
         found += [Offered(name, p.name, p, _kind(hints[p.name])) for p in command.params]
     return found
 
@@ -112,14 +112,14 @@ def make_bench_small() -> None:
     """Let bench measure next to nothing; in a process that ends after it."""
     from matplotlib.figure import Figure
 
-    import bptt.bench.run as everything
-    import bptt.report.comparison
+    import bptt._src.bench.run as everything
+    import bptt._src.report.comparison
+    from bptt._src.bench.shapes import ModelShape, Shape
     from bptt.bench import Limits, Start
-    from bptt.bench.shapes import ModelShape, Shape
 
     tiny = ModelShape("rnn", 1, vocabulary=20, hidden=4, batch=1, steps=4)
     everything.MODELS, everything.SHAPES = (tiny,), (Shape(3, 2, 4, 5),)
     everything.measure_limits = lambda seconds: Limits(10.0, None, {"mm 8": 5.0})
     everything._measure_start = lambda: Start(None, 2.0, 1.0)
     everything.jax_scan.load = lambda threads: (None, "JAX is not installed")
-    bptt.report.comparison.draw_comparison = lambda found: Figure()
+    bptt._src.report.comparison.draw_comparison = lambda found: Figure()

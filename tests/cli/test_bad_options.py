@@ -12,7 +12,7 @@ import pytest
 from cli import forked, offered
 from cli.offered import LEAVE_OUT, Offered
 
-from bptt.cli.terminal import on_one_line
+from bptt._src.cli.terminal import on_one_line
 
 LONG = "x" * 5000
 HUGE = str(10**30)
@@ -101,7 +101,7 @@ def world(tmp_path_factory):
     (where / "deep.json").write_text("[" * 100_000)
     (where / "closed").write_text("no one may read this")
     (where / "closed").chmod(0)
-    import bptt.report.flow  # noqa: F401  # what a case would import is imported once
+    import bptt._src.report.flow  # noqa: F401  # what a case would import is imported once
 
     offered.loaded()
     return where
@@ -118,7 +118,7 @@ def place(world, tmp_path):
 
 def little() -> None:
     """Let everything end after a little of it; in a process that ends after it."""
-    from bptt.language_model.training import Training
+    from bptt._src.language_model.training import Training
 
     fit = Training.fit
 

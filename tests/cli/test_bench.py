@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bptt._src.bench import run as everything
+from bptt._src.bench.shapes import ModelShape, Shape
+from bptt._src.cli import bench as command
+from bptt._src.cli.bench import Show
 from bptt.bench import Limits, Start
-from bptt.bench import run as everything
-from bptt.bench.shapes import ModelShape, Shape
-from bptt.cli import bench as command
-from bptt.cli.bench import Show
 
 SMALL = ["--shape", "5/2/3/4", "--rounds", "1", "--quick"]
 ALL_SMALL = ["--rounds", "1", "--quick", "--sentences", "2"]
@@ -28,7 +28,7 @@ def run(monkeypatch):
     tiny = ModelShape("rnn", 1, vocabulary=20, hidden=4, batch=1, steps=4)
     monkeypatch.setattr(everything, "MODELS", (tiny,))
     monkeypatch.setattr(everything, "SHAPES", (Shape(3, 2, 4, 5),))
-    monkeypatch.setattr("bptt.bench.seed.SEED", tiny)
+    monkeypatch.setattr("bptt._src.bench.tutorial.SEED", tiny)
     monkeypatch.setattr(
         everything, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0})
     )
@@ -184,7 +184,7 @@ def test_kernels_that_are_not_to_be_had(fails):
     import bptt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sys.modules["bptt.kernels.choosing"]._choice, "name", None)
+        patched.setattr(sys.modules["bptt._src.engines.backend"]._choice, "name", None)
         patched.setenv("BPTT_KERNELS", "sse2")
         assert "BPTT_KERNELS must be one of auto, native, twin" in fails(*SMALL)
     assert bptt.kernels.backend().threads

@@ -492,7 +492,7 @@ def test_a_full_disk_is_one_line(here):
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
-        "from bptt.cli import main; sys.argv[0] = 'bptt'; main()"
+        "from bptt._src.cli import main; sys.argv[0] = 'bptt'; main()"
     )
     process = subprocess.run(
         [sys.executable, "-c", code, "train", "book.txt", "--hidden", "64", "--out", "run", "-q"],

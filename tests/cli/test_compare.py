@@ -13,7 +13,7 @@ import pytest
 from cli.processes import start
 from matplotlib.figure import Figure
 
-from bptt.cli.compare import _one_by_one
+from bptt._src.cli.compare import _one_by_one
 from bptt.comparison import Comparison
 
 SMALL = ["--seeds", "1", "--hidden", "4", "--updates", "3", "--batch-size", "2", "--lag", "5"]
@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
 def bptt(here, monkeypatch, in_process):
     """Run the command in this process; give what it printed."""
     # The figure takes longest; processes of their own draw it below.
-    monkeypatch.setattr("bptt.report.comparison.draw_comparison", lambda found: Figure())
+    monkeypatch.setattr("bptt._src.report.comparison.draw_comparison", lambda found: Figure())
     return partial(in_process, "compare")
 
 

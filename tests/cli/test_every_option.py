@@ -14,10 +14,10 @@ import pytest
 from cli import forked, offered
 from cli.offered import LEAVE_OUT, RUN, TEXT
 
-from bptt.bench.run import SECTIONS, USED_BY
+from bptt._src.bench.run import SECTIONS, USED_BY
+from bptt._src.language_model.config import TOGETHER, Config, fields_by_name
+from bptt._src.together import Only, With
 from bptt.errors import ConfigError
-from bptt.language_model.config import TOGETHER, Config, fields_by_name
-from bptt.together import Only, With
 
 
 @dataclass
@@ -221,9 +221,9 @@ def watched() -> None:
     """Note what leaves no trace in what a command writes; in a process that ends after it."""
     import torch
 
-    import bptt.cli.evaluate
-    from bptt.language_model.run import Run
-    from bptt.language_model.training import Training
+    import bptt._src.cli.evaluate
+    from bptt._src.language_model.run import Run
+    from bptt._src.language_model.training import Training
 
     offered.make_bench_small()
 
@@ -241,7 +241,7 @@ def watched() -> None:
     noted(torch, "set_num_threads", lambda n: n)
     noted(Run, "save_checkpoint", lambda *_: "")
     noted(Training, "__post_init__", lambda training: training.memory)
-    noted(bptt.cli.evaluate, "measure", lambda *_, batch_size, **__: batch_size)
+    noted(bptt._src.cli.evaluate, "measure", lambda *_, batch_size, **__: batch_size)
 
 
 def _timeless(value: Any) -> Any:
@@ -407,7 +407,7 @@ def test_what_a_file_says_gives_way_to_what_leaves_it_without_effect(
 
 @pytest.mark.parametrize("command", ["evaluate", "flow"])
 def test_other_commands_refuse_what_has_no_effect(command, in_process):
-    for name in import_module(f"bptt.cli.{command}").TOGETHER:
+    for name in import_module(f"bptt._src.cli.{command}").TOGETHER:
         value = VALUES[name]
         _, err = in_process(command, "run", f"--{name}", value, status=1)
         assert re.match(rf"error: --{name} {value} has no effect without .*: leave", err)
@@ -423,7 +423,7 @@ def test_bench_refuses_what_no_part_of_it_uses(option, in_process):
 
 
 def test_a_run_that_is_resumed_refuses_what_cannot_change(world, in_process, monkeypatch):
-    from bptt.language_model.session import MAY_CHANGE
+    from bptt._src.language_model.session import MAY_CHANGE
 
     monkeypatch.chdir(world)
     changes = {

@@ -13,7 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from bptt.language_model.tensors import read_tensors, write_tensors
+from bptt._src.language_model.tensors import read_tensors, write_tensors
 
 SMALL = ["--hidden", "6"]
 
@@ -174,7 +174,7 @@ def test_of_sentences_the_longest_one_is_looked_at(bptt, trained):
 def test_several_runs_side_by_side_and_all_that_is_written(bptt, trained, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "bptt.report.flow.draw_flow", lambda *flows: (drawn.append(len(flows)), Figure())[1]
+        "bptt._src.report.flow.draw_flow", lambda *flows: (drawn.append(len(flows)), Figure())[1]
     )
     out, _ = bptt(
         trained / "stream", trained / "sentences", "--text", "Jane greets Mary again.",

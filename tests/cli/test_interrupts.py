@@ -43,7 +43,7 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BPTT_CACHE", str(where / "cache"))
         offered.make_world(where)
-    import bptt.report.flow  # noqa: F401
+    import bptt._src.report.flow  # noqa: F401
 
     offered.loaded()
     return where
@@ -118,7 +118,7 @@ def test_while_the_command_is_being_imported(number, after, world):
     """In a process of its own, from its first line on."""
     code = (
         "import os, sys; sys.argv = ['bptt', 'train', 'book.txt', '--epochs', '100000'];"
-        "from bptt.cli import main; os.write(1, b'!'); main()"
+        "from bptt._src.cli import main; os.write(1, b'!'); main()"
     )
     process = python("-c", code, cwd=world, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout.read(1) == "!"
@@ -131,7 +131,7 @@ def test_while_the_command_is_being_imported(number, after, world):
 
 def test_in_the_background_ctrl_c_is_ignored_as_the_shell_wants_it(world):
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN);"
-    code += "from bptt.cli.interrupts import Interrupts\nwith Interrupts().handled(): "
+    code += "from bptt._src.cli.interrupts import Interrupts\nwith Interrupts().handled(): "
     code += "signal.raise_signal(signal.SIGINT); print('went on')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "went on\n")
@@ -140,7 +140,7 @@ def test_in_the_background_ctrl_c_is_ignored_as_the_shell_wants_it(world):
 def test_an_interrupt_where_nothing_can_be_raised_is_not_lost():
     """Python drops an exception in a finalizer, Ctrl-C as well."""
     code = (
-        "import signal, time\nfrom bptt.cli.interrupts import Interrupts\n"
+        "import signal, time\nfrom bptt._src.cli.interrupts import Interrupts\n"
         "class Finalized:\n    def __del__(self): signal.raise_signal(signal.SIGINT)\n"
         "interrupts = Interrupts()\nwith interrupts.handled():\n    interrupts.working()\n"
         "    try:\n        Finalized()\n        time.sleep(5)\n"

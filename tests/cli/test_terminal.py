@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from cli import offered
 
-from bptt.cli.terminal import Console, on_one_line, visible
-from bptt.shell import quoted
+from bptt._src.cli.terminal import Console, on_one_line, visible
+from bptt._src.shell import quoted
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e[bold]x[/bold]\x7f\x00\x85\u2066\u2028"
 
@@ -245,9 +245,9 @@ def test_training_goes_on_where_nothing_can_be_printed(world):
 def test_what_is_written_is_looked_at_before_the_work(world, in_process, monkeypatch):
     monkeypatch.chdir(world)
     monkeypatch.setattr(
-        "bptt.language_model.run.Run.load_model", lambda *_: pytest.fail("it began")
+        "bptt._src.language_model.run.Run.load_model", lambda *_: pytest.fail("it began")
     )
-    monkeypatch.setattr("bptt.cli.bench.bench", lambda **_: pytest.fail("it began"))
+    monkeypatch.setattr("bptt._src.cli.bench.bench", lambda **_: pytest.fail("it began"))
     for command, option in (
         (["evaluate", "run"], "--json"),
         (["flow", "run"], "--json"),
@@ -270,7 +270,7 @@ def test_what_is_written_is_looked_at_before_the_work(world, in_process, monkeyp
 
 def test_a_place_that_may_not_be_written(world, in_process, monkeypatch):
     monkeypatch.chdir(world)
-    monkeypatch.setattr("bptt.cli.places.os.access", lambda path, mode, **_: mode != os.W_OK)
+    monkeypatch.setattr("bptt._src.cli.places.os.access", lambda path, mode, **_: mode != os.W_OK)
     _, err = in_process("evaluate", "run", "--json", "a.json", status=1)
     assert err.startswith("error: --json a.json cannot be written")
 
@@ -286,7 +286,7 @@ def test_what_was_measured_is_printed_before_it_is_written(world, in_process, mo
 
 def test_help_and_version_need_no_torch():
     for option in ("--help", "--version", "trian"):
-        code = "import sys; sys.argv[0] = 'bptt'; from bptt.cli import main\ntry: main()\n"
+        code = "import sys; sys.argv[0] = 'bptt'; from bptt._src.cli import main\ntry: main()\n"
         code += "except SystemExit: print('torch' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == "False", (done.stdout, done.stderr)
@@ -295,10 +295,10 @@ def test_help_and_version_need_no_torch():
 def test_the_list_of_commands_says_what_each_says_of_itself():
     from importlib import import_module
 
-    from bptt.cli.commands import COMMANDS
+    from bptt._src.cli.commands import COMMANDS
 
     for name, said in COMMANDS.items():
-        assert import_module(f"bptt.cli.{name}").command.__doc__.splitlines()[0] == said
+        assert import_module(f"bptt._src.cli.{name}").command.__doc__.splitlines()[0] == said
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -309,7 +309,7 @@ def test_a_shell_completes_commands_without_torch(shell):
         **{"_TYPER_COMPLETE_ARGS": "bptt ev", "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
     }
     code = (
-        "import sys\nfrom bptt.cli import main\n"
+        "import sys\nfrom bptt._src.cli import main\n"
         "try: main()\nfinally: assert 'torch' not in sys.modules"
     )
     done = subprocess.run(

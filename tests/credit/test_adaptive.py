@@ -14,9 +14,9 @@ from torch import nn
 
 import bptt
 from bptt import Adaptive
+from bptt._src.pytree import leaves_of, map_tensors
 from bptt.credit import Decay, measure_decay
 from bptt.errors import CheckpointError, DivergedError
-from bptt.pytree import leaves_of, map_tensors
 
 
 def decay_of(*norms, sums=None):

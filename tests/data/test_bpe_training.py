@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from bptt._src.data import tokenizer as module
 from bptt.data import Tokenizer
-from bptt.data import tokenizer as module
 from bptt.errors import BpttWarning
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bptt.data import builtin, open_corpus
+from bptt._src.data import builtin
+from bptt.data import open_corpus
 from bptt.errors import CorpusError
 
 

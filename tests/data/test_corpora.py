@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bptt._src.data.corpora import PIECE, _cut
 from bptt.data import Corpus, cache_directory, load_prepared, open_corpus, prepare
-from bptt.data.corpora import PIECE, _cut
 from bptt.errors import BpttWarning, ConfigError, CorpusError
 
 
@@ -264,7 +264,7 @@ def test_newlines_become_one(tmp_path: Path, newline: str) -> None:
 def test_pieces_are_the_text_whatever_the_blocks(blocks: list[str], piece: int) -> None:
     text = "".join(blocks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bptt.data.corpora.PIECE", piece)
+        patch.setattr("bptt._src.data.corpora.PIECE", piece)
         pieces = list(_cut(blocks))
         assert pieces == list(_cut([text]))
     assert "".join(pieces) == text

@@ -17,6 +17,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bptt._src.data import prepared as module
+from bptt._src.data.splitting import split
+from bptt._src.data.tokens import TokenWriter
 from bptt.data import (
     LEVELS,
     Corpus,
@@ -30,9 +33,6 @@ from bptt.data import (
     open_corpus,
     prepare,
 )
-from bptt.data import prepared as module
-from bptt.data.splitting import split
-from bptt.data.tokens import TokenWriter
 from bptt.errors import BpttWarning, ConfigError, CorpusError
 
 Make = Callable[..., Corpus]
@@ -161,7 +161,7 @@ def test_both_parts_together_have_no_more_than_max_tokens(
     tokenizer = Tokenizer.train([text], level=level, sentences=True)
     total = 0
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bptt.data.sequences.LONGEST", 20)
+        patch.setattr("bptt._src.data.sequences.LONGEST", 20)
         path = Path(place, "text.txt")
         path.write_text(text, encoding="utf-8")
         try:
@@ -208,7 +208,7 @@ def test_a_sequence_is_one_however_long(
     corpus: Make, level: str, reading: str, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lines of more than 1,000 tokens became several, with ends that the text does not have."""
-    monkeypatch.setattr("bptt.data.sequences.LONGEST", longest)
+    monkeypatch.setattr("bptt._src.data.sequences.LONGEST", longest)
     one = "a bb  ccc " * 999 + "d"  # 9,991 characters
     between = "\n" if reading == "lines" else "\n\n"
     text = prepare(corpus(between.join([one] * 20)), level=level, reading=reading)
@@ -226,7 +226,7 @@ def test_a_sequence_is_one_however_long(
 
 
 def test_a_long_sequence_is_held_out_whole(corpus: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bptt.data.sequences.LONGEST", 50)
+    monkeypatch.setattr("bptt._src.data.sequences.LONGEST", 50)
     long, short = "word " * 100, "a few words and more\n" * 2
     for text, train in ((long + "\n" + short, 100), (short + long, 10)):
         found = prepare(corpus(text), reading="lines", valid_fraction=0.5)
@@ -496,7 +496,7 @@ def test_a_full_disk_leaves_nothing_behind(
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("bptt.data.tokens.TokenWriter._write_ids", full)
+    monkeypatch.setattr("bptt._src.data.tokens.TokenWriter._write_ids", full)
     with pytest.raises(OSError, match="No space left"):
         prepare(corpus(story))
     assert list((cache_directory() / "texts").iterdir()) == []
@@ -666,13 +666,13 @@ def test_sequences_have_no_first_token_of_their_text() -> None:
 def test_the_first_token_may_end_with_its_chunk(
     text: str, words: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bptt.data.chunks.SIZE", 7)
+    monkeypatch.setattr("bptt._src.data.chunks.SIZE", 7)
     tokens = encode_text(text, Tokenizer.train(["a"], level="word"), reading="stream")
     assert (tokens.first_characters, tokens.first_words) == (7, words)
 
 
 def test_words_are_counted_across_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bptt.data.chunks.SIZE", 7)
+    monkeypatch.setattr("bptt._src.data.chunks.SIZE", 7)
     tokenizer = Tokenizer.train(["a"], level="byte")
     text = "aaaaaaaaaaaaaaaaaaaaaa bb  c\n\ndddddddddd eeeeeeeeeeeeeeeeeeeeeeee"
     assert encode_text(text, tokenizer, reading="stream").words == len(text.split())

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from bptt._src.data.tokens import as_encoded, batches, units
 from bptt.data import LEVELS, READINGS, Tokenizer
-from bptt.data.tokens import as_encoded, batches, units
 
 CHARACTERS = [
     *"abcde ABC  ...,;:!?'\"()-\n\n\n\t0123456789#*<>",
@@ -52,9 +52,9 @@ def check(seed: int) -> None:
     draw = random.Random(seed)
     text, level, reading = random_text(draw), draw.choice(LEVELS), draw.choice(READINGS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bptt.data.sequences.LONGEST", draw.choice([20, 100, 1 << 18]))
+        patch.setattr("bptt._src.data.sequences.LONGEST", draw.choice([20, 100, 1 << 18]))
         if reading == "stream":
-            patch.setattr("bptt.data.chunks.SIZE", draw.choice([30, 1 << 16]))
+            patch.setattr("bptt._src.data.chunks.SIZE", draw.choice([30, 1 << 16]))
         parts = list(units([text], reading))
         assert parts == list(units(cut(text, draw), reading)), seed
         kinds = [type(part) for part in parts]

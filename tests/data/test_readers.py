@@ -154,8 +154,8 @@ def test_a_stream_has_no_sentences() -> None:
 def test_a_batch_is_bounded_by_its_tokens(lengths: list[int], size: int, most: int) -> None:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        patch.setattr("bptt.data.readers.MOST", 0)
-        patch.setattr("bptt.data.readers.MOST_OF_FEW", most)
+        patch.setattr("bptt._src.data.readers.MOST", 0)
+        patch.setattr("bptt._src.data.readers.MOST_OF_FEW", most)
         reader = Sentences(sentences(lengths), batch_size=size, seed=3)
     steps = [length + 1 for length in lengths]
     long = sum(s > most for s in steps)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bptt.data.sequences import lines, sentences
+from bptt._src.data.sequences import lines, sentences
 
 
 def test_a_blank_line_ends_a_sentence_and_a_newline_does_not() -> None:
@@ -70,7 +70,7 @@ def test_nothing_is_lost_however_the_text_is_cut(function: object, text: str, si
 
 
 def test_a_paragraph_without_end_comes_in_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bptt.data.sequences.LONGEST", 1000)
+    monkeypatch.setattr("bptt._src.data.sequences.LONGEST", 1000)
     text = "One sentence is here. " * 500
     found = list(sentences(text[i : i + 99] for i in range(0, len(text), 99)))
     assert found == ["One sentence is here."] * 500
@@ -79,7 +79,7 @@ def test_a_paragraph_without_end_comes_in_sentences(monkeypatch: pytest.MonkeyPa
 
 def test_lines_keep_their_indentation(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(lines(["  a\n\n \nb", "c\nd"])) == ["  a", "bc", "d"]
-    monkeypatch.setattr("bptt.data.sequences.LONGEST", 4)
+    monkeypatch.setattr("bptt._src.data.sequences.LONGEST", 4)
     assert list(lines(["aaa", "bbb", "cc\nd"])) == ["aaab", "bbcc", "d"]
     assert list(lines(["a b c d"])) == ["a b", " c d"]
 
@@ -109,7 +109,7 @@ def test_long_texts_do_not_depend_on_their_pieces(
         pieces.append(text[start : start + size])
         start += size
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bptt.data.sequences.LONGEST", longest)
+        patch.setattr("bptt._src.data.sequences.LONGEST", longest)
         whole = list(function([text]))
         assert list(function(pieces)) == whole
     assert "".join("".join(whole).split()) == "".join(text.split())
@@ -121,7 +121,7 @@ def test_long_texts_do_not_depend_on_their_pieces(
 def test_little_of_a_text_is_held(
     function: Callable[[Iterable[str]], Iterator[str]], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bptt.data.sequences.LONGEST", 1000)
+    monkeypatch.setattr("bptt._src.data.sequences.LONGEST", 1000)
     taken = given = 0
 
     def pieces() -> Iterator[str]:

@@ -95,7 +95,7 @@ def test_an_unbalanced_quotation_mark_is_refused_by_its_row(table: Path) -> None
 def test_a_cell_that_never_ends_takes_no_memory(
     table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bptt.data.tables.LARGEST", 1000)
+    monkeypatch.setattr("bptt._src.data.tables.LARGEST", 1000)
     refused(table, 'id,text\n1,"a, b"\n2,"' + "x, y\n" * 1000, "row 3", "not closed")
     assert csv.field_size_limit() == 131_072
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
+from bptt._src.data.chunks import chunks
 from bptt.data import LEVELS, Tokenizer
-from bptt.data.chunks import chunks
 from bptt.errors import CheckpointError, ConfigError, CorpusError
 
 SENTENCE = "We know't, we know't: the half-way house, at 1,000 o'clock (sic).\n"
@@ -341,7 +341,7 @@ def test_tokens_do_not_depend_on_how_a_text_is_cut(level: str, text: str, size: 
     # White space that merges shows a cut inside of it.
     tokenizer = Tokenizer.train(["a  b\n\n\nb   \n  a" * 9], level=level)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bptt.data.chunks.SIZE", 30)
+        patch.setattr("bptt._src.data.chunks.SIZE", 30)
         parts = list(chunks(text[i : i + size] for i in range(0, len(text), size)))
     assert "".join(parts) == text
     if all(part[0].isspace() for part in parts[1:]):
@@ -352,7 +352,7 @@ def test_tokens_do_not_depend_on_how_a_text_is_cut(level: str, text: str, size: 
 
 @pytest.mark.parametrize("place", range(20, 32))
 def test_a_chunk_never_ends_inside_white_space(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bptt.data.chunks.SIZE", 30)
+    monkeypatch.setattr("bptt._src.data.chunks.SIZE", 30)
     text = "x" * place + "\n" * 6 + "y" * 40
     assert next(chunks([text])) == "x" * min(place, 30)
 

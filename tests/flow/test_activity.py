@@ -11,9 +11,9 @@ from flow.foreign import Linear, Named
 from torch import nn
 
 import bptt
-from bptt.flow.activity import activity
-from bptt.flow.dynamics import measure
-from bptt.flow.trajectory import follow
+from bptt._src.flow.activity import activity
+from bptt._src.flow.dynamics import measure
+from bptt._src.flow.trajectory import follow
 
 
 def elman(phi, weights, biases, x):
@@ -154,11 +154,11 @@ def test_large_layers_are_looked_at_in_fewer_sequences(monkeypatch):
         module.weight_ih_l0.fill_(100.0)
     x[:, 0] = 0.0  # the first sequence alone is far from saturation
     (all_,) = measure(module, x)
-    monkeypatch.setattr("bptt.flow.dynamics.NUMBERS", 10 * 5 * 2)
+    monkeypatch.setattr("bptt._src.flow.dynamics.NUMBERS", 10 * 5 * 2)
     (few,) = measure(module, x)
     assert (few.jacobian_norms.shape, all_.jacobian_norms.shape) == ((2, 10), (4, 10))
     torch.testing.assert_close(few.jacobian_norms, all_.jacobian_norms[:2])
-    monkeypatch.setattr("bptt.flow.dynamics.NUMBERS", 1)
+    monkeypatch.setattr("bptt._src.flow.dynamics.NUMBERS", 1)
     (one,) = measure(module, x)
     assert one.jacobian_norms.shape == (1, 10)
     assert one.saturated == few.saturated == all_.saturated > 0.5

@@ -13,8 +13,8 @@ from torch import nn
 
 import bptt
 from bptt import gradient_flow, init
-from bptt.flow.advice import advise
-from bptt.flow.dynamics import measure
+from bptt._src.flow.advice import advise
+from bptt._src.flow.dynamics import measure
 
 
 def advice_for(module, scale=1.0, steps=40):

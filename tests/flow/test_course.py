@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import bptt
-from bptt.flow.alarm import alarm_of
-from bptt.flow.course import AVERAGED, PATIENCE, Course
+from bptt._src.flow.alarm import alarm_of
+from bptt._src.flow.course import AVERAGED, PATIENCE, Course
 
 
 def course_of(losses) -> Course:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import bptt
+from bptt._src.flow.lags import by_lag, find_horizon, fit_decay
+from bptt._src.flow.pairs import Pairs
 from bptt.flow import ByLag, GradientFlow, StateFlow, gradient_flow
-from bptt.flow.lags import by_lag, find_horizon, fit_decay
-from bptt.flow.pairs import Pairs
 
 DOUBLE = torch.float64
 
@@ -408,9 +408,9 @@ def test_every_part_of_odd_flows_says_something(which):
 
 
 def test_the_flow_of_a_language_model_has_words_and_the_losses_of_its_score():
+    from bptt._src.language_model.flow import flow_of
     from bptt.data import Tokenizer, encode_text
     from bptt.language_model import Config, LanguageModel
-    from bptt.language_model.flow import flow_of
 
     text = "John came in. Jane smiled at John."
     tokenizer = Tokenizer.train([text], level="word")

@@ -9,10 +9,10 @@ from problems import OF_TORCH, Problem
 from torch import nn
 
 import bptt
+from bptt._src.flow import jacobians
+from bptt._src.flow.jacobians import bound, jacobian_norms, largest_singular_values
+from bptt._src.flow.trajectory import follow
 from bptt.cells import Weights
-from bptt.flow import jacobians
-from bptt.flow.jacobians import bound, jacobian_norms, largest_singular_values
-from bptt.flow.trajectory import follow
 
 MODES = OF_TORCH
 PROBLEMS = [Problem(mode) for mode in MODES] + [
@@ -267,7 +267,7 @@ def test_pieces_give_the_same_whatever_their_size(monkeypatch):
     (layer,) = follow(module, x)
     whole = jacobian_norms(layer)
     assert len(list(layer.pieces())) == 1
-    monkeypatch.setattr("bptt.flow.trajectory.MOST_NUMBERS", 45)
+    monkeypatch.setattr("bptt._src.flow.trajectory.MOST_NUMBERS", 45)
     assert len(list(layer.pieces())) == 5  # 2 steps of 2 sequences of 10 numbers
     torch.testing.assert_close(jacobian_norms(layer), whole)
 

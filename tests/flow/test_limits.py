@@ -7,8 +7,8 @@ import torch
 
 import bptt
 from bptt import gradient_flow
-from bptt.flow.jacobians import jacobian_norms
-from bptt.flow.trajectory import follow
+from bptt._src.flow.jacobians import jacobian_norms
+from bptt._src.flow.trajectory import follow
 
 T, B, H = 6, 2, 3
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import bptt
 from bptt import lyapunov_exponents
-from bptt.flow.lyapunov import exponents_of
-from bptt.flow.trajectory import follow
+from bptt._src.flow.lyapunov import exponents_of
+from bptt._src.flow.trajectory import follow
 
 
 def steps(n, batch=1):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import bptt
+from bptt._src.engines import norm_hooks
+from bptt._src.flow.alarm import Probe, alarm_of, growth_of
+from bptt._src.flow.lags import DecayFit, Horizon
 from bptt.errors import CheckpointError
-from bptt.flow.alarm import Probe, alarm_of, growth_of
-from bptt.flow.lags import DecayFit, Horizon
-from bptt.kernels import reports
 
 T, B, I, H = 40, 4, 3, 24
 
@@ -208,7 +208,7 @@ def test_a_gradient_that_explodes_is_an_alarm_when_looked_at_and_when_heard():
 def test_it_listens_to_every_tenth_update(monkeypatch):
     meter, rnn = bptt.FlowMeter(bptt.RNN(I, H), every=0), bptt.RNN(I, H)
     heard = iter(range(100))
-    monkeypatch.setattr("bptt.flow.meter.growth_of", lambda _: next(heard))
+    monkeypatch.setattr("bptt._src.flow.meter.growth_of", lambda _: next(heard))
     seen = []
     for _ in range(23):
         with meter.listening():
@@ -293,7 +293,7 @@ def test_too_few_lags_say_nothing():
 
 def report(module, *norms):
     rows = torch.tensor(norms, dtype=torch.float64).unsqueeze(1)
-    return reports.Report(module.weight_hh_l0, reports.Steps((1,) * len(norms)), rows)
+    return norm_hooks.Report(module.weight_hh_l0, norm_hooks.Steps((1,) * len(norms)), rows)
 
 
 def test_growth_is_that_of_the_earlier_half_in_the_layer_where_it_is_most():

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import bptt
-from bptt.flow.dynamics import measure
-from bptt.flow.lags import find_horizon, fit_decay
-from bptt.flow.truncation import tail
+from bptt._src.flow.dynamics import measure
+from bptt._src.flow.lags import find_horizon, fit_decay
+from bptt._src.flow.truncation import tail
 
 T, B, INPUTS, H = 14, 3, 2, 4
 

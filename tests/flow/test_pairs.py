@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import bptt
-from bptt.flow import dense, gradient_flow, layers, stepwise, windows
-from bptt.flow.network import as_ours
+from bptt._src.flow import dense, layers, stepwise, windows
+from bptt._src.flow.network import as_ours
+from bptt.flow import gradient_flow
 
 EACH_MODE = pytest.mark.parametrize(
     "mode", ["RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "GRU", "LSTM", "LSTM_PROJECTED"]

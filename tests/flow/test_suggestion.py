@@ -11,7 +11,7 @@ from flow.made import flow_of
 from torch import nn
 
 import bptt
-from bptt.flow.truncation import estimate
+from bptt._src.flow.truncation import estimate
 
 T, B = 60, 4
 
@@ -92,7 +92,7 @@ def test_the_bias_measured_is_that_of_estimator_error(loss, batch_first):
     flow = bptt.gradient_flow(lstm, x, losses, times=[12, 29])
     measured = flow.bias_of(4, 8)
     if losses is None:
-        from bptt.flow.cotangents import of_random_directions
+        from bptt._src.flow.cotangents import of_random_directions
 
         def losses(y):
             return of_random_directions(y, steps=30, batch=B, time=int(batch_first))

@@ -70,7 +70,7 @@ def outcome(module, x, resets, given, memory, r):
     shown = strange(x.transpose(0, 1) if first else x, r)
     resets = turned(resets, first)
     if (
-        isinstance(module, bptt.layers.Layers) and memory is None and r.random() < 0.7
+        isinstance(module, bptt._src.layers.Layers) and memory is None and r.random() < 0.7
     ) or "carry" in given:
         y, _ = module(shown, resets=resets, **given)
     else:

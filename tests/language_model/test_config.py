@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from bptt.documents import sealed
+from bptt._src.documents import sealed
+from bptt._src.language_model.config import Config, read_options
 from bptt.errors import ConfigError
-from bptt.language_model.config import Config, read_options
 
 
 def test_goes_through_json_unchanged(tmp_path):

@@ -10,13 +10,13 @@ import safetensors.torch
 import torch
 from torch.nn.functional import cross_entropy
 
+from bptt._src.documents import sealed
+from bptt._src.language_model.config import read_options
+from bptt._src.language_model.probe import Probe
+from bptt._src.language_model.training import make_optimizer
 from bptt.data import Streams
-from bptt.documents import sealed
 from bptt.errors import CheckpointError, ConfigError
 from bptt.language_model import Config, LanguageModel, Run, resume, start, train
-from bptt.language_model.config import read_options
-from bptt.language_model.probe import Probe
-from bptt.language_model.training import make_optimizer
 
 
 def weights(run: Run, name: str = "checkpoint.safetensors") -> dict[str, torch.Tensor]:

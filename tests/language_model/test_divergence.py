@@ -11,18 +11,18 @@ import safetensors.torch
 import torch
 
 import bptt
-from bptt.credit import Decay
-from bptt.errors import DivergedError
-from bptt.kernels.reports import Report
-from bptt.language_model import resume, start, train
-from bptt.language_model.divergence import (
+from bptt._src.engines.norm_hooks import Report
+from bptt._src.language_model.divergence import (
     _states_on_the_way_back,
     first_not_finite,
     norms_in_words,
 )
-from bptt.language_model.training import Training, Watch
-from bptt.steps import Steps
-from bptt.streams import Stream
+from bptt._src.language_model.training import Training, Watch
+from bptt._src.steps import Steps
+from bptt._src.unroll.stream import Stream
+from bptt.credit import Decay
+from bptt.errors import DivergedError
+from bptt.language_model import resume, start, train
 
 T, B = 7, 3
 
@@ -301,7 +301,9 @@ def test_what_adam_remembers_is_looked_at_before_it_is_saved(small, tmp_path):
 
 def test_a_validation_loss_that_is_not_finite_is_divergence(small, tmp_path, monkeypatch):
     training = start(small, tmp_path / "run")
-    monkeypatch.setattr("bptt.language_model.evaluation._summed_loss", lambda *arguments: math.inf)
+    monkeypatch.setattr(
+        "bptt._src.language_model.evaluation._summed_loss", lambda *arguments: math.inf
+    )
     with pytest.raises(DivergedError, match="the validation loss is inf"):
         training.fit()
     training.evaluate_unsaved()
@@ -343,7 +345,7 @@ def test_a_credit_that_measures_what_is_not_finite_is_divergence(small, tmp_path
         beta = found.pop(0)
         return lambda lags: Decay(np.full((2, lags), beta), np.ones(lags))
 
-    monkeypatch.setattr("bptt.language_model.training.Probe", probe)
+    monkeypatch.setattr("bptt._src.language_model.training.Probe", probe)
     config = small.changed(credit="adaptive:0.5,start=4,most=9", steps=None, epochs=2)
     training = start(config, tmp_path / "stops")
     with pytest.raises(DivergedError, match=r"after update \d+: Adaptive has measured .* --lr"):

@@ -53,7 +53,7 @@ def test_long_sequences_come_in_windows_to_the_same_figure(small, tmp_path, stor
     text = encode_text(story(24, seed=1), model.tokenizer, reading="lines")
     whole = evaluate(model, text)
     for window in (1, 3, 11):
-        monkeypatch.setattr("bptt.language_model.evaluation.WINDOW", window)
+        monkeypatch.setattr("bptt._src.language_model.evaluation.WINDOW", window)
         for batch_size in (1, 5):
             parts = evaluate(model, text, batch_size=batch_size)
             assert parts.tokens == whole.tokens
@@ -68,7 +68,7 @@ def test_dropout_is_off_and_the_mode_comes_back(small, tmp_path):
 
 
 def test_the_validation_figure_is_the_one_of_training(run):
-    from bptt.language_model.session import text_of_run
+    from bptt._src.language_model.session import text_of_run
 
     best = min(m["valid_loss"] for m in run.metrics() if "valid_loss" in m)
     assert evaluate(run.load_model(), text_of_run(run).valid).loss == pytest.approx(best)

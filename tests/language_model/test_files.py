@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bptt.files import append_line, read_whole, write_whole
+from bptt._src.atomic import append_line, read_whole, write_whole
 
 
 def test_a_link_stays_one(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from bptt.documents import line_of
+from bptt._src.documents import line_of
 from bptt.errors import BpttWarning, CheckpointError, ConfigError
 from bptt.language_model import Run, resume, start
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from bptt._src.language_model.sampling import choose
 from bptt.errors import BpttWarning, ConfigError
 from bptt.language_model import train
-from bptt.language_model.sampling import choose
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bptt import Stream
-from bptt.data.readers import IGNORED
+from bptt._src.data.readers import IGNORED
+from bptt._src.language_model.step import Step
+from bptt._src.language_model.training import make_optimizer
 from bptt.language_model import start
-from bptt.language_model.step import Step
-from bptt.language_model.training import make_optimizer
 
 OPTIMIZERS = {
     "sgd": {"optimizer": "sgd"},

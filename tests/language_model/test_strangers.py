@@ -14,10 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from bptt.documents import sealed
+from bptt._src.documents import sealed
+from bptt._src.language_model import lock
+from bptt._src.language_model.tensors import read_tensors, write_tensors
 from bptt.errors import BpttWarning, CheckpointError, ConfigError
-from bptt.language_model import LanguageModel, Run, lock, resume, start, train
-from bptt.language_model.tensors import read_tensors, write_tensors
+from bptt.language_model import LanguageModel, Run, resume, start, train
 
 
 def refused(load, path: Path, match: str) -> None:
@@ -300,7 +301,7 @@ def test_an_interrupted_replacement_is_finished_by_who_comes_next(run, small, mo
 
 def test_another_process_that_replaces_the_run_is_waited_for(run, small, monkeypatch):
     (run.path / ".bptt-next").mkdir()
-    monkeypatch.setattr("bptt.language_model.making._PATIENCE", 0.05)
+    monkeypatch.setattr("bptt._src.language_model.making._PATIENCE", 0.05)
     held = lock.Lock(run.path)
     refused(LanguageModel.load, run.path, "another process is replacing the run")
     held.release()

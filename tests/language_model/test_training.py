@@ -12,11 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from bptt._src.language_model import training as training_module
+from bptt._src.language_model.tensors import read_tensors, write_tensors
 from bptt.data import Tokenizer
 from bptt.errors import CheckpointError, ConfigError, DivergedError, KernelError
 from bptt.language_model import LanguageModel, Run, resume, start, train
-from bptt.language_model import training as training_module
-from bptt.language_model.tensors import read_tensors, write_tensors
 
 
 def weights(run: Run, name: str = "checkpoint.safetensors") -> dict[str, torch.Tensor]:
@@ -413,7 +413,7 @@ def test_kernels_that_there_are_not_are_refused_before_there_is_a_run(small, tmp
     def backend():
         raise KernelError("BPTT_KERNELS must be ...")
 
-    monkeypatch.setattr("bptt.language_model.session.backend", backend)
+    monkeypatch.setattr("bptt._src.language_model.session.backend", backend)
     with pytest.raises(KernelError):
         start(small, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -443,7 +443,7 @@ def test_what_a_machine_has_no_room_for_is_asked_of_the_system_not_of_the_words(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_limit_on_the_process_is_a_limit_on_the_model(small):
-    from bptt.language_model.expected import check_memory
+    from bptt._src.language_model.expected import check_memory
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     large = small.changed(hidden=6000, embedding=10)  # 0.6 GB of weights

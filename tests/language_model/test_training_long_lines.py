@@ -10,8 +10,8 @@ from bptt.language_model import resume, start
 
 
 def test_a_long_line_is_learnt_in_windows_and_resumed_inside(small, tmp_path, story, monkeypatch):
-    monkeypatch.setattr("bptt.data.readers.MOST", 1)
-    monkeypatch.setattr("bptt.data.readers.MOST_OF_FEW", 40)
+    monkeypatch.setattr("bptt._src.data.readers.MOST", 1)
+    monkeypatch.setattr("bptt._src.data.readers.MOST_OF_FEW", 40)
     path = tmp_path / "long.txt"
     path.write_text("\n".join(story(40, seed).replace("\n", " ") for seed in range(6)) + "\n")
     config = small.changed(corpus=(str(path),), reading="lines", epochs=2)

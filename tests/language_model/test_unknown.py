@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bptt.cli.display import Display
+from bptt._src.cli.display import Display
+from bptt._src.language_model.sampling import _prepared
 from bptt.data import encode_corpus, encode_text, open_corpus
 from bptt.errors import BpttWarning
 from bptt.language_model import evaluate, start, train
-from bptt.language_model.sampling import _prepared
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from bptt.data.readers import IGNORED
+from bptt._src.data.readers import IGNORED
+from bptt._src.language_model import training as training_module
 from bptt.language_model import Watch, start
-from bptt.language_model import training as training_module
 
 
 def with_signal(training):

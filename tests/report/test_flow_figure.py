@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
-from made_flows import five_flows, made_flow
+from flow_factories import five_flows, made_flow
 
+from bptt._src.report.flow import draw_flow
 from bptt.errors import ConfigError
-from bptt.report.flow import draw_flow
 
 
 def test_a_heat_map_shows_the_norms_and_nothing_above_the_diagonal():

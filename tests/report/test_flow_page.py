@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_flows import five_flows, made_flow
+from flow_factories import five_flows, made_flow
 
+from bptt._src.report import flow_data, flow_page
 from bptt.errors import ConfigError
-from bptt.report import flow_data, flow_page
 
 UNTAME = [
     "<script>alert(1)</script>",

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bptt import Full, Plan, Truncated
+from bptt._src.report.matrices import draw_plans
 from bptt.errors import ConfigError
-from bptt.report.matrices import draw_plans
 
 HEAVY = Plan(6, carry=[1, 3, 0, 0.5, 2, 1])
 

@@ -8,7 +8,7 @@ A backward pass is the recursion of the deltas, last step first:
 δ_t is ∂L/∂a_t, the gradient with respect to the gates before their nonlinearity. P. Werbos,
 "Backpropagation through time: what it does and how to do it", Proc. IEEE 78 (1990).
 
-Names: N rows (all steps of all sequences, ``bptt.steps``), B sequences, H hidden units,
+Names: N rows (all steps of all sequences, ``bptt._src.steps``), B sequences, H hidden units,
 P outputs (H unless there is a projection), G gates. Capital letters hold all N rows, small ones
 the rows of one step.
 """
@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
+from bptt._src.steps import Crossing, Steps
 from bptt.cells.weights import State, Weights
-from bptt.steps import Crossing, Steps
 
 
 class Kept(NamedTuple):

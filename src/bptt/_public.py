@@ -1,0 +1,50 @@
+"""The core: the names of ``bptt.__all__``, and where each is defined."""
+
+from bptt import init, losses, memory
+from bptt._src.credit.error import estimator_error
+from bptt._src.flow.flow import GradientFlow
+from bptt._src.flow.gradient_flow import gradient_flow
+from bptt._src.flow.lyapunov import lyapunov_exponents
+from bptt._src.flow.meter import FlowMeter
+from bptt._src.flow.penalty import vanishing_penalty
+from bptt._src.recurrent import GRU, LSTM, RNN, Recurrent
+from bptt._src.unroll.stepwise import Stepwise
+from bptt._src.unroll.stream import Stream
+from bptt._src.unroll.unroll import unroll
+from bptt.cells import Cell
+from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
+from bptt.memory import Recompute, Store
+
+__all__ = [  # noqa: RUF022  # grouped by part
+    # Networks
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Recurrent",
+    "Cell",
+    "Stepwise",
+    "Stream",
+    # How far back a loss is credited
+    "Adaptive",
+    "Credit",
+    "Full",
+    "Plan",
+    "Randomized",
+    "Truncated",
+    "estimator_error",
+    "unroll",
+    # How far the gradient reaches
+    "FlowMeter",
+    "GradientFlow",
+    "gradient_flow",
+    "lyapunov_exponents",
+    "vanishing_penalty",
+    # What a backward pass keeps
+    "Recompute",
+    "Store",
+    "memory",
+    # Initial weights
+    "init",
+    # The loss of a readout
+    "losses",
+]

@@ -1,0 +1,1 @@
+"""What ``bptt`` is made of. Private: the modules beside this package are the interface."""

@@ -1,0 +1,1 @@
+"""How the bench measures: rows, timing, and what it compares with."""

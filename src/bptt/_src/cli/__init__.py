@@ -1,0 +1,22 @@
+"""The command line: parse, call, print."""
+
+import sys
+
+from bptt._src.cli.interrupts import Interrupts
+from bptt.errors import MissingExtraError, needs
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run ``bptt``, as its script does; what the user did wrong is one line and a status."""
+    interrupts = Interrupts()
+    with interrupts.handled():
+        # Not before a signal is heard, because it takes its time.
+        try:
+            with needs("lm"):
+                from bptt._src.cli.command_line import run
+        except MissingExtraError as error:
+            sys.exit(f"error: {error}")
+        status = run(interrupts)
+    sys.exit(status)

@@ -1,0 +1,267 @@
+"""What the commands show: on a terminal a bar that moves, elsewhere a line a measurement."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bptt._src.cli.terminal import Console, visible
+from bptt._src.language_model.score import beside, perplexity
+from bptt._src.shell import quoted
+from bptt.errors import needs
+from bptt.language_model import Score, Training, Watch, evaluate
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display(Watch):
+    """Shows training on standard output."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet)
+        self.line_shown = time.monotonic()
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.tensorboard: Any = None
+        self.average = math.nan
+        self.epoch_loss: float | None = None
+        self.horizon = ""
+        self.begun = (0.0, 0.0, 0)
+        self.unknown = ""  # of what is trained on
+
+    def say(self, text: str) -> None:
+        """Print a line of plain text."""
+        self.console.print(visible(text))  # before rich drops what it knows to be a control
+
+    # ------------------------------------------------------------------ before training
+
+    @contextmanager
+    def preparing(self) -> Iterator[Callable[[str, float | None], None]]:
+        """Show how the text is prepared."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
+        with Progress(
+            *columns,
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        ) as bar:
+            task = bar.add_task("reading the text", total=None)
+
+            def show(what: str, share: float | None) -> None:
+                bar.update(task, description=what, total=None if share is None else 1.0)
+                if share is not None:
+                    bar.update(task, completed=share)
+
+            yield show
+
+    def begin(self, training: Training, *, resumed: bool) -> None:
+        """Print what is going to be trained, on what, and where."""
+        config, text = training.config, training.text
+        self.unknown = beside(text.train.unknown_share)
+        parameters = sum(p.numel() for p in training.model.parameters())
+        V = text.tokenizer.size
+        cell = config.cell.upper() + (f" ({config.nonlinearity})" if config.cell == "rnn" else "")
+        self.say(
+            f"Text: {text.name}; {len(text.train.ids):,} {config.level} tokens to train on, "
+            f"{len(text.valid.ids):,} held out{beside(text.valid.unknown_share)}; vocabulary {V:,}."
+        )
+        self.say(
+            f"Model: {config.layers} × {cell} of {config.hidden}, {parameters:,} parameters; an "
+            f"untrained one's loss is ln {V} = {math.log(V):.3f}."
+        )
+        if config.credit != "full":
+            again = training.reach_back
+            back = f"; each update runs the {again} steps before its window again" if again else ""
+            self.say(f"Credit: {training.credit!r}{back}.")
+        verb = f"going on after update {training.progress.updates:,}" if resumed else "new"
+        self.say(f"Run: {training.run.path} ({verb}).")
+
+    # ------------------------------------------------------------------ during training
+
+    @contextmanager
+    def training(self, training: Training) -> Iterator[None]:
+        """Show the bar while training goes on."""
+        p = training.progress
+        self.begun = (time.monotonic(), p.seconds, p.tokens)
+        with Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn(
+                "{task.fields[rate]:,.0f} tokens/s  loss {task.fields[loss]:.3f}  "
+                "perplexity {task.fields[perplexity]}{task.fields[horizon]}"
+            ),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        ) as self.bar:
+            self.task = self.bar.add_task(
+                "", total=1.0, visible=False, epoch="", rate=0, loss=0, perplexity="", horizon=""
+            )
+            try:
+                yield
+            finally:
+                self.bar = None
+                if self.tensorboard is not None:
+                    self.tensorboard.close()
+
+    def updated(self, training: Training, loss: float) -> None:
+        """Move the bar."""
+        if training.progress.updates == 1 and not training.progress.rewinds:
+            self.say(f"{'update 1':<13} loss {loss:.3f} before anything is learnt")
+        self.average = loss if math.isnan(self.average) else 0.98 * self.average + 0.02 * loss
+        if self.bar is None or self.bar.disable:
+            return
+        config, reader = training.config, training.reader
+        done = (reader.epoch + reader.position / len(reader)) / config.epochs
+        if config.max_minutes:
+            done = max(done, (time.monotonic() - self.begun[0]) / (60 * config.max_minutes))
+        self.bar.update(
+            self.task,
+            completed=done,
+            visible=True,
+            epoch=f"{reader.epoch + 1}/{config.epochs}",
+            rate=self._rate(training),
+            loss=self.average,
+            perplexity=shown(perplexity(self.average)) + self.unknown,
+            horizon=self.horizon,
+        )
+
+    def _rate(self, training: Training) -> float:
+        """Tokens a second since training began, or went on; evaluations not counted."""
+        _, seconds, tokens = self.begun
+        p = training.progress
+        return (p.tokens - tokens) / max(p.seconds - seconds, 1e-9)
+
+    def evaluated(self, training: Training, score: Score, is_best: bool) -> None:
+        """Print a line for the evaluation."""
+        learnt = ""
+        if self.epoch_loss is not None:
+            learnt = f"training perplexity {shown(perplexity(self.epoch_loss))}{self.unknown}  "
+        best = "" if is_best else " (not the best)"
+        self.say(
+            f"{_when(training):<13} {learnt}validation perplexity {shown(score.perplexity)}"
+            f"{beside(score.unknown_share)}, "
+            f"{_bits(score.bits_per_character)} bits per character{best}{self.horizon}  "
+            f"{self._rate(training):,.0f} tokens/s"
+        )
+        self.epoch_loss = None
+
+    def measured(self, line: dict[str, Any]) -> None:
+        """Print a line now and then where no bar moves; write it for TensorBoard if wanted."""
+        self.horizon = _horizon(line) if "horizon" in line else self.horizon
+        now = time.monotonic()
+        if (
+            "loss" in line
+            and not self.console.is_terminal
+            and now - self.line_shown > SECONDS_BETWEEN_LINES
+        ):
+            self.line_shown = now
+            self.say(
+                f"{'update ' + format(line['update'], ','):<13} loss {line['loss']:.3f}  "
+                f"perplexity {shown(line['perplexity'])}{self.unknown}{self.horizon}"
+            )
+        when = f"{'update ' + format(line['update'], ','):<13}"
+        if "credit" in line:
+            self.say(f"{when} credit {line['credit']}")
+        for kind in ("alarm", "alarm_over"):
+            if kind in line:
+                self.say(f"{when} {kind.replace('_', ' ')}: {line[kind]}")
+        self.epoch_loss = line.get("epoch_loss", self.epoch_loss)
+        if self.tensorboard is not None:
+            for name, value in line.items():
+                if name not in ("update", "tokens") and isinstance(value, int | float):
+                    self.tensorboard.add_scalar(name, value, line["update"])
+
+    def rewound(self, training: Training, reason: str) -> None:
+        """Print that training diverged and goes on from the last checkpoint."""
+        p = training.progress
+        self.average = math.nan
+        self.say(
+            f"{'update ' + format(p.updates, ','):<13} back here with half the learning rate "
+            f"({p.rewinds} of at most {training.config.most_rewinds} times), because {reason}"
+        )
+
+    def open_tensorboard(self, path: Path) -> None:
+        """Write TensorBoard files as well.
+
+        Raises:
+            MissingExtraError: it is not installed.
+        """
+        with needs("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+        self.tensorboard = SummaryWriter(str(path))
+
+    # ------------------------------------------------------------------- after training
+
+    def conclude(self, training: Training) -> None:
+        """Print how good the best model is, compared with token frequencies alone, and a sample."""
+        best = training.run.load_model(training.config.device)
+        score = evaluate(best, training.text.valid, batch_size=training.config.batch_size)
+        unigram = training.run.text()["unigram_perplexity"]
+        self.say(
+            f"Validation perplexity {shown(score.perplexity)}{beside(score.unknown_share)}, "
+            f"{score.bits_per_character:.3f} bits per character; a unigram model's is "
+            f"{unigram:,.2f}."
+        )
+        if training.progress.rewinds:
+            times = f"{training.progress.rewinds} time{'s' * (training.progress.rewinds > 1)}"
+            self.say(
+                f"Training diverged and went back {times}; the learning rate is "
+                f"{0.5**training.progress.rewinds:g} of --lr since."
+            )
+        if training.sight.remark is not None:
+            self.say(f"How far the gradient reaches: {training.sight.remark}.")
+        length = 80 if training.config.level in ("word", "bpe") else 300
+        self.say("A sample:")
+        self.say(
+            "  " + best.sample(length=length, temperature=0.7, seed=0).strip().replace("\n", "\n  ")
+        )
+        self.say(f"The run is in {quoted(training.run.path)}.")
+
+
+def _horizon(line: dict[str, Any]) -> str:
+    """How far the gradient reaches, to be put beside the loss."""
+    lag = line["horizon"]
+    if lag is None:
+        return "  no horizon"
+    return f"  horizon {'' if line['horizon_settled'] else '≥ '}{lag}"
+
+
+def shown(perplexity: float) -> str:
+    """Write a perplexity; of one that is beyond all sense the magnitude.
+
+    >>> shown(66.083), shown(2e9)
+    ('66.08', '2e+09')
+    """
+    return f"{perplexity:,.2f}" if perplexity < 1e7 else f"{perplexity:.3g}"
+
+
+def _bits(bits: float) -> str:
+    """Write bits per character, likewise.
+
+    >>> _bits(1.4412), _bits(2.8e31)
+    ('1.441', '2.8e+31')
+    """
+    return f"{bits:.3f}" if bits < 1e4 else f"{bits:.3g}"
+
+
+def _when(training: Training) -> str:
+    if training.reader.position == 0 and training.reader.epoch:
+        return f"epoch {training.reader.epoch}/{training.config.epochs}"
+    return f"update {training.progress.updates:,}"

@@ -1,0 +1,309 @@
+"""``bptt flow``."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any, NamedTuple
+
+import torch
+import typer
+
+from bptt._src.atomic import write_whole
+from bptt._src.cli.places import STANDARD_OUTPUT, check_places
+from bptt._src.cli.terminal import echo, on_one_line
+from bptt._src.flow.truncation import tail
+from bptt._src.language_model.flow import flow_of
+from bptt._src.language_model.model import check_device
+from bptt._src.language_model.monitor import window_of
+from bptt._src.language_model.session import text_of_run
+from bptt._src.together import Table, With, check_together
+from bptt.data import Corpus, Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
+from bptt.errors import ConfigError
+from bptt.flow import GradientFlow
+from bptt.language_model import Config, LanguageModel, Run
+
+TOGETHER: Table = {
+    **dict.fromkeys(("column", "encoding"), With(("file",))),
+    **dict.fromkeys(("hidden", "layers", "seed"), With(("cell",))),
+}
+
+SENTENCES = {
+    "short": "Jane opened the door. John came in behind her. Jane smiled at John",
+    "long": "Jane opened the door. John came in behind her. Outside it had begun to rain, and the "
+    "last people were hurrying home across the square with their collars up. Jane smiled at John",
+}
+"""The same last word, with a short way back to where it was said before, and with a long one."""
+
+CELLS = ("rnn", "gru", "lstm")
+NONLINEARITIES = ("tanh", "sigmoid", "relu")
+HEAD = ("", "steps", "loss", "horizon", "decay a step", "suggested reach", "verdict")
+MOST_TOKENS = 5000  # all pairs of them take 2 GB
+WIDTH = 100  # columns of what is printed
+
+
+def flow(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="directories of runs, to be shown side by side", show_default=False),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            help="the text to look at (default: the beginning of the run's own validation text; "
+            "of untrained networks two sentences)",
+            show_default=False,
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="a file with the text, in its place", show_default=False)
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="the column of --file, a CSV or TSV file", show_default=False),
+    ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="the encoding of --file", show_default=False)
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=1, max=MOST_TOKENS, help="how many tokens to predict, at most")
+    ] = 100,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="instead of runs an untrained network: rnn, gru, lstm, or rnn with its "
+            "nonlinearity, as rnn:relu; may be given several times",
+            show_default=False,
+        ),
+    ] = None,
+    nonlinearity: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="of an untrained rnn: tanh, sigmoid, relu; may be given several times (default: "
+            "tanh)",
+            show_default=False,
+        ),
+    ] = None,
+    hidden: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="of an untrained network: its units (default: 100)", show_default=False
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="of an untrained network: its layers (default: 1)", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="of an untrained network: draws its weights (default: 0)", show_default=False
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="write a page to look at", show_default=False)
+    ] = None,
+    json_: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="write all of it as JSON; - prints nothing else", show_default=False
+        ),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="write a picture: .png, .svg or .pdf", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
+) -> None:
+    """Show how far back the gradient of each token's loss reaches, and what to do about it."""
+    if bool(runs) == bool(cell):
+        raise ConfigError(
+            "give the directories of runs, or --cell for an untrained network, not both"
+            if runs
+            else "give the directory of a run, or --cell rnn, gru or lstm for an untrained network"
+        )
+    if text is not None and file is not None:
+        raise ConfigError("give --text or --file, not both")
+    given = {
+        **{"file": file, "column": column, "encoding": encoding},
+        **{"cell": cell, "hidden": hidden, "layers": layers, "seed": seed},
+    }
+    check_together(TOGETHER, [n for n in TOGETHER if given[n] is not None], given.get)
+    if nonlinearity and "rnn" not in (cell or []):
+        raise ConfigError("--nonlinearity is of an untrained rnn: give --cell rnn too")
+    check_places(html=html, json=json_, figure=figure)
+    what = _Given(text, file, column, encoding)
+    if runs:
+        flows = [_of_run(run, what, tokens, device) for run in runs]
+    else:
+        variants = list(_variants(cell or [], nonlinearity or ["tanh"]))
+        options = {"hidden": hidden or 100, "layers": layers or 1, "seed": seed or 0}
+        flows = list(_untrained(variants, what, tokens, device, options))
+    document = json.dumps([f.to_dict() for f in flows], allow_nan=False) + "\n"
+    if str(json_) == STANDARD_OUTPUT:
+        echo(document, end="")
+    else:
+        echo(describe(flows))
+    if html is not None:
+        flows[0].save_html(html, *flows[1:])
+    if figure is not None:
+        _write_figure(figure, flows)
+    if json_ is not None and str(json_) != STANDARD_OUTPUT:
+        write_whole(json_, document)
+
+
+command = flow
+
+
+# ------------------------------------------------------------------------------- what to look at
+
+
+class _Given(NamedTuple):
+    """The text to look at, if one was given."""
+
+    text: str | None
+    file: Path | None
+    column: str | None
+    encoding: str | None
+
+    def corpus(self) -> Corpus | None:
+        """Open the file, where there is one."""
+        if self.file is None:
+            return None
+        return open_corpus([str(self.file)], column=self.column, encoding=self.encoding)
+
+    def encoded(self, tokenizer: Tokenizer, reading: str) -> Tokens | None:
+        """Encode what was given."""
+        if (corpus := self.corpus()) is not None:
+            return encode_corpus(corpus, tokenizer, reading=reading)
+        return None if self.text is None else encode_text(self.text, tokenizer, reading=reading)
+
+
+def _of_run(path: Path, what: _Given, tokens: int, device: str) -> GradientFlow:
+    run = Run(path)
+    model = run.load_model(device)
+    found = what.encoded(model.tokenizer, model.config.reading)
+    if found is None:
+        found = text_of_run(run).valid
+    flow = flow_of(model, found, tokens=tokens, name=Path(os.path.realpath(path)).name)
+    norms = [m["gradient_norm"] for m in run.metrics() if m.get("gradient_norm") is not None]
+    return replace(
+        flow, gradient_norm=median(norms) if norms else None, window=window_of(model.config)
+    )
+
+
+def _variants(cells: list[str], nonlinearities: list[str]) -> Iterator[tuple[str, str]]:
+    """Return (cell, nonlinearity) as they were spelled."""
+    for spelled in cells:
+        name, _, phi = spelled.partition(":")
+        chosen = [phi] if phi else nonlinearities if name == "rnn" else ["tanh"]
+        if name not in CELLS or (phi and name != "rnn"):
+            raise ConfigError(
+                f"--cell must be rnn, gru, lstm, or rnn with its nonlinearity, as rnn:relu; got "
+                f"{spelled!r}"
+            )
+        for phi in chosen:
+            if phi not in NONLINEARITIES:
+                raise ConfigError(
+                    f"--nonlinearity must be one of {', '.join(NONLINEARITIES)}, got {phi!r}"
+                )
+            yield name, phi
+
+
+def _untrained(
+    variants: list[tuple[str, str]],
+    what: _Given,
+    tokens: int,
+    device: str,
+    options: dict[str, Any],
+) -> Iterator[GradientFlow]:
+    """Return flows of networks before training, whose words are those of the text."""
+    if (corpus := what.corpus()) is not None:
+        texts = {"": "".join(corpus.pieces())}
+    else:
+        texts = SENTENCES if what.text is None else {"": what.text}
+    tokenizer = Tokenizer.train(texts.values(), level="word")
+    for (cell, phi), (which, words) in product(variants, texts.items()):
+        kind: dict[str, Any] = {"cell": cell, "nonlinearity": phi}
+        config = Config(level="word", **kind, **options)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(config.seed)
+            model = LanguageModel(tokenizer, config).to(check_device(device))
+        layers = "" if config.layers == 1 else f"{config.layers} × "
+        name = f"{layers}{_title(cell, phi)} {config.hidden}"
+        name += f", {which}" if which else ""
+        yield flow_of(
+            model, encode_text(words, tokenizer, reading="stream"), tokens=tokens, name=name
+        )
+
+
+def _title(cell: str, phi: str) -> str:
+    return f"RNN {phi}" if cell == "rnn" else cell.upper()
+
+
+# ------------------------------------------------------------------------------- what is written
+
+
+def _write_figure(path: Path, flows: list[GradientFlow]) -> None:
+    from bptt._src.report.flow import draw_flow  # matplotlib takes its time
+
+    picture = io.BytesIO()
+    draw_flow(*flows).savefig(picture, format=path.suffix.lower()[1:])
+    write_whole(path, picture.getvalue())
+
+
+def describe(flows: list[GradientFlow]) -> str:
+    """Write flows as plain text: a table, and for each its verdict and what to do."""
+    rows: list[tuple[str, ...]] = [HEAD, *map(_row, flows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]])
+        for row in rows
+    ]
+    for f in flows:
+        lines += ["", *_wrapped(f"{on_one_line(f.name)}: {f.verdict.words}")]
+        for a in f.advice:
+            lines += _wrapped(f"{a.text} [{a.source}]", "  - ")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _wrapped(text: str, first: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=" " * len(first),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _row(f: GradientFlow) -> tuple[str, ...]:
+    horizon, decay = f.horizon(), f.decay
+    words: list[Any] = [
+        on_one_line(f.name),
+        f.steps,
+        f"{f.losses.mean():.3f}",
+        "-" if horizon is None else f"{'' if f.settles() else '≥ '}{horizon}",
+        "-" if decay is None else f"{decay.beta:.3f} ± {decay.error:.3f}",
+        _reach(f),
+        f.verdict.kind,
+    ]
+    return tuple(map(str, words))
+
+
+def _reach(f: GradientFlow) -> str:
+    """Write the suggested reach, with what is known of its bias."""
+    found = f.suggestion(every=f.window)
+    if found.reach is None:
+        return f"> {f.lags - 1}" if f.lags > 2 and tail(f) is not None else "-"
+    known = "estimate" if found.measured is None else f"bias {found.measured:.2f}"
+    return f"{found.reach} ({known})"

@@ -1,0 +1,1 @@
+"""How credits are compared: tasks, measures, verdict."""

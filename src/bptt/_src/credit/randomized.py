@@ -1,0 +1,122 @@
+"""Randomized credit: cuts at random places, with weights that compensate for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bptt._src.credit.credit import Credit
+from bptt._src.credit.plan import Plan
+from bptt.errors import ConfigError
+
+
+@dataclass(frozen=True, repr=False)
+class Randomized(Credit):
+    """Cuts the state's gradient at random and reweights it elsewhere. Unbiased.
+
+    Between steps j-1 and j the gradient is cut with probability c_j, otherwise multiplied by
+    1 / (1 - c_j): carry[j] is 0 or 1 / (1 - c_j), its mean is 1 whatever happened before, so
+    the mean of W[t, s] is 1. C. Tallec and Y. Ollivier, "Unbiasing truncated backpropagation
+    through time" (2017), arXiv:1705.08209.
+
+    Args:
+        mean: the mean length of the pieces in steps, above 1.
+        tail: ``"heavy"``, the paper's choice: c_j = (α - 1) / ((α - 2) · mean + δ), where δ
+            counts the steps since the last cut. Long pieces are less rare, and the weight of
+            a lag ℓ grows like ℓ^(α-1). ``"constant"``: c_j = 1 / mean; lengths are geometric, and
+            the weights, and with them the variance, grow exponentially, by e every ``mean``
+            steps.
+        alpha: α of the heavy tail, above 2; from 3 on, lengths have a finite variance.
+        shared: whether all sequences of a batch are cut at the same places. Otherwise each has
+            its own cuts, which lowers the variance.
+        pi: the form of D2L (Dive into Deep Learning, 9.7.1.3) instead of ``mean``:
+            ξ_j ∈ {0, 1/π_j} with P(ξ_j ≠ 0) = π_j, as one number or one per step.
+
+    Raises:
+        ConfigError: an option is out of its range.
+
+    >>> import torch
+    >>> generator = torch.Generator().manual_seed(7)
+    >>> plan = Randomized(mean=2, tail="constant").plan(4, generator=generator)
+    >>> plan.carry.tolist()
+    [1.0, 0.0, 2.0, 2.0]
+    >>> print(plan)
+    1
+    . 1
+    . 2 1
+    . 4 2 1
+    """
+
+    mean: float | None = None
+    tail: Literal["heavy", "constant"] = "heavy"
+    alpha: float = 4.0
+    shared: bool = False
+    pi: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if (self.mean is None) == (self.pi is None):
+            raise ConfigError(
+                "Randomized takes a mean length, Randomized(mean=35), or probabilities pi, "
+                f"Randomized(pi=0.97); got {self!r}"
+            )
+        if self.mean is not None and not 1 < self.mean < np.inf:
+            raise ConfigError(f"Randomized: mean must be above 1 and finite, got {self.mean}")
+        if self.tail not in ("heavy", "constant"):
+            raise ConfigError(f"Randomized: tail must be heavy or constant, got {self.tail!r}")
+        if not 2 < self.alpha < np.inf:
+            raise ConfigError(f"Randomized: alpha must be above 2 and finite, got {self.alpha}")
+        if self.pi is not None:
+            pi = np.asarray(self.pi, np.float64)
+            if pi.ndim > 1 or not ((pi > 0) & (pi <= 1)).all():
+                raise ConfigError(f"Randomized: pi must be above 0 and at most 1, got {self.pi}")
+
+    def plan(self, steps: int, batch: int = 1, generator: torch.Generator | None = None) -> Plan:
+        """Draw a plan; the arguments are those of :meth:`Credit.plan`."""
+        columns = 1 if self.shared else batch
+        drawn = torch.rand(steps, columns, generator=generator, dtype=torch.float64).numpy()
+        carry = self.carry_of(drawn)
+        return Plan(steps, carry[:, 0] if columns == 1 else carry)
+
+    def carry_of(self, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn numbers drawn from U(0, 1) into factors: [T, B] to [T, B].
+
+        A number below the probability of a cut means a cut. The first step's number is not used:
+        the gradient always passes to the initial state.
+        """
+        carry = np.ones_like(drawn)
+        since_cut = np.ones(drawn.shape[1])
+        for j in range(1, len(drawn)):
+            c = self.cut_probability(j, since_cut, len(drawn))
+            cuts = drawn[j] < c
+            carry[j] = np.where(cuts, 0.0, 1 / np.where(cuts, 1.0, 1 - c))
+            since_cut = np.where(cuts, 1.0, since_cut + 1)
+        return carry
+
+    def cut_probability(
+        self, step: int, since_cut: NDArray[np.float64], steps: int
+    ) -> NDArray[np.float64]:
+        """c_j, the probability of a cut between the steps j-1 and j.
+
+        Args:
+            step: the step j.
+            since_cut: δ for each sequence, [B]: the steps since its last cut, 1 for the first
+                boundary after it.
+            steps: the number of steps T.
+        """
+        if self.pi is not None:
+            pi = np.asarray(self.pi, np.float64)
+            if pi.ndim and len(pi) != steps:
+                raise ConfigError(
+                    f"Randomized: pi has {len(pi)} probabilities, the sequence {steps} steps"
+                )
+            return np.full_like(since_cut, 1 - (pi[step] if pi.ndim else pi))
+        assert self.mean is not None
+        if self.tail == "constant":
+            return np.full_like(since_cut, 1 / self.mean)
+        return (self.alpha - 1) / ((self.alpha - 2) * self.mean + since_cut)

@@ -1,0 +1,1 @@
+"""Text to train on: reading, splitting, tokenizing, caching, batching."""

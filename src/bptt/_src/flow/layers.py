@@ -1,0 +1,51 @@
+"""All pairs in the networks of bptt and torch.nn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bptt._src.engines.sequence import without_autocast
+from bptt._src.flow.cotangents import Cotangents
+from bptt._src.flow.dense import Dense
+from bptt._src.flow.flow import StateFlow
+from bptt._src.flow.given import Given
+from bptt._src.flow.network import Network
+from bptt._src.flow.pairs import Found, Pairs
+from bptt._src.flow.windows import SideBySide
+
+MANY = 8
+"""So many losses on their way through a step, on average, are worth a matrix for it."""
+
+
+def through_layers(
+    given: Given,
+    begin: Callable[[Tensor], Cotangents],
+    pairs: Pairs,
+    budget: int,
+    attributed: bool,
+) -> Found:
+    """Follow the losses of a network of bptt or torch.nn.
+
+    Args:
+        given: the network and what it is given.
+        begin: gives ∂L_t/∂y_t for the outputs, laid out as the module's.
+        pairs: which to follow.
+        budget: bytes that the gradients on their way may take.
+        attributed: whether to find the inputs' attribution.
+    """
+    with torch.no_grad(), without_autocast(given.inputs.device):
+        network = Network(given.ours, given.inputs, given.state, given.resets, pairs)
+        way = Dense if pairs.losses_at_a_step >= MANY else SideBySide
+        found = way(network, pairs, budget, attributed)
+        start = begin(network.outputs(found.y))
+        found.follow(network.of_rows(start.outputs[0]))
+    states = [
+        StateFlow(n, name, pairs.completed(norms))
+        for n, layer in enumerate(network.layers)
+        for name, norms in zip(("hidden", "cell"), layer.norms, strict=False)
+    ]
+    attribution = None if found.attribution is None else pairs.completed(found.attribution)
+    return Found(start.losses, tuple(states), attribution)

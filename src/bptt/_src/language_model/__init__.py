@@ -1,0 +1,1 @@
+"""Recurrent language models: training, runs, evaluation, sampling."""

@@ -1,0 +1,402 @@
+"""The options that define a run, as one record; config.json holds it."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from bptt._src.atomic import read_whole
+from bptt._src.credit.spelling import is_own
+from bptt._src.documents import MOST, SEAL, parse, unseal
+from bptt._src.together import Only, Table, With, Without, check_together
+from bptt.credit import Credit
+from bptt.credit import parse as parse_credit
+from bptt.errors import BpttWarning, ConfigError, spelled
+from bptt.memory import parse as parse_memory
+
+TEXT, MODEL, TRAINING, RUNNING = "Text", "Model", "Training", "Running"
+
+TOGETHER: Table = {
+    "column": With(("corpus",)),
+    "encoding": With(("corpus", "valid")),
+    "vocabulary": Only("level", ("word", "char", "bpe")),
+    "sampling": Only("reading", ("stream",)),
+    "valid_fraction": Without("valid"),
+    "nonlinearity": Only("cell", ("rnn",)),
+    "steps": Only("reading", ("stream",)),
+    "momentum": Only("optimizer", ("sgd",)),
+    "most_rewinds": Only("on_divergence", ("rewind",)),
+}
+"""Options that mean something only together with others; see :mod:`together`."""
+
+
+def _option(
+    default: Any,
+    group: str,
+    help: str,
+    *,
+    flag: str | None = None,
+    least: Any = None,
+    most: Any = None,
+) -> Any:
+    """Declare an option: its default, its panel in the help, its help text, its bounds."""
+    about = {"group": group, "help": help, "flag": flag, "least": least, "most": most}
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options for training a language model.
+
+    The options of the command line, the entries of config.json and the keyword arguments of this
+    class have the same names and meanings. Raises :class:`bptt.errors.ConfigError` if they
+    contradict each other.
+
+    >>> Config(cell="gru", hidden=64).embedding_size
+    64
+    """
+
+    corpus: tuple[str, ...] = _option(
+        (),
+        TEXT,
+        "text files, folders, a CSV or TSV file, or - for standard input (default: the "
+        "documentation inside this Python installation)",
+    )
+    column: str | None = _option(None, TEXT, "the column of a CSV or TSV file that holds the text")
+    encoding: str | None = _option(
+        None, TEXT, "the text's encoding, if it is neither UTF-8 nor given by a byte order mark"
+    )
+    level: Literal["word", "char", "byte", "bpe"] = _option("word", TEXT, "what a token is")
+    vocabulary: int | None = _option(
+        None,
+        TEXT,
+        "vocabulary size; the most frequent tokens are kept (default: 8000; all at char level)",
+        least=2,
+        most=10**9,
+    )
+    lowercase: bool = _option(False, TEXT, "convert the text to lower case")
+    reading: Literal["stream", "sentences", "lines"] = _option(
+        "stream",
+        TEXT,
+        "stream: one long text, the state carried from window to window; sentences, lines: each "
+        "one a sequence of its own",
+    )
+    sampling: Literal["sequential", "random"] = _option(
+        "sequential",
+        TEXT,
+        "order of a stream's windows: sequential, or shuffled, each starting from a zero state",
+    )
+    valid: tuple[str, ...] = _option((), TEXT, "validate on this text, not on the corpus's end")
+    valid_fraction: float = _option(
+        0.1, TEXT, "share of the corpus, at its end, held out for validation", least=0
+    )
+    max_tokens: int | None = _option(None, TEXT, "use only the first tokens of the corpus", least=1)
+
+    cell: Literal["rnn", "gru", "lstm"] = _option("lstm", MODEL, "type of recurrent network")
+    nonlinearity: Literal["tanh", "relu", "sigmoid"] = _option("tanh", MODEL, "for the rnn cell")
+    hidden: int = _option(200, MODEL, "hidden units per layer", least=1)
+    layers: int = _option(1, MODEL, "number of recurrent layers", least=1, most=1000)
+    embedding: int | None = _option(
+        None, MODEL, "embedding size (default: that of the hidden layer)", least=1
+    )
+    tied: bool = _option(False, MODEL, "share the weights of embedding and readout")
+    dropout: float = _option(
+        0.0, MODEL, "dropout of the embedding, between layers, and before the readout", least=0
+    )
+
+    credit: str = _option(
+        "full",
+        TRAINING,
+        "how far back losses are credited: full (to the start of the window or sentence), "
+        "truncated:35, truncated:every=10,reach=35, randomized:35, adaptive:0.1, or your own as "
+        "module.Class:arguments",
+    )
+    steps: int | None = _option(
+        None,
+        TRAINING,
+        "steps in a stream's window; the parameters are updated after each window, and the "
+        "gradient is cut there unless the credit reaches further (default: set by --credit, or 35)",
+        least=1,
+    )
+    batch_size: int = _option(20, TRAINING, "streams, or sentences, side by side", least=1)
+    epochs: int = _option(10, TRAINING, "passes over the text", least=0)
+    optimizer: Literal["sgd", "adam", "adamw"] = _option("adam", TRAINING, "the optimizer")
+    learning_rate: float | None = _option(
+        None,
+        TRAINING,
+        "learning rate (default: 1 for sgd, 0.003 for adam and adamw)",
+        flag="--lr",
+        least=0,
+        most=1e38,  # a number of float32
+    )
+    momentum: float = _option(0.0, TRAINING, "momentum of sgd", least=0, most=1)
+    weight_decay: float = _option(
+        0.0, TRAINING, "L2 penalty; decoupled with adamw", least=0, most=1e38
+    )
+    clip: float = _option(
+        1.0, TRAINING, "clip the gradient to this norm; 0: no clipping", least=0, most=1e38
+    )
+    schedule: Literal["halve", "constant", "linear", "cosine"] = _option(
+        "halve",
+        TRAINING,
+        "learning rate schedule: halve when the validation loss rises; linear, cosine: down to 0",
+    )
+    warmup: int = _option(0, TRAINING, "updates over which the learning rate rises from 0", least=0)
+    patience: int | None = _option(
+        None, TRAINING, "stop after this many evaluations without improvement", least=1
+    )
+    eval_every: int | None = _option(
+        None, TRAINING, "updates between evaluations (default: an epoch)", least=1
+    )
+    on_divergence: Literal["stop", "rewind"] = _option(
+        "stop",
+        TRAINING,
+        "what to do if the loss or the gradient is not finite: stop, or return to the last "
+        "checkpoint with half the learning rate",
+    )
+    most_rewinds: int = _option(
+        5, TRAINING, "with --on-divergence rewind: stop after this many returns", least=1
+    )
+    seed: int = _option(
+        0,
+        TRAINING,
+        "seed of the initial weights, dropout and the order of the text",
+        least=0,
+        most=2**63 - 1,
+    )
+
+    device: str = _option("cpu", RUNNING, "device to compute on: cpu, cuda, cuda:1...")
+    memory: str | None = _option(
+        None,
+        RUNNING,
+        "what the backward pass keeps: store, recompute:64MB or recompute:8 (states); the gradient "
+        "is the same (default: everything)",
+    )
+    threads: int | None = _option(
+        None, RUNNING, "CPU threads (default: torch's setting)", least=1, most=1024
+    )
+    flow_every: int | None = _option(
+        None,
+        RUNNING,
+        "updates between two measurements of how far the gradient reaches; 0: never (default: 100, "
+        "or as many as read 10,000 tokens)",
+        least=0,
+    )
+    save_every: float = _option(60.0, RUNNING, "seconds between checkpoints", least=0)
+    max_minutes: float | None = _option(
+        None, RUNNING, "stop after this time, as if by Ctrl-C", least=0
+    )
+    tensorboard: bool = _option(False, RUNNING, "also write TensorBoard files into the run")
+
+    def __post_init__(self) -> None:
+        """Check each option, and those that depend on each other."""
+        for f in fields(self):
+            _check(f.name, getattr(self, f.name))
+        for name in ("dropout", "valid_fraction"):
+            share = getattr(self, name)
+            if not 0 <= share < 1:
+                raise ConfigError(f"{spelled(name)} must be at least 0 and below 1, got {share}")
+        object.__setattr__(self, "corpus", tuple(self.corpus))
+        object.__setattr__(self, "valid", tuple(self.valid))
+        self.check_together(f.name for f in fields(self) if getattr(self, f.name) != f.default)
+        if self.tied and self.embedding not in (None, self.hidden):
+            raise ConfigError(
+                f"{spelled('tied')} needs an embedding of the hidden layer's size {self.hidden}, "
+                f"got {self.embedding}: leave {spelled('embedding')} out"
+            )
+        if not is_own(self.credit):
+            self.make_credit()
+        if self.memory is not None:
+            parse_memory(self.memory)
+
+    def check_together(self, given: Iterable[str]) -> None:
+        """Refuse options that have no effect beside the others.
+
+        Args:
+            given: the names of the options that were given explicitly, even at their defaults.
+
+        Raises:
+            ConfigError: one of them has no effect.
+        """
+        check_together(TOGETHER, given, lambda name: getattr(self, name))
+
+    def make_credit(self) -> Credit:
+        """Make the credit; refuse one that does not suit the other options.
+
+        A user's own class is imported here, when training begins, so that a model can be loaded
+        without it.
+        """
+        credit = parse_credit(self.credit)
+        self._check_credit(credit)
+        return credit
+
+    def _check_credit(self, credit: Credit) -> None:
+        if not self.is_carried:
+            return
+        given = spelled("credit", self.credit)
+        anywhere = f"use {spelled('sampling', 'random')}"
+        if credit.adapt_every is not None:
+            raise ConfigError(
+                f"{given} is measured between epochs on a stream, where windows follow each "
+                f"other: leave adapt_every out, or {anywhere}"
+            )
+        if self.steps is None or credit.window is None:
+            return
+        steps = spelled("steps", self.steps)
+        if type(credit).adapt is not Credit.adapt:
+            raise ConfigError(
+                f"{given} chooses the windows itself, anew after each epoch: leave {steps} "
+                f"out, or {anywhere}"
+            )
+        if credit.history and self.steps != credit.window:
+            raise ConfigError(
+                f"{given} reaches beyond its block of losses, so on a stream each block is one "
+                f"update: leave {steps} out, or {anywhere}"
+            )
+        if self.steps < credit.window:
+            whole = f"truncated:every={self.steps},reach={credit.window}"
+            raise ConfigError(
+                f"{given} reaches beyond {steps}, where a stream's window begins: leave "
+                f"{spelled('steps')} out, or use {spelled('credit', whole)}"
+            )
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether the text is read as streams whose state is carried from window to window."""
+        return self.reading == "stream" and self.sampling == "sequential"
+
+    @property
+    def embedding_size(self) -> int:
+        """E, the embedding's size: that of the hidden layer unless another is given."""
+        return self.embedding or self.hidden
+
+    @property
+    def base_rate(self) -> float:
+        """The learning rate before the schedule is applied."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1.0 if self.optimizer == "sgd" else 0.003
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options by name, as values that JSON can hold."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def changed(self, **options: Any) -> Config:
+        """Return a copy with some options changed.
+
+        Options that lose their effect by this, and are not among those given, go back to their
+        defaults.
+
+        >>> Config(steps=20).changed(reading="lines").steps is None
+        True
+        """
+        after = {**{f.name: getattr(self, f.name) for f in fields(self)}, **options}
+        idle = [n for n, rule in TOGETHER.items() if n not in options and not rule.holds(after.get)]
+        defaults: dict[str, Any] = {n: fields_by_name()[n].default for n in idle}
+        return replace(self, **options, **defaults)
+
+
+def fields_by_name() -> dict[str, Field[Any]]:
+    """The declared options by name."""
+    return {f.name: f for f in fields(Config)}
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Read options from a user's JSON file: some of them, or a run's whole config.json.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON, or names an unknown option.
+    """
+    try:
+        found = parse(read_whole(path, MOST))
+    except OSError as e:
+        raise ConfigError(f"cannot read the configuration {path}: {e.strerror or e}") from None
+    except ValueError as e:
+        raise ConfigError(f"{path} is not a JSON file of options: {e}") from None
+    if isinstance(found, dict) and SEAL in found:
+        try:
+            unseal(found)
+        except ValueError:
+            warnings.warn(
+                f"{path} was edited since bptt wrote it; it is used as it is (remove its line "
+                f"{SEAL} to confirm the edit)",
+                BpttWarning,
+                stacklevel=2,
+            )
+        del found[SEAL]
+    return as_options(found, path)
+
+
+def as_options(found: Any, path: Path) -> dict[str, Any]:
+    """Check the contents of a JSON file of options.
+
+    Raises:
+        ConfigError: it is not an object, names an unknown option, or has an unsuitable value.
+    """
+    if not isinstance(found, dict):
+        raise ConfigError(f'{path} must hold an object, {{"option": value}}')
+    unknown = sorted(found.keys() - _TYPES.keys())
+    if unknown:
+        raise ConfigError(
+            f"{path}: unknown option {', '.join(unknown)}; the options are {', '.join(_TYPES)}"
+        )
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+    for name, value in options.items():
+        _check(name, value)
+    return options
+
+
+def _check(name: str, value: Any) -> None:
+    """Refuse a value of the wrong type or out of the option's bounds."""
+    hint, about = _TYPES[name], fields_by_name()[name].metadata
+    flag = spelled(name)
+    if get_args(hint) and isinstance(get_args(hint)[0], str):  # Literal
+        if not isinstance(value, str) or value not in get_args(hint):
+            raise ConfigError(f"{flag} must be one of {', '.join(get_args(hint))}, got {value!r}")
+        return
+    kinds = tuple(t for t in (get_args(hint) or (hint,)) if t is not Ellipsis)
+    if hint == tuple[str, ...]:
+        right = isinstance(value, tuple | list) and all(isinstance(v, str) for v in value)
+    elif float in kinds:
+        right = isinstance(value, (*kinds, int)) and not isinstance(value, bool)
+        right = right and (not isinstance(value, float) or math.isfinite(value))
+    else:
+        right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if not right:
+        words = {float: "a finite number", int: "a whole number", type(None): "null"}
+        names = " or ".join(words.get(k, k.__name__) for k in kinds)
+        names = "a list of str" if hint == tuple[str, ...] else names
+        raise ConfigError(f"{flag} must be {names}, got {value!r}")
+    if isinstance(value, int | float):
+        _check_bounds(flag, value, about["least"], about["most"])
+    for text in value if isinstance(value, tuple | list) else [value]:
+        if isinstance(text, str):
+            _check_text(flag, text)
+
+
+def _check_bounds(flag: str, value: float, least: float | None, most: float | None) -> None:
+    most = _LARGEST if most is None else most  # what floats and torch can hold
+    if least is not None and value < least:
+        raise ConfigError(f"{flag} must be at least {least}, got {value}")
+    if value > most:
+        raise ConfigError(f"{flag} must be at most {most}, got {value}")
+
+
+def _check_text(flag: str, text: str) -> None:
+    """Refuse text that no system accepts as the name of a file."""
+    try:
+        os.fsencode(text)
+        is_right = "\0" not in text
+    except UnicodeEncodeError:
+        is_right = False
+    if not is_right:
+        raise ConfigError(f"{flag} must be text without null and lone surrogates, got {text!r}")
+
+
+_LARGEST = 2**63 - 1
+_TYPES = get_type_hints(Config)

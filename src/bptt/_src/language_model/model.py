@@ -1,0 +1,194 @@
+"""The model: embedding, recurrent layers, readout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bptt._src.language_model.config import Config
+from bptt._src.language_model.score import Score, warn_of_unknown
+from bptt._src.recurrent import GRU, LSTM, RNN
+from bptt._src.unroll.unroll import unroll
+from bptt.data import Tokenizer, encode_text
+from bptt.errors import ConfigError, spelled
+from bptt.memory import Memory
+
+
+class LanguageModel(nn.Module):
+    """A recurrent language model: p(next token | all tokens before it).
+
+    Args:
+        tokenizer: turns text into tokens; its size is the vocabulary size V.
+        config: the cell, the sizes of the layers, dropout, and whether weights are tied.
+
+    Load a trained one with :meth:`load`:
+
+    >>> model = bptt.LanguageModel.load("runs/book")              # doctest: +SKIP
+    >>> model.sample("Once upon a", length=50, temperature=0.8)    # doctest: +SKIP
+    >>> model.score("Once upon a time").perplexity                 # doctest: +SKIP
+    """
+
+    takes_carry = takes_credit = True
+    """Tells :func:`bptt.unroll` that the module accepts plans itself."""
+
+    def __init__(self, tokenizer: Tokenizer, config: Config) -> None:
+        super().__init__()
+        self.tokenizer, self.config = tokenizer, config
+        V, E, H = tokenizer.size, config.embedding_size, config.hidden
+        self.embedding = nn.Embedding(V, E)
+        options: dict[str, Any] = {"num_layers": config.layers}
+        if config.layers > 1:
+            options["dropout"] = config.dropout
+        if config.cell == "rnn":
+            options["nonlinearity"] = config.nonlinearity
+        self.recurrent = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[config.cell](E, H, **options)
+        self.readout = nn.Linear(H, V)
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise: U(-0.1, 0.1) for embedding and readout, as in torch.nn for the rest.
+
+        The untrained loss is then close to ln V, that of a uniform guess.
+        """
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(self.readout.weight, -0.1, 0.1)
+        nn.init.zeros_(self.readout.bias)
+        self.recurrent.reset_parameters()
+        if self.config.tied:
+            self.readout.weight = self.embedding.weight
+
+    def forward(
+        self, tokens: Int[Tensor, "time batch"], state: Any = None, **how: Any
+    ) -> tuple[Float[Tensor, "time batch vocabulary"], Any]:
+        """Predict each next token.
+
+        Args:
+            tokens: token numbers, [T, B].
+            state: the recurrent layers' state, as for :class:`bptt.LSTM` and the others.
+            how: how the gradient goes back, as for :meth:`hidden`.
+
+        Returns:
+            The logits of the next token, [T, B, V], and the state after the last step.
+        """
+        h, state = self.hidden(tokens, state, **how)
+        return self.readout(h), state
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "time batch"],
+        state: Any = None,
+        *,
+        memory: Memory | None = None,
+        **how: Any,
+    ) -> tuple[Float[Tensor, "time batch hidden"], Any]:
+        """Compute the readout's input, [T, B, H], and the state after the last step.
+
+        Args:
+            tokens: token numbers, [T, B].
+            state: the initial state, as for :meth:`forward`.
+            memory: what the backward pass keeps of the recurrent layers, as for
+                :func:`bptt.unroll`; everything by default.
+            how: ``credit``, ``carry``, ``resets``, ``generator``, as for :class:`bptt.LSTM`.
+        """
+        x = self.dropout(self.embedding(tokens))
+        if memory is None:
+            h, state = self.recurrent(x, state, **how)
+        else:
+            h, state = unroll(self.recurrent, x, state, memory=memory, **how)
+        return self.dropout(h), state
+
+    @classmethod
+    def load(cls, run: str | Path, *, device: str = "cpu") -> LanguageModel:
+        """Load the best model of a run, ready to evaluate and sample.
+
+        Args:
+            run: the run's directory.
+            device: the device to load it to.
+
+        Raises:
+            bptt.errors.CheckpointError: there is no usable run.
+        """
+        from bptt._src.language_model.run import Run
+
+        return Run(Path(run)).load_model(device)
+
+    def sample(
+        self,
+        prompt: str = "",
+        *,
+        length: int = 200,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str:
+        """Continue a prompt; the returned text begins with it.
+
+        Args:
+            prompt: the text that the model reads first.
+            length: number of tokens to add.
+            temperature: divisor of the logits; 0 always takes the likeliest token.
+            top_k: draw only from the k likeliest tokens.
+            top_p: draw only from the likeliest tokens whose probabilities sum to p.
+            seed: seed of the draws; None uses torch's global generator.
+
+        Raises:
+            bptt.errors.ConfigError: an option is out of range.
+        """
+        return "".join(
+            self.sample_stream(
+                prompt,
+                length=length,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+            )
+        )
+
+    def sample_stream(self, prompt: str = "", **options: Any) -> Iterator[str]:
+        """Sample as :meth:`sample` does, but yield the text piece by piece as it is drawn."""
+        from bptt._src.language_model.sampling import sample_stream
+
+        return sample_stream(self, prompt, **options)
+
+    def score(self, text: str) -> Score:
+        """Measure how well the model predicts a text.
+
+        Line ends and byte order marks are treated as in a file. A warning is given if many of
+        the tokens are unknown.
+
+        Raises:
+            bptt.errors.CorpusError: the text has no token to predict.
+        """
+        from bptt._src.language_model.evaluation import evaluate
+
+        score = evaluate(self, encode_text(text, self.tokenizer, reading=self.config.reading))
+        warn_of_unknown(score.unknown_share, "the text", self.tokenizer.level)
+        return score
+
+
+def check_device(name: str) -> torch.device:
+    """Return the device of this name.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise ConfigError(
+            f"{spelled('device', name)} cannot be used here: use cpu, cuda, cuda:1 (another one), "
+            "mps or xpu"
+        )
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+        raise ConfigError(f"{spelled('device', name)} cannot be used here: {reason}") from None

@@ -1,0 +1,129 @@
+"""One update of a language model: from a batch of tokens to the new weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from bptt._src.data.readers import IGNORED
+from bptt._src.language_model.model import LanguageModel
+from bptt._src.unroll.stream import Stream
+from bptt.credit import Credit
+from bptt.losses import linear_cross_entropy
+from bptt.memory import Memory
+
+
+class Taken(NamedTuple):
+    """The result of a step."""
+
+    loss: float
+    """The batch's loss in nats per token, before the update."""
+    norm: float
+    """The gradient's norm before clipping."""
+    stream: Stream
+    """The state of the streams after the batch, without a graph."""
+
+
+class Step:
+    """A step of gradient descent, in as few passes over the weights as possible.
+
+    The logits are never stored (:func:`bptt.losses.linear_cross_entropy`), and the gradient is
+    clipped while it is read for the update. Plain SGD, without momentum and weight decay, keeps no
+    state and leaves a weight alone if its gradient is zero: it is one operation per parameter, and
+    only those rows of the embedding change that the batch used. Any other optimizer is torch's own.
+
+    Args:
+        model: the model to train.
+        optimizer: one of torch's, over all of the model's parameters, with ``fused=True``.
+        clip: clip the gradient to this norm; 0: no clipping.
+    """
+
+    def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        self.model, self.optimizer, self.clip = model, optimizer, clip
+        self.parameters = list(model.parameters())
+        table = model.embedding
+        self.is_plain = _is_plain(optimizer) and _is_on_cpu(table.weight)
+        # A row-sparse gradient, with one row for each token of the batch.
+        table.sparse = self.is_plain and not model.config.tied
+
+    def __call__(
+        self,
+        inputs: Int[Tensor, "time batch"],
+        targets: Int[Tensor, "time batch"],
+        stream: Stream,
+        rate: float,
+        *,
+        credit: Credit | None = None,
+        memory: Memory | None = None,
+        reach_back: int = 0,
+    ) -> Taken:
+        """Take a step, unless the loss or the gradient is not finite.
+
+        Args:
+            inputs: token numbers, [T, B].
+            targets: the token after each input, [T, B]; ``IGNORED`` where there is none.
+            stream: the state of the streams before the batch.
+            rate: the learning rate.
+            credit: how far back the losses are credited; within the batch, unless earlier steps
+                are run again.
+            memory: what the backward pass keeps of the recurrent layers.
+            reach_back: number of steps before the batch to run again; the batch's losses reach
+                all of them.
+        """
+        within = None if reach_back else credit
+
+        def run(tokens: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
+            hidden = self.model.hidden
+            return hidden(tokens, state, credit=within, memory=memory, resets=resets)
+
+        hidden, after = stream.through(run, inputs, reach_back)
+        readout = self.model.readout
+        loss = linear_cross_entropy(
+            hidden, readout.weight, readout.bias, targets, ignore_index=IGNORED
+        )
+        for p in self.parameters:
+            p.grad = None
+        loss.backward()
+        taken = Taken(float(loss.detach()), self.norm(), after)
+        if math.isfinite(taken.loss) and math.isfinite(taken.norm):
+            self.update(rate, taken.norm)
+        return taken
+
+    def norm(self) -> float:
+        """Compute the gradient's norm over all parameters together."""
+        table = self.model.embedding.weight
+        if table.grad is not None and table.grad.is_sparse:
+            table.grad = table.grad.coalesce()  # one row for a token that occurs twice
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return float(get_total_norm([g.values() if g.is_sparse else g for g in gradients]))
+
+    @torch.no_grad()
+    def update(self, rate: float, norm: float) -> None:
+        """Update the weights with the gradient, clipped to the norm ``clip``."""
+        shorten = max(1.0, (norm + 1e-6) / self.clip) if self.clip else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.is_plain:
+            for p in self.parameters:
+                if p.grad is not None:
+                    p.add_(p.grad, alpha=-rate / shorten)
+            return
+        # torch.amp's divisor, applied while the optimizer reads the gradient.
+        self.optimizer.grad_scale = torch.tensor(shorten) if shorten > 1 else None  # type: ignore[attr-defined]
+        self.optimizer.step()
+
+
+def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer keeps no state and leaves a weight alone if its gradient is zero."""
+    return isinstance(optimizer, torch.optim.SGD) and not any(
+        group["momentum"] or group["weight_decay"] for group in optimizer.param_groups
+    )
+
+
+def _is_on_cpu(t: Tensor) -> bool:
+    return t.device.type == "cpu"

@@ -1,0 +1,427 @@
+"""Training of a language model that can stop anywhere and continue to the same bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bptt._src.credit.spelling import is_own
+from bptt._src.language_model.checkpoint import Progress, checkpoint_of, restore
+from bptt._src.language_model.config import Config
+from bptt._src.language_model.divergence import (
+    NORMS_KEPT,
+    first_bad_tensor,
+    first_not_finite,
+    norms_in_words,
+)
+from bptt._src.language_model.evaluation import evaluate
+from bptt._src.language_model.expected import check_memory, no_memory
+from bptt._src.language_model.lock import Lock
+from bptt._src.language_model.model import LanguageModel, check_device
+from bptt._src.language_model.monitor import LARGEST, STEPS, Reach, Sight, looks_every, reach_of
+from bptt._src.language_model.probe import Probe
+from bptt._src.language_model.run import Run
+from bptt._src.language_model.score import Score, perplexity
+from bptt._src.language_model.step import Step
+from bptt._src.language_model.tensors import Checkpoint
+from bptt._src.shell import quoted
+from bptt._src.unroll.stream import Stream
+from bptt.credit import Credit
+from bptt.data import Batch, PreparedText, Sentences, Streams
+from bptt.errors import DivergedError
+from bptt.memory import parse as parse_memory
+
+LOG_EVERY = 100  # updates between the lines of metrics.jsonl
+
+
+class Watch:
+    """Training callbacks; the base class does nothing. Override the ones you need."""
+
+    def updated(self, training: Training, loss: float) -> None:
+        """Called after each update with the loss of its batch, in nats per token."""
+
+    def evaluated(self, training: Training, score: Score, is_best: bool) -> None:
+        """Called after each evaluation on the validation text."""
+
+    def measured(self, line: dict[str, Any]) -> None:
+        """Called with each line of metrics.jsonl."""
+
+    def rewound(self, training: Training, reason: str) -> None:
+        """Called when training has diverged and is back at the last checkpoint, with the reason."""
+
+
+@dataclass
+class Training:
+    """A model in training, with everything that must be saved to continue it."""
+
+    config: Config
+    run: Run
+    text: PreparedText
+    watch: Watch = field(default_factory=Watch)
+    lock: Lock | None = None
+    """The run's lock; nothing else can train the run while this lives, or until :meth:`close`."""
+
+    def __post_init__(self) -> None:
+        """Make model, optimizer and reader from the configuration."""
+        config = self.config
+        self.device = check_device(config.device)
+        torch.manual_seed(config.seed)
+        self.model = _make_model(config, self.text, self.device)
+        self.optimizer = make_optimizer(config, list(self.model.parameters()))
+        self.step = Step(self.model, self.optimizer, config.clip)
+        self.credit = config.make_credit()
+        self.memory = parse_memory(config.memory) if config.memory else None
+        self.reader = self.make_reader()
+        self.progress = Progress()
+        self.sight = Sight(self.model, self.text.train, config, self._looks_every())
+        self.stream = Stream()
+        self.saved_at, self.updates_saved = time.monotonic(), 0
+
+    def close(self) -> None:
+        """Release the run, so that another process can train it."""
+        if self.lock is not None:
+            self.lock.release()
+
+    # ------------------------------------------------------------------------- the loop
+
+    def fit(self, stop: Callable[[], str | None] = lambda: None) -> str:
+        """Train to the end.
+
+        If training diverges, ``on_divergence`` decides whether to go back to the last checkpoint.
+
+        Args:
+            stop: called after every update; training ends when it returns a reason.
+
+        Returns:
+            Why training ended: ``"epochs"``, ``"patience"``, or the reason that ``stop`` returned.
+            Everything is saved; only for the first two has the last state been evaluated.
+
+        Raises:
+            DivergedError: a loss, gradient or weight is not a finite number; the last checkpoint
+                is kept.
+        """
+        while True:
+            try:
+                return self._fit(stop)
+            except DivergedError as e:
+                may_rewind = self.progress.rewinds < self.config.most_rewinds
+                if self.config.on_divergence == "stop" or not may_rewind:
+                    self._measure(diverged=e.what)
+                    raise
+                self._rewind(e.what)
+
+    def _fit(self, stop: Callable[[], str | None]) -> str:
+        config, progress = self.config, self.progress
+        while self.reader.epoch < config.epochs and not self.out_of_patience():
+            for batch in self.reader:
+                loss = self.update(batch)
+                self.watch.updated(self, loss)
+                self._adapt()
+                if config.eval_every and progress.updates % config.eval_every == 0:
+                    self.evaluate()
+                if time.monotonic() - self.saved_at >= config.save_every:
+                    self.save()
+                if reason := stop():
+                    self.save()
+                    return reason
+                if self.out_of_patience():
+                    break
+            else:
+                self.end_epoch()
+            self.save()
+        return "patience" if self.out_of_patience() else "epochs"
+
+    def update(self, batch: Batch) -> float:
+        """Take one step of gradient descent; return the batch's loss in nats per token."""
+        started = time.monotonic()
+        inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
+        before = Stream() if batch.fresh else self.stream
+        self.progress.rate = self.rate()
+        with self.sight.listening():
+            taken = self.step(
+                inputs,
+                targets,
+                before,
+                self.progress.rate,
+                **self._how_credited(),
+            )
+        if not (math.isfinite(taken.loss) and math.isfinite(taken.norm)):
+            raise self._diverged(
+                f"at update {self.progress.updates + 1}: the loss is {taken.loss:g}, the "
+                f"gradient's norm {taken.norm:g}; "
+                + first_not_finite(
+                    self.model, inputs, targets, before, taken.loss, self._how_credited()
+                )
+            )
+        self.stream = taken.stream
+        self.progress.gradient_norm = taken.norm
+        self.progress.norms = [*self.progress.norms, taken.norm][-NORMS_KEPT:]
+        seen = self.sight.updated(taken.norm, taken.loss, self.progress.updates + 1, self._reach)
+        self._count(taken.loss * batch.tokens, batch.tokens, time.monotonic() - started, **seen)
+        return taken.loss
+
+    def _how_credited(self) -> dict[str, Any]:
+        """The arguments of a step that determine how its gradient goes back."""
+        return {"credit": self.credit, "memory": self.memory, "reach_back": self.reach_back}
+
+    @property
+    def reach_back(self) -> int:
+        """The number of steps before a window that an update runs again."""
+        return self.credit.history if self.config.is_carried else 0
+
+    def _looks_every(self) -> int:
+        """The number of updates between two looks of sight, unless the option sets it."""
+        if self.config.flow_every is not None:
+            return self.config.flow_every
+        tokens = self.text.train
+        if tokens.offsets is None:
+            assert isinstance(self.reader, Streams)
+            steps: float = self.reader.steps + self.reach_back
+        else:
+            steps = len(tokens.ids) / max(1, len(tokens.offsets) - 1)
+        return looks_every(self.config.batch_size * max(1, steps))
+
+    def _reach(self, steps: int) -> Reach:
+        """How far back losses are credited, in a window or in a sequence of so many steps."""
+        is_stream = isinstance(self.reader, Streams)
+        steps = min(self.reader.steps if isinstance(self.reader, Streams) else steps, LARGEST)
+        return reach_of(self.credit, steps, self.reach_back, sequences=not is_stream)
+
+    def _adapt(self, *, end_of_epoch: bool = False) -> None:
+        """Run the credit's measurement if it is due."""
+        every = self.credit.adapt_every
+        if end_of_epoch is not (every is None) or (every and self.progress.updates % every):
+            return
+        before = self.credit.state_dict()
+        updates = self.progress.updates
+        try:
+            self.credit.adapt(Probe(self.model, self.text.train, self.config, updates))
+        except DivergedError as e:
+            raise self._diverged(f"after update {updates}: {e}") from None
+        if self.credit.state_dict() != before:
+            learnt = {f"credit_{k}": v for k, v in self.credit.state_dict().items()}
+            self._measure(credit=repr(self.credit), **learnt)
+            if self.config.is_carried:  # a new epoch begins, with windows of the new length
+                epoch, self.reader = self.reader.epoch, self.make_reader()
+                self.reader.epoch = epoch
+
+    def make_reader(self) -> Streams | Sentences:
+        """Make the reader of batches, at the first batch."""
+        return make_reader(self.config, self.text, self.credit)
+
+    def _diverged(self, what: str) -> DivergedError:
+        """Make the error: what happened, what led to it, what is kept and what to do."""
+        p, config = self.progress, self.config
+        back = f" after {p.rewinds} rewind{'s' * (p.rewinds > 1)}" if p.rewinds else ""
+        may_clip = not config.clip and max(p.norms, default=0.0) > 1  # else it would change nothing
+        remedy = "--clip 1" if may_clip else f"--lr {config.base_rate / 2:g}"
+        remedy += " --allow-code" * is_own(config.credit)
+        return DivergedError(
+            f"training diverged {what}; {norms_in_words(p.norms)}, the learning rate was "
+            f"{p.rate:g}",
+            f"the last good state, after update {self.updates_saved}, is kept{back}: continue from "
+            f"it with bptt train --resume {quoted(self.run.path)} {remedy}",
+        )
+
+    def _check_weights(self) -> None:
+        """Stop if the last update made weights infinite."""
+        bad = first_bad_tensor(dict(self.model.named_parameters()))
+        if bad is not None:
+            raise self._diverged(f"by update {self.progress.updates}: {bad} is not finite")
+
+    def _rewind(self, reason: str) -> None:
+        """Go back to the last checkpoint with half the learning rate, and report it."""
+        rewinds = self.progress.rewinds + 1
+        self.resume(self.run.load_checkpoint())
+        self.progress.rewinds = rewinds
+        self._measure(rewind=rewinds, diverged=reason)
+        self.save()  # so that a resumed run starts from here too
+        self.watch.rewound(self, reason)
+
+    def _count(self, nats: float, tokens: int, seconds: float, **seen: Any) -> None:
+        p = self.progress
+        p.updates += 1
+        p.tokens += tokens
+        p.seconds += seconds
+        p.nats, p.counted = p.nats + nats, p.counted + tokens
+        p.epoch_nats, p.epoch_tokens = p.epoch_nats + nats, p.epoch_tokens + tokens
+        if p.updates == 1 or p.updates % LOG_EVERY == 0:
+            self._measure(loss=p.nats / p.counted, **seen)
+            p.nats, p.counted = 0.0, 0
+        elif seen:
+            self._measure(**seen)
+
+    def rate(self) -> float:
+        """The learning rate of the current update."""
+        config, p = self.config, self.progress
+        rate = config.base_rate * 0.5 ** (p.halvings + p.rewinds)
+        if p.updates < config.warmup:
+            rate *= (p.updates + 1) / config.warmup
+        # The reader is already past this update's batch.
+        before = max(0, self.reader.position - 1) / len(self.reader)
+        done = (self.reader.epoch + before) / max(1, config.epochs)
+        if config.schedule == "linear":
+            rate *= max(0.0, 1 - done)
+        elif config.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return rate
+
+    def out_of_patience(self) -> bool:
+        """Whether the last evaluations brought no improvement."""
+        return self.config.patience is not None and self.progress.worse >= self.config.patience
+
+    # ------------------------------------------------------------- evaluation and saving
+
+    def end_epoch(self) -> None:
+        """Evaluate, unless that was just done, and start the next epoch's counts."""
+        p = self.progress
+        if p.epoch_tokens:
+            loss = p.epoch_nats / p.epoch_tokens
+            self._measure(
+                epoch=self.reader.epoch,
+                epoch_loss=loss,
+                epoch_perplexity=perplexity(loss),
+                **self.sight.epoch_ended(p.updates, self._reach),
+            )
+        p.epoch_nats, p.epoch_tokens = 0.0, 0
+        self._adapt(end_of_epoch=True)
+        is_last = self.reader.epoch >= self.config.epochs
+        if (is_last or not self.config.eval_every) and p.evaluated_at != p.updates:
+            self.evaluate()
+
+    def evaluate(self) -> Score:
+        """Measure the loss on the validation text; keep the best model; halve the rate if due."""
+        p = self.progress
+        self._check_weights()
+        score = evaluate(self.model, self.text.valid, batch_size=self.config.batch_size)
+        if not math.isfinite(score.loss):
+            raise self._diverged(f"by update {p.updates}: the validation loss is {score.loss:g}")
+        is_best = self._keep_if_best(score)
+        if is_best:
+            p.best_valid, p.worse = score.loss, 0
+        else:
+            p.worse += 1
+        rose = p.last_valid is not None and score.loss > p.last_valid
+        if rose and self.config.schedule == "halve":
+            p.halvings += 1
+        p.last_valid, p.evaluated_at = score.loss, p.updates
+        self._measure(
+            valid_loss=score.loss,
+            valid_perplexity=score.perplexity,
+            valid_bits_per_character=score.bits_per_character,
+        )
+        self.watch.evaluated(self, score, is_best)
+        return score
+
+    def evaluate_unsaved(self) -> None:
+        """Evaluate a state for which no evaluation was due, after the checkpoint was written.
+
+        The best model is kept; nothing else changes, so that training continues from the
+        checkpoint as if this had not happened.
+        """
+        if self.progress.evaluated_at != self.progress.updates:
+            score = evaluate(self.model, self.text.valid, batch_size=self.config.batch_size)
+            self.watch.evaluated(self, score, self._keep_if_best(score))
+
+    def _keep_if_best(self, score: Score) -> bool:
+        best = self.progress.best_valid
+        is_best = math.isfinite(score.loss) and (best is None or score.loss < best)
+        if is_best:
+            about = {
+                "text": self.text.fingerprint,
+                "updates": self.progress.updates,
+                "valid": score.to_dict(),
+            }
+            self.run.save_model(self.model, about)
+        return is_best
+
+    def _measure(self, **values: Any) -> None:
+        p = self.progress
+        if "loss" in values:
+            values["perplexity"] = perplexity(values["loss"])
+        line = {
+            "update": p.updates,
+            "epoch": self.reader.epoch,
+            "tokens": p.tokens,
+            "seconds": round(p.seconds, 3),
+            "rate": p.rate,
+            "gradient_norm": p.gradient_norm,
+            **values,
+        }
+        self.run.append_metrics(p.measurements, line)
+        p.measurements += 1
+        self.watch.measured(line)
+
+    def save(self) -> None:
+        """Write the checkpoint.
+
+        Raises:
+            DivergedError: something in it is not finite; the previous checkpoint is kept.
+            OSError: it cannot be written; the previous checkpoint is kept.
+        """
+        tensors, about = self.checkpoint()
+        bad = first_bad_tensor(tensors)
+        if bad is not None:
+            raise self._diverged(f"by update {self.progress.updates}: {bad} is not finite")
+        self.run.save_checkpoint(tensors, about)
+        self.saved_at, self.updates_saved = time.monotonic(), self.progress.updates
+
+    def checkpoint(self) -> Checkpoint:
+        """Collect everything needed to continue from here; :meth:`resume` takes it."""
+        return checkpoint_of(self)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go back to the point at which a checkpoint was written.
+
+        Args:
+            checkpoint: a value of :meth:`checkpoint`, from this run.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or belongs to another run.
+        """
+        restore(self, checkpoint)
+        self.updates_saved = self.progress.updates
+        # Whatever was measured after the checkpoint will be measured again.
+        self.progress.measurements = self.run.keep_metrics(self.progress.measurements)
+
+
+def _make_model(config: Config, text: PreparedText, device: torch.device) -> LanguageModel:
+    # Weights, gradients, and the optimizer's state for each.
+    copies = 4 if config.optimizer != "sgd" else 3 if config.momentum else 2
+    check_memory(config, text.tokenizer.size, copies=copies)
+    try:
+        return LanguageModel(text.tokenizer, config).to(device)
+    except torch.OutOfMemoryError:  # on the device
+        raise no_memory(config, text.tokenizer.size) from None
+
+
+def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """Make torch's optimizer for a configuration, in the fused variant."""
+    options: dict[str, Any] = {
+        "lr": config.base_rate,
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, momentum=config.momentum, **options)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, **options)
+
+
+def make_reader(config: Config, text: PreparedText, credit: Credit) -> Streams | Sentences:
+    """Make the reader of batches for a configuration, with windows that suit the credit."""
+    if config.reading != "stream":
+        return Sentences(text.train, batch_size=config.batch_size, seed=config.seed)
+    return Streams(
+        text.train,
+        batch_size=config.batch_size,
+        steps=config.steps or (config.is_carried and credit.window) or STEPS,
+        sampling=config.sampling,
+        seed=config.seed,
+    )

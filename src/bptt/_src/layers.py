@@ -1,0 +1,432 @@
+"""Layers of a cell: directions, packed sequences, and what is asked of the gradient."""
+
+from __future__ import annotations
+
+import operator
+import reprlib
+from functools import lru_cache
+from typing import Any, NamedTuple, cast
+
+import torch
+from jaxtyping import Bool, Float, Inexact
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from bptt._src.credit.credit import Credit
+from bptt._src.credit.plan import Plan
+from bptt._src.credit.spelling import as_credit
+from bptt._src.engines.sequence import (
+    needs_the_cells,
+    sequence,
+    windowed_sequence,
+    without_autocast,
+)
+from bptt._src.engines.windows import Windows, windows_of
+from bptt._src.layout import Layout
+from bptt._src.leaf import leaf
+from bptt._src.steps import Steps
+from bptt._src.uncompiled import uncompiled
+from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
+
+
+class _Rows(NamedTuple):
+    """An input laid out step after step, and how to lay out the output like it."""
+
+    x: Inexact[Tensor, "*rows input"]
+    """[T, B, I], or, packed, [N, I]."""
+    sizes: tuple[int, ...]
+    like: Tensor | PackedSequence
+
+    @property
+    def batch(self) -> int:
+        return self.sizes[0]
+
+    @property
+    def is_unbatched(self) -> bool:
+        return isinstance(self.like, Tensor) and self.like.dim() == 2
+
+
+class Layers(nn.Module):
+    """What all recurrent modules share: everything but their parameters.
+
+    Subclasses have the attributes of :class:`torch.nn.RNNBase`, and its parameters by name. Those
+    that are torch.nn's modules too leave it the computation on a GPU, unless ``credit``, ``carry``
+    or ``resets`` is given.
+    """
+
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+    proj_size: int
+
+    takes_carry = takes_credit = True
+    """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
+
+    @uncompiled  # a loop over time: nothing to gain
+    @leaf
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        credit: Credit | Plan | str | None = None,
+        carry: Tensor | None = None,
+        resets: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor | PackedSequence, Any]:
+        """Run the network over a sequence.
+
+        Args:
+            input: [T, B, I], or [B, T, I] with ``batch_first``, or [T, I] unbatched, or a
+                PackedSequence.
+            hx: the initial state h_0, [L·D, B, H] for L layers and D directions, without the B
+                if the input is unbatched; for an LSTM ``(h_0, c_0)``, where h_0 is
+                [L·D, B, P] if there is a projection. Zeros by default.
+            credit: how far back the losses are credited, as :class:`bptt.Truncated` or one of
+                your own, or its spelling, as ``"truncated:20"``; all the way by default. It is
+                the same in every layer. The outputs do not depend on it. In the reverse direction
+                the gradient crosses the same boundaries the other way; windows that overlap have
+                no meaning there.
+            carry: in place of a credit, factors of the state's gradient, [T], or one for each
+                sequence, [T, B], or [B, T] with ``batch_first``: that of step t multiplies it
+                where it crosses from step t to step t-1, in every layer. 1 passes, 0 cuts; 1
+                everywhere by default.
+            resets: bool, [T], or one for each sequence, [T, B], or [B, T] with ``batch_first``:
+                the state is set to zero before the steps where it is true, and no gradient
+                crosses. Sequences laid end to end do not see each other; in the reverse
+                direction neither. Those of a PackedSequence are laid out by ``batch_first`` too:
+                T is its longest sequence, and the order is that before packing.
+            generator: draws what is random in the credit; torch's own by default.
+
+        Returns:
+            ``(output, h_n)`` or ``(output, (h_n, c_n))``, shaped as torch.nn's: output
+            [T, B, D·H], laid out like the input; the final states are shaped like ``hx``.
+
+        Raises:
+            TypeError: ``carry`` or ``resets`` is no tensor.
+            ValueError: the input's dtype or number of dimensions is not one of those above, or
+                the shape or dtype of ``carry`` or ``resets``; or ``credit`` and ``carry`` are both
+                given, or the credit has windows that overlap and the module two directions.
+            RuntimeError: a size does not fit the module.
+        """
+        plain = credit is None and carry is None and resets is None
+        if plain and self._leaves_it_to_torch(input):
+            return cast("tuple[Tensor | PackedSequence, Any]", super().forward(input, hx))
+        rows = self._rows(input)
+        state = self._initial_state(rows, hx)
+        windows = None
+        if credit is not None:
+            plan = self._plan(rows, credit, carry, generator)
+            carry = None if plan.is_full else torch.from_numpy(plan.carry)
+            if carry is not None and carry.dim() == 2:  # laid out as a caller's would be
+                carry = carry[:, 0] if rows.is_unbatched else carry
+                carry = carry.t() if self.batch_first else carry
+            if plan.blocks and rows.batch and torch.is_grad_enabled():
+                windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
+        carry, resets = self._crossing(rows, carry, resets)
+        with without_autocast(rows.x.device):
+            y, final = self._layers(rows, state, carry, resets, windows)
+        return self._output(rows, y), self._final_state(rows, final)
+
+    def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
+        """Whether it is a cell of torch's, and torch does better: on a GPU, and in ONNX."""
+        if not isinstance(self, nn.RNNBase) or self.mode == "RNN_SIGMOID":
+            return False
+        x = input.data if isinstance(input, PackedSequence) else input
+        traced = type(x) is not Tensor or torch._C._is_tracing()
+        if traced and torch.onnx.is_in_onnx_export():
+            return True
+        return x.is_cuda and not needs_the_cells(x)
+
+    def _plan(
+        self, rows: _Rows, credit: Any, carry: Tensor | None, generator: torch.Generator | None
+    ) -> Plan:
+        name = self._called
+        if carry is not None:
+            raise ValueError(f"{name}: give a credit or carry, not both: a credit makes it")
+        credit = as_credit(credit)
+        plan: Plan = credit.plan(len(rows.sizes), rows.batch, generator)
+        if plan.steps != len(rows.sizes) or plan.batch not in (None, rows.batch):
+            raise ValueError(
+                f"{name}: {credit!r} has planned for {plan.steps} steps and batch "
+                f"{plan.batch}, the input has {len(rows.sizes)} steps and batch {rows.batch}"
+            )
+        if plan.blocks and self.bidirectional:
+            raise ValueError(
+                f"{name}: {credit!r} has windows that overlap (every < reach), which have no "
+                "meaning in the reverse direction: use a credit without them, as "
+                "bptt.Truncated(k), or bidirectional=False"
+            )
+        return plan
+
+    def _layers(
+        self,
+        rows: _Rows,
+        state: State,
+        carry: Float[Tensor, "time batch"] | None,
+        resets: Bool[Tensor, "time batch"] | None,
+        windows: Windows | None,
+    ) -> tuple[Inexact[Tensor, "*rows output"], list[State]]:
+        x, dtype = rows.x, self._dtype
+        x = x if x.dtype == dtype else x.to(dtype)
+        if windows is not None:
+            x = x.flatten(0, -2)
+        finals: list[State] = []
+        cell, directions = self.cell, (False, True)[: self._directions]
+        crossings = [_rows_of_crossing(rows.sizes, carry, resets, d) for d in directions]
+        of_each = list(zip(*(s.split(1) if len(s) > 1 else (s,) for s in state), strict=True))
+        for layer in range(self.num_layers):
+            outputs = []
+            for reverse in directions:
+                initial = of_each[len(finals)]
+                steps, w = Steps(rows.sizes, reverse), self._weights(layer, reverse)
+                crossing = crossings[reverse]
+                if windows is None:
+                    y, final = sequence(cell, x, initial, w, steps, *crossing)
+                else:
+                    y, final = windowed_sequence(
+                        cell, x, initial, w, steps, windows, *crossing, by_windows=layer > 0
+                    )
+                outputs.append(y)
+                finals.append(final)
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+            if self.dropout and layer < self.num_layers - 1:
+                x = self._drop_out(x, windows)
+        return x if windows is None else x.index_select(0, windows.own), finals
+
+    def _drop_out(self, x: Tensor, windows: Windows | None) -> Tensor:
+        if windows is None:
+            return nn.functional.dropout(x, self.dropout, self.training)
+        # The copies of a step in several windows lose the same units.
+        one = x.new_ones(len(windows.own), x.shape[1])
+        kept = nn.functional.dropout(one, self.dropout, self.training)
+        return x * kept.index_select(0, windows.rows)
+
+    def _parameter(self, name: str) -> Any:
+        found = self._parameters.get(name)  # in most cases, and quicker than as an attribute
+        return getattr(self, name) if found is None else found
+
+    @property
+    def _called(self) -> str:
+        return f"bptt.{type(self).__name__}"
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return cast(torch.dtype, self._parameter("weight_ih_l0").dtype)
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _weights(self, layer: int, reverse: bool) -> Weights:
+        # By name each time, so that functional_call and parametrizations are seen.
+        get, names = self._parameter, parameter_names(layer, reverse)
+        return Weights(
+            get(names.ih),
+            get(names.hh),
+            get(names.b_ih) if self.bias else None,
+            get(names.b_hh) if self.bias else None,
+            get(names.hr) if self.proj_size else None,
+            get(names.units) if self.cell.units else None,
+        )
+
+    # ------------------------------------------------------------ from arguments to rows
+
+    def _rows(self, input: Tensor | PackedSequence) -> _Rows:
+        name = self._called
+        if isinstance(input, PackedSequence):
+            x = input.data
+            if x.dim() != 2:
+                raise RuntimeError(
+                    f"{name}: the data of a PackedSequence must be [rows, {self.input_size}],"
+                    f" got {tuple(x.shape)}"
+                )
+            sizes = _sizes_of(input, name)
+        elif input.is_nested:
+            raise RuntimeError(
+                f"{name}: nested tensors are not taken: pack the sequences with "
+                "torch.nn.utils.rnn.pack_sequence"
+            )
+        else:
+            if input.dim() not in (2, 3):
+                layout = "[B, T, I]" if self.batch_first else "[T, B, I]"
+                raise ValueError(
+                    f"{name}: expected input {layout}, or [T, I] unbatched, got "
+                    f"{input.dim()} dimensions: {tuple(input.shape)}"
+                )
+            x = input.unsqueeze(1) if input.dim() == 2 else input
+            if self.batch_first and input.dim() == 3:
+                x = x.transpose(0, 1)
+            if x.shape[0] == 0:
+                raise RuntimeError(
+                    f"{name}: expected at least one step, got input {tuple(input.shape)}"
+                )
+            sizes = (int(x.shape[1]),) * int(x.shape[0])  # in torch.jit.trace they are tensors
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"{name}: expected {self.input_size} inputs a step (input_size), got "
+                f"{x.shape[-1]}: {tuple(input.data.shape)}"
+            )
+        self._check_dtype("the input", x)
+        return _Rows(x, sizes, input)
+
+    def _check_dtype(self, what: str, x: Tensor) -> None:
+        """Refuse another dtype than the weights'; under autocast its own is taken, too."""
+        dtype = self._dtype
+        if x.dtype == dtype:
+            return
+        device = x.device.type
+        allowed = [dtype]
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            allowed += [torch.get_autocast_dtype(device), torch.float32]
+        if x.dtype not in allowed:
+            raise (ValueError if what == "the input" else RuntimeError)(
+                f"{self._called}: {what} is {x.dtype} and the weights are {dtype}; "
+                f"convert one of them: .to({dtype}), or module.to({x.dtype})"
+            )
+
+    def _state_sizes(self) -> tuple[int, ...]:
+        """The sizes of the state's tensors, (P, H, H, ...)."""
+        outputs = self.proj_size or self.hidden_size
+        return (outputs, *(self.hidden_size,) * (self.cell.states - 1))
+
+    def _initial_state(self, rows: _Rows, hx: Any) -> State:
+        cells, sizes = self.num_layers * self._directions, self._state_sizes()
+        if hx is None:
+            dtype, new = self._dtype, rows.x.new_zeros
+            return tuple([new((cells, rows.batch, size), dtype=dtype) for size in sizes])
+        shapes: list[tuple[int, ...]] = [(cells, rows.batch, size) for size in sizes]
+        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if rows.is_unbatched:
+            shapes = [(cells, size) for size in sizes]
+        for s in given:
+            self._check_dtype("the initial state", s)
+            if s.device != rows.x.device:
+                raise RuntimeError(
+                    f"{self._called}: the input and the initial state are not at the "
+                    f"same device, found the input at {rows.x.device} and the state at {s.device}"
+                )
+        if [tuple(s.shape) for s in given] != shapes:
+            raise RuntimeError(
+                f"{self._called}: expected an initial state of shape "
+                f"{_listed(shapes)} (layers times directions, batch, size), got "
+                f"{_listed([tuple(s.shape) for s in given]) or 'nothing'}"
+            )
+        if rows.is_unbatched:
+            given = tuple(s.unsqueeze(1) for s in given)
+        order = _order(rows.like, "sorted_indices")
+        given = tuple(s.to(self._dtype) for s in given)
+        return given if order is None else tuple(s.index_select(1, order) for s in given)
+
+    def _crossing(
+        self, rows: _Rows, carry: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Check ``carry`` and ``resets`` and bring them to [T, B], in the rows' order."""
+        if carry is None and resets is None:
+            return None, None
+        T, B = len(rows.sizes), rows.batch
+        order = _order(rows.like, "sorted_indices")
+        layout = Layout(T, None if rows.is_unbatched else B, 0, 1, self.batch_first, True)
+        found: list[Tensor | None] = []
+        for name, given, dtype in (
+            ("carry", carry, self._dtype),
+            ("resets", resets, torch.bool),
+        ):
+            at = layout.by_time(name, given, f"{self._called}")
+            if at is not None:
+                at = at.to(rows.x.device, dtype)
+                at = at.unsqueeze(1).expand(T, B) if at.dim() == 1 else at
+                at = at if order is None else at.index_select(1, order)
+            found.append(at)
+        return found[0], found[1]
+
+    # ------------------------------------------------------------ from rows to results
+
+    def _output(self, rows: _Rows, y: Tensor) -> Tensor | PackedSequence:
+        if isinstance(rows.like, PackedSequence):
+            return rows.like._replace(data=y)
+        if y.dim() == 2:
+            y = y.view(len(rows.sizes), rows.batch, y.shape[1])
+        if rows.is_unbatched:
+            return y.squeeze(1)
+        return y.transpose(0, 1) if self.batch_first else y
+
+    def _final_state(self, rows: _Rows, finals: list[State]) -> Any:
+        order = _order(rows.like, "unsorted_indices")
+        stacked = [s[0] if len(s) == 1 else torch.cat(s) for s in zip(*finals, strict=True)]
+        if order is not None:
+            stacked = [s.index_select(1, order) for s in stacked]
+        if rows.is_unbatched:
+            stacked = [s.squeeze(1) for s in stacked]
+        return stacked[0] if len(stacked) == 1 else tuple(stacked)
+
+
+@lru_cache(maxsize=256)
+def parameter_names(layer: int, reverse: bool) -> Any:
+    """The names of a layer's weights, in the places of the weights."""
+    suffix = f"_l{layer}" + ("_reverse" if reverse else "")
+    return Weights(*(name + suffix for name in WEIGHT_NAMES))  # type: ignore[arg-type]
+
+
+def _sizes_of(packed: PackedSequence, name: str) -> tuple[int, ...]:
+    """How many sequences of a PackedSequence are still running at each step.
+
+    Raises:
+        RuntimeError: they do not fit its rows.
+    """
+    given, rows = packed.batch_sizes, len(packed.data)
+    sizes: tuple[int, ...] = ()
+    if given.device.type == "cpu" and given.dtype == torch.int64 and given.dim() == 1:
+        sizes = tuple(given.tolist())
+    falls = all(map(operator.ge, sizes, sizes[1:])) and bool(sizes) and sizes[-1] > 0
+    if not falls or sum(sizes) != rows:
+        raise RuntimeError(
+            f"{name}: expected batch_sizes of a PackedSequence to be int64 on the cpu, "
+            f"positive, never to grow, and to add up to its {rows} rows, got "
+            f"{reprlib.repr(list(sizes)) if sizes else given}"
+        )
+    return sizes
+
+
+def _order(like: Tensor | PackedSequence, name: str) -> Tensor | None:
+    return getattr(like, name) if isinstance(like, PackedSequence) else None
+
+
+def _listed(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join(str(s) for s in shapes)
+
+
+def _rows_of_crossing(
+    sizes: tuple[int, ...],
+    carry: Float[Tensor, "time batch"] | None,
+    resets: Bool[Tensor, "time batch"] | None,
+    reverse: bool,
+) -> tuple[Float[Tensor, "rows 1"] | None, Bool[Tensor, "rows 1"] | None]:
+    """Lay out by rows what happens at the boundary over which each row's state comes.
+
+    ``carry[t]`` and ``resets[t]`` belong to the boundary between the steps t-1 and t. Forwards
+    the state comes to step t over that one; in the reverse direction over the next one, t+1,
+    and to the last step from outside, where nothing happens.
+    """
+    if carry is None and resets is None:
+        return None, None
+    B = sizes[0]
+    running = torch.arange(B, device="cpu") < torch.tensor(sizes, device="cpu").unsqueeze(
+        1
+    )  # [T, B]
+
+    def rows(at: Tensor | None, nothing: float) -> Tensor | None:
+        if at is None:
+            return None
+        here = running.to(at.device)
+        if reverse:
+            at = at.masked_fill(~here, nothing)  # past a sequence's end is outside too
+            at = torch.cat([at[1:], at.new_full((1, B), nothing)])
+        return at[here].unsqueeze(1)
+
+    return rows(carry, 1), rows(resets, 0)

@@ -1,0 +1,1 @@
+"""Figures and pages of results computed elsewhere; only this package loads matplotlib."""

@@ -1,5 +1,0 @@
-"""The fast path: a whole sequence of one layer at once, forward and backward."""
-
-from bptt.kernels.choosing import Backend, backend, use
-
-__all__ = ["Backend", "backend", "use"]

@@ -1,1 +1,0 @@
-"""Figures of results computed elsewhere; only this package loads matplotlib."""
