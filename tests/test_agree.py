@@ -13,6 +13,7 @@ from problems import CREDITS, Problem, expected, lengths, sizes_of
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import bptt
+import bptt._src.layers
 from bptt._src.engines.windows import windows_of
 from bptt.cells import BY_NAME
 from bptt.credit import Block

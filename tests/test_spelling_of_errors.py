@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import bptt
+import bptt._src.language_model.model
 from bptt.errors import ConfigError, spell_options
 
 ROOT = Path(bptt.__file__).parent

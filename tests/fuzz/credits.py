@@ -7,6 +7,7 @@ from fuzz.modules import TOLERANCE, strange
 from torch import nn
 
 import bptt
+import bptt._src.layers
 
 
 def run(seed):
