@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from problems import sizes_of
 from torch import Tensor
 
-from bptt._src.engines import native
-from bptt._src.engines.engine import Engine, Gradients
+from bptt._src.engines.call import Call as EngineCall
+from bptt._src.engines.call import Engine, Gradients, Incoming, Saved
 from bptt._src.engines.windows import Windows, windows_of
-from bptt._src.steps import Crossing, Steps
+from bptt._src.steps import Boundary, Steps
 from bptt.cells import BY_NAME, Cell, State, Weights
 from bptt.credit import Block
 
@@ -27,7 +27,7 @@ class Given(NamedTuple):
     x: Tensor
     state: State
     w: Weights
-    at: Crossing
+    boundary: Boundary
     d_y: Tensor | None
     d_state: State
 
@@ -93,7 +93,7 @@ class Call:
             x,
             initial,
             Weights(ih, hh, b_ih, b_hh, None, units),
-            Crossing(carry if self.carry else None, resets if self.resets else None),
+            Boundary(carry if self.carry else None, resets if self.resets else None),
             d_y,
             tuple(normal(ends, H) for _ in initial),
         )
@@ -110,28 +110,20 @@ class Call:
             y: the outputs that the backward pass is to take for those of the forward pass.
         """
         given = given or self.given()
-        x, state, w, at, d_y, d_state = given
-        of_sequence = (self.cell, x, state, w, self.steps, at)
-        out, final, kept = engine.forward(*of_sequence, keep=True)
-        walked = self.steps if self.windows is None else self.windows.steps
-        shape = sum(walked.sizes), self.cell.states
-        options = {"row_norms": torch.full(shape, -1.0, dtype=torch.float64)}
-        if engine is native:
-            options["norms"] = torch.full((len(walked.sizes),), -1.0, dtype=torch.float64)
-        found = engine.backward(
-            *of_sequence,
-            out if y is None else y,
-            kept,
-            d_y,
-            tuple(d.clone() for d in d_state),
-            self._wanted,
-            self.windows,
-            self.by_windows,
-            **options,
+        x, state, w, boundary, d_y, d_state = given
+        call = EngineCall(
+            self.cell, x, state, w, self.steps, boundary, self.windows, self.by_windows
         )
+        out, final, kept = engine.forward(call, keep=True)
+        row_norms = torch.full((sum(call.walk.sizes), self.cell.states), -1.0, dtype=torch.float64)
+        of_x, *of_w = self._wanted
+        needed = (of_x, *(True,) * self.cell.states, *of_w)
+        incoming = Incoming(d_y, tuple(d.clone() for d in d_state), needed, row_norms)
+        found = engine.backward(call, Saved(out if y is None else y, kept), incoming)
         named = {f"d_{n}": g for n, g in zip(NAMES, _all(found), strict=True)}
         named |= {"y": out} | {f"{n}_n": s for n, s in zip("hc", final, strict=False)}
-        named |= {f"d_{n}_0": d for n, d in zip("hc", found.state, strict=False)} | options
+        named |= {f"d_{n}_0": d for n, d in zip("hc", found.state, strict=False)}
+        named["row_norms"] = row_norms
         assert tuple(g is not None for g in _all(found)) == self._wanted
         return {name: t for name, t in named.items() if t is not None}
 

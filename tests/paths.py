@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import pytest
 
 from bptt import kernels
-from bptt._src.engines import native
+from bptt._src.engines import kernel_library
 from bptt.errors import KernelError
 
-PATHS = ["twin", *native.PATHS]
+PATHS = ["twin", *kernel_library.PATHS]
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def using(name: str):
         backend = chosen.__enter__()
     except KernelError as e:
         if os.environ.get("BPTT_KERNELS") == "native":
-            native.library()
+            kernel_library.library()
         pytest.skip(str(e))
     try:
         yield backend

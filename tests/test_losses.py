@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bptt
-from bptt import losses
+from bptt._src.engines import native, readout, twin
 from bptt.losses import linear_cross_entropy
 
 NAMES = ("hidden", "weight", "bias")
@@ -22,7 +22,7 @@ NAMES = ("hidden", "weight", "bias")
 @pytest.fixture(autouse=True)
 def _several_chunks(monkeypatch):
     """A few rows at a time, so that the small problems here take several chunks."""
-    monkeypatch.setattr(losses, "CHUNK", 40)
+    monkeypatch.setattr(readout, "CHUNK", 40)
 
 
 def problem(rows=(3, 4), V=11, H=5, dtype=torch.float64, seed=0):
@@ -154,8 +154,11 @@ def test_only_what_is_needed(needed, reduction, monkeypatch):
     wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
     for t, need in zip(tensors, needed, strict=True):
         t.requires_grad_(bool(need))
-    seen, fused = [], losses.fused
-    monkeypatch.setattr(losses, "fused", lambda *a: seen.append(a[-1]) or fused(*a))
+    seen = []
+    for engine in (native, twin):
+        compute = engine.cross_entropy
+        noted = lambda r, compute=compute: seen.append(r.needed) or compute(r)  # noqa: E731
+        monkeypatch.setattr(engine, "cross_entropy", noted)
     loss = linear_cross_entropy(*tensors, targets, reduction=reduction)
     found = torch.autograd.grad(loss, wanted, upstream(loss))
     expected = reference(*tensors, targets, reduction=reduction)
@@ -208,14 +211,15 @@ def test_the_logits_of_all_rows_are_never_there(reduction, ignored):
 def test_the_gradient_is_given_away_not_copied(monkeypatch):
     """What the parameters get is the memory that the forward pass wrote."""
     tensors, targets = problem()
-    places, fused = [], losses.fused
+    places = []
+    for engine in (native, twin):
 
-    def noted(*given):
-        found = fused(*given)
-        places.append(found.weight.data_ptr())
-        return found
+        def noted(readout, compute=engine.cross_entropy):
+            found = compute(readout)
+            places.append(found.weight.data_ptr())
+            return found
 
-    monkeypatch.setattr(losses, "fused", noted)
+        monkeypatch.setattr(engine, "cross_entropy", noted)
     linear_cross_entropy(*tensors, targets).backward()
     assert places == [tensors[1].grad.data_ptr()]
 

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import using
 
-from bptt import losses
-from bptt._src.engines import native
+from bptt._src.engines import kernel_library, native, twin
+from bptt._src.engines.readout import Readout
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "float"])
 
 
-@pytest.fixture(scope="module", autouse=True, params=native.PATHS)
+@pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
 def path(request):
     """The vectors that all of this is tested with."""
     with using(request.param) as backend:
@@ -42,7 +42,7 @@ def problem(N, H, V, dtype, seed=0, bias=True, factors=True):
 
 def assert_as_the_twin(given, needed=(True, True, True)):
     """Not farther from the twin in float64 than the twin in the same dtype may be."""
-    ours = native.cross_entropy(*given, needed)
+    ours = native.cross_entropy(Readout(*given, needed))
     exact = [t.double() if t is not None and t.is_floating_point() else t for t in given]
     hidden, weight = exact[:2]
     epsilon = torch.finfo(given[0].dtype).eps
@@ -52,7 +52,7 @@ def assert_as_the_twin(given, needed=(True, True, True)):
     # gradients of hidden, weight and bias. Where they cancel, the errors do not.
     rows = hidden.shape[0]
     summed = (rows, weight.abs().max(), hidden.abs().sum(0).max(), rows)
-    for a, b, terms in zip(ours, losses.twin(*exact, needed), summed, strict=True):
+    for a, b, terms in zip(ours, twin.cross_entropy(Readout(*exact, needed)), summed, strict=True):
         if b is None:
             assert a is None
         else:
@@ -91,7 +91,7 @@ def test_the_same_bits_for_any_number_of_threads(dtype, threads):
     found = []
     for n in (1, 2, 3, 4, 2):
         threads(n)
-        found.append(native.cross_entropy(*given, (True, True, True)))
+        found.append(native.cross_entropy(Readout(*given, (True, True, True))))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
@@ -102,11 +102,11 @@ def test_labels_that_cannot_be_and_values_that_are_not_finite():
     targets.fill_(0)
     given = hidden, weight, bias, targets, None
     assert_as_the_twin(given)
-    _, _, d_weight, d_bias = native.cross_entropy(*given, (True, True, True))
+    _, _, d_weight, d_bias = native.cross_entropy(Readout(*given, (True, True, True)))
     assert not d_weight[5:9].any()
     assert not d_bias[5:9].any()
     hidden[2] = torch.nan
-    ours = native.cross_entropy(*given, (True, True, True))
+    ours = native.cross_entropy(Readout(*given, (True, True, True)))
     assert ours[0].isnan().tolist() == [False, False, True, False]
     assert torch.equal(ours[1].isnan().any(1), torch.tensor([False, False, True, False]))
 
@@ -114,6 +114,6 @@ def test_labels_that_cannot_be_and_values_that_are_not_finite():
 def test_large_logits_do_not_overflow():
     hidden, weight, bias, targets, factors = problem(5, 3, 70, torch.float32)
     given = hidden * 1e4, weight, bias, targets, factors
-    found = native.cross_entropy(*given, (True, True, True))
+    found = native.cross_entropy(Readout(*given, (True, True, True)))
     assert all(t.isfinite().all() for t in found)
     assert_as_the_twin(given)

@@ -15,20 +15,17 @@ Names: N rows, H hidden units, V labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
-from bptt._src.engines import backend, native
-from bptt._src.engines.guard import is_watched
-from bptt._src.engines.sequence import needs_the_cells, without_autocast
-
-CHUNK = 2**22  # logits at a time: few enough for the cache, enough for efficient products
+from bptt._src.engines.backend import engine_for
+from bptt._src.engines.call import Engine
+from bptt._src.engines.guard import is_watched, only_by_autograd, without_autocast
+from bptt._src.engines.readout import Readout
 
 
 def linear_cross_entropy(
@@ -81,17 +78,20 @@ def linear_cross_entropy(
     dtype = _dtype_of(hidden, weight, bias)
     if label_weights is not None:
         label_weights = label_weights.detach().to(dtype)
-    readout = _Readout(
+    readout = Readout(
         hidden.reshape(-1, hidden.shape[-1]).to(dtype),
         weight.to(dtype),
         None if bias is None else bias.to(dtype),
         targets.reshape(-1),
     )
-    with without_autocast(hidden.device) if autocast else nullcontext():
-        given = (hidden, weight, bias, targets, label_weights)
-        by_autograd = is_watched() or hidden.is_meta or needs_the_cells(*given)
-        compute = _by_autograd if by_autograd else _fused_loss
-        loss = compute(readout, label_weights, ignore_index, reduction)
+    with without_autocast(hidden.device):
+        engine = engine_for(
+            readout if label_weights is None else Readout(*readout[:4], label_weights)
+        )
+        if engine.RECORDS:
+            loss = _by_autograd(readout, label_weights, ignore_index, reduction)
+        else:
+            loss = _fused_loss(engine, readout, label_weights, ignore_index, reduction)
     loss = loss if autocast else loss.to(hidden.dtype)
     return loss.reshape(targets.shape) if reduction == "none" else loss
 
@@ -101,124 +101,36 @@ def _is_autocast(device: torch.device) -> bool:
     return known and torch.is_autocast_enabled(device.type)
 
 
-class _Readout(NamedTuple):
-    """The inputs of the loss, row by row, all of one dtype, which is not half precision."""
-
-    hidden: Float[Tensor, "rows hidden"]
-    weight: Float[Tensor, "vocabulary hidden"]
-    bias: Float[Tensor, " vocabulary"] | None
-    targets: Int[Tensor, " rows"]
-
-
-class Found(NamedTuple):
-    """The loss of each row, and the gradients of their weighted sum, None if not needed."""
-
-    losses: Float[Tensor, " rows"]
-    hidden: Float[Tensor, "rows hidden"] | None
-    weight: Float[Tensor, "vocabulary hidden"] | None
-    bias: Float[Tensor, " vocabulary"] | None
-
-
-def fused(
-    hidden: Float[Tensor, "rows hidden"],
-    weight: Float[Tensor, "vocabulary hidden"],
-    bias: Float[Tensor, " vocabulary"] | None,
-    targets: Int[Tensor, " rows"],
-    factors: Float[Tensor, " rows"] | None,
-    needed: tuple[bool, bool, bool],
-) -> Found:
-    """Compute the losses and their gradients, some rows at a time.
-
-    Args:
-        hidden: the readout's input, [N, H].
-        weight: the readout's weight, [V, H].
-        bias: the readout's bias, [V], or None.
-        targets: the labels, [N] int64, each from 0 to V - 1.
-        factors: factors on the rows' losses, [N], in the gradients only; None: all are 1.
-        needed: whether the gradients of hidden, weight and bias are needed.
-    """
-    if backend.runs_native() and native.serves_readout(hidden, weight):
-        return Found(*native.cross_entropy(hidden, weight, bias, targets, factors, needed))
-    return twin(hidden, weight, bias, targets, factors, needed)
-
-
-def twin(
-    hidden: Float[Tensor, "rows hidden"],
-    weight: Float[Tensor, "vocabulary hidden"],
-    bias: Float[Tensor, " vocabulary"] | None,
-    targets: Int[Tensor, " rows"],
-    factors: Float[Tensor, " rows"] | None,
-    needed: tuple[bool, bool, bool],
-) -> Found:
-    """Compute the same as :func:`fused` in plain PyTorch: the native kernel's readable twin."""
-    losses = hidden.new_empty(len(hidden))
-    d_hidden, d_weight, d_bias = (
-        torch.zeros_like(t, memory_format=torch.contiguous_format)
-        if t is not None and wanted
-        else None
-        for t, wanted in zip((hidden, weight, bias), needed, strict=True)
-    )
-    logits = hidden.new_empty(min(_at_a_time(weight), len(hidden)), len(weight))
-    for n in _chunks(hidden, weight):
-        h, target, p = hidden[n], targets[n].unsqueeze(1), logits[: n.stop - n.start]
-        if bias is None:
-            torch.mm(h, weight.t(), out=p)
-        else:
-            torch.addmm(bias, h, weight.t(), out=p)
-        of_target, largest = p.gather(1, target), p.amax(1, keepdim=True)
-        torch.softmax(p, 1, out=p)
-        # ln Σ exp(logits), from the largest logit and its probability, which is never near 0.
-        total = largest - p.amax(1, keepdim=True).log()
-        torch.sub(total, of_target, out=losses[n].unsqueeze(1))
-        if not any(needed):
-            continue
-        p.scatter_add_(1, target, p.new_full((1, 1), -1).expand(len(p), 1))  # p - e
-        if factors is not None:
-            p *= factors[n].unsqueeze(1)
-        if d_hidden is not None:
-            torch.mm(p, weight, out=d_hidden[n])
-        if d_weight is not None:
-            d_weight.addmm_(p.t(), h)
-        if d_bias is not None:
-            d_bias += p.sum(0)
-    return Found(losses, d_hidden, d_weight, d_bias)
-
-
-def _at_a_time(weight: Tensor) -> int:
-    return max(1, CHUNK // max(1, len(weight)))
-
-
-def _chunks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    """The rows that are computed at a time."""
-    rows, step = len(hidden), _at_a_time(weight)
-    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
-
-
 # ------------------------------------------------------------------ as a node of the graph
 
 
 def _fused_loss(
-    readout: _Readout, label_weights: Tensor | None, ignore_index: int, reduction: str
+    engine: Engine,
+    readout: Readout,
+    label_weights: Tensor | None,
+    ignore_index: int,
+    reduction: str,
 ) -> Tensor:
-    """The loss by :func:`fused`, over the rows that are not ignored."""
+    """The loss over the rows that are not ignored, as one node of the graph."""
     rows, counted = len(readout.targets), _counted(readout, ignore_index)
     if counted is not None:
         hidden, targets = (t.index_select(0, counted) for t in (readout.hidden, readout.targets))
         readout = readout._replace(hidden=hidden, targets=targets)
+        engine = engine_for(readout, recorded=False)  # there may be no rows left
     if label_weights is None:
-        losses: Tensor = _Fused.apply(*readout, None, None, reduction)
+        losses: Tensor = _Fused.apply(engine, *readout[:4], None, None, reduction)
     else:
         weights = label_weights.index_select(0, readout.targets)  # [] misreads negative views
         if reduction != "none":
             total = weights.sum() if reduction == "mean" else None
-            return cast(Tensor, _Fused.apply(*readout, weights, total, "sum"))
-        losses = _Fused.apply(*readout, None, None, reduction) * weights
+            return cast(Tensor, _Fused.apply(engine, *readout[:4], weights, total, "sum"))
+        losses = _Fused.apply(engine, *readout[:4], None, None, reduction) * weights
     if reduction == "none" and counted is not None:
         return losses.new_zeros(rows).index_add(0, counted, losses)
     return losses
 
 
-def _counted(readout: _Readout, ignore_index: int) -> Tensor | None:
+def _counted(readout: Readout, ignore_index: int) -> Tensor | None:
     """The indices of the rows that are not ignored; None: all of them.
 
     Raises:
@@ -251,6 +163,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        engine: Engine,
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -263,8 +176,10 @@ class _Fused(torch.autograd.Function):
         factors = weights if total is None or weights is None else weights / total
         if reduction == "mean" and len(targets):
             factors = hidden.new_full((len(targets),), 1 / len(targets))
-        needed = (False,) * 3 if ctx.each else ctx.needs_input_grad[:3]
-        losses, *ctx.found = fused(hidden, weight, bias, targets, factors, needed)
+        needed = (False,) * 3 if ctx.each else ctx.needs_input_grad[1:4]
+        losses, *ctx.found = engine.cross_entropy(
+            Readout(hidden, weight, bias, targets, factors, needed)
+        )
         ctx.save_for_backward(hidden, weight, bias, targets, factors)
         if ctx.each:
             return losses
@@ -275,27 +190,26 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = hidden, weight, bias, targets, factors = ctx.saved_tensors
-        readout, needed = _Readout(hidden, weight, bias, targets), ctx.needs_input_grad[:3]
-        with without_autocast(hidden.device) if _is_autocast(hidden.device) else nullcontext():
-            if torch.is_grad_enabled() or is_watched() or needs_the_cells(grad, *saved):
-                found = _differentiable_backward(readout, factors, grad, needed)
+        hidden, weight, bias, targets, factors = saved = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:4]
+        readout = Readout(hidden, weight, bias, targets, factors, needed)
+        with without_autocast(hidden.device):
+            if torch.is_grad_enabled() or is_watched() or only_by_autograd(grad, *saved):
+                found = _differentiable_backward(readout, grad)
             elif ctx.each:
-                found = _found_again(readout, grad, needed)
+                found = _found_again(readout._replace(factors=grad))
             else:
-                found = _given_out(ctx) or _found_again(readout, factors, needed)
+                found = _given_out(ctx) or _found_again(readout)
                 if grad != 1:
                     found = tuple(None if d is None else d.mul_(grad) for d in found)
-        return (*found, None, None, None, None)
+        return (None, *found, None, None, None, None)
 
 
-def _found_again(
-    readout: _Readout, factors: Tensor | None, needed: tuple[bool, bool, bool]
-) -> tuple[Tensor | None, ...]:
+def _found_again(readout: Readout) -> tuple[Tensor | None, ...]:
     """The gradients computed again, from saved tensors that hooks may have changed."""
     if len(readout.targets):
         _check_labels(readout.targets, len(readout.weight), -100)
-    return fused(*readout, factors, needed)[1:]
+    return engine_for(readout, recorded=False).cross_entropy(readout)[1:]
 
 
 def _given_out(ctx: Any) -> tuple[Tensor | None, ...] | None:
@@ -311,7 +225,7 @@ def _given_out(ctx: Any) -> tuple[Tensor | None, ...] | None:
 
 
 def _by_autograd(
-    readout: _Readout, label_weights: Tensor | None, ignore_index: int, reduction: str
+    readout: Readout, label_weights: Tensor | None, ignore_index: int, reduction: str
 ) -> Tensor:
     """Compute the same loss from torch's own functions, some rows at a time."""
     losses = _losses(readout, ignore_index)
@@ -325,8 +239,8 @@ def _by_autograd(
     return losses.sum() / weights.sum() if reduction == "mean" else losses.sum()
 
 
-def _losses(readout: _Readout, ignore_index: int = -100) -> Float[Tensor, " rows"]:
-    hidden, weight, bias, targets = readout
+def _losses(readout: Readout, ignore_index: int = -100) -> Float[Tensor, " rows"]:
+    hidden, weight, bias, targets, *_ = readout
     found = [
         cross_entropy(
             linear(hidden[n], weight, bias),
@@ -334,26 +248,27 @@ def _losses(readout: _Readout, ignore_index: int = -100) -> Float[Tensor, " rows
             ignore_index=ignore_index,
             reduction="none",
         )
-        for n in _chunks(hidden, weight)
+        for n in readout.chunks()
     ]
     return torch.cat(found) if found else hidden.sum(1) * weight.sum()  # no rows, but a graph
 
 
-def _differentiable_backward(
-    readout: _Readout, factors: Tensor | None, grad: Tensor, needed: tuple[bool, ...]
-) -> tuple[Tensor | None, ...]:
+def _differentiable_backward(readout: Readout, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Compute the same gradients by autograd, so that they can be differentiated again."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Each view is a node of its own, so the computation of one tensor from another, as when
         # the weight is also an embedding's, is not part of this.
-        readout = _Readout(*(None if t is None else t.view_as(t) for t in readout))  # type: ignore[arg-type]
-        inputs = [t for t, need in zip(readout, needed, strict=False) if need and t is not None]
+        views = [None if t is None else t.view_as(t) for t in readout[:4]]
+        readout = Readout(*views, readout.factors, readout.needed)  # type: ignore[arg-type, call-arg]
+        inputs = [
+            t for t, need in zip(views, readout.needed, strict=False) if need and t is not None
+        ]
         losses = _losses(readout)
         if grad.dim() == 0:
-            losses = losses.sum() if factors is None else losses.dot(factors)
+            losses = losses.sum() if readout.factors is None else losses.dot(readout.factors)
         found = iter(torch.autograd.grad(losses, inputs, grad, create_graph=again))
-    return tuple(next(found) if need else None for need in needed)
+    return tuple(next(found) if need else None for need in readout.needed)
 
 
 # ---------------------------------------------------------------------------------- checks

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from problems import state, weights
 
 from bptt._src.engines import reference, twin
-from bptt._src.engines.engine import Gradients
-from bptt._src.steps import Crossing, Steps
+from bptt._src.engines.call import Call as EngineCall
+from bptt._src.engines.call import Gradients, Incoming, Saved
+from bptt._src.steps import Boundary, Steps
 from bptt.cells import CELLS, Cell, Weights
 from bptt.cells.derived import Derived
 
@@ -47,11 +48,11 @@ def drawn(cell, lengths, reverse, seed, projection=0, bias=True):
     s = state(cell, len(lengths), 5, projection=projection)
     x = torch.randn(sum(lengths), 3, dtype=torch.float64, requires_grad=True)
     carry = torch.tensor([0, 0.5, 1], dtype=torch.float64)[torch.randint(3, (len(x), 1))]
-    return x, s, w, Steps(sizes, reverse), Crossing(carry, torch.rand(len(x), 1) < 0.2)
+    return x, s, w, Steps(sizes, reverse), Boundary(carry, torch.rand(len(x), 1) < 0.2)
 
 
 def by_autograd(cell, x, s, w, steps, at) -> tuple[torch.Tensor, ...]:
-    y, final = reference.sequence(cell, x, s, w, steps, *at)
+    y, final, _ = reference.forward(EngineCall(cell, x, s, w, steps, at))
     loss = y.sin().sum() + sum((a * a).sum() for a in final)
     there = [x, *s, *(p for p in w if p is not None)]
     found = torch.autograd.grad(loss, there, allow_unused=True, materialize_grads=True)
@@ -60,12 +61,11 @@ def by_autograd(cell, x, s, w, steps, at) -> tuple[torch.Tensor, ...]:
 
 def by_the_twin(cell, x, s, w, steps, at) -> tuple[torch.Tensor, ...]:
     with torch.no_grad():
-        y, final, kept = twin.forward(cell, x, s, w, steps, at, keep=True)
-        needed = (True, *(p is not None for p in w))
-        d_state = tuple(2 * a for a in final)
-        found: Gradients = twin.backward(
-            cell, x, s, w, steps, at, y, kept, y.cos(), d_state, needed
-        )
+        call = EngineCall(cell, x, s, w, steps, at)
+        y, final, kept = twin.forward(call, keep=True)
+        needed = tuple(t is not None for t in call.tensors())
+        incoming = Incoming(y.cos(), tuple(2 * a for a in final), needed)
+        found: Gradients = twin.backward(call, Saved(y, kept), incoming)
     assert found.state is not None
     return (y, *final, found.x, *found.state, *(d for d in found.w if d is not None))
 

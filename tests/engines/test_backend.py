@@ -13,11 +13,11 @@ from paths import using
 
 import bptt
 from bptt._src.engines import backend as choice
-from bptt._src.engines import native, sequence
+from bptt._src.engines import kernel_library, sequence
 from bptt.errors import KernelError
 from bptt.kernels import Backend
 
-NATIVE = ("native", *native.PATHS)
+NATIVE = ("native", *kernel_library.PATHS)
 
 
 @pytest.fixture
@@ -27,9 +27,9 @@ def fresh():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(choice, "_choice", choice._Choice())
             patch.delenv("BPTT_KERNELS", raising=False)
-            native.library.cache_clear()
+            kernel_library.library.cache_clear()
             yield patch
-        native.library.cache_clear()
+        kernel_library.library.cache_clear()
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def without_library(fresh):
     def missing():
         raise FileNotFoundError("no library in here: it is compiled elsewhere")
 
-    fresh.setattr(native, "library_path", missing)
+    fresh.setattr(kernel_library, "library_path", missing)
     return fresh
 
 
@@ -68,7 +68,11 @@ def test_the_variable_chooses_the_kernels(name, fresh):
 
 def test_the_widest_path_is_taken_where_none_is_named(fresh):
     with using("native"):
-        there = [p for n, p in enumerate(native.PATHS) if native.library().bptt_has_path(n)]
+        there = [
+            p
+            for n, p in enumerate(kernel_library.PATHS)
+            if kernel_library.library().bptt_has_path(n)
+        ]
     for name in ("auto", "native"):
         with bptt.kernels.use("portable"), bptt.kernels.use(name) as chosen:
             assert chosen.path == there[-1]
@@ -102,7 +106,7 @@ def test_a_name_that_is_none_is_said(fresh):
 
 def test_a_path_that_the_processor_lacks_is_said_with_those_it_has(fresh):
     with using("native"):
-        library = native.library()
+        library = kernel_library.library()
 
     class Narrow:
         """The library, on a processor without wide vectors."""
@@ -116,7 +120,7 @@ def test_a_path_that_the_processor_lacks_is_said_with_those_it_has(fresh):
         def bptt_use_path(self, path):
             return 0 if path == 0 else -1
 
-    fresh.setattr(native, "library", Narrow)
+    fresh.setattr(kernel_library, "library", Narrow)
     with pytest.raises(KernelError) as e, bptt.kernels.use("avx512"):
         pass
     assert str(e.value) == (
@@ -146,7 +150,7 @@ def test_without_a_library_what_was_asked_for_by_name_is_an_error(name, without_
 
 def test_a_file_that_is_no_library_is_one_that_cannot_be_used(fresh, tmp_path):
     (tmp_path / "broken.so").write_text("not a library")
-    fresh.setattr(native, "library_path", lambda: tmp_path / "broken.so")
+    fresh.setattr(kernel_library, "library_path", lambda: tmp_path / "broken.so")
     backend = bptt.kernels.backend()
     assert backend.name == "twin"
     assert backend.reason.startswith("the native kernels cannot be used: ")
@@ -160,17 +164,18 @@ def test_a_library_of_another_version_is_not_used(fresh, tmp_path):
             pass
 
         def bptt_interface(self):
-            return native.INTERFACE - 1
+            return kernel_library.INTERFACE - 1
 
-    fresh.setattr(native, "library_path", lambda: tmp_path / "old.so")
+    fresh.setattr(kernel_library, "library_path", lambda: tmp_path / "old.so")
     fresh.setattr(ctypes, "CDLL", Old)
     expected = (
-        f"{tmp_path / 'old.so'} is of another version of bptt (interface {native.INTERFACE - 1}, "
-        f"expected {native.INTERFACE}): install bptt again"
+        f"{tmp_path / 'old.so'} is of another version of bptt "
+        f"(interface {kernel_library.INTERFACE - 1}, "
+        f"expected {kernel_library.INTERFACE}): install bptt again"
     )
     assert bptt.kernels.backend().reason == expected
     with pytest.raises(KernelError) as e:
-        native.library()
+        kernel_library.library()
     assert str(e.value) == expected
 
 
@@ -229,4 +234,4 @@ def test_a_backend_is_one_line():
 
 def test_the_peak_is_measured_with_the_path_in_use():
     with using("native"):
-        assert native.fma_peak(1, 0.001) > 0.01
+        assert kernel_library.fma_peak(1, 0.001) > 0.01

@@ -7,7 +7,7 @@ import pytest
 import torch
 from paths import using
 
-from bptt._src.engines import native
+from bptt._src.engines import kernel_library
 
 DTYPES = {"float": np.float32, "double": np.float64}
 NAMES = ("exp", "tanh", "sigmoid")
@@ -23,7 +23,7 @@ exact_enough = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", autouse=True, params=native.PATHS)
+@pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
 def path(request):
     """The kind of vectors that all of this is tested with."""
     with using(request.param) as backend:
@@ -31,7 +31,7 @@ def path(request):
 
 
 def ours(name, x):
-    return native.elementwise(name, torch.from_numpy(x)).numpy()
+    return kernel_library.elementwise(name, torch.from_numpy(x)).numpy()
 
 
 def exact(name, x):

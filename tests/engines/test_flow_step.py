@@ -12,7 +12,7 @@ from paths import using
 from problems import OF_TORCH
 from torch import Tensor
 
-from bptt._src.engines import native
+from bptt._src.engines import kernel_library
 from bptt._src.flow.derivatives import Locals
 from bptt._src.flow.network import Layer
 from bptt._src.flow.step_matrix import Places, Through
@@ -23,7 +23,7 @@ MODES = OF_TORCH
 EACH_MODE = pytest.mark.parametrize("mode", MODES)
 
 
-@pytest.fixture(scope="module", autouse=True, params=native.PATHS)
+@pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
 def path(request):
     """The kind of vectors that all of this is tested with."""
     with using(request.param) as backend:
@@ -220,6 +220,6 @@ def test_losses_that_are_not_on_their_way_stay_as_they_are(path):
 
 
 def test_no_memory_is_an_error(monkeypatch, path):
-    monkeypatch.setattr(native.library(), "bptt_flow_back", lambda call: -1)
+    monkeypatch.setattr(kernel_library.library(), "bptt_flow_back", lambda call: -1)
     with pytest.raises(MemoryError, match="matrices of 5 hidden units"):
         Step("GRU").run(path.path)

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import using
 
-from bptt._src.engines import native, twin
+from bptt._src.engines import kernel_library, native, twin
+from bptt._src.engines.call import Call as EngineCall
 from bptt._src.engines.reference import ScaleGradient
 from bptt.cells import BY_NAME
 
@@ -26,7 +27,7 @@ EACH_ENGINE = pytest.mark.parametrize("engine", [native, twin], ids=["native", "
 EACH_DTYPE = pytest.mark.parametrize("dtype", [DOUBLE, FLOAT], ids=["double", "float"])
 
 
-@pytest.fixture(scope="module", autouse=True, params=native.PATHS)
+@pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
 def path(request):
     """The kind of vectors that all of this is tested with."""
     with using(request.param) as backend:
@@ -86,8 +87,8 @@ def test_where_it_is_cut_not_even_an_infinite_gradient_passes(mode, engine, cut)
     carry = 1 - here.to(DOUBLE)
     d_y = given.d_y.clone()
     d_y[6] = torch.inf
-    at = given.at._replace(**{cut: carry if cut == "carry" else here})
-    found = call.run(engine, given._replace(at=at, d_y=d_y))
+    boundary = given.boundary._replace(**{cut: carry if cut == "carry" else here})
+    found = call.run(engine, given._replace(boundary=boundary, d_y=d_y))
     assert found["d_x"][:4].isfinite().all()
     assert found["d_h_0"].isfinite().all()
     assert not found["d_x"][4].isfinite().all()
@@ -136,10 +137,12 @@ def test_only_what_is_needed_is_the_same_as_all(mode, dtype, every_reach):
 @pytest.mark.parametrize("resets", [False, True])
 def test_nothing_kept_gives_the_same_outputs(mode, dtype, resets):
     call = Call(mode, dtype, (90, 90, 60), 5, 21, resets=resets)
-    x, state, w, at, *_ = call.given()
+    x, state, w, boundary, *_ = call.given()
     results = {}
     for keep in (True, False):
-        y, final, kept = native.forward(call.cell, x, state, w, call.steps, at, keep)
+        y, final, kept = native.forward(
+            EngineCall(call.cell, x, state, w, call.steps, boundary), keep
+        )
         results[keep] = {"y": y} | dict(zip("hc", final, strict=False))
         assert bool(kept) == (keep and not mode.startswith("RNN"))
     assert_equal(results[False], results[True])
@@ -159,59 +162,12 @@ def test_nothing_given_is_changed(mode, dtype):
 # -------------------------------------------------------------------------------------- norms
 
 
-def norms_by_autograd(call):
-    """‖∂L/∂h_t‖, of a zero that is added to each h_t."""
-    x, state, w, at, d_y, d_state = call.given()
-    probes, loss = [], 0
-    for x_t, d, carry, reset in call.steps.forth(x, d_y, at.carry, at.resets):
-        n = len(x_t)
-        before = [s[:n] for s in state]
-        if carry is not None:
-            before = [ScaleGradient.apply(s, carry) for s in before]
-        if reset is not None:
-            before = [s.masked_fill(reset, 0) for s in before]
-        h, *c = call.cell.step(x_t, tuple(before), w)
-        probes.append(torch.zeros_like(h, requires_grad=True))
-        h = h + probes[-1]
-        loss = loss + (h * d).sum()
-        state = [torch.cat([a, s[n:]]) for a, s in zip((h, *c), state, strict=True)]
-    loss = loss + sum((s * d).sum() for s, d in zip(state, d_state, strict=True))
-    return torch.stack([g.norm() for g in reversed(torch.autograd.grad(loss, probes))])
-
-
-@EACH_MODE
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("lengths", [(9, 9), (7, 4, 4, 1), (140, 140, 139, 138, 1)])
-def test_norms_are_those_of_the_gradient_of_each_state(mode, reverse, lengths):
-    call = Call(mode, DOUBLE, lengths, 3, 9, reverse, carry=True, resets=True)
-    expected = norms_by_autograd(call)
-    assert expected.unique().numel() == expected.numel()
-    torch.testing.assert_close(call.run(native)["norms"], expected, rtol=1e-10, atol=1e-12)
-
-
-@EACH_MODE
-def test_norms_of_windows_are_those_of_each_window_together(mode):
-    call = Call(mode, DOUBLE, (11, 11, 8), 3, 9, carry=True, every_reach=(2, 5))
-    given, windows = call.given(), call.windows
-    *_, d_y, d_state = given
-    together = torch.zeros(len(windows.steps.sizes), dtype=DOUBLE)
-    for window in range(windows.steps.batch):
-        # All the other windows have no loss.
-        mine = torch.cat([torch.arange(n) == window for n in windows.steps.sizes])
-        last = torch.arange(windows.steps.batch) == window
-        alone = given._replace(
-            d_y=d_y * mine.unsqueeze(1), d_state=tuple(d * last.unsqueeze(1) for d in d_state)
-        )
-        together += call.run(native, alone)["norms"] ** 2
-    torch.testing.assert_close(call.run(native)["norms"] ** 2, together, rtol=1e-10, atol=1e-12)
-
-
 def handed_down(call):
     """‖∂L/∂h‖ and ‖∂L/∂c‖ of the state that each step leaves, but for what the output adds, [N, 2].
 
     Each sequence is run alone, so that its last step is the last of all.
     """
-    x, state, w, at, d_y, d_state = call.given()
+    x, state, w, boundary, d_y, d_state = call.given()
     offsets = np.concatenate([[0], np.cumsum(call.steps.sizes)])
     found = torch.full((len(x), call.cell.states), -1.0, dtype=DOUBLE)
     for b, length in enumerate(call.lengths):
@@ -219,10 +175,10 @@ def handed_down(call):
         h, after = [s[b : b + 1] for s in state], []
         loss = 0
         for row in rows[::-1] if call.reverse else rows:
-            if at.carry is not None:
-                h = [ScaleGradient.apply(s, at.carry[row : row + 1]) for s in h]
-            if at.resets is not None:
-                h = [s.masked_fill(at.resets[row], 0) for s in h]
+            if boundary.carry is not None:
+                h = [ScaleGradient.apply(s, boundary.carry[row : row + 1]) for s in h]
+            if boundary.resets is not None:
+                h = [s.masked_fill(boundary.resets[row], 0) for s in h]
             h = list(call.cell.step(x[row : row + 1], tuple(h), w))
             loss = loss + (h[0] * d_y[row]).sum()
             h = [s + torch.zeros_like(s, requires_grad=True) for s in h]

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from paths import using
 from torch import Tensor
 
-from bptt._src.engines import native
+from bptt._src.engines import kernel_library
 
-SEQUENCE = struct.Struct("=39q")  # the fields of a bptt_sequence
+SEQUENCE = struct.Struct("=38q")  # the fields of a bptt_sequence
 NO_CELL = -2
 LEAVES = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "units")
 SIZES = {"MGU": (2, 1, 0), "PEEPHOLE_LSTM": (4, 2, 3)}  # gates, states, units
 EACH_CELL = pytest.mark.parametrize("cell", SIZES)
 
 
-@pytest.fixture(scope="module", autouse=True, params=native.PATHS)
+@pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
 def path(request):
     """The kind of vectors that all of this is tested with."""
     with using(request.param) as backend:
@@ -125,9 +125,9 @@ class Problem:
 
     def native(self, threads: int = 1) -> dict[str, Tensor]:
         """Both passes of the library: the output, the final state, and all gradients."""
-        t, library, states = self.tensors(), native.library(), SIZES[self.cell][1]
+        t, library, states = self.tensors(), kernel_library.library(), SIZES[self.cell][1]
         N, B, I, H = sum(self.lengths), len(self.lengths), self.inputs, self.hidden
-        number, double = native.cells()[self.cell], self.dtype is torch.float64
+        number, double = kernel_library.cells()[self.cell], self.dtype is torch.float64
         sizes = (ctypes.c_int64 * len(self.sizes))(*self.sizes)
         kept = t["x"].new_empty(library.bptt_kept(number, double, N, H))
         found = {"y": t["x"].new_empty(N, H)}
@@ -145,14 +145,14 @@ class Problem:
             *at("x", "w_ih", "w_hh", "b_ih", "b_hh", "units", "state_0", "state_1", "resets", "y"),
             kept.data_ptr(),
         ]
-        forward = SEQUENCE.pack(*given, *at("final_0", "final_1"), *[0] * 16)
+        forward = SEQUENCE.pack(*given, *at("final_0", "final_1"), *[0] * 15)
         assert library.bptt_forward(forward) == 0
         walk = [0] * 4
         if self.every_reach:
             running, rows = [(ctypes.c_int64 * len(n))(*n) for n in self.walked()]
             walk = [len(running), ctypes.addressof(running), ctypes.addressof(rows), 0]
         gradients = at("carry", "d_y", "d_state_0", "d_state_1", *(f"d_{n}" for n in LEAVES))
-        assert library.bptt_backward(SEQUENCE.pack(*given, 0, 0, *gradients, 0, 0, *walk)) == 0
+        assert library.bptt_backward(SEQUENCE.pack(*given, 0, 0, *gradients, 0, *walk)) == 0
         return found
 
     def autograd(self) -> dict[str, Tensor]:
@@ -260,12 +260,12 @@ def test_two_threads_give_the_same_bits(cell, windows):
 @EACH_CELL
 def test_says_its_sizes(cell):
     sizes = (ctypes.c_int64 * 4)()
-    assert native.library().bptt_cell_sizes(native.cells()[cell], sizes) == 0
+    assert kernel_library.library().bptt_cell_sizes(kernel_library.cells()[cell], sizes) == 0
     assert (sizes[0], sizes[2], sizes[3]) == SIZES[cell]
 
 
 def test_every_cell_has_a_number_and_no_other_number_runs():
-    library, numbers = native.library(), native.cells()
+    library, numbers = kernel_library.library(), kernel_library.cells()
     assert set(numbers) >= {"RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "GRU", "LSTM", *SIZES}
     assert sorted(numbers.values()) == list(range(library.bptt_cells()))
     for number in (-1, len(numbers)):

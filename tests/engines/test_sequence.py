@@ -13,8 +13,10 @@ from oracles import credit_terms, weighted
 from paths import PATHS, using
 from problems import lengths, sizes_of, state, weights
 
-from bptt._src.engines import reference, sequence
-from bptt._src.steps import Steps
+from bptt._src.engines import reference
+from bptt._src.engines.call import Call
+from bptt._src.engines.sequence import sequence
+from bptt._src.steps import Boundary, Steps
 from bptt.cells import BY_NAME, Weights
 
 CELLS = sorted(BY_NAME.items())
@@ -26,6 +28,14 @@ def path(request):
     """The kernels that all of this is tested with."""
     with using(request.param) as backend:
         yield backend
+
+
+def as_node(cell, x, s, w, steps, carry=None, resets=None):
+    return sequence(Call(cell, x, s, w, steps, Boundary(carry, resets)))
+
+
+def by_reference(cell, x, s, w, steps, carry=None, resets=None):
+    return reference.forward(Call(cell, x, s, w, steps, Boundary(carry, resets)))[:2]
 
 
 def gradients(run, cell, x, s, w, steps, *at, use_output=True, use_state=True):
@@ -75,8 +85,8 @@ def test_agrees_with_autograd_on_the_cells(
         torch.rand(N, 1) < 0.3 if resets else None,
     )
     options = {"use_output": used[0], "use_state": used[1]}
-    ours = gradients(sequence.sequence, cell, x, s, w, steps, *at, **options)
-    theirs = gradients(reference.sequence, cell, x, s, w, steps, *at, **options)
+    ours = gradients(as_node, cell, x, s, w, steps, *at, **options)
+    theirs = gradients(by_reference, cell, x, s, w, steps, *at, **options)
     assert_same(ours[0], theirs[0])
     assert_same(ours[1], theirs[1])
 
@@ -96,7 +106,7 @@ def test_carry_weighs_the_credit_terms_by_its_products(cell):
         return (t + 1) * h.sin().sum()
 
     terms = credit_terms(cell, x, s, w, loss)
-    y, _ = sequence.sequence(
+    y, _ = as_node(
         cell, x.flatten(0, 1), s, w, Steps((B,) * T), carry.repeat_interleave(B).unsqueeze(1)
     )
     total = sum(loss(h, t) for t, h in enumerate(y.view(T, B, H)))
@@ -122,7 +132,7 @@ def test_gradcheck_and_gradgradcheck(cell, reverse):
     def run(x, *tensors):
         p = tensors[cell.states :]
         w = Weights(*p[:4], None, *p[4:])
-        y, final = sequence.sequence(cell, x, tensors[: cell.states], w, steps, None, resets)
+        y, final = as_node(cell, x, tensors[: cell.states], w, steps, None, resets)
         return y, *final
 
     tensors = (x, *s, *(p for p in w if p is not None))
@@ -136,7 +146,7 @@ def test_gradcheck_with_a_projection():
     x = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
 
     def run(x, h, c, *w):
-        y, final = sequence.sequence(cell, x, (h, c), Weights(*w), Steps((2, 2, 2)))
+        y, final = as_node(cell, x, (h, c), Weights(*w), Steps((2, 2, 2)))
         return y, *final
 
     assert torch.autograd.gradcheck(run, (x, *s, *w), check_forward_ad=True)
@@ -152,13 +162,13 @@ def test_the_first_derivative_is_one_node_and_never_goes_through_the_cells(cell,
         raise AssertionError("went through the cells")
 
     with monkeypatch.context() as patch:
-        patch.setattr(reference, "sequence", refuse)
-        y, final = sequence.sequence(cell, x, s, w, Steps((2,) * 4))
+        patch.setattr(reference, "forward", refuse)
+        y, final = as_node(cell, x, s, w, Steps((2,) * 4))
         assert y.grad_fn is final[0].grad_fn
         (first,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
         with pytest.raises(AssertionError, match="went through the cells"):
             torch.autograd.grad(y.sum(), x, create_graph=True)
-    y, _ = sequence.sequence(cell, x, s, w, Steps((2,) * 4))
+    y, _ = as_node(cell, x, s, w, Steps((2,) * 4))
     (through_cells,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     torch.testing.assert_close(first, through_cells.detach(), rtol=1e-12, atol=1e-12)
 
@@ -170,7 +180,7 @@ def test_nothing_given_is_changed_and_backward_can_be_repeated(cell):
     grad, resets = torch.randn(6, 3, dtype=torch.float64), torch.rand(6, 1) < 0.5
     given = [x, *s, *(p for p in w if p is not None), grad]
     before = [t.detach().clone() for t in given]
-    y, final = sequence.sequence(cell, x, s, w, Steps((3, 2, 1)), None, resets)
+    y, final = as_node(cell, x, s, w, Steps((3, 2, 1)), None, resets)
     inputs = given[:-1]
     d_final = [torch.ones_like(f) for f in final]
     once = torch.autograd.grad((y, *final), inputs, (grad, *d_final), retain_graph=True)
@@ -181,7 +191,7 @@ def test_nothing_given_is_changed_and_backward_can_be_repeated(cell):
 
 @EACH_CELL
 @pytest.mark.parametrize("with_resets", [False, True])
-@pytest.mark.parametrize("run", [sequence.sequence, reference.sequence], ids=["node", "loop"])
+@pytest.mark.parametrize("run", [as_node, by_reference], ids=["node", "loop"])
 def test_a_cut_stops_an_infinite_gradient(cell, run, with_resets):
     w, s = weights(cell, 2, 3), state(cell, 1, 3)
     x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
@@ -203,10 +213,10 @@ def test_a_reset_clears_even_a_state_that_is_not_a_number(cell):
     s = tuple(torch.full_like(h, float("nan")) for h in state(cell, 1, 3))
     x = torch.randn(3, 2, dtype=torch.float64)
     resets = torch.tensor([[True], [False], [False]])
-    y, _ = sequence.sequence(cell, x, s, w, Steps((1,) * 3), None, resets)
+    y, _ = as_node(cell, x, s, w, Steps((1,) * 3), None, resets)
     zero = tuple(torch.zeros_like(h) for h in s)
-    assert torch.equal(y, sequence.sequence(cell, x, zero, w, Steps((1,) * 3))[0])
-    assert not sequence.sequence(cell, x, s, w, Steps((1,) * 3))[0].isfinite().any()
+    assert torch.equal(y, as_node(cell, x, zero, w, Steps((1,) * 3))[0])
+    assert not as_node(cell, x, s, w, Steps((1,) * 3))[0].isfinite().any()
 
 
 @EACH_CELL
@@ -214,8 +224,8 @@ def test_a_reset_clears_even_a_state_that_is_not_a_number(cell):
 def test_sizes_of_nothing_and_of_one(cell, steps, batch):
     w, s = weights(cell, 1, 1), state(cell, batch, 1)
     x = torch.randn(steps * batch, 1, dtype=torch.float64, requires_grad=True)
-    ours = gradients(sequence.sequence, cell, x, s, w, Steps((batch,) * steps))
-    theirs = gradients(reference.sequence, cell, x, s, w, Steps((batch,) * steps))
+    ours = gradients(as_node, cell, x, s, w, Steps((batch,) * steps))
+    theirs = gradients(by_reference, cell, x, s, w, Steps((batch,) * steps))
     assert_same(ours[0], theirs[0])
     assert_same(ours[1], theirs[1])
 
@@ -225,13 +235,13 @@ def test_only_the_gradients_that_are_needed_are_computed(cell):
     w = Weights(*(None if p is None else p.detach() for p in weights(cell, 2, 3)))
     s = tuple(h.detach() for h in state(cell, 2, 3))
     x = torch.randn(4, 2, dtype=torch.float64)
-    y, final = sequence.sequence(cell, x, s, w, Steps((2, 2)))
+    y, final = as_node(cell, x, s, w, Steps((2, 2)))
     assert not y.requires_grad
     for name in ("ih", "hh", "b_ih", "b_hh"):
         one = w._replace(**{name: getattr(w, name).clone().requires_grad_()})
-        y, final = sequence.sequence(cell, x, s, one, Steps((2, 2)))
+        y, final = as_node(cell, x, s, one, Steps((2, 2)))
         (ours,) = torch.autograd.grad(y.sum() + final[0].sum(), [getattr(one, name)])
-        z, last = reference.sequence(cell, x, s, one, Steps((2, 2)))
+        z, last = by_reference(cell, x, s, one, Steps((2, 2)))
         (theirs,) = torch.autograd.grad(z.sum() + last[0].sum(), [getattr(one, name)])
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
@@ -243,7 +253,7 @@ def test_forward_mode_is_the_transpose_of_the_backward_pass_with_carry_too(cell)
     carry = torch.tensor([0.5, 2.0, 0.0, 1.5]).double().repeat_interleave(2).unsqueeze(1)
 
     def run(x):
-        return sequence.sequence(cell, x, s, w, Steps((2,) * 4), carry)[0]
+        return as_node(cell, x, s, w, Steps((2,) * 4), carry)[0]
 
     u, v = torch.randn_like(x), torch.randn(8, 3, dtype=torch.float64)
     _, forward = torch.func.jvp(run, (x,), (u,))
@@ -259,8 +269,8 @@ def test_values_that_are_not_finite_spread_as_in_the_cells(cell):
         x = torch.randn(6, 2, dtype=torch.float64)
         x[2, 0] = value
         x.requires_grad_()
-        ours = gradients(sequence.sequence, cell, x, s, w, Steps((2, 2, 2)))
-        theirs = gradients(reference.sequence, cell, x, s, w, Steps((2, 2, 2)))
+        ours = gradients(as_node, cell, x, s, w, Steps((2, 2, 2)))
+        theirs = gradients(by_reference, cell, x, s, w, Steps((2, 2, 2)))
         assert torch.equal(ours[0][0].isnan(), theirs[0][0].isnan())
         if cell.name == "RNN_RELU":
             continue  # autograd keeps NaN out of units that are off; 0 · NaN does not

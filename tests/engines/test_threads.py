@@ -14,7 +14,7 @@ import torch
 from every_engine import Call
 from paths import using
 
-from bptt._src.engines import native, threads
+from bptt._src.engines import kernel_library, native, threads
 from bptt.cells import BY_NAME
 
 EACH_MODE = pytest.mark.parametrize("mode", sorted(BY_NAME))
@@ -42,7 +42,7 @@ LARGE = {
 LARGE_STEP = 200_000
 
 
-@pytest.fixture(params=native.PATHS)
+@pytest.fixture(params=kernel_library.PATHS)
 def path(request):
     """The kind of vectors that this is tested with."""
     with using(request.param) as backend:
@@ -90,12 +90,12 @@ def teams():
         ctypes.cast(getattr(here, f"omp_get_{name}"), ctypes.c_void_p)
         for name in ("thread_num", "num_threads")
     ]
-    library = native.library()
+    library = kernel_library.library()
     library.bptt_use_threads(ctypes.cast(parallel, ctypes.c_void_p), *rest)
     try:
         yield seen
     finally:
-        native._share_threads(library)
+        kernel_library._share_threads(library)
 
 
 def assert_same_bits(ours, theirs):

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 COUNTS = {"modules": 150, "credits": 60, "readouts": 80, "flows": 40}
 OVERFLOW = """
 import torch
-from bptt._src.engines import guard, native
+from bptt._src.engines import kernel_library, guard, native
 x, y = torch.zeros(10), torch.zeros(10)
-native.library().bptt_function(0, 0, 1000, guard.address(x), guard.address(y))
+kernel_library.library().bptt_function(0, 0, 1000, guard.address(x), guard.address(y))
 """
 
 

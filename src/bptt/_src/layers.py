@@ -15,16 +15,13 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt._src.credit.credit import Credit
 from bptt._src.credit.plan import Plan
 from bptt._src.credit.spelling import as_credit
-from bptt._src.engines.sequence import (
-    needs_the_cells,
-    sequence,
-    windowed_sequence,
-    without_autocast,
-)
+from bptt._src.engines.call import Call
+from bptt._src.engines.guard import only_by_autograd, without_autocast
+from bptt._src.engines.sequence import sequence
 from bptt._src.engines.windows import Windows, windows_of
 from bptt._src.layout import Layout
 from bptt._src.leaf import leaf
-from bptt._src.steps import Steps
+from bptt._src.steps import Boundary, Steps
 from bptt._src.uncompiled import uncompiled
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
@@ -141,7 +138,7 @@ class Layers(nn.Module):
         traced = type(x) is not Tensor or torch._C._is_tracing()
         if traced and torch.onnx.is_in_onnx_export():
             return True
-        return x.is_cuda and not needs_the_cells(x)
+        return x.is_cuda and only_by_autograd(x) is None
 
     def _plan(
         self, rows: _Rows, credit: Any, carry: Tensor | None, generator: torch.Generator | None
@@ -178,20 +175,14 @@ class Layers(nn.Module):
             x = x.flatten(0, -2)
         finals: list[State] = []
         cell, directions = self.cell, (False, True)[: self._directions]
-        crossings = [_rows_of_crossing(rows.sizes, carry, resets, d) for d in directions]
+        boundaries = [_boundary(rows.sizes, carry, resets, d) for d in directions]
         of_each = list(zip(*(s.split(1) if len(s) > 1 else (s,) for s in state), strict=True))
         for layer in range(self.num_layers):
             outputs = []
             for reverse in directions:
-                initial = of_each[len(finals)]
-                steps, w = Steps(rows.sizes, reverse), self._weights(layer, reverse)
-                crossing = crossings[reverse]
-                if windows is None:
-                    y, final = sequence(cell, x, initial, w, steps, *crossing)
-                else:
-                    y, final = windowed_sequence(
-                        cell, x, initial, w, steps, windows, *crossing, by_windows=layer > 0
-                    )
+                initial, w = of_each[len(finals)], self._weights(layer, reverse)
+                steps, boundary = Steps(rows.sizes, reverse), boundaries[reverse]
+                y, final = sequence(Call(cell, x, initial, w, steps, boundary, windows, layer > 0))
                 outputs.append(y)
                 finals.append(final)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
@@ -401,12 +392,12 @@ def _listed(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join(str(s) for s in shapes)
 
 
-def _rows_of_crossing(
+def _boundary(
     sizes: tuple[int, ...],
     carry: Float[Tensor, "time batch"] | None,
     resets: Bool[Tensor, "time batch"] | None,
     reverse: bool,
-) -> tuple[Float[Tensor, "rows 1"] | None, Bool[Tensor, "rows 1"] | None]:
+) -> Boundary:
     """Lay out by rows what happens at the boundary over which each row's state comes.
 
     ``carry[t]`` and ``resets[t]`` belong to the boundary between the steps t-1 and t. Forwards
@@ -414,7 +405,7 @@ def _rows_of_crossing(
     and to the last step from outside, where nothing happens.
     """
     if carry is None and resets is None:
-        return None, None
+        return Boundary()
     B = sizes[0]
     running = torch.arange(B, device="cpu") < torch.tensor(sizes, device="cpu").unsqueeze(
         1
@@ -429,4 +420,4 @@ def _rows_of_crossing(
             at = torch.cat([at[1:], at.new_full((1, B), nothing)])
         return at[here].unsqueeze(1)
 
-    return rows(carry, 1), rows(resets, 0)
+    return Boundary(rows(carry, 1), rows(resets, 0))

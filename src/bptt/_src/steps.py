@@ -17,12 +17,12 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 
-class Crossing(NamedTuple):
+class Boundary(NamedTuple):
     """What happens to the state and its gradient between a step and the one before it."""
 
-    carry: Float[Tensor, "rows 1"] | None
+    carry: Float[Tensor, "rows 1"] | None = None
     """Factors of the gradient, [N, 1]."""
-    resets: Bool[Tensor, "rows 1"] | None
+    resets: Bool[Tensor, "rows 1"] | None = None
     """Where the state is set to zero before the step, [N, 1]."""
 
     @property

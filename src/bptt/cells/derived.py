@@ -44,13 +44,13 @@ class Derived:
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """Take step after step; W_hh h_{t-1} + b_hh of each is kept beside A."""
-        w, steps, at = of
+        w, steps, boundary = of
         cell, H, N = self.cell, self.cell.hidden(w), len(A)
         after = [A.new_empty(N, s.shape[1]) for s in state]
         B, W = A.new_empty(N, cell.gates_h * H), w.hh.t()
         M = A.new_empty(N, H) if w.hr is not None else None
         units = () if w.units is None else w.units.unbind(0)
-        for a, b, m, reset, *rows in steps.forth(A, B, M, at.resets, *after):
+        for a, b, m, reset, *rows in steps.forth(A, B, M, boundary.resets, *after):
             before = rows_before(state, len(a), reset)
             torch.mm(before[0], W, out=b)
             if w.b_hh is not None:
@@ -66,7 +66,7 @@ class Derived:
 
     def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """δ_k = Σ_i ∂(state i)/∂(gate k) ⊙ ∂L/∂(state i), and likewise for the state before."""
-        (D, d_state, norms), (w, steps, at) = given, of
+        (D, d_state, norms), (w, steps, boundary) = given, of
         cell, N = self.cell, len(kept.own[0])
         local = self._local_derivatives(kept.own, before, w)
         of_x, of_h = local[: cell.gates_x], local[cell.gates_x :][: cell.gates_h]
@@ -77,7 +77,7 @@ class Derived:
         D_out = None if w.hr is None else torch.empty_like(kept.states[0])
         Delta = torch.empty_like(kept.own[1])
         for (d, d_out, carry, cut, norm), g, (delta, *factors) in zip(
-            steps.back(D, D_out, at.carry, at.cuts, norms),
+            steps.back(D, D_out, boundary.carry, boundary.cuts, norms),
             steps.back(*whole),
             steps.back(Delta, *(d for terms in (*of_h, *of_state) for _, d in terms)),
             strict=True,

@@ -45,10 +45,10 @@ class _ByHand:
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """a_t = A_t + W_hh h_{t-1}; h_t = φ(a_t), in A's place."""
-        w, steps, at = of
+        w, steps, boundary = of
         W = w.hh.t()
         activate = {"tanh": torch.tanh_, "relu": torch.relu_, "sigmoid": torch.sigmoid_}[self.phi]
-        for a, reset in steps.forth(A, at.resets):
+        for a, reset in steps.forth(A, boundary.resets):
             (h,) = rows_before(state, len(a), reset)
             activate(a.addmm_(h, W))
             state = rows_after(state, (a,))
@@ -56,10 +56,12 @@ class _ByHand:
 
     def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """δ_t = φ'(a_t) ⊙ dh_t; dh_{t-1} = ∂L/∂output_{t-1} + W_hhᵀ δ_t."""
-        (D, d_state, norms), (w, steps, at) = given, of
+        (D, d_state, norms), (w, steps, boundary) = given, of
         (Y,) = kept.states
         Delta = derivative(self.phi, Y)
-        for delta, d, carry, cut, norm in steps.back(Delta, D, at.carry, at.cuts, norms):
+        for delta, d, carry, cut, norm in steps.back(
+            Delta, D, boundary.carry, boundary.cuts, norms
+        ):
             dh = d_state[0][: len(delta)]
             report(norm, dh)
             if d is not None:

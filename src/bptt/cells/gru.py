@@ -44,11 +44,11 @@ class _ByHand:
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """The gates take A's place; q is kept, because ∂n/∂r needs it."""
-        w, steps, at = of
+        w, steps, boundary = of
         H = w.hh.shape[1]
         W = w.hh.t()
         Y, Q = A.new_empty(len(A), H), A.new_empty(len(A), H)
-        for a, y, q, reset in steps.forth(A, Y, Q, at.resets):
+        for a, y, q, reset in steps.forth(A, Y, Q, boundary.resets):
             (h,) = rows_before(state, len(a), reset)
             b = torch.mm(h, W) if w.b_hh is None else torch.addmm(w.b_hh, h, W)
             rz, n = a[:, : 2 * H], a[:, 2 * H :]
@@ -62,7 +62,7 @@ class _ByHand:
 
     def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """Each delta is a local derivative times dh_t; dh_{t-1} = z dh_t + W_hhᵀ δ_t."""
-        (D, d_state, norms), (w, steps, at) = given, of
+        (D, d_state, norms), (w, steps, boundary) = given, of
         gates, Q = kept.own
         H = Q.shape[1]
         R, Z, N = gates.chunk(3, dim=1)
@@ -73,7 +73,7 @@ class _ByHand:
         local_z = (H_prev - N) * Z * (1 - Z)  # ∂h/∂a_z
         Delta = torch.stack([local_r, local_z, local_n * R], dim=1)  # [N, 3, H]; last ∂h/∂q
         for delta, delta_n, z, d, carry, cut, norm in steps.back(
-            Delta, local_n, Z, D, at.carry, at.cuts, norms
+            Delta, local_n, Z, D, boundary.carry, boundary.cuts, norms
         ):
             dh = d_state[0][: len(delta)]
             report(norm, dh)

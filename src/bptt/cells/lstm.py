@@ -49,12 +49,14 @@ class _ByHand:
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """The gates take A's place; c_t is kept."""
-        w, steps, at = of
+        w, steps, boundary = of
         H, P = A.shape[1] // 4, w.hh.shape[1]
         W = w.hh.t()
         Y, C = A.new_empty(len(A), P), A.new_empty(len(A), H)
         M = A.new_empty(steps.batch if w.hr is None else len(A), H)  # tanh(c_t), m_t
-        for a, y, c_t, m, reset in steps.forth(A, Y, C, None if w.hr is None else M, at.resets):
+        for a, y, c_t, m, reset in steps.forth(
+            A, Y, C, None if w.hr is None else M, boundary.resets
+        ):
             m = M[: len(a)] if m is None else m
             h, c = rows_before(state, len(a), reset)
             a.addmm_(h, W)
@@ -72,7 +74,7 @@ class _ByHand:
 
     def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """dc_t += dm_t ∂m/∂c; δ_i, δ_f, δ_g follow dc_t, δ_o follows dm_t; dc_{t-1} = f dc_t."""
-        (D, d_state, norms), (w, steps, at) = given, of
+        (D, d_state, norms), (w, steps, boundary) = given, of
         (Y, C), gates = kept.states, kept.own[0]
         I, F, G, O = gates.chunk(4, dim=1)  # noqa: E741
         _, C_prev = before
@@ -84,7 +86,7 @@ class _ByHand:
         local_c = O * (1 - tanh_C * tanh_C)  # ∂m/∂c
         D_out = None if w.hr is None else torch.empty_like(Y)
         for delta, dm_dc, f, d, d_out, carry, cut, norm in steps.back(
-            Delta, local_c, F, D, D_out, at.carry, at.cuts, norms
+            Delta, local_c, F, D, D_out, boundary.carry, boundary.cuts, norms
         ):
             dh, dc = d_state[0][: len(delta)], d_state[1][: len(delta)]
             report(norm, dh, dc)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from bptt._src.steps import Crossing, Steps
+from bptt._src.steps import Boundary, Steps
 from bptt.cells.weights import State, Weights
 
 
@@ -40,7 +40,7 @@ class Setting(NamedTuple):
     w: Weights
     steps: Steps
     """Which rows belong to which step."""
-    at: Crossing
+    boundary: Boundary
     """What happens between a step and the one before it."""
 
 

@@ -71,7 +71,7 @@ def beginning(kernels: str) -> dict[str, float | None]:
     import torch
 
     import bptt
-    from bptt._src.engines import native
+    from bptt._src.engines import kernel_library
 
     def milliseconds(work: Callable[[], object]) -> float:
         begun = time.perf_counter()
@@ -81,7 +81,7 @@ def beginning(kernels: str) -> dict[str, float | None]:
     def step() -> None:
         lstm(x)[0].sum().backward()
 
-    load = milliseconds(native.library) if kernels == "native" else None
+    load = milliseconds(kernel_library.library) if kernels == "native" else None
     x, lstm = torch.randn(20, 1, 100), bptt.LSTM(100, 100)
     first = milliseconds(step)
     return {

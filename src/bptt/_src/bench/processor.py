@@ -16,7 +16,7 @@ import bptt
 from bptt._src.bench import fresh
 from bptt._src.bench.result import Limits
 from bptt._src.bench.timing import timed
-from bptt._src.engines import native
+from bptt._src.engines import kernel_library
 from bptt.errors import KernelError
 from bptt.kernels import backend
 
@@ -64,7 +64,7 @@ def measure_limits(seconds: float) -> Limits:
     threads = torch.get_num_threads()
     peak, reason = None, None
     try:
-        peak = max(native.fma_peak(threads, seconds / 10) for _ in range(10))
+        peak = max(kernel_library.fma_peak(threads, seconds / 10) for _ in range(10))
     except KernelError as e:
         reason = str(e)
     products = {f"torch.mm {size}": _torch_product(size, seconds) for size in PRODUCTS}

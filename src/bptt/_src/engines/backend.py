@@ -1,4 +1,4 @@
-"""Which kernels run: the native ones where they can serve, or what was asked for by name."""
+"""Which engine runs: the first that serves a call, of those that are chosen for the process."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
-from bptt._src.engines import native, threads
+from bptt._src.engines import kernel_library, native, reference, threads, twin
+from bptt._src.engines.call import Call, Engine
+from bptt._src.engines.guard import is_watched
+from bptt._src.engines.readout import Readout
 from bptt.errors import KernelError
 
 VARIABLE = "BPTT_KERNELS"
-NAMES = ("auto", "native", "twin", *native.PATHS)
+NAMES = ("auto", "native", "twin", *kernel_library.PATHS)
+ENGINES = cast("tuple[Engine, ...]", (native, twin, reference))
+"""Every engine there is, in the order in which they are asked."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def backend() -> Backend:
     """
     if not runs_native():
         return Backend("twin", None, torch.get_num_threads(), _choice.reason)
-    path = native.PATHS[native.library().bptt_path_in_use()]
+    path = kernel_library.PATHS[kernel_library.library().bptt_path_in_use()]
     number, fewer = threads.explained()
     return Backend("native", path, number, None, fewer)
 
@@ -81,6 +87,29 @@ def runs_native() -> bool:
     if _choice.name is None:
         _choose(os.environ.get(VARIABLE, "auto"))
     return _choice.native
+
+
+def engine_for(call: Call | Readout, recorded: bool = True) -> Engine:
+    """Return the engine that runs a call: the first of the chosen ones that serves it.
+
+    Args:
+        call: what is to be run.
+        recorded: whether what the engine does may be recorded, operation by operation, for a
+            backward pass that is not its own. Where a mode of torch looks on, that takes an engine
+            that has no operations in place.
+
+    Raises:
+        NotImplementedError: there is none; says why the last one does not serve.
+    """
+    recorded = recorded and is_watched()
+    reason: str | None = None
+    for engine in ENGINES if runs_native() else ENGINES[1:]:
+        if recorded and not engine.RECORDS:
+            continue
+        reason = engine.serves(call)
+        if reason is None:
+            return engine
+    raise NotImplementedError(reason)
 
 
 @contextmanager
@@ -106,11 +135,11 @@ def use(name: str) -> Iterator[Backend]:
     finally:
         _choose(before[0])
         if before[1] is not None:
-            native.library().bptt_use_path(before[1])
+            kernel_library.library().bptt_use_path(before[1])
 
 
 def _path_in_use() -> int | None:
-    return native.library().bptt_path_in_use() if _choice.native else None
+    return kernel_library.library().bptt_path_in_use() if _choice.native else None
 
 
 def _choose(name: str) -> None:
@@ -121,17 +150,17 @@ def _choose(name: str) -> None:
         reason = "asked for by name"
     else:
         try:
-            library = native.library()
+            found = kernel_library.library()
         except KernelError as e:
             if name != "auto":
                 raise
             reason = str(e)
         else:
-            paths = [n for n, p in enumerate(native.PATHS) if library.bptt_has_path(n)]
-            wanted = native.PATHS.index(name) if name in native.PATHS else paths[-1]
-            if library.bptt_use_path(wanted) != 0:
+            paths = [n for n, p in enumerate(kernel_library.PATHS) if found.bptt_has_path(n)]
+            wanted = kernel_library.PATHS.index(name) if name in kernel_library.PATHS else paths[-1]
+            if found.bptt_use_path(wanted) != 0:
                 raise KernelError(
                     f"{VARIABLE}={name}: this processor or this build has no {name}; it has "
-                    f"{', '.join(native.PATHS[p] for p in paths)}"
+                    f"{', '.join(kernel_library.PATHS[p] for p in paths)}"
                 )
     _choice.name, _choice.native, _choice.reason = name, reason is None, reason

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bptt._src.engines import threads
 from bptt._src.engines.guard import addresses, dense, room, within
-from bptt._src.engines.native import library
+from bptt._src.engines.kernel_library import library
 from bptt.cells import Weights
 
 # The fields of a bptt_flow_step, in order; an address of 0 is none.

@@ -9,10 +9,12 @@ computed. Whatever is none of that is refused before its address is known.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -43,6 +45,49 @@ def is_watched() -> bool:
     if not _function_modes():
         return False
     return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
+
+
+def only_by_autograd(*tensors: Tensor | None) -> str | None:
+    """Return what is asked for that only torch's own operations can do, if anything.
+
+    That is forward mode, a torch.func transform, a batch of gradients, complex numbers, tensors
+    that only torch's own operations can read, or an export, which wants operations that it knows.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is under way"
+    if is_exporting():
+        return "the operations are exported"
+    forward_mode = forward_ad._current_level >= 0
+    for t in tensors:
+        if t is None:
+            continue
+        if type(t) not in PLAIN or not has_storage(t):
+            return f"a {type(t).__name__} is not plain memory"
+        if t.dtype.is_complex:
+            return f"{t.dtype} is asked for"
+        if forward_mode and forward_ad.unpack_dual(t).tangent is not None:
+            return "forward mode is asked for"
+    return None
+
+
+def is_exporting() -> bool:
+    """Whether torch records operations to run them elsewhere."""
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace
+        return True
+    return bool(_is_in_export())
+
+
+_is_in_export = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6
+_NOTHING = nullcontext()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch autocast off, where it is on."""
+    kind = device.type
+    available = kind == "cpu" or torch.amp.is_autocast_available(kind)
+    if available and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return _NOTHING
 
 
 def all_dense(

@@ -1,7 +1,6 @@
-"""The native kernels: the library, and a whole sequence of one layer in one call of it.
+"""The native kernels: whole calls of the library.
 
-The C++ is in ``csrc``; ``csrc/bptt_kernels.h`` says what each field of a call means. The library
-knows neither torch nor Python: it gets pointers, and torch's own threads.
+What each field of a call means is in ``csrc/bptt_kernels.h``.
 """
 
 from __future__ import annotations
@@ -17,220 +16,106 @@ import torch
 from torch import Tensor
 
 from bptt._src.engines import threads
-from bptt._src.engines.engine import Gradients
-from bptt._src.engines.find import library_path
-from bptt._src.engines.guard import address, addresses, all_dense, dense, room
-from bptt._src.engines.windows import Windows
-from bptt._src.steps import Crossing, Steps
+from bptt._src.engines.call import Call, Gradients, Incoming, Saved
+from bptt._src.engines.guard import (
+    address,
+    addresses,
+    all_dense,
+    dense,
+    is_watched,
+    only_by_autograd,
+    room,
+)
+from bptt._src.engines.kernel_library import cells, has, library
+from bptt._src.engines.readout import Found, Readout
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
-from bptt.errors import KernelError
 
-INTERFACE = 6
-NO_CELL = -2
-PATHS = ("portable", "avx2", "avx512")
-"""The kinds of vectors that there are kernels for, the narrowest first."""
-
+NAME, RECORDS = "native", False
 
 _STATES = ("the initial h", "the initial c")
 _AFTER = ("the output", "what the forward pass kept")
 
 # The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
-_SEQUENCE = struct.Struct("=39q")
+_SEQUENCE = struct.Struct("=38q")
 _READOUT = struct.Struct("=14q")
 
 
-@lru_cache(maxsize=1)
-def library() -> ctypes.CDLL:
-    """Load the library.
-
-    Raises:
-        KernelError: it is not there, or is of another version; says why and what to do.
-    """
-    try:
-        path = library_path()
-        found = ctypes.CDLL(str(path))
-    except OSError as e:
-        raise KernelError(f"the native kernels cannot be used: {e}") from None
-    if struct.calcsize("P") != 8:
-        raise KernelError("the native kernels need a 64-bit Python")
-    if found.bptt_interface() != INTERFACE:
-        raise KernelError(
-            f"{path} is of another version of bptt (interface {found.bptt_interface()}, expected "
-            f"{INTERFACE}): install bptt again"
-        )
-    found.bptt_kept.restype = ctypes.c_int64
-    found.bptt_kept.argtypes = [ctypes.c_int64] * 4
-    found.bptt_cells.restype = ctypes.c_int64
-    found.bptt_cell_name.restype = ctypes.c_char_p
-    found.bptt_cell_name.argtypes = [ctypes.c_int64]
-    found.bptt_cell_sizes.argtypes = [ctypes.c_int64, ctypes.c_void_p]
-    for name in ("forward", "backward", "cross_entropy", "flow_back"):
-        getattr(found, f"bptt_{name}").argtypes = [ctypes.c_char_p]
-    found.bptt_peak.restype = ctypes.c_double
-    found.bptt_peak.argtypes = [ctypes.c_int, ctypes.c_double]
-    found.bptt_function.argtypes = [
-        ctypes.c_int,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    ]
-    _share_threads(found)
-    return found
-
-
-@lru_cache(maxsize=1)
-def cells() -> dict[str, int]:
-    """Return the numbers that the library has for the cells, by name."""
-    names = map(library().bptt_cell_name, range(library().bptt_cells()))
-    return {name.decode(): number for number, name in enumerate(names)}
-
-
-def _share_threads(found: ctypes.CDLL) -> None:
-    """Make the library run on the threads of torch's own OpenMP, so that the two never compete.
-
-    Where there is none of GNU's kind, as on macOS, every call runs on one thread.
-    """
-    here = ctypes.CDLL(None)
-    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-    if all(hasattr(here, name) for name in names):
-        addresses = [ctypes.cast(getattr(here, name), ctypes.c_void_p) for name in names]
-        found.bptt_use_threads.argtypes = [ctypes.c_void_p] * 3
-        found.bptt_use_threads(*addresses)
-        threads.shared()
-
-
-def fma_peak(team: int, seconds: float) -> float:
-    """Measure how many fused multiply-adds the processor does, in float32 and GFLOP/s.
-
-    Args:
-        team: how many threads, each on registers alone.
-        seconds: for how long.
-
-    Raises:
-        KernelError: there is no native library.
-    """
-    return float(library().bptt_peak(team, seconds))
-
-
-def elementwise(name: str, x: Tensor) -> Tensor:
-    """Apply the kernels' own exp, tanh or sigmoid, for the tests of their precision.
-
-    Args:
-        name: ``"exp"``, ``"tanh"`` or ``"sigmoid"``.
-        x: float32 or float64, contiguous.
-    """
-    x = dense("x", x, x.dtype, x.shape)
-    y = torch.empty_like(x)
-    which = ("exp", "tanh", "sigmoid").index(name)
-    library().bptt_function(which, x.dtype == torch.float64, x.numel(), address(x), address(y))
-    return y
-
-
-def serves(cell: Cell, x: Tensor, w: Weights) -> bool:
-    """Whether there is a kernel for this: on the processor, float32 or float64, no projection."""
-    dtype = x.dtype
-    return (
-        x.is_cpu
-        and (dtype is torch.float32 or dtype is torch.float64)
-        and w.hr is None
-        and x.numel() > 0
-        and cell.is_native
-        and _has(cell)
-        and w.ih.dtype is dtype
-        and w.hh.dtype is dtype
-        and (w.b_ih is None or w.b_ih.dtype is dtype)
-        and (w.b_hh is None or w.b_hh.dtype is dtype)
-        and (w.units is None or w.units.dtype is dtype)
+def serves(call: Call | Readout) -> str | None:
+    """Return why it cannot do this, as :class:`engines.call.Engine` says."""
+    if is_watched():
+        return "a mode of torch has to see each operation"
+    return only_by_autograd(*call.tensors()) or (
+        _refuses_readout(call) if isinstance(call, Readout) else _refuses(call)
     )
 
 
-@lru_cache(maxsize=64)
-def _has(cell: Cell) -> bool:
-    """Whether the library has this cell; it has every one that says so.
+def _refuses(call: Call) -> str | None:
+    cell, x, w = call.cell, call.x, call.w
+    dtype = x.dtype
+    if not x.is_cpu:
+        return f"the input is on {x.device}"
+    if dtype is not torch.float32 and dtype is not torch.float64:
+        return f"there are none for {dtype}"
+    if w.hr is not None:
+        return "there are none with a projection"
+    if not x.numel():
+        return "the input is empty"
+    if not (cell.is_native and has(cell)):
+        return f"there are none for the cell {cell.name}"
+    for t in w:
+        if t is not None and t.dtype is not dtype:
+            return f"a weight is {t.dtype} and the input {dtype}"
+    return None
 
-    Raises:
-        KernelError: there is none of this name, or it has other sizes, so that the library would
-            read other memory.
-    """
-    if cell.name not in cells():
-        raise KernelError(f"the native kernels have no cell {cell.name}: leave is_native out")
-    sizes = (ctypes.c_int64 * 4)()
-    library().bptt_cell_sizes(cells()[cell.name], sizes)
-    gates, _, states, units = sizes
-    expected = (cell.gates_x, cell.gates_h, cell.states, cell.units)
-    if (gates, gates, states, units) != expected:
-        raise KernelError(
-            f"the cell {cell.name} has {expected} gates of x and h, states and weights of a unit, "
-            f"and the native kernels have {(gates, gates, states, units)}: leave is_native out"
-        )
-    return True
+
+def _refuses_readout(call: Readout) -> str | None:
+    hidden, weight = call.hidden, call.weight
+    if not hidden.is_cpu:
+        return f"the input is on {hidden.device}"
+    if hidden.dtype is not torch.float32 and hidden.dtype is not torch.float64:
+        return f"there are none for {hidden.dtype}"
+    return None if hidden.numel() and weight.numel() else "there is nothing to compute"
 
 
 # ------------------------------------------------------------------------------------- calls
 
 
-def forward(
-    cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing, keep: bool
-) -> tuple[Tensor, State, tuple[Tensor, ...]]:
-    """Run a sequence, as :class:`engines.engine.Engine` says."""
-    given = _Given(cell, x, state, w, steps, at)
+def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+    """Run a sequence, as :class:`engines.call.Engine` says."""
+    given, x = _Given(call), call.x
     y = x.new_empty(given.outputs)
     final = tuple([torch.empty_like(s) for s in given.state])
-    size = _size_of_kept(cell.name, x.dtype, given.rows, given.hidden) if keep else 0
+    size = _size_of_kept(call.cell.name, x.dtype, given.rows, given.hidden) if keep else 0
     kept = x.new_empty(size) if size else None
-    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 16)
+    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 15)
     return y, final, () if kept is None else (kept,)
 
 
-def backward(
-    cell: Cell,
-    x: Tensor,
-    state: State,
-    w: Weights,
-    steps: Steps,
-    at: Crossing,
-    y: Tensor,
-    kept: tuple[Tensor, ...],
-    d_y: Tensor | None,
-    d_state: State | None,
-    needed: tuple[bool, ...],
-    windows: Windows | None = None,
-    by_windows: bool = False,
-    row_norms: Tensor | None = None,
-    norms: Tensor | None = None,
-) -> Gradients:
-    """Go back through it, as :class:`engines.engine.Engine` says.
-
-    Besides, ``norms``, [T] float64, is filled with ‖∂L/∂h_t‖ over the batch, of each step in the
-    order gone through: the last one first, unless the sequence is reversed.
-    """
-    given = _Given(cell, x, state, w, steps, at, (y, *kept))
-    dtype, hidden = given.dtype, given.hidden
+def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
+    """Go back through it, as :class:`engines.call.Engine` says."""
+    given = _Given(call, (saved.y, *saved.kept))
+    dtype, hidden, states = given.dtype, given.hidden, call.cell.states
+    d_y, d_state, needed, row_norms = incoming
     layout: tuple[int, ...] = given.outputs[:-1]
-    d_x: Tensor | None = None
-    walk, walked = (0, 0, 0, 0), steps
+    walk, windows = (0, 0, 0, 0), call.windows
     if windows is not None:
-        walked = windows.steps
-        sizes, total = _whole_numbers(walked.sizes)
+        sizes, total = _whole_numbers(windows.steps.sizes)
         layout = (total,)
         indices = dense("the rows of the windows", windows.rows, torch.int64, layout)
-        walk = len(sizes), ctypes.addressof(sizes), address(indices), int(by_windows)
+        walk = len(sizes), ctypes.addressof(sizes), address(indices), int(call.by_windows)
+    d_x: Tensor | None = None
     if needed[0]:
-        d_x = x.new_empty(
-            (*(layout if windows and by_windows else given.outputs[:-1]), x.shape[-1])
-        )
+        rows = layout if windows and call.by_windows else given.outputs[:-1]
+        d_x = call.x.new_empty((*rows, call.x.shape[-1]))
     if d_y is not None:
         d_y = dense("the output's gradient", d_y, dtype, (*layout, hidden))
     if d_state is not None:
-        of_state = given.state[0].shape if windows is None else (walked.batch, hidden)
+        of_state = given.state[0].shape if windows is None else (windows.steps.batch, hidden)
         for d in d_state:
             room("the final state's gradient", d, dtype, of_state)
     if row_norms is not None:
-        row_norms = room("row_norms", row_norms, torch.float64, (math.prod(layout), cell.states))
-    if norms is not None:
-        norms = room("norms", norms, torch.float64, (len(walked.sizes),))
-    of = Weights(*needed[1:])  # type: ignore[arg-type]
+        row_norms = room("row_norms", row_norms, torch.float64, (math.prod(layout), states))
+    of = Weights(*needed[1 + states :])  # type: ignore[arg-type]
     ih, hh, b_ih, b_hh, units = (
         torch.empty_like(p) if p is not None and wanted else None
         for p, wanted in zip((*given.w, given.units), (*of[:4], of.units), strict=True)
@@ -242,14 +127,14 @@ def backward(
         *(0, 0),  # h_n, c_n
         *addresses(given.carry, d_y),
         *_both(d_state),
-        *addresses(d_x, ih, hh, b_ih, b_hh, units, norms, row_norms),
+        *addresses(d_x, ih, hh, b_ih, b_hh, units, row_norms),
         *walk,
     )
     return Gradients(d_x, d_state, (ih, hh, b_ih, b_hh, None, units))
 
 
 def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
-    """Return what a forward pass kept, as :class:`engines.engine.Engine` says."""
+    """Return what a forward pass kept, as :func:`engines.twin.unpack`."""
     if not kept:
         return ()
     whole = 64 // kept[0].element_size()
@@ -262,17 +147,9 @@ def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, .
 class _Given:
     """What both passes get, checked and dense; alive as long as a call needs its addresses."""
 
-    def __init__(
-        self,
-        cell: Cell,
-        x: Tensor,
-        state: State,
-        w: Weights,
-        steps: Steps,
-        at: Crossing,
-        after: tuple[Tensor, ...] = (),
-    ) -> None:
+    def __init__(self, call: Call, after: tuple[Tensor, ...] = ()) -> None:
         """``after`` is the output and whatever else a forward pass kept for the backward pass."""
+        cell, x, state, w, steps, (carry, resets), *_ = call
         self.cell, self.steps, self.dtype = cell, steps, x.dtype
         self.sizes, self.rows = _whole_numbers(steps.sizes)
         dtype, states = x.dtype, cell.states
@@ -285,12 +162,12 @@ class _Given:
         self.w, self.x, self.state = found[:4], found[4], found[5 : 5 + states]
         self.units = found[-1] if units else None
         self.y, self.kept = (*found[5 + states : 5 + states + len(after)], None, None)[:2]
-        self.carry = at.carry
-        if at.carry is not None:
-            self.carry = dense("carry", at.carry, dtype, (self.rows, 1))
-        self.resets = at.resets
-        if at.resets is not None:
-            self.resets = dense("resets", at.resets, torch.bool, (self.rows, 1))
+        self.carry = carry
+        if carry is not None:
+            self.carry = dense("carry", carry, dtype, (self.rows, 1))
+        self.resets = resets
+        if resets is not None:
+            self.resets = dense("resets", resets, torch.bool, (self.rows, 1))
 
     def run(self, function: Any, y: Tensor, kept: Tensor | None, *results: int) -> None:
         """Call the library; the results are the fields of bptt_sequence from h_n on."""
@@ -310,10 +187,7 @@ class _Given:
             *addresses(self.resets, y, kept),
             *results,
         )
-        error = function(call)
-        if error == NO_CELL:
-            raise KernelError(f"the native kernels have no cell {self.cell.name}")
-        if error:
+        if function(call) != 0:
             raise MemoryError(
                 f"bptt: no memory for the work space of {self.rows} rows of {self.hidden} hidden "
                 "units"
@@ -389,25 +263,9 @@ def _whole_numbers(sizes: tuple[int, ...]) -> tuple[Any, int]:
 # ----------------------------------------------------------------------------------- readout
 
 
-def serves_readout(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether there is a kernel for :func:`cross_entropy`."""
-    return (
-        hidden.is_cpu
-        and hidden.dtype in (torch.float32, torch.float64)
-        and hidden.numel() > 0
-        and weight.numel() > 0
-    )
-
-
-def cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    factors: Tensor | None,
-    needed: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Compute a readout's losses and their gradients: see its twin, ``bptt.losses.fused``."""
+def cross_entropy(readout: Readout) -> Found:
+    """Compute a readout's losses and their gradients, as :class:`engines.call.Engine` says."""
+    hidden, weight, bias, targets, factors, needed = readout
     (N, H), V, dtype = hidden.shape, len(weight), hidden.dtype
     given = (
         dense("hidden", hidden, dtype, (N, H)),
@@ -429,4 +287,4 @@ def cross_entropy(
     )
     if library().bptt_cross_entropy(call) != 0:
         raise MemoryError(f"bptt: no memory for the work space of {V} labels")
-    return losses, found[0], found[1], found[2]
+    return Found(losses, *found)

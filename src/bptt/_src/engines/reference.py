@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Inexact
 from torch import Tensor
 
-from bptt._src.steps import Steps
-from bptt.cells import Cell, State, Weights
+from bptt._src.engines.call import Call, Gradients, Incoming, Saved
+from bptt._src.engines.guard import is_exporting
+from bptt._src.engines.readout import Found, Readout
+from bptt.cells import State
+
+NAME, RECORDS = "reference", True
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -46,31 +49,24 @@ def _scaled(x: Tensor, factor: Tensor) -> Tensor:
     return torch.where(factor == 0, torch.zeros_like(x), x * factor)
 
 
-def sequence(
-    cell: Cell,
-    x: Inexact[Tensor, "rows input"],
-    state: State,
-    w: Weights,
-    steps: Steps,
-    carry: Float[Tensor, "rows 1"] | None = None,
-    resets: Bool[Tensor, "rows 1"] | None = None,
-) -> tuple[Inexact[Tensor, "rows output"], State]:
-    """Run a cell over the rows of a sequence, in one direction.
+def serves(call: Call | Readout) -> str | None:
+    """Return why it cannot do this, as :class:`engines.call.Engine` says."""
+    if isinstance(call, Call) and call.windows is not None:
+        return (
+            "windows that overlap (every < reach) know the first derivative only, without "
+            "transforms of torch.func: use a credit without them, as bptt.Truncated(k)"
+        )
+    return None
 
-    Args:
-        cell: whose equations.
-        x: the inputs, [N, I].
-        state: the initial state, each of its tensors [B, ...].
-        w: the layer's weights.
-        steps: which rows belong to which step.
-        carry: factors of the state's gradient where it leaves each row's step, [N, 1].
-        resets: where the state is set to zero before the row's step, [N, 1].
 
-    Returns:
-        The outputs, [N, P], and the final state, each of its tensors [B, ...].
-    """
+def forward(call: Call, keep: bool = False) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+    """Run a sequence, as :class:`engines.call.Engine` says; autograd keeps what it needs."""
+    if not is_exporting():
+        call.check_sizes()
+    cell, x, _, w, steps, (carry, resets), *_ = call
+    state = tuple(s.flatten(0, -2) for s in call.state)
     outputs: list[Tensor] = []
-    for x_t, carry_t, reset_t in steps.forth(x, carry, resets):
+    for x_t, carry_t, reset_t in steps.forth(x.flatten(0, -2), carry, resets):
         n = len(x_t)
         before = tuple(s[:n] for s in state)
         if carry_t is not None:
@@ -82,4 +78,61 @@ def sequence(
         outputs.append(after[0])
     if steps.reverse:
         outputs.reverse()
-    return torch.cat(outputs), state
+    y = torch.cat(outputs)
+    final = tuple(a.view(b.shape) for a, b in zip(state, call.state, strict=True))
+    return y.view(*x.shape[:-1], y.shape[-1]), final, ()
+
+
+def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
+    """Go back through it, as :class:`engines.call.Engine` says; the norms are not to be had."""
+    d_state = incoming.d_state or (None,) * call.cell.states
+    x, *rest = gradients(call, (incoming.d_y, *d_state), incoming.needed)
+    states = call.cell.states
+    d_initial = tuple(
+        torch.zeros_like(s) if d is None else d
+        for s, d in zip(call.state, rest[:states], strict=True)
+    )
+    return Gradients(x, incoming.d_state and d_initial, tuple(rest[states:]))
+
+
+def gradients(
+    call: Call, grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
+    """Find gradients by autograd, so that they can be differentiated again.
+
+    Args:
+        call: the sequence.
+        grads: ∂L/∂y and ∂L/∂(final state); None where they are zero.
+        needed: whether the gradient of each tensor is, in the order of :meth:`Call.tensors`.
+
+    Returns:
+        The gradients in that order.
+    """
+    if call.windows is not None:
+        raise NotImplementedError(
+            "the gradient of windows that overlap (every < reach) cannot be differentiated "
+            "again: use a credit without such windows, as bptt.Full() or bptt.Truncated(k)"
+        )
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # As views, each is a node of its own: one that is given twice, or comes from another,
+        # gets only what reaches it through its own place.
+        given = tuple([None if t is None else t.view_as(t) for t in call.tensors()])
+        inputs = [t for t, need in zip(given, needed, strict=True) if need and t is not None]
+        y, state, _ = forward(call.filled(given))
+        used = [(t, d) for t, d in zip((y, *state), grads, strict=True) if d is not None]
+        found = iter(
+            torch.autograd.grad(
+                [t for t, _ in used],
+                inputs,
+                [d for _, d in used],
+                create_graph=again,
+                allow_unused=True,
+            )
+        )
+    return tuple(next(found) if need else None for need in needed)
+
+
+def cross_entropy(readout: Readout) -> Found:
+    """Not to be had apart: :mod:`bptt.losses` leaves it to torch's own two functions."""
+    raise NotImplementedError

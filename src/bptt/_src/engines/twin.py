@@ -9,7 +9,7 @@ over all steps, before and after a cell's two recursions.
                 the weights' and the input's gradients, for all steps, as one product each
 
 Names: N rows (all steps of all sequences, ``bptt._src.steps``), B sequences, I inputs, H hidden
-units, P outputs (H unless there is a projection), G gates.
+units, P outputs (H unless there is a projection), G gates, V labels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,86 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt._src.engines.engine import Gradients
+from bptt._src.engines.call import Call, Gradients, Incoming, Saved
+from bptt._src.engines.guard import only_by_autograd
+from bptt._src.engines.readout import Found, Readout
 from bptt._src.engines.windows import Windows
-from bptt._src.steps import Crossing, Steps
+from bptt._src.steps import Boundary, Steps
 from bptt.cells import Cell, State, Weights
 from bptt.cells.derived import recursion_of
 from bptt.cells.recursion import Deltas, FromAfter, Kept, Setting
+
+NAME, RECORDS = "twin", False
+
+
+def serves(call: Call | Readout) -> str | None:
+    """Return why it cannot do this, as :class:`engines.call.Engine` says."""
+    if isinstance(call, Readout) and call.hidden.is_meta:
+        return "labels on the meta device cannot be checked"
+    return only_by_autograd(*call.tensors())
+
+
+def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+    """Run a sequence, as :class:`engines.call.Engine` says."""
+    call.check_sizes()
+    cell, x, w = call.cell, call.x, call.w
+    A = _project(cell, x.flatten(0, -2), w)
+    setting = Setting(w, call.steps, call.boundary)
+    kept, final = recursion_of(cell).forward(A, _rows_of(call.state), setting)
+    after = (s.clone().view(like.shape) for s, like in zip(final, call.state, strict=True))
+    y, *others = kept.states
+    return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
+
+
+def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
+    """Return what a forward pass of the RNN, GRU or LSTM kept, as tensors [N, H].
+
+    Returns:
+        The gates, then the GRU's W_hn h + b_hn or the LSTM's c_t; nothing of an Elman network,
+        whose output says it all.
+    """
+    return (*kept[0].split(hidden, dim=1), kept[-1]) if kept else ()
+
+
+def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
+    """Go back through it, as :class:`engines.call.Engine` says."""
+    cell, w, boundary, windows = call.cell, call.w, call.boundary, call.windows
+    layout, x, y = call.x.shape[:-1], call.x.flatten(0, -2), saved.y.flatten(0, -2)
+    d_y = None if incoming.d_y is None else incoming.d_y.flatten(0, -2)
+    d_state: Any = incoming.d_state
+    if d_state is None:
+        d_state = tuple(s.new_zeros(call.walk.batch, s.shape[-1]) for s in call.state)
+    others = cell.states - 1
+    own, states = saved.kept[: len(saved.kept) - others], saved.kept[len(saved.kept) - others :]
+    kept = Kept((y, *states), own)
+    before = tuple(
+        _previous(call.steps, first, after, boundary.resets)
+        for first, after in zip(_rows_of(call.state), kept.states, strict=True)
+    )
+    run = recursion_of(cell).backward
+    if windows is None:
+        after = FromAfter(d_y, _rows_of(d_state), incoming.row_norms)
+        deltas = total = run(kept, before, after, Setting(w, call.steps, boundary))
+    else:
+        # One recursion over all windows; their deltas of the same step are then summed.
+        def windowed(rows: Tensor | None) -> Any:
+            return None if rows is None else rows[windows.rows]
+
+        deltas = run(
+            Kept(*(tuple(map(windowed, rows)) for rows in kept)),
+            tuple(map(windowed, before)),
+            FromAfter(d_y, d_state, incoming.row_norms),
+            Setting(w, windows.steps, Boundary(*map(windowed, boundary))),
+        )
+        total = deltas
+    of_x, of_w = incoming.needed[0], incoming.needed[1 + cell.states :]
+    if windows is not None and (any(of_w) or not call.by_windows):
+        total = Deltas(*(_summed(d, windows, len(x)) for d in deltas))  # type: ignore[arg-type]
+    d_w = _of_weights(w, x, before[0], kept, total, of_w)
+    d_x = (deltas if call.by_windows else total).of_input.mm(w.ih) if of_x else None
+    if d_x is not None and windows is None:
+        d_x = d_x.view(*layout, d_x.shape[1])
+    return Gradients(d_x, d_state, d_w)
 
 
 def _previous(steps: Steps, initial: Tensor, states: Tensor, resets: Tensor | None) -> Tensor:
@@ -38,76 +112,6 @@ def _project(cell: Cell, x: Tensor, w: Weights) -> Tensor:
     if bias is not None and w.b_hh is not None and recursion_of(cell).sums_biases:
         bias = bias + w.b_hh
     return torch.mm(x, w.ih.t()) if bias is None else torch.addmm(bias, x, w.ih.t())
-
-
-def forward(
-    cell: Cell, x: Tensor, state: State, w: Weights, steps: Steps, at: Crossing, keep: bool
-) -> tuple[Tensor, State, tuple[Tensor, ...]]:
-    """Run a sequence, as :class:`engines.engine.Engine` says."""
-    rows, initial = x.flatten(0, -2), _rows_of(state)
-    A = _project(cell, rows, w)
-    kept, final = recursion_of(cell).forward(A, initial, Setting(w, steps, at))
-    after = (s.clone().view(like.shape) for s, like in zip(final, state, strict=True))
-    y, *others = kept.states
-    return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
-
-
-def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
-    """Return what a forward pass kept, as :class:`engines.engine.Engine` says."""
-    return (*kept[0].split(hidden, dim=1), kept[-1]) if kept else ()
-
-
-def backward(
-    cell: Cell,
-    x: Tensor,
-    state: State,
-    w: Weights,
-    steps: Steps,
-    at: Crossing,
-    y: Tensor,
-    kept: tuple[Tensor, ...],
-    d_y: Tensor | None,
-    d_state: State | None,
-    needed: tuple[bool, ...],
-    windows: Windows | None = None,
-    by_windows: bool = False,
-    row_norms: Tensor | None = None,
-) -> Gradients:
-    """Go back through it, as :class:`engines.engine.Engine` says."""
-    layout, x, y = x.shape[:-1], x.flatten(0, -2), y.flatten(0, -2)
-    d_y = None if d_y is None else d_y.flatten(0, -2)
-    if d_state is None:
-        sequences = steps.batch if windows is None else windows.steps.batch
-        d_state = tuple(s.new_zeros(sequences, s.shape[-1]) for s in state)
-    others = cell.states - 1
-    all_kept = Kept((y, *kept[len(kept) - others :]), kept[: len(kept) - others])
-    before = tuple(
-        _previous(steps, first, states, at.resets)
-        for first, states in zip(_rows_of(state), all_kept.states, strict=True)
-    )
-    run = recursion_of(cell).backward
-    if windows is None:
-        after = FromAfter(d_y, _rows_of(d_state), row_norms)
-        deltas = total = run(all_kept, before, after, Setting(w, steps, at))
-    else:
-        # One recursion over all windows; their deltas of the same step are then summed.
-        def windowed(rows: Tensor | None) -> Any:
-            return None if rows is None else rows[windows.rows]
-
-        deltas = run(
-            Kept(*(tuple(map(windowed, rows)) for rows in all_kept)),
-            tuple(map(windowed, before)),
-            FromAfter(d_y, d_state, row_norms),
-            Setting(w, windows.steps, Crossing(windowed(at.carry), windowed(at.resets))),
-        )
-        total = deltas
-        if any(needed[1:]) or not by_windows:
-            total = Deltas(*(_summed(d, windows, len(x)) for d in deltas))  # type: ignore[arg-type]
-    d_w = _of_weights(w, x, before[0], all_kept, total, needed[1:])
-    d_x = (deltas if by_windows else total).of_input.mm(w.ih) if needed[0] else None
-    if d_x is not None and windows is None:
-        d_x = d_x.view(*layout, d_x.shape[1])
-    return Gradients(d_x, d_state, d_w)
 
 
 def _rows_of(state: State) -> State:
@@ -143,3 +147,39 @@ def _of_weights(
         hr,
         units,
     )
+
+
+def cross_entropy(readout: Readout) -> Found:
+    """Compute a readout's losses and their gradients, as :class:`engines.call.Engine` says."""
+    hidden, weight, bias, targets, factors, needed = readout
+    losses = hidden.new_empty(len(hidden))
+    d_hidden, d_weight, d_bias = (
+        torch.zeros_like(t, memory_format=torch.contiguous_format)
+        if t is not None and wanted
+        else None
+        for t, wanted in zip((hidden, weight, bias), needed, strict=True)
+    )
+    logits = hidden.new_empty(min(readout.rows_at_a_time(), len(hidden)), len(weight))
+    for n in readout.chunks():
+        h, target, p = hidden[n], targets[n].unsqueeze(1), logits[: n.stop - n.start]
+        if bias is None:
+            torch.mm(h, weight.t(), out=p)
+        else:
+            torch.addmm(bias, h, weight.t(), out=p)
+        of_target, largest = p.gather(1, target), p.amax(1, keepdim=True)
+        torch.softmax(p, 1, out=p)
+        # ln Σ exp(logits), from the largest logit and its probability, which is never near 0.
+        total = largest - p.amax(1, keepdim=True).log()
+        torch.sub(total, of_target, out=losses[n].unsqueeze(1))
+        if not any(needed):
+            continue
+        p.scatter_add_(1, target, p.new_full((1, 1), -1).expand(len(p), 1))  # p - e
+        if factors is not None:
+            p *= factors[n].unsqueeze(1)
+        if d_hidden is not None:
+            torch.mm(p, weight, out=d_hidden[n])
+        if d_weight is not None:
+            d_weight.addmm_(p.t(), h)
+        if d_bias is not None:
+            d_bias += p.sum(0)
+    return Found(losses, d_hidden, d_weight, d_bias)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Inexact
 from torch import Tensor
 
-from bptt._src.engines.sequence import engine_for
-from bptt._src.steps import Crossing, Steps
+from bptt._src.engines.backend import engine_for
+from bptt._src.engines.call import Call
+from bptt._src.steps import Boundary, Steps
 from bptt.cells import Cell, State, Weights, elman
 
 
@@ -46,8 +47,9 @@ def local_derivatives(
         steps: which rows belong to which step.
         resets: where the state is set to zero before the row's step, [N, 1].
     """
-    engine = engine_for(cell, x, w)
-    y, _, kept = engine.forward(cell, x, initial, w, steps, Crossing(None, resets), keep=True)
+    call = Call(cell, x, initial, w, steps, Boundary(None, resets))
+    engine: Any = engine_for(call, recorded=False)
+    y, _, kept = engine.forward(call, keep=True)
     values = [v.unsqueeze(1) for v in engine.unpack(cell, kept, w.hh.shape[0] // cell.gates_h)]
 
     def before(first: Tensor, states: Tensor) -> Tensor:

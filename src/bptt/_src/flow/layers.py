@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bptt._src.engines.sequence import without_autocast
+from bptt._src.engines.guard import without_autocast
 from bptt._src.flow.cotangents import Cotangents
 from bptt._src.flow.dense import Dense
 from bptt._src.flow.flow import StateFlow

@@ -25,7 +25,7 @@ from bptt._src.flow.pairs import Found, Pairs
 from bptt._src.layout import Layout, join, unwrapped
 from bptt._src.limits import cannot_batch
 from bptt._src.pytree import is_float, map_tensors, named_leaves
-from bptt._src.unroll.boundary import Crossing
+from bptt._src.unroll.boundary import Boundaries
 from bptt._src.unroll.calls import check_output
 
 
@@ -84,7 +84,7 @@ def through_steps(
 def _run(given: Given, pairs: Pairs, check: bool) -> tuple[list[_Step], list[Any], Any]:
     """Run the module step by step; return the steps' graphs, their outputs and the final state."""
     layout, resets = given.layout, given.resets
-    crossing = Crossing(Full().plan(pairs.steps), resets, layout.state_dim, layout.batch)
+    crossing = Boundaries(Full().plan(pairs.steps), resets, layout.state_dim, layout.batch)
     steps: list[_Step] = []
     outputs, state, checked = [], map_tensors(_detached, given.state), not check
     for t in range(pairs.steps):

@@ -17,12 +17,12 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from bptt._src.engines import twin
-from bptt._src.engines.engine import Engine
-from bptt._src.engines.sequence import engine_for
+from bptt._src.engines.backend import engine_for
+from bptt._src.engines.call import Call, Engine, Incoming, Saved
 from bptt._src.engines.windows import Windows
 from bptt._src.flow.network import Layer, Network
 from bptt._src.flow.pairs import Pairs, by_step
-from bptt._src.steps import Crossing, Steps
+from bptt._src.steps import Boundary, Steps
 
 MOST_WINDOWS = 256
 """Side by side: more of them leave the processor's cache."""
@@ -34,12 +34,12 @@ class _Run:
 
     layer: Layer
     engine: Engine
-    y: Tensor
-    kept: tuple[Tensor, ...]
+    call: Call
+    saved: Saved
 
     def bytes_of_row(self) -> int:
         """What a row of the windows takes: gradients that come and go, norms and indices."""
-        x, y = self.layer.x, self.y
+        x, y = self.layer.x, self.saved.y
         numbers = x.shape[1] + y.shape[1]
         if self.engine is twin:  # and copies of what was kept, and as many local derivatives
             numbers += 3 * self.layer.w.ih.shape[0] + 3 * y.shape[1]
@@ -58,15 +58,15 @@ class SideBySide:
 
     def __init__(self, network: Network, pairs: Pairs, budget: int, attributed: bool) -> None:
         self.network, self.pairs, self.budget = network, pairs, budget
-        self.at = Crossing(None, network.resets)
         self.runs: list[_Run] = []
         self.attribution = pairs.empty(network.x.device) if attributed else None
 
         def forward(layer: Layer) -> Tensor:
-            engine = engine_for(layer.cell, layer.x, layer.w)
-            of = (layer.cell, layer.x, layer.initial, layer.w, network.steps, self.at)
-            y, _, kept = engine.forward(*of, keep=True)
-            self.runs.append(_Run(layer, engine, y, kept))
+            boundary = Boundary(None, network.resets)
+            call = Call(layer.cell, layer.x, layer.initial, layer.w, network.steps, boundary)
+            engine = engine_for(call, recorded=False)
+            y, _, kept = engine.forward(call, keep=True)
+            self.runs.append(_Run(layer, engine, call, Saved(y, kept)))
             return y
 
         self.y = network.forward(forward)
@@ -102,11 +102,13 @@ class SideBySide:
             run, layer = self.runs[n], self.runs[n].layer
             d_state = (first, *(first.new_zeros(W, s.shape[1]) for s in layer.initial[1:]))
             norms = first.new_empty(len(windows.rows), len(layer.norms), dtype=torch.float64)
-            wanted = (bool(n) or self.attribution is not None, *(False,) * 5)
-            of = (layer.cell, layer.x, layer.initial, layer.w, self.network.steps, self.at)
-            more = run.engine.backward(
-                *of, run.y, run.kept, more, d_state, wanted, windows, True, norms
-            ).x
+            call = run.call._replace(windows=windows, by_windows=True)
+            wanted = (
+                bool(n) or self.attribution is not None,
+                *(False,) * (len(call.tensors()) - 1),
+            )
+            incoming = Incoming(more, d_state, wanted, norms)
+            more = run.engine.backward(call, run.saved, incoming).x
             norms[:W, 1:] = torch.nan  # no loss is of the cell state itself
             for place, values in zip(layer.norms, norms.unbind(1), strict=True):
                 by_step(place).view(-1)[chunk.place] = values

@@ -13,7 +13,7 @@ from bptt._src.engines.reference import ScaleGradient
 from bptt._src.pytree import is_float, leaves_of, map_tensors
 
 
-class Crossing:
+class Boundaries:
     """Resets a state where a sequence begins, and weights its gradient according to a plan.
 
     Args:

@@ -39,7 +39,7 @@ from bptt._src.layout import Layout
 from bptt._src.limits import cannot_batch
 from bptt._src.pytree import flatten, is_float, leaves_of, map_tensors
 from bptt._src.uncompiled import uncompiled
-from bptt._src.unroll.boundary import Crossing
+from bptt._src.unroll.boundary import Boundaries
 from bptt._src.unroll.buffers import Buffers, Values, copies, modules_in
 from bptt._src.unroll.calls import (
     check_batch,
@@ -120,7 +120,7 @@ def run(
     inputs: Any,
     state: Any,
     plan: Plan,
-    crossing: Crossing,
+    crossing: Boundaries,
     memory: Memory | None,
     takes_carry: bool,
     dim_is_given: bool,
@@ -191,7 +191,7 @@ class Replay:
     layout: Layout
     inputs: Any
     plan: Plan
-    crossing: Crossing
+    crossing: Boundaries
     memory: Memory
     takes_carry: bool
     dim_is_given: bool

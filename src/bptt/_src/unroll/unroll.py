@@ -18,7 +18,7 @@ from bptt._src.credit.spelling import as_credit
 from bptt._src.layout import Layout, declared, join
 from bptt._src.pytree import check_leaves
 from bptt._src.uncompiled import uncompiled
-from bptt._src.unroll.boundary import Crossing
+from bptt._src.unroll.boundary import Boundaries
 from bptt._src.unroll.buffers import Buffers, modules_in
 from bptt._src.unroll.calls import (
     check_batch,
@@ -141,7 +141,7 @@ def unroll(
     _check(plan, layout)
     if takes_credit and memory is None:
         return pair(module(inputs, state, credit=plan, resets=resets), *RETURNS)
-    crossing = Crossing(plan, crossings, layout.state_dim, layout.batch)
+    crossing = Boundaries(plan, crossings, layout.state_dim, layout.batch)
     if takes_carry and memory is None and plan.is_product:
         found = module(inputs, state, **handed_on(crossing, layout, 0, layout.steps))
         return pair(found, *RETURNS)
@@ -164,7 +164,7 @@ def unroll(
 RETURNS = ("bptt.unroll: the module", "(outputs, state)")
 
 
-def handed_on(crossing: Crossing, layout: Layout, first: int, end: int) -> dict[str, Any]:
+def handed_on(crossing: Boundaries, layout: Layout, first: int, end: int) -> dict[str, Any]:
     """Return ``carry`` and ``resets`` of some steps, for a module that takes them."""
     carry, resets = crossing.carry[first:end], crossing.resets
     return {
@@ -178,7 +178,7 @@ def _in_pieces(
     layout: Layout,
     inputs: Any,
     state: Any,
-    crossing: Crossing,
+    crossing: Boundaries,
     is_given: bool,
 ) -> tuple[Any, Any]:
     """Call the module piece by piece, under autograd."""

@@ -33,8 +33,7 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     T *states;  // gradients, [STATES, W, Hp]
     T *sums;    // over all rows, [G + A + U, Hp]: of the deltas, and of the gradients of the units
     T *of_h, *of_x, *x_panels, *h_panels, *slivers;  // what is packed
-    double *squares;      // of a chunk: sums over the rows of each step and unit, [steps, Hp],
-    double *row_squares;  // and over a vector's units of each row, [rows, STATES, blocks]
+    double *row_squares;  // of a chunk: sums over a vector's units of each row, [rows, STATES, blocks]
     int64_t *previous;  // [N]: the row of the step before, or START - b, or NONE
 
     static constexpr int64_t NONE = -1, START = -2;
@@ -66,14 +65,11 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         };
         T **places[] = {&delta, &delta_x, &total, &total_x, &states, &sums, &of_h, &of_x,
                         &x_panels, &h_panels, &slivers};
-        const int64_t step_units = q.norms ? std::min(walk.steps, chunk_rows) * Hp : 0;
         const int64_t row_blocks = q.row_norms ? chunk_rows * STATES * blocks : 0;
-        int64_t bytes = Arena::size_of<double>(step_units) + Arena::size_of<double>(row_blocks) +
-                        Arena::size_of<int64_t>(N);
+        int64_t bytes = Arena::size_of<double>(row_blocks) + Arena::size_of<int64_t>(N);
         for (int64_t n : sizes) bytes += Arena::size_of<T>(n);
         if (!arena.reserve(bytes)) return false;
         for (int i = 0; i < 11; i++) *places[i] = arena.take<T>(sizes[i]);
-        squares = arena.take<double>(step_units);
         row_squares = arena.take<double>(row_blocks);
         previous = arena.take<int64_t>(N);
         find_previous();
@@ -119,7 +115,6 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         bool first = true;
         walk.chunks(BACKWARD_ROWS, walk_rows, [&](const Chunk &chunk) {
             recur(me, chunk, units, to_h);
-            if (q.norms) report(me, chunk);
             if (q.row_norms) report_rows(me, chunk);
             const int64_t n = chunk.high - chunk.low;
             if (d_x && (!windowed || q.by_windows))
@@ -164,8 +159,8 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     // The deltas of a chunk of steps, and the state's gradient before it.
     void recur(const Member &me, const Chunk &chunk, const Range &units, const Panels<T> &to_h) {
         const Panels<T> whole{to_h.data, to_h.depth, round_up<T>(units.size()), to_h.widest};
-        walk.within(chunk, [&](int64_t s, int64_t low, int64_t n) {
-            for (int64_t b = 0; b < n; b++) row(chunk, s, low + b, b, units);
+        walk.within(chunk, [&](int64_t, int64_t low, int64_t n) {
+            for (int64_t b = 0; b < n; b++) row(chunk, low + b, b, units);
             me.wait();
             multiply<T>(n, G * H, {delta + (low - chunk.low) * G * H, G * H}, whole,
                         states + units.begin, Hp, Cell::DIRECT);
@@ -176,19 +171,12 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
 
     int64_t source(int64_t row) const { return windowed ? q.window_rows[row] : row; }
 
-    void row(const Chunk &chunk, int64_t s, int64_t row, int64_t b, const Range &units) {
+    void row(const Chunk &chunk, int64_t row, int64_t b, const Range &units) {
         T *const dh = d_state(0, b);
         if (q.row_norms) square(b, row - chunk.low, units);
         if (d_y)
             for (int64_t u = units.begin; u < units.end; u += WIDTH<T>)
                 store(dh + u, load(dh + u) + load(d_y + row * H + u, H - u));
-        if (q.norms) {
-            double *sum = squares + (s - chunk.begin) * Hp;
-            for (int64_t u = units.begin; u < units.end; u++) {
-                const double d = dh[u];
-                sum[u] = b ? sum[u] + d * d : d * d;
-            }
-        }
         step(source(row), row - chunk.low, b, units);
         if (summed) add_to_total(source(row), row - chunk.low, units);
     }
@@ -260,16 +248,6 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
                 T *const d = d_state(i, b) + u;
                 store(d, factor == T(0) ? V<T>{} : load(d) * factor);
             }
-    }
-
-    // ‖∂L/∂h_t‖ of the steps of a chunk, summed over the units in order.
-    void report(const Member &me, const Chunk &chunk) {
-        const Range steps = me.share(chunk.end - chunk.begin);
-        for (int64_t s = steps.begin; s < steps.end; s++) {
-            double sum = 0;
-            for (int64_t u = 0; u < H; u++) sum += squares[s * Hp + u];
-            q.norms[chunk.begin + s] = __builtin_sqrt(sum);
-        }
     }
 
     void report_rows(const Member &me, const Chunk &chunk) {

@@ -20,7 +20,7 @@ extern "C" {
 enum bptt_path { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_PATHS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 6
+#define BPTT_INTERFACE 7
 
 /* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
    are null. */
@@ -61,7 +61,6 @@ typedef struct bptt_sequence {
     void *d_w_ih, *d_w_hh; /* out: as the weights, or null */
     void *d_b_ih, *d_b_hh; /* out: [G*H], or null */
     void *d_units;     /* out: [U, H], or null */
-    double *norms;     /* out: ‖∂L/∂h_t‖ over all rows of each step of the walk; or null */
     double *row_norms; /* out: for each row of the walk ‖∂L/∂state_t‖, of one state beside the other,
                           as the step after hands them down (or d_state), d_y not added yet;
                           [rows of the walk, states]; or null */

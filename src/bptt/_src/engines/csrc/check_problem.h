@@ -211,11 +211,10 @@ public:
         auto dw_ih = empty(has(D_W_IH) ? gates * H * I : 0);
         auto dw_hh = empty(has(D_W_HH) ? gates * H * H : 0);
         auto db_ih = empty(of_bias), db_hh = empty(of_bias), d_units = empty(of_cell.units * H);
-        std::vector<double> norms(walk_sizes.empty() ? sizes.size() : walk_sizes.size(), NAN);
         std::vector<double> row_norms(size_t(walk_rows * of_cell.states), NAN);
         call.d_x = at(dx), call.d_units = at(d_units);
         call.d_w_ih = at(dw_ih), call.d_w_hh = at(dw_hh);
-        call.d_b_ih = at(db_ih), call.d_b_hh = at(db_hh), call.norms = norms.data();
+        call.d_b_ih = at(db_ih), call.d_b_hh = at(db_hh);
         call.row_norms = row_norms.data();
         done = succeeds(bptt_backward) && done;
         if (!done) return {};
@@ -223,7 +222,6 @@ public:
         return {{"y", y}, {"h_n", state_n[0]}, {"c_n", state_n[1]}, {"d_h", d_states[0]},
                 {"d_c", d_states[1]}, {"d_x", dx}, {"d_units", d_units},
                 {"d_w_ih", dw_ih}, {"d_w_hh", dw_hh}, {"d_b_ih", db_ih}, {"d_b_hh", db_hh},
-                {"norms", {norms.begin(), norms.end()}},
                 {"row_norms", {row_norms.begin(), row_norms.end()}}};
     }
 

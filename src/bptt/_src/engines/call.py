@@ -1,0 +1,145 @@
+"""What an engine is, and what a call of one is given and gives.
+
+Two kinds of work are done by whole calls: a sequence of one layer in one direction, forwards and
+backwards, and the loss of a linear readout (:mod:`engines.readout`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from bptt._src.engines.readout import Found, Readout
+from bptt._src.engines.windows import Windows
+from bptt._src.steps import Boundary, Steps
+from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
+
+
+class Call(NamedTuple):
+    """A sequence of one layer in one direction.
+
+    Where there are no windows, what has N or B rows may be laid out in more dimensions, as
+    [T, B, I] or [1, B, H]; what is computed from it is laid out likewise.
+    """
+
+    cell: Cell
+    x: Tensor
+    """The inputs, [N, I]."""
+    state: State
+    """The initial state, each of its tensors [B, ...]."""
+    w: Weights
+    steps: Steps
+    """Which rows belong to which step."""
+    boundary: Boundary = Boundary()
+    """What happens to the state and its gradient between the steps."""
+    windows: Windows | None = None
+    """Windows of losses that overlap."""
+    by_windows: bool = False
+    """Whether ∂L/∂x has a row for each row of the windows."""
+
+    @property
+    def walk(self) -> Steps:
+        """The steps of the backward pass: those of the windows, where there are any."""
+        return self.steps if self.windows is None else self.windows.steps
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The tensors that may need a gradient: x, the initial state, the weights."""
+        return (self.x, *self.state, *self.w)
+
+    def emptied(self) -> Call:
+        """The same without those tensors."""
+        nothing: Any = None
+        return Call(self.cell, nothing, nothing, nothing, *self[4:])
+
+    def filled(self, tensors: tuple[Any, ...]) -> Call:
+        """The same with other tensors, in the order of :meth:`tensors`."""
+        cell, w = self.cell, 1 + self.cell.states
+        return Call(cell, tensors[0], tensors[1:w], Weights(*tensors[w:]), *self[4:])
+
+    def check_sizes(self) -> None:
+        """Refuse weights of other sizes or devices: torch would expand or misread some of them.
+
+        Raises:
+            RuntimeError: a weight does not fit the input and the state.
+        """
+        cell, x, w = self.cell, self.x, self.w
+        P, H = self.state[0].shape[-1], cell.hidden(w)
+        of_x, of_h = cell.gates_x * H, cell.gates_h * H
+        shapes = ((of_x, x.shape[-1]), (of_h, P), (of_x,), (of_h,), (P, H), (cell.units, H))
+        for name, t, shape in zip(WEIGHT_NAMES, w, shapes, strict=True):
+            if t is not None and t.device != x.device:
+                raise RuntimeError(
+                    f"bptt: the input and weights are not at the same device, found the input at "
+                    f"{x.device} and {name} at {t.device}: move one of them with .to(device)"
+                )
+            if t is not None and t.shape != shape:
+                raise RuntimeError(
+                    f"bptt: expected {name} of shape {shape}, as the sizes of the input and the "
+                    f"state have it, got {tuple(t.shape)}"
+                )
+
+
+class Saved(NamedTuple):
+    """What a forward pass leaves for the backward pass."""
+
+    y: Tensor
+    """The outputs, [N, P]."""
+    kept: tuple[Tensor, ...]
+    """Whatever else the engine needs."""
+
+
+class Incoming(NamedTuple):
+    """What a backward pass starts from."""
+
+    d_y: Tensor | None
+    """∂L/∂y, [N, P], or [rows of the windows, P]; None where no output was used."""
+    d_state: State | None
+    """∂L/∂(final state), each of its tensors [B, ...], or a row for each window; may be
+    overwritten. None: it is zero, and that of the initial state is not needed."""
+    needed: tuple[bool, ...]
+    """Whether the gradient of each tensor is, in the order of :meth:`Call.tensors`."""
+    row_norms: Tensor | None = None
+    """To be filled with ‖∂L/∂(state after step t)‖ of each row, one tensor of the state beside the
+    other, as the step after hands it down, ``d_y`` not added yet: [N, tensors of the state]
+    float64, or [rows of the windows, tensors of the state]."""
+
+
+class Gradients(NamedTuple):
+    """What a backward pass gives; None where it was not wanted."""
+
+    x: Tensor | None
+    """∂L/∂x, laid out like x, or a row for each row of the windows."""
+    state: State | None
+    """∂L/∂(initial state), each of its tensors [B, ...], or a row for each window."""
+    w: tuple[Tensor | None, ...]
+    """Those of the weights."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A module with these functions; :data:`engines.backend.ENGINES` lists them in order."""
+
+    NAME: str
+    RECORDS: bool
+    """Whether autograd and torch's modes see each of its operations, none of them in place."""
+
+    def serves(self, call: Call | Readout) -> str | None:
+        """Return why it cannot do this; None where it can."""
+
+    def forward(self, call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+        """Run a sequence.
+
+        Args:
+            call: the sequence.
+            keep: whether there will be a backward pass.
+
+        Returns:
+            The outputs [N, P], the final state, and what :meth:`backward` needs besides.
+        """
+
+    def backward(self, call: Call, saved: Saved, incoming: Incoming) -> Gradients:
+        """Run the recursion of the deltas, and what follows from them."""
+
+    def cross_entropy(self, readout: Readout) -> Found:
+        """Compute the losses of a readout, and their gradients."""

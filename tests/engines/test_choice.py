@@ -1,0 +1,93 @@
+"""One list of engines: each serves a call or says why not, and the first that serves runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from paths import using
+from torch._subclasses import FakeTensorMode
+
+from bptt._src.engines import native, reference, twin
+from bptt._src.engines.backend import ENGINES, engine_for
+from bptt._src.engines.call import Call, Engine
+from bptt._src.engines.readout import Readout
+from bptt._src.engines.windows import windows_of
+from bptt._src.steps import Steps
+from bptt.cells import BY_NAME, Cell, Weights
+from bptt.credit import Block
+
+
+def a_call(cell="GRU", dtype=torch.float32, rows=3, **more):
+    of = BY_NAME[cell] if isinstance(cell, str) else cell
+    H, G = 4, of.gates_h * 4
+    w = Weights(torch.zeros(G, 2, dtype=dtype), torch.zeros(G, H, dtype=dtype))
+    state = tuple(torch.zeros(1, H, dtype=dtype) for _ in range(of.states))
+    return Call(of, torch.zeros(rows, 2, dtype=dtype), state, w, Steps((1,) * rows), **more)
+
+
+def a_readout(dtype=torch.float32, device="cpu"):
+    zeros = torch.zeros(3, 2, dtype=dtype, device=device)
+    return Readout(zeros, zeros, None, torch.zeros(3, dtype=torch.int64, device=device))
+
+
+@pytest.fixture(autouse=True)
+def natively():
+    with using("native"):
+        yield
+
+
+def test_each_is_an_engine():
+    for engine in ENGINES:
+        assert isinstance(engine, Engine)
+        assert engine.serves(a_call()) is None
+        assert engine.serves(a_readout()) is None
+
+
+MINE = Cell("MINE", 3, 3, BY_NAME["GRU"].equations)
+PROJECTED = a_call("LSTM")._replace(
+    w=Weights(torch.zeros(16, 2), torch.zeros(16, 2), hr=torch.zeros(2, 4))
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (a_call(dtype=torch.bfloat16), "torch.bfloat16"),
+        (a_call(rows=0), "empty"),
+        (a_call(MINE), "MINE"),
+        (PROJECTED, "projection"),
+        (a_call()._replace(w=a_call(dtype=torch.float64).w), "torch.float64"),
+        (a_readout(torch.bfloat16), "torch.bfloat16"),
+    ],
+)
+def test_what_native_kernels_leave_to_the_twin_and_why(call, reason):
+    assert reason in native.serves(call)
+    assert engine_for(call) is twin
+
+
+@pytest.mark.parametrize("call", [a_call(), a_readout()], ids=["sequence", "readout"])
+def test_what_only_autograd_can_do_goes_through_the_reference(call):
+    assert engine_for(call) is native
+    with using("twin"):
+        assert engine_for(call) is twin
+    complex_one = call._replace(**{call._fields[isinstance(call, Call)]: torch.zeros(3, 2) * 1j})
+    for engine in (native, twin):
+        assert "complex" in engine.serves(complex_one)
+    assert engine_for(complex_one) is reference
+    with FakeTensorMode():
+        assert "mode" in native.serves(call)
+        assert engine_for(call) is reference
+        assert engine_for(call, recorded=False) is twin
+
+
+def test_labels_without_values_are_left_to_torch():
+    assert "meta" in twin.serves(a_readout(device="meta"))
+    assert engine_for(a_readout(device="meta")) is reference
+
+
+def test_where_no_engine_serves_the_last_one_says_why():
+    windows = windows_of((Block(0, 2, 0), Block(2, 3, 1)), (1, 1, 1))
+    call = a_call(windows=windows)._replace(x=torch.zeros(3, 2) * 1j)
+    with pytest.raises(NotImplementedError, match=r"windows that overlap \(every < reach\)"):
+        engine_for(call)
+    assert engine_for(a_call(windows=windows)) is native
