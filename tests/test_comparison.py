@@ -502,7 +502,7 @@ ERRORS = {
     "minutes": (["copy"], {"max_minutes": 0}, "max_minutes must be above 0"),
     "target": (["copy"], {"target": -1.0}, "target must be above 0"),
     "threads": (["copy"], {"threads": 0}, "threads must be from 1 to"),
-    "cell": (["copy"], {"cell": "cnn"}, "cell must be one of lstm, gru, rnn"),
+    "cell": (["copy"], {"cell": "cnn"}, "cell must be one of rnn, gru, lstm, mgu, peephole-lstm"),
     "memory": (["copy"], {"memory": "none"}, "memory must be"),
 }
 

@@ -206,7 +206,10 @@ BAD = {
     "a text's option on a task": (["--level", "char"], "copy has no option --level"),
     "no seed": (["--seeds", "0"], "--seeds must be from 1 to 1000000, got 0"),
     "out of range": (["--lag", "2"], "lag must be more than symbols"),
-    "cell": (["--cell", "cnn"], "--cell must be one of lstm, gru, rnn, got 'cnn'"),
+    "cell": (
+        ["--cell", "cnn"],
+        "--cell must be one of rnn, gru, lstm, mgu, peephole-lstm, got 'cnn'",
+    ),
     "memory": (["--memory", "none"], "memory must be"),
     "out is a file": (["--out", "file"], "is a file"),
     "an empty text": (["--task", "file"], "file"),

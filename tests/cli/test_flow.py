@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from bptt._src.language_model.tensors import read_tensors, write_tensors
+from bptt._src.networks import NAMES, cell_of
 
 SMALL = ["--hidden", "6"]
 
@@ -193,10 +194,11 @@ def test_several_runs_side_by_side_and_all_that_is_written(bptt, trained, tmp_pa
 
 
 def test_untrained_networks_on_two_sentences(bptt):
-    cells = ["rnn:tanh", "rnn:sigmoid", "rnn:relu", "gru", "lstm"]
+    cells = ["rnn:tanh", "rnn:sigmoid", "rnn:relu", *NAMES[1:]]
     options = [o for c in cells for o in ("--cell", c)]
     found = documents(bptt, *options, "--hidden", 12)
-    names = ["RNN tanh 12", "RNN sigmoid 12", "RNN relu 12", "GRU 12", "LSTM 12"]
+    names = ["RNN tanh 12", "RNN sigmoid 12", "RNN relu 12"]
+    names += [f"{n.upper()} 12" for n in NAMES[1:]]
     assert [f["name"] for f in found] == [f"{n}, {s}" for n in names for s in ("short", "long")]
     short, long = found[0]["targets"], found[1]["targets"]
     assert short[-1] == long[-1] == "John"
@@ -217,7 +219,8 @@ def test_each_option_of_an_untrained_network_counts(bptt):
     assert norms("--cell", "rnn", *SMALL, "--seed", 1) != plain
     assert norms("--cell", "rnn", "--hidden", 7) != plain
     assert [s["layer"] for s in norms("--cell", "rnn", *SMALL, "--layers", 3)] == [0, 1, 2]
-    assert len(norms("--cell", "lstm", *SMALL)) == 2
+    for name in NAMES:
+        assert len(norms("--cell", name, *SMALL)) == cell_of(name).states
     names = [
         f["name"]
         for f in documents(

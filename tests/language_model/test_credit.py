@@ -124,7 +124,8 @@ WINDOWS = [(1, 2), (1, 4), (3, 4), (2, 5), (3, 6), (3, 10), (4, 11), (5, 20), (7
 @pytest.mark.parametrize(("every", "reach"), WINDOWS)
 def test_the_updates_of_an_epoch_are_one_pass_with_the_plans_windows(tiny, tmp_path, every, reach):
     """By the definition: each term C[t, s] of the whole streams, s within the window of t."""
-    cell, layers = {1: ("rnn", 1), 2: ("gru", 1)}.get(every, ("lstm", 1 + every % 2))
+    others = {1: ("rnn", 1), 2: ("gru", 1), 5: ("mgu", 1), 7: ("peephole-lstm", 2)}
+    cell, layers = others.get(every, ("lstm", 1 + every % 2))
     credit = f"truncated:every={every},reach={reach}"
     training = exact(start(tiny.changed(credit=credit, cell=cell, layers=layers), tmp_path / "r"))
     updates, counted = gradients_of(training)

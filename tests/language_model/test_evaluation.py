@@ -6,13 +6,14 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bptt.cells import BY_NAME, Weights
+from bptt._src.networks import NAMES
+from bptt.cells import Weights
 from bptt.data import encode_text
 from bptt.errors import CorpusError
 from bptt.language_model import evaluate, train
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("cell", NAMES)
 @pytest.mark.parametrize("reading", ["stream", "sentences"])
 def test_is_the_sum_over_single_steps_whatever_the_batch_size(
     small, tmp_path, story, cell, reading
@@ -25,7 +26,7 @@ def test_is_the_sum_over_single_steps_whatever_the_batch_size(
     edges = [0, len(ids)] if text.offsets is None else [int(o) for o in text.offsets]
 
     nats, count = 0.0, 0
-    step = BY_NAME[model.recurrent.mode]
+    step = model.recurrent.cell
     w = model.recurrent._weights(0, False)
     with torch.no_grad():
         for a, b in pairwise(edges):

@@ -19,6 +19,7 @@ from bptt._src.language_model import monitor as sight_module
 from bptt._src.language_model.flow import flow_of
 from bptt._src.language_model.monitor import LAGS, Reach, reach_of
 from bptt._src.language_model.probe import draw_losses, places
+from bptt._src.networks import NAMES
 from bptt.data import Tokens
 from bptt.errors import CheckpointError, ConfigError, DivergedError
 from bptt.flow import ByLag
@@ -435,7 +436,7 @@ def test_a_state_that_is_not_finite_is_an_alarm_at_once(small, tmp_path):
 
 
 def test_a_healthy_network_raises_no_alarm(small, tmp_path):
-    for cell in ("rnn", "gru", "lstm"):
+    for cell in NAMES:
         run = train(small.changed(cell=cell, flow_every=1, epochs=1), tmp_path / cell)
         assert not having(run, "alarm")
 

@@ -14,6 +14,7 @@ import torch
 
 from bptt._src.language_model import training as training_module
 from bptt._src.language_model.tensors import read_tensors, write_tensors
+from bptt._src.networks import NAMES
 from bptt.data import Tokenizer
 from bptt.errors import CheckpointError, ConfigError, DivergedError, KernelError
 from bptt.language_model import LanguageModel, Run, resume, start, train
@@ -35,7 +36,7 @@ def without_time(metrics: list[dict]) -> list[dict]:
     return [{k: v for k, v in m.items() if k != "seconds"} for m in metrics]
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("cell", NAMES)
 def test_an_untrained_model_knows_nothing_and_a_trained_one_something(small, tmp_path, cell):
     training = start(small.changed(cell=cell, epochs=5), tmp_path / "run")
     V = training.text.tokenizer.size
@@ -47,7 +48,8 @@ def test_an_untrained_model_knows_nothing_and_a_trained_one_something(small, tmp
 
 
 VARIANTS = {
-    "lstm, adam": {},
+    **{f"{name}, adam": {"cell": name, "layers": 2, "dropout": 0.2} for name in NAMES},
+    "lstm, adam, one layer": {},
     "rnn, sgd with momentum": {"cell": "rnn", "optimizer": "sgd", "momentum": 0.9, "clip": 0.1},
     "sgd, which touches only the embeddings that are used": {"optimizer": "sgd"},
     "gru, adamw, dropout, two layers": {
@@ -120,8 +122,7 @@ OPTIONS = [
     {"sampling": "random"},
     {"valid_fraction": 0.3},
     {"max_tokens": 500},
-    {"cell": "gru"},
-    {"cell": "rnn"},
+    *({"cell": name} for name in NAMES if name != "lstm"),  # the default
     {"cell": "rnn", "nonlinearity": "relu"},
     {"cell": "rnn", "nonlinearity": "sigmoid"},
     {"hidden": 15},
@@ -467,3 +468,14 @@ def test_a_lack_of_memory_is_no_damage(small, tmp_path, monkeypatch, error):
     monkeypatch.setattr(torch.optim.Adam, "load_state_dict", fail)
     with pytest.raises(error, match=r"^no room$"):
         resume(run.path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_for_the_weights_is_counted_beforehand(small, tmp_path, name, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(
+        "bptt._src.language_model.expected._may_have", lambda n: asked.append(n) or True
+    )
+    made = start(small.changed(cell=name, layers=3, embedding=7), tmp_path / "run")
+    weights = sum(p.numel() for p in made.model.parameters())
+    assert asked[0] == 4 * 4 * weights  # for Adam, four numbers of four bytes

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from bptt._src.data.readers import IGNORED
 from bptt._src.language_model import training as training_module
+from bptt._src.networks import NAMES
 from bptt.language_model import Watch, start
 
 
@@ -22,7 +23,7 @@ def with_signal(training):
     return training
 
 
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize("cell", NAMES)
 def test_a_window_goes_on_from_the_state_after_the_one_before(small, tmp_path, cell):
     config = small.changed(cell=cell, learning_rate=0.0)
     training = with_signal(start(config, tmp_path / "run"))

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from bptt._src.networks import NAMES
+
 NOTES = "mine"
 FILES = {
     *("config.json", "tokenizer.json", "text.json", "model.safetensors"),
@@ -95,6 +97,11 @@ CELLS = [
     {"cell": "lstm"},
     {"cell": "gru", "layers": 2, "dropout": 0.2},
     {"cell": "rnn", "nonlinearity": "relu", "tied": True},
+    *(
+        {"cell": name, "layers": 2, "dropout": 0.1}
+        for name in NAMES
+        if name not in ("lstm", "gru", "rnn")
+    ),
 ]
 READINGS = [
     {"reading": "stream"},

@@ -41,7 +41,7 @@ class Ours:
 
     def __init__(self, shape: ModelShape, *, carried: bool = True) -> None:
         config = Config(
-            cell=shape.cell,  # type: ignore[arg-type]
+            cell=shape.cell,
             layers=shape.layers,
             hidden=shape.hidden,
             optimizer="sgd",

@@ -20,6 +20,7 @@ from bptt._src.atomic import write_whole
 from bptt._src.cli.commands import Command
 from bptt._src.cli.display import Display
 from bptt._src.cli.running import Signals, first_free
+from bptt._src.networks import NAMES
 from bptt._src.shell import quoted
 from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
 from bptt.data import TASKS
@@ -151,7 +152,7 @@ def compare_(
             show_default=False,
         ),
     ] = None,
-    cell: Annotated[str, typer.Option(help="lstm, gru or rnn")] = "lstm",
+    cell: Annotated[str, typer.Option(help=", ".join(NAMES))] = "lstm",
     seeds: Annotated[int, typer.Option(help="runs of each credit")] = 3,
     hidden: Annotated[int, typer.Option(help="hidden units of each layer")] = 64,
     layers: Annotated[int, typer.Option(help="recurrent layers")] = 1,

@@ -24,6 +24,7 @@ from bptt._src.language_model.flow import flow_of
 from bptt._src.language_model.model import check_device
 from bptt._src.language_model.monitor import window_of
 from bptt._src.language_model.session import text_of_run
+from bptt._src.networks import NAMES, NONLINEARITIES
 from bptt._src.together import Table, With, check_together
 from bptt.data import Corpus, Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
 from bptt.errors import ConfigError
@@ -42,8 +43,6 @@ SENTENCES = {
 }
 """The same last word, with a short way back to where it was said before, and with a long one."""
 
-CELLS = ("rnn", "gru", "lstm")
-NONLINEARITIES = ("tanh", "sigmoid", "relu")
 HEAD = ("", "steps", "loss", "horizon", "decay a step", "suggested reach", "verdict")
 MOST_TOKENS = 5000  # all pairs of them take 2 GB
 WIDTH = 100  # columns of what is printed
@@ -78,7 +77,7 @@ def flow(
     cell: Annotated[
         list[str] | None,
         typer.Option(
-            help="instead of runs an untrained network: rnn, gru, lstm, or rnn with its "
+            help=f"instead of runs an untrained network: {', '.join(NAMES)}, or rnn with its "
             "nonlinearity, as rnn:relu; may be given several times",
             show_default=False,
         ),
@@ -86,8 +85,8 @@ def flow(
     nonlinearity: Annotated[
         list[str] | None,
         typer.Option(
-            help="of an untrained rnn: tanh, sigmoid, relu; may be given several times (default: "
-            "tanh)",
+            help=f"of an untrained rnn: {', '.join(NONLINEARITIES)}; may be given several times "
+            "(default: tanh)",
             show_default=False,
         ),
     ] = None,
@@ -128,7 +127,8 @@ def flow(
         raise ConfigError(
             "give the directories of runs, or --cell for an untrained network, not both"
             if runs
-            else "give the directory of a run, or --cell rnn, gru or lstm for an untrained network"
+            else "give the directory of a run, or --cell for an untrained network: "
+            + ", ".join(NAMES)
         )
     if text is not None and file is not None:
         raise ConfigError("give --text or --file, not both")
@@ -205,10 +205,10 @@ def _variants(cells: list[str], nonlinearities: list[str]) -> Iterator[tuple[str
     for spelled in cells:
         name, _, phi = spelled.partition(":")
         chosen = [phi] if phi else nonlinearities if name == "rnn" else ["tanh"]
-        if name not in CELLS or (phi and name != "rnn"):
+        if name not in NAMES or (phi and name != "rnn"):
             raise ConfigError(
-                f"--cell must be rnn, gru, lstm, or rnn with its nonlinearity, as rnn:relu; got "
-                f"{spelled!r}"
+                f"--cell must be one of {', '.join(NAMES)}, or rnn with its nonlinearity, as "
+                f"rnn:relu; got {spelled!r}"
             )
         for phi in chosen:
             if phi not in NONLINEARITIES:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from bptt import init
 from bptt._src.comparison.measures import gradient_error, peak_bytes
 from bptt._src.comparison.result import Ending, Stop, Trial
+from bptt._src.networks import make_network
 from bptt._src.pytree import map_tensors
-from bptt._src.recurrent import GRU, LSTM, RNN
 from bptt._src.unroll.unroll import unroll
 from bptt.credit import Decay, measure_decay
 from bptt.data import IGNORED, Task, TaskBatch
 from bptt.errors import DivergedError
 
-CELLS: dict[str, type[RNN | GRU | LSTM]] = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 CLIP = 1.0  # the gradient is clipped to this norm
 WINDOW = 50  # updates over which losses are smoothed
 SOLVED_FOR = 100  # updates with the task solved, after which a run ends
@@ -51,10 +51,12 @@ class TaskModel(nn.Module):
     def __init__(self, setting: Setting) -> None:
         super().__init__()
         task = setting.task
-        self.recurrent = CELLS[setting.cell](task.inputs, setting.hidden, setting.layers)
+        self.recurrent = make_network(
+            setting.cell, task.inputs, setting.hidden, num_layers=setting.layers
+        )
         self.readout = nn.Linear(setting.hidden, task.outputs)
-        if setting.cell == "lstm":
-            _open_forget_gates(self.recurrent)
+        if isinstance(self.recurrent, nn.LSTM):
+            init.forget_bias_(self.recurrent)
 
     def forward(self, x: Tensor, state: Any = None, *, memory: Any = None, **how: Any) -> Any:
         """Compute the answer at each step, [T, B, I] to [T, B, O], and the final state."""
@@ -63,17 +65,6 @@ class TaskModel(nn.Module):
         else:
             h, state = unroll(self.recurrent, x, state, memory=memory, **how)
         return self.readout(h), state
-
-
-def _open_forget_gates(lstm: nn.Module) -> None:
-    """Set the forget bias to 1, so that states and their gradients last for some steps at first.
-
-    F. A. Gers, J. Schmidhuber and F. Cummins, "Learning to forget" (2000).
-    """
-    for name, p in lstm.named_parameters():
-        if name.startswith("bias"):
-            H = len(p) // 4
-            nn.init.constant_(p.data[H : 2 * H], 1.0 if name.startswith("bias_ih") else 0.0)
 
 
 def generator_of(seed: int, what: int) -> torch.Generator:

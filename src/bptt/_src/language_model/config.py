@@ -8,16 +8,23 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from bptt._src.atomic import read_whole
 from bptt._src.credit.spelling import is_own
 from bptt._src.documents import MOST, SEAL, parse, unseal
+from bptt._src.networks import NAMES, NONLINEARITIES
 from bptt._src.together import Only, Table, With, Without, check_together
 from bptt.credit import Credit
 from bptt.credit import parse as parse_credit
 from bptt.errors import BpttWarning, ConfigError, spelled
 from bptt.memory import parse as parse_memory
+
+if TYPE_CHECKING:
+    CellName = str
+    Nonlinearity = str
+else:
+    CellName, Nonlinearity = Literal[NAMES], Literal[NONLINEARITIES]
 
 TEXT, MODEL, TRAINING, RUNNING = "Text", "Model", "Training", "Running"
 
@@ -97,8 +104,8 @@ class Config:
     )
     max_tokens: int | None = _option(None, TEXT, "use only the first tokens of the corpus", least=1)
 
-    cell: Literal["rnn", "gru", "lstm"] = _option("lstm", MODEL, "type of recurrent network")
-    nonlinearity: Literal["tanh", "relu", "sigmoid"] = _option("tanh", MODEL, "for the rnn cell")
+    cell: CellName = _option("lstm", MODEL, "type of recurrent network")  # noqa: RUF009  # it is frozen
+    nonlinearity: Nonlinearity = _option("tanh", MODEL, "for the rnn cell")  # noqa: RUF009
     hidden: int = _option(200, MODEL, "hidden units per layer", least=1)
     layers: int = _option(1, MODEL, "number of recurrent layers", least=1, most=1000)
     embedding: int | None = _option(

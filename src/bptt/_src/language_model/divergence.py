@@ -111,9 +111,8 @@ def _seen(
     layers = model.config.layers
     hidden, *cell = (state,) if isinstance(state, Tensor) else state
     for layer in range(layers):
-        for kind, s in (("cell", cell[0] if cell else None), ("hidden", hidden)):
-            if s is not None:
-                yield f"the {kind} state of layer {layer + 1} of {layers}", s[layer]
+        for kind, s in (*(("cell", c) for c in cell), ("hidden", hidden)):
+            yield f"the {kind} state of layer {layer + 1} of {layers}", s[layer]
     if targets is not None:
         logits = model.readout(h)
         yield "the logits", logits

@@ -10,11 +10,10 @@ import torch
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.model import LanguageModel
 from bptt._src.language_model.tensors import Kind
+from bptt._src.networks import cell_of
 from bptt.data import Tokenizer
 from bptt.errors import ConfigError, spelled
 
-_GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-_STATES = {"rnn": 1, "gru": 1, "lstm": 2}
 _RANDOM = {"random.cpu": 5056, "random.cuda": 16}  # bytes of torch's generators
 
 
@@ -29,9 +28,11 @@ def check_memory(config: Config, vocabulary: int, *, copies: int = 1) -> None:
     Raises:
         ConfigError: the model is too large.
     """
-    E, H, gates = config.embedding_size, config.hidden, _GATES[config.cell]
-    layers = gates * H * (E + H + 2 + (config.layers - 1) * (2 * H + 2))
-    weights = layers + vocabulary * (E + H + 1)
+    E, H, L = config.embedding_size, config.hidden, config.layers
+    cell = cell_of(config.cell, config.nonlinearity)
+    of_x = cell.gates_x * H * (E + (L - 1) * H + L)  # with the biases
+    of_h = cell.gates_h * H * L * (H + 1)
+    weights = of_x + of_h + cell.units * H * L + vocabulary * (E + H + 1)
     if not _may_have(4 * weights * copies):
         raise no_memory(config, vocabulary)
 
@@ -96,7 +97,7 @@ def check_checkpoint(found: dict[str, Kind], config: Config, expected: dict[str,
         if not _fits(name, kind, config):
             raise ValueError(f"it does not fit the run's config.json: {name} is {kind}")
     states = {n for n in rest if n.startswith("state.")}
-    if "random.cpu" not in rest or len(states) not in (0, _STATES[config.cell]):
+    if "random.cpu" not in rest or len(states) not in (0, _states(config)):
         raise ValueError("it lacks random numbers, or a part of the hidden state")
 
 
@@ -118,7 +119,7 @@ def _fits(name: str, kind: Kind, config: Config) -> bool:
         return kind == (torch.uint8, (_RANDOM[name],))
     if name == "past":  # [P, B]
         return kind.dtype == torch.int64 and kind.shape[1:] == (config.batch_size,)
-    if name not in [f"state.{i}" for i in range(_STATES[config.cell])] or len(kind.shape) != 3:
+    if name not in [f"state.{i}" for i in range(_states(config))] or len(kind.shape) != 3:
         return False
     layers, batch, hidden = kind.shape
     # The last batch of a shuffled text may be smaller.
@@ -128,6 +129,10 @@ def _fits(name: str, kind: Kind, config: Config) -> bool:
         and (layers, hidden) == (config.layers, config.hidden)
         and (whole)
     )
+
+
+def _states(config: Config) -> int:
+    return cell_of(config.cell, config.nonlinearity).states
 
 
 _NUMBER = Kind(torch.float32, ())

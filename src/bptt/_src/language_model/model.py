@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.score import Score, warn_of_unknown
-from bptt._src.recurrent import GRU, LSTM, RNN
+from bptt._src.networks import make_network
 from bptt._src.unroll.unroll import unroll
 from bptt.data import Tokenizer, encode_text
 from bptt.errors import ConfigError, spelled
@@ -45,9 +45,9 @@ class LanguageModel(nn.Module):
         options: dict[str, Any] = {"num_layers": config.layers}
         if config.layers > 1:
             options["dropout"] = config.dropout
-        if config.cell == "rnn":
-            options["nonlinearity"] = config.nonlinearity
-        self.recurrent = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[config.cell](E, H, **options)
+        self.recurrent = make_network(
+            config.cell, E, H, nonlinearity=config.nonlinearity, **options
+        )
         self.readout = nn.Linear(H, V)
         self.dropout = nn.Dropout(config.dropout)
         self.reset_parameters()
