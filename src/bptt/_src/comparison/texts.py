@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bptt import Stream
 from bptt._src.comparison.measures import gradient_error, peak_bytes
 from bptt._src.comparison.result import Ending, Stop, Trial
 from bptt._src.comparison.tasks import credit_state, generator_of
+from bptt._src.language_model.step import loss_of
 from bptt.data import IGNORED, Batch
 from bptt.errors import DivergedError
 from bptt.language_model import Config, Score, Training, Watch, evaluate, start
@@ -161,8 +163,9 @@ def _measured(training: Training) -> dict[str, Any]:
     plans = generator_of(training.config.seed, 2)
 
     def back_and_forth() -> None:
-        how = {"credit": training.credit, "memory": training.memory, "generator": plans}
-        loss(training.model(batch.inputs, **how)[0]).backward()
+        how: dict[str, Any] = {"credit": training.credit, "memory": training.memory}
+        given = training.model, batch.inputs, batch.targets, Stream()
+        loss_of(*given, generator=plans, **how)[0].backward()
 
     training.model.zero_grad()
     found: dict[str, Any] = {"peak_bytes": peak_bytes(back_and_forth)}

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from bptt import Stream
 from bptt._src.data.readers import IGNORED
-from bptt._src.engines.norm_hooks import Report, by_layer, listen
 from bptt._src.language_model.model import LanguageModel
-from bptt._src.unroll.stream import Stream
-from bptt.credit import Credit
-from bptt.losses import linear_cross_entropy
-from bptt.memory import Memory
+from bptt._src.language_model.step import loss_of
+from bptt.flow import by_layer, listen
 
 NORMS_KEPT = 5  # norms of the updates before the one that diverged
 
@@ -45,7 +43,7 @@ def first_not_finite(
         stream: the state of the streams before the batch.
         loss: the batch's loss.
         how: how the gradient went back: ``credit``, ``memory`` and ``reach_back``, as for
-            :class:`language_model.step.Step`.
+            :func:`language_model.step.loss_of`.
 
     Returns:
         What was not finite and where, as a part of a sentence.
@@ -140,32 +138,16 @@ def _on_the_way_back(model: LanguageModel) -> str:
 
 
 def _heard(
-    model: LanguageModel,
-    inputs: Tensor,
-    targets: Tensor,
-    stream: Stream,
-    *,
-    credit: Credit | None = None,
-    memory: Memory | None = None,
-    reach_back: int = 0,
-) -> list[Report]:
+    model: LanguageModel, inputs: Tensor, targets: Tensor, stream: Stream, **how: Any
+) -> list[Any]:
     """Run the batch forward and backward and record the norms; no ``grad`` is changed."""
-
-    def run(tokens: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
-        within = None if reach_back else credit
-        return model.hidden(tokens, state, credit=within, memory=memory, resets=resets)
-
-    readout = model.readout
     with torch.random.fork_rng([]), listen() as heard:
-        hidden, _ = stream.through(run, inputs, reach_back)
-        loss = linear_cross_entropy(
-            hidden, readout.weight, readout.bias, targets, ignore_index=IGNORED
-        )
+        loss, _ = loss_of(model, inputs, targets, stream, **how)
         torch.autograd.grad(loss, list(model.recurrent.parameters()))
     return heard
 
 
-def _states_on_the_way_back(heard: list[Report]) -> str:
+def _states_on_the_way_back(heard: list[Any]) -> str:
     """Describe the growth of the state's gradient in the layer that is first not to be finite.
 
     If all layers are finite, describe the one where it grew most.

@@ -6,13 +6,13 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from bptt import Stream
 from bptt._src.data.readers import IGNORED
 from bptt._src.language_model.model import LanguageModel
-from bptt._src.unroll.stream import Stream
 from bptt.credit import Credit
 from bptt.losses import linear_cross_entropy
 from bptt.memory import Memory
@@ -27,6 +27,43 @@ class Taken(NamedTuple):
     """The gradient's norm before clipping."""
     stream: Stream
     """The state of the streams after the batch, without a graph."""
+
+
+def loss_of(
+    model: LanguageModel,
+    inputs: Int[Tensor, "time batch"],
+    targets: Int[Tensor, "time batch"],
+    stream: Stream,
+    *,
+    credit: Credit | None = None,
+    memory: Memory | None = None,
+    reach_back: int = 0,
+    generator: torch.Generator | None = None,
+) -> tuple[Float[Tensor, ""], Stream]:
+    """Compute a batch's mean loss, without storing the logits, and the streams after it.
+
+    Args:
+        model: the model.
+        inputs: token numbers, [T, B].
+        targets: the token after each input, [T, B]; ``IGNORED`` where there is none.
+        stream: the state of the streams before the batch.
+        credit: how far back the losses are credited; within the batch, unless earlier steps are
+            run again.
+        memory: what the backward pass keeps of the recurrent layers.
+        reach_back: number of steps before the batch to run again; the batch's losses reach all
+            of them.
+        generator: draws what is random in the credit; torch's own by default.
+    """
+    within = None if reach_back else credit
+    how: dict[str, Any] = {"credit": within, "memory": memory, "generator": generator}
+
+    def run(tokens: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
+        return model.hidden(tokens, state, resets=resets, **how)
+
+    hidden, after = stream.through(run, inputs, reach_back)
+    readout = model.readout
+    loss = linear_cross_entropy(hidden, readout.weight, readout.bias, targets, ignore_index=IGNORED)
+    return loss, after
 
 
 class Step:
@@ -57,10 +94,7 @@ class Step:
         targets: Int[Tensor, "time batch"],
         stream: Stream,
         rate: float,
-        *,
-        credit: Credit | None = None,
-        memory: Memory | None = None,
-        reach_back: int = 0,
+        **how: Any,
     ) -> Taken:
         """Take a step, unless the loss or the gradient is not finite.
 
@@ -69,23 +103,9 @@ class Step:
             targets: the token after each input, [T, B]; ``IGNORED`` where there is none.
             stream: the state of the streams before the batch.
             rate: the learning rate.
-            credit: how far back the losses are credited; within the batch, unless earlier steps
-                are run again.
-            memory: what the backward pass keeps of the recurrent layers.
-            reach_back: number of steps before the batch to run again; the batch's losses reach
-                all of them.
+            how: ``credit``, ``memory`` and ``reach_back``, as for :func:`loss_of`.
         """
-        within = None if reach_back else credit
-
-        def run(tokens: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
-            hidden = self.model.hidden
-            return hidden(tokens, state, credit=within, memory=memory, resets=resets)
-
-        hidden, after = stream.through(run, inputs, reach_back)
-        readout = self.model.readout
-        loss = linear_cross_entropy(
-            hidden, readout.weight, readout.bias, targets, ignore_index=IGNORED
-        )
+        loss, after = loss_of(self.model, inputs, targets, stream, **how)
         for p in self.parameters:
             p.grad = None
         loss.backward()
