@@ -47,9 +47,10 @@ test-long: $(VENV)/ready-test ## kills, damaged files, bad options and random ca
 
 check: lint types docs ## lint, format, types and the documentation
 
-lint: $(VENV)/ready-check ## ruff: rules and format
+lint: $(VENV)/ready-check ## ruff: rules and format; which way imports lean
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/ready-check ## mypy
 	$(BIN)/mypy

@@ -17,9 +17,9 @@ import bptt
 from bptt._src.comparison.compare import _Course
 from bptt._src.comparison.measures import gradient_error, peak_bytes, plans_of
 from bptt._src.comparison.result import CreditResult
-from bptt._src.comparison.table import number, size
 from bptt._src.comparison.tasks import Run, Setting, TaskModel
 from bptt._src.engines import native
+from bptt._src.numbers import number, size
 from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
 from bptt.credit import Plan
 from bptt.data import TASKS, Adding, Copy, make_task

@@ -7,7 +7,7 @@ from bptt._src.credit.error import EstimatorError, GradientError
 from bptt._src.credit.full import Full
 from bptt._src.credit.plan import Block, Plan
 from bptt._src.credit.randomized import Randomized
-from bptt._src.credit.spelling import as_credit, parse
+from bptt._src.credit.spelling import as_credit, is_own, parse
 from bptt._src.credit.truncated import Truncated
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Randomized",
     "Truncated",
     "as_credit",
+    "is_own",
     "measure_decay",
     "parse",
 ]

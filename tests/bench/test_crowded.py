@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bptt._src.bench import crowded, fresh
+from bptt._src.bench import crowded, fresh, sharing
 from bptt._src.bench.crowded import Situation
 from bptt._src.bench.result import ALONE, OURS, TORCH
 from bptt._src.bench.shapes import Shape
@@ -53,7 +53,7 @@ def test_that_process_is_in_the_situation(monkeypatch):
         "run",
         lambda function, threads, *given: told.append((function, threads, *given)) or [],
     )
-    monkeypatch.setattr(crowded, "processors", lambda: [3, 5, 8])
+    monkeypatch.setattr(crowded, "processors_to_choose", lambda: [3, 5, 8])
     with pytest.raises(ValueError, match="zip"):
         crowded.measure_crowded(Situation(4, 2), ["gru"], [SMALL], LITTLE, Pace())
     function, threads, jobs, chosen, *_ = told[0]
@@ -68,11 +68,11 @@ def test_turns_on_one_thread_and_on_several(monkeypatch):
         step = lambda: numbers.append(torch.get_num_threads()) or 1.0  # noqa: E731
         return {OURS: step, TORCH: step}
 
-    monkeypatch.setattr(crowded, "torch_and_ours", contenders)
-    monkeypatch.setattr(crowded, "agreeing", lambda steps, reference: (steps, []))
+    monkeypatch.setattr(sharing, "torch_and_ours", contenders)
+    monkeypatch.setattr(sharing, "agreeing", lambda steps, reference: (steps, []))
     before = torch.get_num_threads()
     try:
-        [(seconds, _)] = crowded.in_turns([("rnn", "1/1/1/1")], Situation(3, 1), LITTLE)
+        [(seconds, _)] = sharing.in_turns([("rnn", "1/1/1/1")], Situation(3, 1), LITTLE)
     finally:
         torch.set_num_threads(before)
     assert list(seconds) == [ALONE, OURS, TORCH]
@@ -93,7 +93,7 @@ def test_a_processor_is_busy_within_the_block_alone():
     seen = []
 
     def fails():
-        with crowded.kept_busy(crowded.processors()[-1:]) as started:
+        with sharing.kept_busy(sharing.processors_to_choose()[-1:]) as started:
             seen.extend(started)
             assert [process.poll() for process in started] == [None]
             raise ZeroDivisionError
@@ -108,8 +108,8 @@ def test_a_processor_is_busy_within_the_block_alone():
 def test_a_busy_process_ends_with_the_one_that_started_it():
     script = """
 import os, signal
-from bptt._src.bench import crowded
-with crowded.kept_busy(crowded.processors()[-1:]) as started:
+from bptt._src.bench import sharing
+with sharing.kept_busy(sharing.processors_to_choose()[-1:]) as started:
     print(started[0].pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bptt._src.bench import run
+from bptt._src.bench.figure import as_picture, draw_bench
 from bptt._src.bench.result import (
     ALONE,
     EXACT,
@@ -24,7 +25,6 @@ from bptt._src.bench.result import (
 from bptt._src.bench.shapes import ModelShape
 from bptt._src.bench.table import duration, percent, write_bench
 from bptt._src.bench.timing import Effort
-from bptt._src.report.bench import as_picture, draw_bench
 from bptt.bench import SECTIONS, Bench, Limits, Row, SeedEpoch, Shape, Start, Watch, bench
 from bptt.errors import BpttError, ConfigError
 
@@ -52,7 +52,7 @@ def small(monkeypatch):
     monkeypatch.setattr(run, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0}))
     monkeypatch.setattr(run, "_measure_start", lambda: Start(None, 2.0, 1.0))
     monkeypatch.setattr(run.crowded, "measure_crowded", no_process)
-    monkeypatch.setattr(run.crowded, "processors", lambda: [0, 1])
+    monkeypatch.setattr(run.sharing, "processors_to_choose", lambda: [0, 1])
     monkeypatch.setattr(run.jax_scan, "load", lambda threads: (None, "JAX is not installed"))
 
 
@@ -108,14 +108,14 @@ def test_the_threads_part_takes_shapes_and_cells_too(small):
 
 
 def test_where_there_are_too_few_processors_a_line_says_so(small, monkeypatch):
-    monkeypatch.setattr(run.crowded, "processors", lambda: [3])
+    monkeypatch.setattr(run.sharing, "processors_to_choose", lambda: [3])
     found = bench(only=["threads"], effort=LITTLE)
     assert {row.name for row in found.rows} == {"LSTM, 2 threads on 1"}
     assert found.notes[1:] == [
         "4 threads on 2: not measured, this process may run on 1 only",
         "2 threads on 2, 1 busy: not measured, this process may run on 1 only",
     ]
-    monkeypatch.setattr(run.crowded, "processors", list)
+    monkeypatch.setattr(run.sharing, "processors_to_choose", list)
     found = bench(only=["threads"], effort=LITTLE)
     assert not found.rows
     assert found.notes[1].startswith("threads: not measured, this system")

@@ -33,8 +33,8 @@ class Offered(NamedTuple):
 
 def loaded() -> dict[str, Command]:
     """The commands; with all that they may import, so that forks need not."""
-    import bptt._src.report.bench
-    import bptt._src.report.comparison
+    import bptt._src.bench.figure
+    import bptt._src.comparison.figure
     import bptt._src.report.flow  # noqa: F401
 
     return {name: load(name) for name in COMMANDS}
@@ -113,7 +113,7 @@ def make_bench_small() -> None:
     from matplotlib.figure import Figure
 
     import bptt._src.bench.run as everything
-    import bptt._src.report.comparison
+    import bptt._src.comparison.figure
     from bptt._src.bench.shapes import ModelShape, Shape
     from bptt.bench import Limits, Start
 
@@ -122,4 +122,4 @@ def make_bench_small() -> None:
     everything.measure_limits = lambda seconds: Limits(10.0, None, {"mm 8": 5.0})
     everything._measure_start = lambda: Start(None, 2.0, 1.0)
     everything.jax_scan.load = lambda threads: (None, "JAX is not installed")
-    bptt._src.report.comparison.draw_comparison = lambda found: Figure()
+    bptt._src.comparison.figure.draw_comparison = lambda found: Figure()

@@ -33,7 +33,9 @@ def run(monkeypatch):
         everything, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0})
     )
     monkeypatch.setattr(everything, "_measure_start", lambda: Start(None, 2.0, 1.0))
-    monkeypatch.setattr(everything.crowded, "processors", list)  # none for the part threads
+    monkeypatch.setattr(
+        everything.sharing, "processors_to_choose", list
+    )  # none for the part threads
     monkeypatch.setattr(everything.jax_scan, "load", lambda threads: (None, "JAX is not installed"))
     return everything
 

@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
 def bptt(here, monkeypatch, in_process):
     """Run the command in this process; give what it printed."""
     # The figure takes longest; processes of their own draw it below.
-    monkeypatch.setattr("bptt._src.report.comparison.draw_comparison", lambda found: Figure())
+    monkeypatch.setattr("bptt._src.comparison.figure.draw_comparison", lambda found: Figure())
     return partial(in_process, "compare")
 
 

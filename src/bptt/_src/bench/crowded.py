@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
-
-import torch
+from collections.abc import Sequence
+from dataclasses import asdict
 
 from bptt._src.bench import fresh
-from bptt._src.bench.layers import agreeing, torch_and_ours
-from bptt._src.bench.result import ALONE, OURS, TORCH, Row
+from bptt._src.bench.result import ALONE, Row
 from bptt._src.bench.shapes import Shape
-from bptt._src.bench.timing import Effort, Pace, take_turns
+from bptt._src.bench.sharing import Situation, processors_to_choose
+from bptt._src.bench.timing import Effort, Pace
 
 CELLS = ("lstm",)
 SHAPES = (Shape(200, 64, 64, 64), Shape(20, 1, 100, 100))
 """Those whose steps are short, so that threads wait for each other most often."""
 
-
-@dataclass(frozen=True)
-class Situation:
-    """More threads than processors for them."""
-
-    threads: int
-    processors: int
-    busy: int = 0
-    """Of the processors, those that another process keeps busy."""
-
-    def __str__(self) -> str:
-        """Describe the situation in a few words."""
-        busy = f", {self.busy} busy" if self.busy else ""
-        return f"{self.threads} threads on {self.processors}{busy}"
-
-
 SITUATIONS = (Situation(2, 1), Situation(4, 2), Situation(2, 2, busy=1))
-
-
-def processors() -> list[int]:
-    """Return the processors to choose from; none where the system lets no process choose."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 
 
 def measure_crowded(
@@ -63,7 +34,7 @@ def measure_crowded(
         A row for each cell and shape.
     """
     pace.check()
-    chosen = processors()[: situation.processors]
+    chosen = processors_to_choose()[: situation.processors]
     jobs = [(cell, str(shape)) for cell in cells for shape in shapes]
     found = fresh.run(
         fresh.crowded, situation.threads, jobs, chosen, asdict(situation), asdict(effort)
@@ -80,56 +51,3 @@ def measure_crowded(
         )
         for (cell, shape), (seconds, notes) in zip(jobs, found, strict=True)
     ]
-
-
-def in_turns(
-    jobs: Sequence[tuple[str, str]], situation: Situation, effort: Effort
-) -> list[tuple[dict[str, list[float]], list[str]]]:
-    """Time the steps in this process, which may run on the situation's processors only.
-
-    Args:
-        jobs: cells and shapes.
-        situation: where this process is.
-        effort: how much.
-
-    Returns:
-        For each job the seconds of each contender, and notes.
-    """
-    busy = processors()[-situation.busy :] if situation.busy else []
-    found = []
-    with kept_busy(busy):
-        for cell, shape in jobs:
-            steps, notes = agreeing(torch_and_ours(cell, Shape.parse(shape)), reference=TORCH)
-            several = {n: partial(_on, situation.threads, step) for n, step in steps.items()}
-            alone = {ALONE: partial(_on, 1, steps[OURS])} if OURS in steps else {}
-            found.append((take_turns(alone | several, effort, Pace()), notes))
-    return found
-
-
-def _on(threads: int, step: Callable[[], float]) -> float:
-    torch.set_num_threads(threads)
-    return step()
-
-
-_BUSY = """
-import os, sys
-os.sched_setaffinity(0, [int(sys.argv[1])])
-while os.getppid() == int(sys.argv[2]):  # so that it ends even where nobody can end it
-    for _ in range(100_000):
-        pass
-"""
-
-
-@contextmanager
-def kept_busy(chosen: Sequence[int]) -> Iterator[list[Any]]:
-    """Keep processors busy, by a process for each of them, within a ``with`` block."""
-    started: list[subprocess.Popen[bytes]] = []
-    try:
-        for number in chosen:
-            command = [sys.executable, "-S", "-c", _BUSY, str(number), str(os.getpid())]
-            started.append(subprocess.Popen(command))
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()

@@ -97,14 +97,14 @@ def crowded(
     situation: dict[str, int],
     effort: dict[str, Any],
 ) -> Any:
-    """Time layers on some processors only: see :mod:`bench.crowded`."""
+    """Time layers on some processors only: see :mod:`bench.sharing`."""
     import os
     import signal
 
     os.sched_setaffinity(0, processors)  # before torch looks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends the run after it
 
-    from bptt._src.bench.crowded import Situation, in_turns
+    from bptt._src.bench.sharing import Situation, in_turns
     from bptt._src.bench.timing import Effort
 
     return in_turns(jobs, Situation(**situation), Effort(**effort))

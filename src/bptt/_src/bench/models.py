@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from bptt import Stream
 from bptt._src.bench.result import OURS, TORCH, Row
 from bptt._src.bench.shapes import ModelShape
 from bptt._src.bench.timing import Effort, Pace, take_turns, timed
 from bptt._src.language_model.step import Step
 from bptt._src.language_model.training import make_optimizer
-from bptt._src.unroll.stream import Stream
 from bptt.data import Tokenizer
 from bptt.language_model import Config, LanguageModel
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bptt._src.bench import crowded, fresh, jax_scan
+from bptt._src.bench import crowded, fresh, jax_scan, sharing
 from bptt._src.bench.layers import measure_credit, measure_layer
 from bptt._src.bench.models import measure_model
 from bptt._src.bench.processor import conditions, measure_limits
@@ -195,14 +195,14 @@ def _jobs(
         jobs += [
             (str(s), partial(crowded.measure_crowded, s, *of, effort, pace))
             for s in crowded.SITUATIONS
-            if s.processors <= len(crowded.processors())
+            if s.processors <= len(sharing.processors_to_choose())
         ]
     return jobs
 
 
 def _not_possible(only: Sequence[str]) -> list[str]:
     """Describe what of the section threads cannot be measured here."""
-    have = len(crowded.processors())
+    have = len(sharing.processors_to_choose())
     if "threads" not in only:
         return []
     if have == 0:

@@ -9,13 +9,14 @@ from itertools import cycle
 import numpy as np
 import torch
 
+from bptt import FlowMeter
 from bptt._src.bench.models import BATCHES, Ours, synthetic_batches, words
 from bptt._src.bench.result import HEARD, LOOK, TOLD, UPDATE, Row
 from bptt._src.bench.shapes import ModelShape
 from bptt._src.bench.timing import Effort, Pace, take_turns, timed
-from bptt._src.flow.meter import LISTENS_EVERY, FlowMeter
 from bptt._src.language_model.monitor import Reach, Sight, looks_every
 from bptt.data import Tokens
+from bptt.flow import LISTENS_EVERY
 from bptt.language_model import Config
 
 TEXT = 100_000  # tokens that are looked at

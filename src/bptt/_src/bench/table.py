@@ -30,7 +30,7 @@ from bptt._src.bench.result import (
     Row,
 )
 from bptt._src.bench.sight import share_of
-from bptt._src.comparison.table import ABSENT, number
+from bptt._src.numbers import ABSENT, number
 
 WIDTH = 100
 SHORT = {OURS: "bptt", TORCH: "torch", JAX: "JAX"}

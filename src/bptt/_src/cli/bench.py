@@ -129,7 +129,7 @@ def write(found: Bench, json_: Path | None, figure: Path | None) -> list[Path]:
         write_whole(json_, text + "\n")
         written.append(json_)
     if figure is not None and found.has_steps:
-        from bptt._src.report.bench import as_picture, draw_bench
+        from bptt._src.bench.figure import as_picture, draw_bench
 
         write_whole(figure, as_picture(draw_bench(found), figure.suffix.lower()[1:]))
         written.append(figure)

@@ -252,7 +252,7 @@ def _status(received: str | None) -> int:
 
 def write(found: Comparison, where: Path) -> None:
     """Write comparison.json and comparison.png."""
-    from bptt._src.report.comparison import as_png
+    from bptt._src.comparison.figure import as_png
 
     text = json.dumps(found.to_dict(), allow_nan=False)
     write_whole(where / RESULT, text + "\n")

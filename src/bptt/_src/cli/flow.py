@@ -19,7 +19,6 @@ import typer
 from bptt._src.atomic import write_whole
 from bptt._src.cli.places import STANDARD_OUTPUT, check_places
 from bptt._src.cli.terminal import echo, on_one_line
-from bptt._src.flow.truncation import tail
 from bptt._src.language_model.flow import flow_of
 from bptt._src.language_model.model import check_device
 from bptt._src.language_model.monitor import window_of
@@ -28,7 +27,7 @@ from bptt._src.networks import NAMES, NONLINEARITIES
 from bptt._src.together import Table, With, check_together
 from bptt.data import Corpus, Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
 from bptt.errors import ConfigError
-from bptt.flow import GradientFlow
+from bptt.flow import GradientFlow, tail
 from bptt.language_model import Config, LanguageModel, Run
 
 TOGETHER: Table = {

@@ -16,12 +16,12 @@ import typer
 from bptt._src.cli.display import Display
 from bptt._src.cli.options import with_config_options
 from bptt._src.cli.running import Signals
-from bptt._src.credit.spelling import is_own
 from bptt._src.language_model.config import read_options
 from bptt._src.language_model.lock import Lock
 from bptt._src.language_model.making import claim_first_free, give_up
 from bptt._src.language_model.session import refuse_code
 from bptt._src.shell import quoted
+from bptt.credit import is_own
 from bptt.errors import ConfigError
 from bptt.language_model import Config, Training, resume, start
 

@@ -7,12 +7,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bptt._src.credit.error import estimator_error
-from bptt._src.pytree import leaves_of
+from bptt import estimator_error
 from bptt.credit import Plan
 from bptt.errors import ZeroGradientError
 
@@ -50,7 +50,7 @@ class _Peak(TorchDispatchMode):
         return found
 
     def _meet(self, nest: Any, *, new: bool) -> None:
-        for t in leaves_of(nest):
+        for t in optree.tree_leaves(nest):
             if not isinstance(t, Tensor):
                 continue
             storage: Any = t.untyped_storage()

@@ -13,6 +13,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from bptt._src.comparison.measures import Plans
+from bptt._src.comparison.table import write_comparison
+from bptt._src.comparison.verdict import verdict
 from bptt.credit import Block, Plan
 
 FORMAT = "bptt-comparison-1"
@@ -159,8 +161,6 @@ class Comparison:
 
     def verdicts(self) -> dict[str, str]:
         """Return a sentence about each credit's result."""
-        from bptt._src.comparison.verdict import verdict
-
         return {r.spelling: verdict(self, r) for r in self.credits}
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,14 +202,12 @@ class Comparison:
         Returns:
             A matplotlib ``Figure``.
         """
-        from bptt._src.report.comparison import draw_comparison
+        from bptt._src.comparison.figure import draw_comparison
 
         return draw_comparison(self)
 
     def __str__(self) -> str:
         """Write the table and the verdicts."""
-        from bptt._src.comparison.table import write_comparison
-
         return write_comparison(self)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bptt.errors import needs
 
@@ -14,10 +13,12 @@ with needs("lm"):
     from rich.table import Table
     from rich.text import Text
 
-from bptt._src.comparison.result import Comparison, Figures
+from bptt._src.numbers import ABSENT, number, size
+
+if TYPE_CHECKING:
+    from bptt._src.comparison.result import Comparison, Figures
 
 WIDTH = 100
-ABSENT = "-"
 COLUMNS = (
     "loss",
     "range",
@@ -119,23 +120,3 @@ def _range(f: Figures) -> str:
     if f.loss_least is None or f.loss_most is None:
         return ABSENT
     return f"{number(f.loss_least)}..{number(f.loss_most)}"
-
-
-def number(value: float | None) -> str:
-    """Format a number with three digits, without an exponent if possible."""
-    if value is None:
-        return ABSENT
-    if value == 0:
-        return "0"
-    if not 0.001 <= abs(value) < 1e6:
-        return f"{value:.1e}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:,.{min(digits, 4)}f}"
-
-
-def size(count: int) -> str:
-    """Format a number of bytes, in the largest unit that it fills."""
-    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= one:
-            return f"{count / one:.3g} {unit}"
-    return f"{count} B"

@@ -8,16 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import optree
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from bptt import init
+from bptt import init, unroll
 from bptt._src.comparison.measures import gradient_error, peak_bytes
 from bptt._src.comparison.result import Ending, Stop, Trial
 from bptt._src.networks import make_network
-from bptt._src.pytree import map_tensors
-from bptt._src.unroll.unroll import unroll
 from bptt.credit import Decay, measure_decay
 from bptt.data import IGNORED, Task, TaskBatch
 from bptt.errors import DivergedError
@@ -154,7 +153,7 @@ class Run:
         """Run forward and backward; the state is carried, detached, if the sequences go on."""
         how = {"credit": self.credit, "generator": self.plans, "memory": self.setting.memory}
         y, state = self.model(batch.inputs, None if batch.fresh else self.state, **how)
-        self.state = map_tensors(torch.Tensor.detach, state)
+        self.state = optree.tree_map(torch.Tensor.detach, state)
         loss = self.setting.task.loss(y, batch)
         if loss.requires_grad:
             loss.backward()

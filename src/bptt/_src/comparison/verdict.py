@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from bptt._src.comparison.result import Comparison, CreditResult, Figures
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bptt._src.comparison.result import Comparison, CreditResult, Figures
 
 LIKE_THE_BASELINE = 0.1  # relative; a loss this near to the baseline is no better
 AS_GOOD = 0.05  # relative; perplexities this near to each other count as equal

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import optree
 import torch
 from torch import Tensor
 
+from bptt import Stream
 from bptt.errors import CheckpointError, needs
 
 with needs("lm"):
@@ -18,8 +20,6 @@ with needs("lm"):
 
 from bptt._src.language_model.run import load_weights, weights_of, with_prefix
 from bptt._src.language_model.tensors import Checkpoint
-from bptt._src.pytree import leaves_of
-from bptt._src.unroll.stream import Stream
 
 if TYPE_CHECKING:
     from bptt._src.language_model.training import Training
@@ -105,9 +105,8 @@ def checkpoint_of(training: Training) -> Checkpoint:
             tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
     stream = training.stream
     begin = stream.state if stream.past is None else stream.before
-    for number, s in enumerate(leaves_of(begin)):
-        if s is not None:
-            tensors[f"state.{number}"] = s
+    for number, s in enumerate(optree.tree_leaves(begin)):
+        tensors[f"state.{number}"] = s
     if stream.past is not None:
         tensors["past"] = stream.past
     tensors["random.cpu"] = torch.get_rng_state()

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from bptt._src.atomic import read_whole
-from bptt._src.credit.spelling import is_own
 from bptt._src.documents import MOST, SEAL, parse, unseal
 from bptt._src.networks import NAMES, NONLINEARITIES
 from bptt._src.together import Only, Table, With, Without, check_together
-from bptt.credit import Credit
+from bptt.credit import Credit, is_own
 from bptt.credit import parse as parse_credit
 from bptt.errors import BpttWarning, ConfigError, spelled
 from bptt.memory import parse as parse_memory

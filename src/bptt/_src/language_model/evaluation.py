@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bptt._src.data.readers import IGNORED
-from bptt._src.language_model.model import LanguageModel
 from bptt._src.language_model.score import Score
 from bptt.data import Tokens
 from bptt.errors import CorpusError
@@ -18,6 +17,9 @@ from bptt.losses import linear_cross_entropy
 
 WINDOW = 1000
 """Steps of a sequence computed at a time; the state is carried from chunk to chunk."""
+
+if TYPE_CHECKING:
+    from bptt._src.language_model.model import LanguageModel
 
 
 @torch.inference_mode()

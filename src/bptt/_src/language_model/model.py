@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bptt import unroll
 from bptt._src.language_model.config import Config
+from bptt._src.language_model.evaluation import evaluate
+from bptt._src.language_model.sampling import sample_stream
 from bptt._src.language_model.score import Score, warn_of_unknown
 from bptt._src.networks import make_network
-from bptt._src.unroll.unroll import unroll
 from bptt.data import Tokenizer, encode_text
 from bptt.errors import ConfigError, spelled
 from bptt.memory import Memory
@@ -155,8 +157,6 @@ class LanguageModel(nn.Module):
 
     def sample_stream(self, prompt: str = "", **options: Any) -> Iterator[str]:
         """Sample as :meth:`sample` does, but yield the text piece by piece as it is drawn."""
-        from bptt._src.language_model.sampling import sample_stream
-
         return sample_stream(self, prompt, **options)
 
     def score(self, text: str) -> Score:
@@ -168,8 +168,6 @@ class LanguageModel(nn.Module):
         Raises:
             bptt.errors.CorpusError: the text has no token to predict.
         """
-        from bptt._src.language_model.evaluation import evaluate
-
         score = evaluate(self, encode_text(text, self.tokenizer, reading=self.config.reading))
         warn_of_unknown(score.unknown_share, "the text", self.tokenizer.level)
         return score

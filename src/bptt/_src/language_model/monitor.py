@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bptt._src.flow.alarm import LOOKS, Probe, dies
-from bptt._src.flow.meter import LISTENS_EVERY, FlowMeter
+from bptt import FlowMeter
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.model import LanguageModel
 from bptt._src.language_model.probe import draw_losses
 from bptt.credit import Credit
 from bptt.data import Tokens
 from bptt.errors import CheckpointError, spelled
+from bptt.flow import LISTENS_EVERY, Probe, dies
 from bptt.losses import linear_cross_entropy
 
 LAGS = 100  # lags to measure, from 0 on
@@ -28,7 +28,8 @@ SEQUENCES = 24  # at most; at least 8 more than a batch has
 LOST = 0.2  # share of the gradient; a credit that loses more is too short
 FAR = 10  # times the horizon; a longer reach is far longer than needed
 EVERY, TOKENS = 100, 10_000  # updates, and tokens, between two looks by default
-LOOKS_LONG = 10  # looks in a row that must find the credit far too long: near lags are learnt first
+LOOKS_SHORT = 3  # looks in a row that must find the credit too short
+LOOKS_LONG = 10  # far too long: near lags are learnt first
 QUIET = 300  # updates without an alarm, after which it is over
 LARGEST = 512  # steps of the largest plan that is examined
 DRAWS = 16  # of a random credit
@@ -239,7 +240,7 @@ class Sight:
         for kind in holds:
             self.in_a_row[kind] = self.in_a_row[kind] + 1 if holds[kind] else 0
         self.remark = None
-        if self.in_a_row["short"] >= LOOKS:
+        if self.in_a_row["short"] >= LOOKS_SHORT:
             self.remark = _too_short(probe, reach, beyond, self.config)
         elif self.in_a_row["long"] >= LOOKS_LONG:
             self.remark = _far_too_long(probe, reach)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from bptt._src.data.decoding import as_read
 from bptt._src.data.tokens import as_encoded
-from bptt._src.language_model.model import LanguageModel
 from bptt.errors import BpttWarning, ConfigError, spelled
+
+if TYPE_CHECKING:
+    from bptt._src.language_model.model import LanguageModel
 
 
 def sample_stream(

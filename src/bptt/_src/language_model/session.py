@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from bptt._src.atomic import expanded, named
-from bptt._src.credit.spelling import is_own
 from bptt._src.language_model.checkpoint import read_about
 from bptt._src.language_model.config import RUNNING, Config, fields_by_name
 from bptt._src.language_model.lock import Lock
@@ -19,6 +18,7 @@ from bptt._src.language_model.making import refuse_links, remove_leavings
 from bptt._src.language_model.run import Run
 from bptt._src.language_model.score import warn_of_unknown
 from bptt._src.language_model.training import Training, Watch
+from bptt.credit import is_own
 from bptt.data import PreparedText, load_prepared, open_corpus, prepare, unigram_perplexity
 from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, spelled
 from bptt.kernels import backend

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt._src.credit.spelling import is_own
+from bptt import Stream
 from bptt._src.language_model.checkpoint import Progress, checkpoint_of, restore
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.divergence import (
@@ -31,8 +31,7 @@ from bptt._src.language_model.score import Score, perplexity
 from bptt._src.language_model.step import Step
 from bptt._src.language_model.tensors import Checkpoint
 from bptt._src.shell import quoted
-from bptt._src.unroll.stream import Stream
-from bptt.credit import Credit
+from bptt.credit import Credit, is_own
 from bptt.data import Batch, PreparedText, Sentences, Streams
 from bptt.errors import DivergedError
 from bptt.memory import parse as parse_memory

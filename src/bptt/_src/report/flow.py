@@ -20,8 +20,8 @@ with needs("plot"):
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from bptt._src.report.comparison import COLOURS, GREY, LINES
 from bptt._src.report.flow_data import Flow, as_dict
+from bptt._src.report.style import COLOURS, GREY, LINES
 
 WIDTH, CURVES = 11.0, 3.9  # inches
 ACROSS = 5  # most heat maps in a row

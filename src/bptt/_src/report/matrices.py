@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt._src.credit.plan import Plan
 from bptt.errors import ConfigError, needs
 
 with needs("plot"):
@@ -19,6 +19,8 @@ with needs("plot"):
     from matplotlib.patches import Patch
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+if TYPE_CHECKING:
+    from bptt.credit import Plan
 
 ACROSS = 4  # most panels in a row
 SIZE = 2.7  # of a panel, in inches
@@ -56,21 +58,22 @@ def draw_plans(plans: Mapping[str, Plan]) -> Figure:
     figure = Figure(figsize=(SIZE * across + 1.1, (SIZE + 0.55) * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
     shown = [(plan.matrix() if plan.batch is None else plan.matrix()[0]) for plan in plans.values()]
-    colours, norm = _colours(shown)
+    colours, norm = scale_of(shown)
     for axes, (title, plan), W in zip(panels, plans.items(), shown, strict=False):
         more = "" if plan.batch is None else f"\nthe first of {plan.batch} sequences"
-        _draw(axes, W, title + more, colours, norm)
+        draw_matrix(axes, W, title + more, colours, norm)
     for number, axes in enumerate(panels):
         axes.set_visible(number < len(plans))
         if number % across == 0:
             axes.set_ylabel("loss at step t")
-    _draw_scale(figure, list(panels[: len(plans)]), shown, colours, norm)
+    draw_scale(figure, list(panels[: len(plans)]), shown, colours, norm)
     return figure
 
 
-def _draw(
+def draw_matrix(
     axes: Axes, W: NDArray[np.float64], title: str, colours: Colormap, norm: FuncNorm
 ) -> None:
+    """Draw one matrix, on and below the diagonal."""
     T = len(W)
     axes.imshow(
         np.ma.masked_equal(np.abs(W), 0),
@@ -104,8 +107,8 @@ def _draw(
     axes.spines[:].set_visible(False)
 
 
-def _colours(shown: list[NDArray[np.float64]]) -> tuple[Colormap, FuncNorm]:
-    """A scale with 1 in the middle, the smallest weight at one end and the largest at the other.
+def scale_of(shown: list[NDArray[np.float64]]) -> tuple[Colormap, FuncNorm]:
+    """Make a scale with 1 in the middle and the extreme weights at the ends.
 
     Each half is logarithmic, and as wide as its weights need.
     """
@@ -130,13 +133,14 @@ def _range(shown: list[NDArray[np.float64]]) -> tuple[float, float]:
     return max(LEAST, sizes.min()), min(MOST, sizes.max())
 
 
-def _draw_scale(
+def draw_scale(
     figure: FigureBase,
     panels: list[Axes],
     shown: list[NDArray[np.float64]],
     colours: Colormap,
     norm: FuncNorm,
 ) -> None:
+    """Draw the scale, or a legend where all weights are 0 or 1."""
     least, most = _range(shown)
     if least == most:  # all weights are 0 or 1
         of_one = Patch(facecolor=colours(norm(1.0)), edgecolor=INK, linewidth=0.8)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 from bptt._src.bench.result import JAX, OURS, TORCH, Bench, Row
-from bptt._src.comparison.table import number
+from bptt._src.numbers import number
 from bptt.errors import BpttError, needs
 
 with needs("plot"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,16 +16,15 @@ with needs("plot"):
     from matplotlib.figure import Figure, SubFigure
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from bptt._src.comparison.result import Comparison, CreditResult
-from bptt._src.comparison.table import heading, number
-from bptt._src.report.matrices import ACROSS, SIZE, _colours, _draw, _draw_scale
+from bptt._src.comparison.table import heading
+from bptt._src.numbers import number
+from bptt._src.report.matrices import ACROSS, SIZE, draw_matrix, draw_scale, scale_of
+from bptt._src.report.style import COLOURS, GREY, LINES
+
+if TYPE_CHECKING:
+    from bptt._src.comparison.result import Comparison, CreditResult
 
 WIDTH, CURVES = 11.0, 4.6  # inches
-# Okabe and Ito's, for the colour-blind too; some are dashed, for curves that overlap.
-# other.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES: tuple[Any, ...] = ("-", "-", "-", (0, (5, 2)), "-", (0, (5, 2)), (0, (1, 1.5)))
-GREY = "0.4"
 
 
 def draw_comparison(found: Comparison) -> Figure:
@@ -143,15 +142,15 @@ def _draw_matrices(part: SubFigure, found: Comparison, down: int, across: int) -
     """Draw how much of each loss passes to which step; for a random plan, one example."""
     panels = part.subplots(down, across, squeeze=False).ravel()
     shown = [r.plans.example.matrix() for r in found.credits]
-    colours, norm = _colours(shown)
+    colours, norm = scale_of(shown)
     for axes, result, W in zip(panels, found.credits, shown, strict=False):
         title = f"{result.spelling}, one draw" if result.plans.drawn else result.spelling
-        _draw(axes, W, title, colours, norm)
+        draw_matrix(axes, W, title, colours, norm)
     for count, axes in enumerate(panels):
         axes.set_visible(count < len(shown))
         if count % across == 0:
             axes.set_ylabel("loss at step t")
-    _draw_scale(part, list(panels[: len(shown)]), shown, colours, norm)
+    draw_scale(part, list(panels[: len(shown)]), shown, colours, norm)
     part.suptitle(
         "What of each loss passes to which step, at the end", x=0.01, ha="left", fontsize="medium"
     )

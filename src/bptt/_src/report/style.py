@@ -1,0 +1,10 @@
+"""Colours and lines of all figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Okabe and Ito's, for the colour-blind too; some are dashed, for curves that overlap.
+COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES: tuple[Any, ...] = ("-", "-", "-", (0, (5, 2)), "-", (0, (5, 2)), (0, (1, 1.5)))
+GREY = "0.4"
