@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paths import using
-from problems import OF_TORCH
 from torch import Tensor
 
 from bptt._src.engines import kernel_library
-from bptt._src.flow.derivatives import Locals
+from bptt._src.flow.derivatives import Locals, Terms
 from bptt._src.flow.network import Layer
 from bptt._src.flow.step_matrix import Places, Through
-from bptt.cells import BY_NAME, Weights
+from bptt.cells import Cell, Weights
 
 DOUBLE, FLOAT = torch.float64, torch.float32
-MODES = OF_TORCH
-EACH_MODE = pytest.mark.parametrize("mode", MODES)
+
+
+class Layout(NamedTuple):
+    """Which local derivatives there are: (result, block), (result, tensor of the state before)."""
+
+    states: int
+    of_hidden: tuple[tuple[int, int], ...]
+    of_input: tuple[tuple[int, int], ...]
+    of_results: bool = False
+    of_state: tuple[tuple[int, int], ...] = ()
+
+
+LAYOUTS = {
+    "Elman": Layout(1, ((0, 0),), ((0, 0),)),
+    "GRU": Layout(1, ((0, 0), (0, 1), (0, 2)), ((0, 0), (0, 1), (0, 2)), False, ((0, 0),)),
+    "MGU": Layout(1, ((0, 0), (0, 1)), ((0, 0), (0, 1)), False, ((0, 0),)),
+    "LSTM": Layout(2, *[((1, 0), (1, 1), (1, 2), (0, 3))] * 2, True, ((1, 1),)),
+    "everything": Layout(
+        2,
+        (*((1, n) for n in (0, 2, 1, 5, 3, 4)), *((0, n) for n in range(5))),
+        ((1, 1), (0, 0), (0, 1)),
+        True,
+        ((0, 0), (1, 1), (1, 0), (0, 1)),
+    ),
+    "no weights of c": Layout(2, ((0, 1),), ((0, 0), (0, 2)), False, ((0, 1), (1, 0))),
+    "no weights": Layout(1, (), (), False, ((0, 0),)),
+}
+EACH_MODE = pytest.mark.parametrize("mode", LAYOUTS)
 
 
 @pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
@@ -76,21 +102,23 @@ class Step:
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=random, dtype=DOUBLE).to(self.dtype)
 
-        cell, S, H, I = BY_NAME[self.mode], self.sequences, self.hidden, self.inputs
-        P, N, G = self.projection or H, self.steps * self.sequences, cell.gates_h
+        layout, S, H, I = LAYOUTS[self.mode], self.sequences, self.hidden, self.inputs
+        cell = Cell("MADE", 4, 6, lambda x, h, s, u: s, states=layout.states)
+        P, N = self.projection or H, self.steps * self.sequences
         hr = normal(P, H) / H**0.5 if self.projection else None
-        w = Weights(normal(G * H, I) / I**0.5, normal(G * H, P) / P**0.5, None, None, hr)
-        kept, through = normal(N, H), normal(N, H)
+        w = Weights(normal(4 * H, I) / I**0.5, normal(6 * H, P) / P**0.5, None, None, hr)
         local = Locals(
             normal(N, P),
-            normal(N, G, H),
-            normal(N, G, H),
-            kept if self.mode in ("GRU", "LSTM") else None,
-            through if self.mode == "LSTM" else None,
+            *(
+                Terms(normal(N, len(places), H), places)
+                for places in (layout.of_input, layout.of_hidden)
+            ),
+            {1: normal(N, H)} if layout.of_results else {},
+            {place: normal(N, H) for place in layout.of_state},
         )
-        initial = (normal(S, P), normal(S, H))[: cell.states]
-        layer = Layer(cell, w, normal(N, I), initial, None, [])
-        projected = normal(N, G, H) if self.wants == "credit" else None
+        initial = (normal(S, P), normal(S, H))[: layout.states]
+        layer = Layer(cell, w, normal(N, I), initial)
+        projected = normal(N, 4, H) if self.wants == "credit" else None
         all_losses = self.first + self.losses + self.after
         passing = Through(layer, local, self.wants == "d_x", projected, S, all_losses)
         for g in passing.given:
@@ -115,7 +143,7 @@ def steps(draw: st.DrawFn, mode: str, dtype: torch.dtype = DOUBLE) -> Step:
         after=draw(st.integers(0, 3)),
         inputs=draw(size),
         hidden=hidden,
-        projection=draw(st.integers(0, 9)) if mode == "LSTM" else 0,
+        projection=draw(st.integers(0, 9)) if mode in ("Elman", "LSTM") else 0,
         wants=draw(st.sampled_from(["nothing", "d_x", "credit"])),
         resets=draw(st.booleans()),
         seed=draw(st.integers(0, 999)),
@@ -184,7 +212,7 @@ def test_nothing_passes_a_reset(mode, flawed, path):
     found = step.run(path.path)
     resets = step._given()[2].flatten()
     assert 0 < resets.sum() < 6
-    for state in ("h", "c")[: BY_NAME[mode].states]:
+    for state in ("h", "c")[: LAYOUTS[mode].states]:
         assert (found[f"d_{state}"][resets, 1:] == 0).all()
         assert (found[f"norm_{state}"][resets] == 0).all()
         assert (found[f"norm_{state}"][~resets, 1:] > 0).any()
@@ -197,7 +225,7 @@ def test_what_is_about_to_be_nothing_ends(mode, dtype, path):
     for scale, ends in ((tiny, True), (1e7 * tiny, False)):
         step = Step(mode, dtype, scale=scale)
         found, expected = step.run(path.path), step.run("twin")
-        for name in ("d_h", "d_c")[: BY_NAME[mode].states]:
+        for name in ("d_h", "d_c")[: LAYOUTS[mode].states]:
             assert (found[name] == 0).all() == ends
             assert (expected[name] == 0).all() == ends
             norms = expected[name.replace("d_", "norm_")]

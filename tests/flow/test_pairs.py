@@ -16,11 +16,10 @@ from torch.nn.functional import cross_entropy
 import bptt
 from bptt._src.flow import dense, layers, stepwise, windows
 from bptt._src.flow.network import as_ours
+from bptt.cells import BY_NAME
 from bptt.flow import gradient_flow
 
-EACH_MODE = pytest.mark.parametrize(
-    "mode", ["RNN_TANH", "RNN_RELU", "RNN_SIGMOID", "GRU", "LSTM", "LSTM_PROJECTED"]
-)
+EACH_MODE = pytest.mark.parametrize("mode", [*BY_NAME, "LSTM_PROJECTED"])
 EACH_WAY = pytest.mark.parametrize("way", ["twin dense", "native dense", "twin", "native"])
 DOUBLE = torch.float64
 

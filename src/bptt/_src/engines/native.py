@@ -133,15 +133,12 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     return Gradients(d_x, d_state, (ih, hh, b_ih, b_hh, None, units))
 
 
-def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
-    """Return what a forward pass kept, as :func:`engines.twin.unpack`."""
-    if not kept:
-        return ()
+def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return from what a forward pass kept the states but h after each step, each [N, H]."""
+    hidden, rows, others = call.cell.hidden(call.w), sum(call.steps.sizes), call.cell.states - 1
     whole = 64 // kept[0].element_size()
     padded = (hidden + whole - 1) // whole * whole
-    rows = kept[0].numel() // ((cell.gates_h + 1) * padded)
-    gates, more = kept[0].view(-1, padded)[:, :hidden].split([cell.gates_h * rows, rows])
-    return *gates.unflatten(0, (rows, cell.gates_h)).unbind(1), more
+    return tuple(kept[0].view(-1, padded)[-others * rows :, :hidden].split(rows))
 
 
 class _Given:

@@ -50,14 +50,9 @@ def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
 
 
-def unpack(cell: Cell, kept: tuple[Tensor, ...], hidden: int) -> tuple[Tensor, ...]:
-    """Return what a forward pass of the RNN, GRU or LSTM kept, as tensors [N, H].
-
-    Returns:
-        The gates, then the GRU's W_hn h + b_hn or the LSTM's c_t; nothing of an Elman network,
-        whose output says it all.
-    """
-    return (*kept[0].split(hidden, dim=1), kept[-1]) if kept else ()
+def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return from what a forward pass kept the states but h after each step, each [N, H]."""
+    return kept[len(kept) + 1 - call.cell.states :]
 
 
 def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
@@ -68,8 +63,8 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     d_state: Any = incoming.d_state
     if d_state is None:
         d_state = tuple(s.new_zeros(call.walk.batch, s.shape[-1]) for s in call.state)
-    others = cell.states - 1
-    own, states = saved.kept[: len(saved.kept) - others], saved.kept[len(saved.kept) - others :]
+    states = other_states(call, saved.kept)
+    own = saved.kept[: len(saved.kept) - len(states)]
     kept = Kept((y, *states), own)
     before = tuple(
         _previous(call.steps, first, after, boundary.resets)

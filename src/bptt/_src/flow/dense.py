@@ -36,10 +36,12 @@ class Dense:
         self.attribution = pairs.empty(network.x.device) if attributed else None
 
         def forward(layer: Layer) -> Tensor:
-            of = (layer.cell, layer.x, layer.initial, layer.w, network.steps, network.resets)
-            if attributed and not self.locals:
-                self.projected = (layer.x @ layer.w.ih.t()).unflatten(1, (layer.cell.gates_h, -1))
-            self.locals.append(local_derivatives(*of))
+            layer.norms = [pairs.empty(layer.x.device) for _ in layer.initial]
+            of_x, is_bottom = layer.x @ layer.w.ih.t(), not self.locals
+            of = (layer, of_x, network.steps, network.resets)
+            self.locals.append(local_derivatives(*of, attributed or not is_bottom))
+            if attributed and is_bottom:
+                self.projected = of_x.unflatten(1, (layer.cell.gates_x, -1))
             return self.locals[-1].y
 
         self.y = network.forward(forward)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt._src.flow.network import as_ours
+from bptt._src.layers import Layers
 from bptt._src.layout import Layout, declared, unwrapped
 from bptt._src.pytree import check_leaves, tensors_of
 from bptt._src.unroll.calls import refuse_cell
@@ -22,7 +23,7 @@ class Given:
     function: str
     """The function that messages name."""
     module: Any
-    ours: Any
+    ours: Layers | None
     """The module as one of bptt's networks, or None."""
     inputs: Any
     state: Any

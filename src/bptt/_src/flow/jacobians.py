@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bptt._src.flow.trajectory import Piece, Trajectory
+from bptt._src.flow.piece import Piece
+from bptt._src.flow.trajectory import Trajectory
 from bptt.cells import Weights
 
 SLOPES = {"RNN_TANH": 1.0, "RNN_SIGMOID": 0.25, "RNN_RELU": 1.0}

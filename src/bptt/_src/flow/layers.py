@@ -36,8 +36,9 @@ def through_layers(
         budget: bytes that the gradients on their way may take.
         attributed: whether to find the inputs' attribution.
     """
+    assert given.ours is not None
     with torch.no_grad(), without_autocast(given.inputs.device):
-        network = Network(given.ours, given.inputs, given.state, given.resets, pairs)
+        network = Network(given.ours, given.inputs, given.state, given.resets)
         way = Dense if pairs.losses_at_a_step >= MANY else SideBySide
         found = way(network, pairs, budget, attributed)
         start = begin(network.outputs(found.y))
@@ -45,7 +46,12 @@ def through_layers(
     states = [
         StateFlow(n, name, pairs.completed(norms))
         for n, layer in enumerate(network.layers)
-        for name, norms in zip(("hidden", "cell"), layer.norms, strict=False)
+        for name, norms in zip(_names(len(layer.norms)), layer.norms, strict=True)
     ]
     attribution = None if found.attribution is None else pairs.completed(found.attribution)
     return Found(start.losses, tuple(states), attribution)
+
+
+def _names(states: int) -> list[str]:
+    """What the tensors of a state are called: h, c, and others by their number."""
+    return ["hidden", "cell", *(f"state {n}" for n in range(3, states + 1))][:states]

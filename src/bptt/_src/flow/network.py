@@ -1,36 +1,36 @@
-"""A network of bptt and its inputs, as rows: what both ways of following losses start from."""
+"""A network of bptt and its inputs, as rows: what every way of following it starts from."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from bptt._src.flow.pairs import Pairs
+from bptt._src.layers import Layers
 from bptt._src.recurrent import GRU, LSTM, RNN
 from bptt._src.steps import Steps
-from bptt.cells import BY_NAME, Cell, State, Weights
+from bptt.cells import Cell, State, Weights
 
 _OURS: dict[Any, Any] = {nn.RNN: RNN, nn.GRU: GRU, nn.LSTM: LSTM}
 
 
-def as_ours(module: Any) -> Any:
+def as_ours(module: Any) -> Layers | None:
     """Return a network of torch.nn as one of bptt, with the same weights; one of bptt as it is.
 
     Returns:
         None for any other module, and where a subclass computes something of its own.
     """
+    if isinstance(module, Layers):
+        return module if type(module).forward is Layers.forward else None
     for theirs, ours in _OURS.items():
-        if isinstance(module, ours) and type(module).forward is ours.forward:
-            return module
         if isinstance(module, theirs) and type(module).forward is theirs.forward:
             copy = object.__new__(ours)
             copy.__dict__ = module.__dict__  # the parameters themselves
-            return copy
+            return cast(Layers, copy)
     return None
 
 
@@ -43,27 +43,24 @@ class Layer:
     x: Tensor
     """[N, I]."""
     initial: State
-    mask: Tensor | None
+    mask: Tensor | None = None
     """What its outputs are multiplied by on their way up, [N, P]: dropout."""
-    norms: list[Float[Tensor, "batch losses time"]]
+    norms: list[Float[Tensor, "batch losses time"]] = field(default_factory=list)
     """Of each tensor of the state."""
 
 
 class Network:
-    """A :class:`bptt.RNN`, GRU or LSTM in one direction, and what it is given.
+    """A network of bptt in one direction, and what it is given.
 
     Args:
         module: the network.
         inputs: as it takes them.
         state: likewise, or None.
         resets: [T] or [T, B] bool, time first.
-        pairs: which are followed.
     """
 
-    def __init__(
-        self, module: Any, inputs: Tensor, state: Any, resets: Tensor | None, pairs: Pairs
-    ) -> None:
-        self.module, self.pairs = module, pairs
+    def __init__(self, module: Layers, inputs: Tensor, state: Any, resets: Tensor | None) -> None:
+        self.module = module
         self.layers: list[Layer] = []
         self.rows = module._rows(inputs)
         self.states = module._initial_state(self.rows, state)
@@ -72,36 +69,38 @@ class Network:
         self.x = self.rows.x.flatten(0, -2).to(module._dtype)
         self.batched_first = bool(module.batch_first) and inputs.dim() == 3
 
-    def _rows_of(self, resets: Tensor) -> Bool[Tensor, "rows 1"]:
+    def _rows_of(self, resets: Tensor) -> Tensor:
         at = resets.unsqueeze(1) if resets.dim() == 1 else resets
-        at = at.expand(self.pairs.steps, self.pairs.batch)
+        at = at.expand(len(self.rows.sizes), self.rows.batch)
         return at.to(self.rows.x.device).reshape(-1, 1)
 
-    def forward(self, run: Callable[[Layer], Tensor]) -> Tensor:
-        """Run the layers, the lowest first, by a function that gives a layer's outputs, [N, P].
+    def forward(self, run: Callable[[Layer], Tensor], drops: bool = True) -> Tensor:
+        """Run the layers, the lowest first.
+
+        Args:
+            run: gives a layer's outputs, [N, P].
+            drops: whether units are dropped on the way up, as the module does.
 
         Returns:
             The top layer's outputs, [N, P].
         """
         module, x = self.module, self.x
         for n in range(module.num_layers):
-            initial, above = tuple(s[n] for s in self.states), n < module.num_layers - 1
-            norms = [self.pairs.empty(x.device) for _ in initial]
-            w = module._weights(n, False)
-            layer = Layer(BY_NAME[module.mode], w, x, initial, None, norms)
+            with torch.enable_grad():  # of those that a parametrization computes, too
+                w = module._weights(n, False)
+            layer = Layer(module.cell, w, x, tuple(s[n] for s in self.states))
             self.layers.append(layer)
             x = run(layer)
-            if module.dropout and above:
+            if drops and module.dropout and n < module.num_layers - 1:
                 layer.mask = nn.functional.dropout(
                     torch.ones_like(x), module.dropout, module.training
                 )
                 x = x * layer.mask
-        return cast(Tensor, x)
+        return x
 
     def outputs(self, y: Tensor) -> Tensor:
         """Lay out outputs [N, P] as the module does."""
-        found: Tensor = self.module._output(self.rows, y)
-        return found
+        return cast(Tensor, self.module._output(self.rows, y))
 
     def of_rows(self, d_y: Tensor) -> Tensor:
         """Lay out what is like the module's outputs as rows, [N, P]."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bptt._src.flow.given import Given
-from bptt._src.flow.trajectory import Piece, Trajectory, following, reset_rows
+from bptt._src.flow.piece import Piece
+from bptt._src.flow.trajectory import Trajectory, following, reset_rows
 from bptt._src.layout import join
 
 

@@ -2,7 +2,8 @@
 
 What a step does to ∂L/∂(state after it) is linear, and the same for all the losses of a sequence,
 so where they are many it is worth making its matrix, with the products of all gates summed: [2H, H]
-for an LSTM in place of [4H, H], [H, H] for a GRU in place of [3H, H].
+for an LSTM in place of [4H, H], [H, H] for a GRU in place of [3H, H]. Its rows stand for what the
+cell's equations give: the tensors of the state, h last.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bptt._src.engines import backend, flow_step
-from bptt._src.flow.derivatives import Locals
+from bptt._src.flow.derivatives import Locals, Terms
 from bptt._src.flow.network import Layer
 
 
@@ -34,7 +35,7 @@ class Places(NamedTuple):
     """Where what a step finds is put: of the losses on their way, [S, losses] float64."""
 
     norms: list[Float[Tensor, "sequences losses"]]
-    """‖∂L/∂h‖ and for the LSTM ‖∂L/∂c‖ of the state before the step."""
+    """‖∂L/∂h‖, and ‖∂L/∂c‖ or whatever else there is, of the state before the step."""
     attribution: Float[Tensor, "sequences losses"] | None
     """⟨∂L/∂x_t, x_t⟩."""
 
@@ -51,7 +52,8 @@ class Through:
         losses: how many losses of each, N.
 
     Attributes:
-        given: ∂L/∂h and for the LSTM ∂L/∂c, [S, N, ...], as the step after hands them down.
+        given: ∂L/∂h, and ∂L/∂c or whatever else there is, [S, N, ...], as the step after hands them
+            down.
     """
 
     def __init__(
@@ -67,11 +69,14 @@ class Through:
         self.projected = projected
         x = layer.x
         self.given = [x.new_zeros(sequences, losses, s.shape[1]) for s in layer.initial]
-        self.is_native = backend.runs_native() and flow_step.serves(x, layer.w)
+        self.is_native = backend.runs_native() and flow_step.serves(layer.cell, x, layer.w)
         # Places that are used again at each step: fresh ones are slow.
         given, found = _shape_of_matrix(layer, of_inputs, projected is not None)
         if self.is_native:
             self.matrices = None
+            self.of_state = [local.of_state.get(place) for place in flow_step.OF_STATE]
+            self.of_hidden = flow_step.Terms.of(local.of_hidden.places)
+            self.of_input = flow_step.Terms.of(local.of_input.places)
             self.products = x.new_empty(sequences * losses * x.shape[1] if of_inputs else 0)
         else:
             self.matrices = x.new_empty(sequences, given, found)
@@ -103,22 +108,25 @@ class Through:
         self, rows: slice, losses: slice, resets: Resets, found: Places, d_m: Tensor | None
     ) -> Tensor:
         sequences, number = len(self.given[0]), losses.stop - losses.start
-        w, local, inputs = self.layer.w, self.local, self.layer.x.shape[1]
-        shape = (sequences, number, inputs if self.of_inputs else 0)
+        w, local, of_state = self.layer.w, self.local, self.of_state
+        shape = (sequences, number, self.layer.x.shape[1] if self.of_inputs else 0)
         d_x = self.products[: math.prod(shape)].view(shape)
         flow_step.back(
             flow_step.Step(
-                local.of_hidden[rows],
-                local.of_input[rows],
-                None if local.through is None else local.through[rows],
-                None if local.kept is None else local.kept[rows],
+                local.of_hidden.values[rows],
+                local.of_input.values[rows],
+                None if 1 not in local.of_results else local.of_results[1][rows],
+                tuple([None if d is None else d[rows] for d in of_state]),
                 w.hh,
                 w.ih if self.of_inputs else None,
                 None if self.projected is None else self.projected[rows],
-                resets,
+                d_m,
             ),
-            [g[:, losses] for g in self.given],
-            d_m,
+            self.of_hidden,
+            self.of_input,
+            resets,
+            self.given,
+            losses,
             found.norms,
             d_x if self.of_inputs else None,
             found.attribution,
@@ -128,25 +136,18 @@ class Through:
     def _twin(
         self, rows: slice, losses: slice, resets: Resets, found: Places, d_m: Tensor | None
     ) -> Tensor:
-        given, local, P = [g[:, losses] for g in self.given], self.local, self.layer.w.hh.shape[1]
-        d_h = d = given[0]
-        if local.through is not None:
-            d_m = d_h if d_m is None else d_m
-            given[1].addcmul_(d_m, local.through[rows].unsqueeze(1))
-            d = torch.cat([given[1], d_m], 2)
+        given, P = [g[:, losses] for g in self.given], self.layer.w.hh.shape[1]
+        first = given[0] if d_m is None else d_m
+        for n, d in self.local.of_results.items():
+            given[n].addcmul_(first, d[rows].unsqueeze(1))
+        of_results = first if len(given) == 1 else torch.cat([*given[1:], first], 2)
         assert self.matrices is not None
         self._make_matrices(rows, self.matrices)
-        shape = *d.shape[:2], self.matrices.shape[2]
+        shape = *of_results.shape[:2], self.matrices.shape[2]
         product = self.products[: math.prod(shape)].view(shape)
-        torch.bmm(d, self.matrices, out=product)
-        handed_down = product[:, :, :P]
-        if local.kept is None:
-            d_h.copy_(handed_down)
-        elif local.through is None:
-            d_h.mul_(local.kept[rows].unsqueeze(1)).add_(handed_down)
-        else:
-            d_h.copy_(handed_down)
-            given[1].mul_(local.kept[rows].unsqueeze(1))
+        torch.bmm(of_results, self.matrices, out=product)
+        self._pass_by(given, [*of_results.chunk(len(given), 2)], rows, d_m is None)
+        given[0].add_(product[:, :, :P])
         if resets is not None:
             for g in given:
                 g.masked_fill_(resets.unsqueeze(1), 0)
@@ -161,20 +162,51 @@ class Through:
                 g.masked_fill_(nothing.unsqueeze(2), 0)
         return product[:, :, P:]
 
+    def _pass_by(
+        self, given: list[Tensor], of_results: list[Tensor], rows: slice, is_whole: bool
+    ) -> None:
+        """What goes from the state to that before it by no weight: Σ over the results of d ⊙ ∂.
+
+        Args:
+            given: the gradients of the state's tensors; become those of the state before.
+            of_results: the gradients of the results, that of h last.
+            rows: of the layer, those of the step.
+            is_whole: whether h is what the equations give, without a projection.
+        """
+        of_state = self.local.of_state
+        for n, g in enumerate(given):  # what is already in its place comes first
+            if (n, n) in of_state and (n > 0 or is_whole):
+                g.mul_(of_state[n, n][rows].unsqueeze(1))
+                others = {n} ^ {*range(len(given))}
+            else:
+                g.zero_()
+                others = {*range(len(given))}
+            for i in sorted(others):
+                if (i, n) in of_state:
+                    g.addcmul_(of_results[i - 1], of_state[i, n][rows].unsqueeze(1))
+
     def _make_matrices(self, rows: slice, into: Float[Tensor, "rows given found"]) -> None:
-        """Make the matrices of some rows: Σ over the gates of diag(local derivative) W."""
-        w, states = self.layer.w, self.layer.cell.states
-        P, H = w.hh.shape[1], w.hh.shape[0] // self.layer.cell.gates_h
-        of_hidden, of_input = self.local.of_hidden[rows], self.local.of_input[rows]
-        for g in range(self.layer.cell.gates_h):
-            block = g // 3 if states == 2 else 0  # of m for the LSTM's o
-            add = _put if g == 3 * block else _add
-            part, gate = into[:, block * H : (block + 1) * H], slice(g * H, (g + 1) * H)
-            add(part[:, :, :P], of_hidden[:, g].unsqueeze(2), w.hh[gate])
-            if self.of_inputs:
-                add(part[:, :, P:], of_input[:, g].unsqueeze(2), w.ih[gate])
-            elif self.projected is not None:
-                add(part[:, :, P], of_input[:, g], self.projected[rows, g])
+        """Make the matrices of some rows: Σ over the blocks of diag(local derivative) W."""
+        w, cell = self.layer.w, self.layer.cell
+        P, H = w.hh.shape[1], cell.hidden(w)
+        of_h, of_x = into[:, :, :P], into[:, :, P:]
+        self._add_terms(self.local.of_hidden, rows, of_h, w.hh.unflatten(0, (cell.gates_h, H)))
+        if self.of_inputs:
+            self._add_terms(self.local.of_input, rows, of_x, w.ih.unflatten(0, (cell.gates_x, H)))
+        elif self.projected is not None:
+            each = self.projected[rows].transpose(0, 1).unsqueeze(3)
+            self._add_terms(self.local.of_input, rows, of_x, each)
+
+    def _add_terms(self, terms: Terms, rows: slice, into: Tensor, blocks: Tensor) -> None:
+        H, begun = blocks.shape[-2], set()
+        parts = into.split(H, 1) if H else ()
+        for part, (i, n) in zip(terms.values[rows].unbind(1), terms.places, strict=True):
+            add = _add if i in begun else _put
+            add(parts[i - 1], part.unsqueeze(2), blocks[n])
+            begun.add(i)
+        for i in range(len(parts)):
+            if i not in begun:
+                parts[i - 1].zero_()
 
 
 def _put(to: Tensor, a: Tensor, b: Tensor) -> None:
@@ -186,8 +218,8 @@ def _add(to: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _shape_of_matrix(layer: Layer, of_inputs: bool, attributed: bool) -> tuple[int, int]:
-    """From ∂L/∂h, or ∂L/∂c and ∂L/∂m, to ∂L/∂h_{t-1} and what else is wanted."""
-    H = layer.w.hh.shape[0] // layer.cell.gates_h
+    """From the gradients of what the equations give to ∂L/∂h_{t-1} and what else is wanted."""
+    H = layer.cell.hidden(layer.w)
     more = layer.x.shape[1] if of_inputs else int(attributed)
     return layer.cell.states * H, layer.w.hh.shape[1] + more
 

@@ -1,120 +1,30 @@
 """A layer's way through a sequence: its states, and each step as a function of the state alone.
 
-The derivatives of a step are taken here, for everything that asks how the state of one step moves
-that of the next: Jacobian norms, Lyapunov exponents, the penalty on vanishing gradients. A state of
-several tensors (an LSTM's h and c) is one vector, of n numbers; each sequence is a row.
+A state of several tensors (an LSTM's h and c) is one vector, of n numbers; each sequence is a row.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor
 
 from bptt._src.flow.contract import call, check_batch, check_step
 from bptt._src.flow.given import Given
+from bptt._src.flow.network import Layer, Network
+from bptt._src.flow.piece import Piece, Step
 from bptt._src.flow.untouched import same_random_numbers, untouched
-from bptt._src.limits import cannot_differentiate_forwards
 from bptt._src.pytree import flatten, is_float, map_tensors
-from bptt.cells import BY_NAME, Cell, Weights
-
-Step = Callable[[Any, Tensor], Tensor]
-"""``(inputs of N rows, states before [N, n]) -> states after [N, n]``."""
+from bptt.cells import Cell, Weights
 
 MOST_NUMBERS = 2**23
 """What a batch of rows may hold, about: so memory stays bounded (32 MB in float32)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Some steps of a layer at once, of all sequences: N rows, step after step."""
-
-    function: Step
-    inputs: Any
-    before: Float[Tensor, "rows state"]
-    """The states from which the steps start, [N, n]."""
-    repeat: Callable[[Any, int], Any]
-    """Makes copies of each row of the inputs, next to each other."""
-    forwards: bool = True
-    """Whether torch can differentiate the step forwards."""
-
-    def step(self, rows: Float[Tensor, "copies state"]) -> Float[Tensor, "copies state"]:
-        """Take the step from other states: k for each row, next to each other, [N·k, n]."""
-        copies = len(rows) // len(self.before)
-        return self.function(self.repeat(self.inputs, copies), rows)
-
-    def pull(self, u: Float[Tensor, "rows state"]) -> Float[Tensor, "rows state"]:
-        """Return u·J, one product for each row: what autograd sends back over the step."""
-        with torch.enable_grad():
-            rows = self.before.detach().requires_grad_()
-            after = self.step(rows)
-            (found,) = torch.autograd.grad(after, rows, u, materialize_grads=True)
-        return found
-
-    def push(self, v: Float[Tensor, "rows state k"]) -> Float[Tensor, "rows state k"]:
-        """Return J·v, k products for each row: where the step takes small changes of the state.
-
-        They are taken by forward mode; where a module knows none, from the whole Jacobian.
-        """
-        return self.push_forwards(v) if self.forwards else self.jacobian @ v
-
-    def push_forwards(self, v: Float[Tensor, "rows state k"]) -> Float[Tensor, "rows state k"]:
-        """Return J·v by forward mode."""
-        N, n, k = v.shape
-        rows = self.before.repeat_interleave(k, 0)
-        _load_forward_mode()
-        with torch.no_grad(), forward_ad.dual_level():
-            dual = forward_ad.make_dual(rows, v.mT.reshape(N * k, n))
-            found = forward_ad.unpack_dual(self.step(dual)).tangent
-        return torch.zeros_like(v) if found is None else found.reshape(N, k, n).mT
-
-    @cached_property
-    def jacobian(self) -> Float[Tensor, "rows state state"]:
-        """∂(state after)/∂(state before) for each row, [N, n, n]."""
-        N, n = self.before.shape
-        with torch.enable_grad():
-            rows = self.before.detach().repeat_interleave(n, 0).requires_grad_()
-            each = torch.eye(n, dtype=rows.dtype, device=rows.device).repeat(N, 1)
-            after = self.step(rows)
-            (found,) = torch.autograd.grad(after, rows, each, materialize_grads=True)
-        return found.view(N, n, n)
-
-    def knows_forward_mode(self) -> bool:
-        """Whether forward mode agrees with backward mode along one direction of each row.
-
-        Of some operations torch knows no derivative forwards, and says so; of an operator that was
-        registered with a backward pass alone it silently takes none.
-        """
-        generator = torch.Generator().manual_seed(0)
-        u = torch.randn(self.before.shape, generator=generator, dtype=torch.float64)
-        u = u.to(self.before)
-        v = self.pull(u)  # u·J·v is its squared length then
-        try:
-            pushed = self.push_forwards(v.unsqueeze(2)).squeeze(2)
-        except NotImplementedError as e:
-            if not cannot_differentiate_forwards(e):
-                raise
-            return False
-        expected, found = v.double().square().sum(1), (u.double() * pushed).sum(1)
-        tolerance = 4 * torch.finfo(v.dtype).eps ** 0.5
-        return torch.allclose(found, expected, rtol=max(tolerance, 1e-2), atol=0, equal_nan=True)
-
-
-@cache
-def _load_forward_mode() -> None:
-    """Make torch load forward mode now: loading it warns, an error where warnings are errors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        with forward_ad.dual_level():
-            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +159,7 @@ def follow_given(given: Given) -> tuple[Trajectory, ...]:
     """Follow as :func:`follow`, with arguments that have been checked."""
     with torch.no_grad():
         if given.ours is not None:
-            return tuple(_follow_layers(given))
+            return _follow_layers(given)
         given.needs_batch()
         return (_follow_steps(given),)
 
@@ -276,56 +186,43 @@ def reset_rows(resets: Tensor | None, t: int, rows: Tensor) -> Tensor:
 # ------------------------------------------------------------- modules of bptt and torch.nn
 
 
-def _follow_layers(given: Given) -> Iterator[Trajectory]:
-    module, inputs, state, resets = given.ours, given.inputs, given.state, given.resets
-    cell = BY_NAME[module.mode]
-    x = inputs.unsqueeze(1) if inputs.dim() == 2 else inputs
-    if module.batch_first and inputs.dim() == 3:
-        x = x.transpose(0, 1)
-    states = None if state is None else (state,) if isinstance(state, Tensor) else tuple(state)
-    if states is not None and inputs.dim() == 2:
-        states = tuple(s.unsqueeze(1) for s in states)
-    for layer in range(module.num_layers):
-        w = _weights(module, layer)
-        step, size = _cell_step(cell, w), sum(_sizes(cell, w))
-        rows = x.new_zeros(x.shape[1], size)
-        if states is not None:
-            rows = torch.cat([s[layer] for s in states], dim=1)
-        before, after = [], []
-        for t, x_t in enumerate(x):
-            before.append(reset_rows(resets, t, rows))
-            rows = step(x_t, before[-1])
+def _follow_layers(given: Given) -> tuple[Trajectory, ...]:
+    assert given.ours is not None
+    network = Network(given.ours, given.inputs, given.state, given.resets)
+    found: list[Trajectory] = []
+
+    def run(layer: Layer) -> Tensor:
+        step, rows = _step_of(layer), torch.cat(layer.initial, dim=1)
+        inputs, before, after = [], [], []
+        for x, reset in network.steps.forth(layer.x, network.resets):
+            inputs.append(x)
+            before.append(rows if reset is None else rows.masked_fill(reset, 0.0))
+            rows = step(x, before[-1])
             after.append(rows)
-        yield Trajectory(
-            layer=layer,
-            function=lambda t, step=step: step,  # type: ignore[misc]
-            inputs=list(x),
-            before=torch.stack(before),
-            after=torch.stack(after),
-            first=0,
-            repeat=lambda x, k: x if k == 1 else x.repeat_interleave(k, 0),
-            cell=cell,
-            weights=w,
+        found.append(
+            Trajectory(
+                layer=len(found),
+                function=lambda t: step,
+                inputs=inputs,
+                before=torch.stack(before),
+                after=torch.stack(after),
+                first=0,
+                repeat=lambda x, k: x if k == 1 else x.repeat_interleave(k, 0),
+                cell=layer.cell,
+                weights=layer.w,
+            )
         )
-        x = torch.stack(after)[..., : w.hh.shape[1]]
+        return found[-1].outputs.flatten(0, 1)
+
+    network.forward(run, drops=False)
+    return tuple(found)
 
 
-def _weights(module: nn.RNNBase, layer: int) -> Weights:
-    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-    with torch.enable_grad():  # those that are computed, by parametrizations, too
-        found: list[Any] = [getattr(module, f"{name}_l{layer}", None) for name in names]
-    return Weights(*found)
-
-
-def _sizes(cell: Cell, w: Weights) -> list[int]:
-    return [w.hh.shape[1], len(w.hh) // cell.gates_h][: cell.states]
-
-
-def _cell_step(cell: Cell, w: Weights) -> Step:
-    sizes = _sizes(cell, w)
+def _step_of(layer: Layer) -> Step:
+    cell, w, sizes = layer.cell, layer.w, [s.shape[1] for s in layer.initial]
 
     def step(x: Tensor, rows: Tensor) -> Tensor:
-        return torch.cat(cell.step(x, tuple(rows.split(sizes, dim=1)), w), dim=1)
+        return torch.cat(cell.step(x, rows.split(sizes, dim=1), w), dim=1)
 
     return step
 

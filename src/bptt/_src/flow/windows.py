@@ -62,6 +62,7 @@ class SideBySide:
         self.attribution = pairs.empty(network.x.device) if attributed else None
 
         def forward(layer: Layer) -> Tensor:
+            layer.norms = [pairs.empty(layer.x.device) for _ in layer.initial]
             boundary = Boundary(None, network.resets)
             call = Call(layer.cell, layer.x, layer.initial, layer.w, network.steps, boundary)
             engine = engine_for(call, recorded=False)

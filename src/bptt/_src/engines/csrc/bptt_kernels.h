@@ -20,7 +20,7 @@ extern "C" {
 enum bptt_path { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_PATHS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 7
+#define BPTT_INTERFACE 8
 
 /* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
    are null. */
@@ -87,26 +87,35 @@ typedef struct bptt_readout {
     void *d_hidden, *d_weight, *d_bias; /* out: as these, or null */
 } bptt_readout;
 
+/* Of each of these blocks of W there is a local derivative: first those of c, if there is a second
+   state, then those of m, which is h, or what is projected to it. */
+typedef struct bptt_terms {
+    int64_t of_c, of_m;    /* how many; R together */
+    const int64_t *blocks; /* [R]: which of W's blocks of H rows */
+    const void *values;    /* [S, R, H] */
+} bptt_terms;
+
 /* One step of one layer, and D losses of each of S sequences on their way back through it: from
-   ∂L/∂(state after it) to that before it. P is the size of h, H unless the LSTM has a projection. */
+   ∂L/∂(state after it) to that before it. P is the size of h, H unless there is a projection. */
 typedef struct bptt_flow_step {
     int64_t is_double, threads;
     int64_t sequences, losses;                 /* S, D */
-    int64_t inputs, hidden, outputs, gates;    /* I, H, P, G */
-    int64_t apart; /* of d_h, d_c, credit and norms: rows from one sequence to the next, at least D */
-    const void *of_hidden, *of_input; /* [S, G, H]: derivatives of the state with respect to W_hh h and
-                                         W_ih x; the LSTM's are of c, but that of o is of m */
-    const void *through; /* LSTM: ∂m/∂c, [S, H]; otherwise null */
-    const void *kept;    /* [S, H]: the LSTM's f, the GRU's z; otherwise null */
-    const void *w_hh;    /* [G*H, P] */
-    const void *w_ih;    /* [G*H, I], for d_x; or null */
-    const void *projected;  /* W_ih x, [S, G*H], for the credit; or null */
+    int64_t inputs, hidden, outputs, states;   /* I, H, P, 1 or 2 */
+    int64_t stride; /* of d_h, d_c, credit and norms: rows from one sequence to the next, at least D */
+    bptt_terms of_hidden, of_input; /* with respect to W_hh h_before and W_ih x */
+    const void *c_to_m;             /* ∂m/∂c, [S, H], or null */
+    const void *h_to_m, *c_to_c, *h_to_c, *c_before_to_m; /* with respect to the state before, by no
+                                                             weight, [S, H], or null */
+    const void *w_hh;    /* [G_h*H, P] */
+    const void *w_ih;    /* [G_x*H, I], for d_x; or null */
+    const void *projected;  /* W_ih x, [S, G_x*H], for the credit; or null */
+    int64_t blocks_x;       /* G_x, of those */
     const uint8_t *resets;  /* [S], or null: not 0 where the state is zero before the step */
     const void *d_m;     /* ∂L/∂m, [S, D, H], where it is not d_h; or null */
-    void *d_h, *d_c;     /* in, out: [S, D of apart, P and H]; d_c: LSTM */
+    void *d_h, *d_c;     /* in, out: [S, D of stride, P and H]; d_c: where there are two states */
     void *d_x;           /* out: [S, D, I], or null */
-    double *credit;      /* out: ⟨∂L/∂x, x⟩, [S, D of apart], or null */
-    double *norms_h, *norms_c; /* out: of d_h and d_c, [S, D of apart]; a row where both are below
+    double *credit;      /* out: ⟨∂L/∂x, x⟩, [S, D of stride], or null */
+    double *norms_h, *norms_c; /* out: of d_h and d_c, [S, D of stride]; a row where both are below
                                   100 times the smallest number, or 1e-150, is made zero */
 } bptt_flow_step;
 

@@ -135,7 +135,7 @@ template <class T> bool check_readout() {
 // Losses on their way back through a step.
 template <class T> bool check_flow() {
     struct Step {
-        int64_t S, D, apart, I, H, P, gates;
+        int64_t S, D, stride, I, H, P, gates;
         bool of_inputs, credit, resets;
     };
     const Step steps[] = {
@@ -145,15 +145,15 @@ template <class T> bool check_flow() {
         {7, 20, 22, 18, 40, 9, 4, true, false, true},   {1, 300, 300, 70, 70, 70, 4, true, false, false},
     };
     bool same = true;
-    for (const auto &[S, D, apart, I, H, P, gates, of_inputs, credit, resets] : steps) {
+    for (const auto &[S, D, stride, I, H, P, gates, of_inputs, credit, resets] : steps) {
         std::mt19937 random(1);
         auto draw = [&](int64_t n) { return normal<T>(random, n); };
         const bool lstm = gates == 4, projection = H != P;
         const auto of_hidden = draw(S * gates * H), of_input = draw(S * gates * H);
-        const auto through = draw(S * H), kept = draw(S * H), projected = draw(S * gates * H);
+        const auto c_to_m = draw(S * H), kept = draw(S * H), projected = draw(S * gates * H);
         const auto w_hh = draw(gates * H * P), w_ih = draw(gates * H * I), d_m = draw(S * D * H);
         // As long as is said: the last sequence's other losses are not there.
-        const int64_t rows = (S - 1) * apart + D;
+        const int64_t rows = (S - 1) * stride + D;
         const auto h = draw(rows * P), c = draw(rows * H);
         std::vector<uint8_t> flags(static_cast<size_t>(S));
         for (size_t i = 0; i < flags.size(); i++) flags[i] = i % 2 == 0;
@@ -161,14 +161,17 @@ template <class T> bool check_flow() {
             auto d_h = h, d_c = lstm ? c : std::vector<T>();
             auto d_x = std::vector<T>(size_t(of_inputs ? S * D * I : 0));
             std::vector<double> found(size_t(rows), 0), norms_h = found, norms_c = found;
+            const int64_t blocks[] = {0, 1, 2, 3};
+            const bptt_terms of_h = {lstm ? 3 : 0, lstm ? 1 : gates, blocks, of_hidden.data()};
+            const bptt_terms of_x = {of_h.of_c, of_h.of_m, blocks, of_input.data()};
             const bptt_flow_step q = {
-                sizeof(T) == 8, threads, S, D, I, H, P, gates, apart,
-                of_hidden.data(), of_input.data(), lstm ? through.data() : nullptr,
-                gates > 1 ? kept.data() : nullptr, w_hh.data(), of_inputs ? w_ih.data() : nullptr,
-                credit ? projected.data() : nullptr, resets ? flags.data() : nullptr,
-                projection ? d_m.data() : nullptr, d_h.data(), lstm ? d_c.data() : nullptr,
-                of_inputs ? d_x.data() : nullptr, credit ? found.data() : nullptr, norms_h.data(),
-                lstm ? norms_c.data() : nullptr};
+                sizeof(T) == 8, threads, S, D, I, H, P, lstm ? 2 : 1, stride, of_h, of_x,
+                lstm ? c_to_m.data() : nullptr, gates == 3 ? kept.data() : nullptr,
+                lstm ? kept.data() : nullptr, nullptr, nullptr, w_hh.data(),
+                of_inputs ? w_ih.data() : nullptr, credit ? projected.data() : nullptr, gates,
+                resets ? flags.data() : nullptr, projection ? d_m.data() : nullptr, d_h.data(),
+                lstm ? d_c.data() : nullptr, of_inputs ? d_x.data() : nullptr,
+                credit ? found.data() : nullptr, norms_h.data(), lstm ? norms_c.data() : nullptr};
             if (as_first([&] { return bptt_flow_back(&q); }) != 0) return std::vector<T>();
             for (const auto *more : {&d_c, &d_x}) d_h.insert(d_h.end(), more->begin(), more->end());
             for (const auto *more : {&found, &norms_h, &norms_c})

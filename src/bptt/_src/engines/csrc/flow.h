@@ -2,8 +2,9 @@
 // the twin, bptt/_src/flow/step_matrix.py.
 //
 // What the step does to a gradient is linear, and the same for all losses of a sequence, so its
-// matrix is made first, the gates' products summed, as panels for the product with all of them: K
-// rows, which stand for ∂L/∂h, or for the LSTM's ∂L/∂c and ∂L/∂m.
+// matrix is made first, the blocks' products summed, as panels for the product with all of them: K
+// rows, which stand for ∂L/∂c, if there is a second state, and for ∂L/∂m: m is h, or what is
+// projected to it.
 #pragma once
 #include <limits>
 
@@ -42,12 +43,18 @@ template <class T> double norm(const T *x, int64_t n) {
     return __builtin_sqrt(sum);
 }
 
+constexpr int MOST_TERMS = 4;  // of a row that are added at a time
+
 template <class T> struct FlowStep {
     const bptt_flow_step &q;
-    const int64_t S = q.sequences, D = q.losses, I = q.inputs, H = q.hidden, P = q.outputs, G = q.gates;
-    const int64_t K = q.through ? 2 * H : H, row = K + WIDTH<T>;
-    const T *const through = static_cast<const T *>(q.through);
-    const T *const kept = static_cast<const T *>(q.kept);
+    const int64_t S = q.sequences, D = q.losses, I = q.inputs, H = q.hidden, P = q.outputs;
+    const bool has_c = q.states == 2;
+    const int64_t K = q.states * H, row = K + WIDTH<T>;
+    const T *const c_to_m = static_cast<const T *>(q.c_to_m);
+    const T *const h_to_m = static_cast<const T *>(q.h_to_m);
+    const T *const c_to_c = static_cast<const T *>(q.c_to_c);
+    const T *const h_to_c = static_cast<const T *>(q.h_to_c);
+    const T *const c_before_to_m = static_cast<const T *>(q.c_before_to_m);
     const T *const d_m = static_cast<const T *>(q.d_m);
     T *const d_h = static_cast<T *>(q.d_h), *const d_c = static_cast<T *>(q.d_c);
     T *const d_x = static_cast<T *>(q.d_x);
@@ -99,53 +106,89 @@ template <class T> struct FlowStep {
 
     Panels<T> panels(T *data, int64_t columns) const { return {data, K, columns, widest_panel(D)}; }
 
+    static int64_t size(const bptt_terms &of) { return of.of_c + of.of_m; }
+
+    const T *values(const bptt_terms &of, int64_t b) const {
+        return static_cast<const T *>(of.values) + b * size(of) * H;
+    }
+
+    // The terms of one of the matrix's rows.
+    Range terms(const bptt_terms &of, int64_t k) const {
+        const bool is_of_c = has_c && k < H;
+        return {is_of_c ? 0 : of.of_c, is_of_c ? of.of_c : size(of)};
+    }
+
     // Some rows of what a sequence's step does.
     void make(int64_t place, int64_t b, Range rows) {
-        const T *const of_hidden = static_cast<const T *>(q.of_hidden) + b * G * H;
-        const T *const of_input = static_cast<const T *>(q.of_input) + b * G * H;
-        make_panels(panels(of_h + place * of_h_size, P), of_hidden, q.w_hh, rows);
-        if (d_x) make_panels(panels(of_x + place * of_x_size, I), of_input, q.w_ih, rows);
+        make_panels(panels(of_h + place * of_h_size, P), q.of_hidden, b, q.w_hh, rows);
+        if (d_x) make_panels(panels(of_x + place * of_x_size, I), q.of_input, b, q.w_ih, rows);
         if (!q.credit) return;
-        const T *const projected = static_cast<const T *>(q.projected) + b * G * H;
+        const T *const local = values(q.of_input, b);
+        const T *const projected = static_cast<const T *>(q.projected) + b * q.blocks_x * H;
         for (int64_t k = rows.begin; k < rows.end; k++) {
+            const Range own = terms(q.of_input, k);
             T sum = 0;
-            for (int64_t g = first_gate(k); g < end_gate(k); g++)
-                sum += of_input[g * H + k % H] * projected[g * H + k % H];
+            for (int64_t r = own.begin; r < own.end; r++)
+                sum += local[r * H + k % H] * projected[q.of_input.blocks[r] * H + k % H];
             of_credit[place * K + k] = sum;
         }
     }
 
-    // The LSTM's gates i, f and g are of ∂L/∂c, o is of ∂L/∂m.
-    int64_t first_gate(int64_t k) const { return k < H ? 0 : 3; }
-    int64_t end_gate(int64_t k) const { return through && k < H ? 3 : G; }
-
-    // Σ over the gates of diag(local derivative) W.
-    void make_panels(const Panels<T> &to, const T *local, const void *weight, Range rows) {
+    // Σ over the terms of diag(local derivative) W.
+    void make_panels(const Panels<T> &to, const bptt_terms &of, int64_t b, const void *weight,
+                     Range rows) {
         const T *const w = static_cast<const T *>(weight);
         for (int64_t low = rows.begin; low < rows.end; low += MADE_ROWS) {
             const int64_t high = std::min(low + MADE_ROWS, rows.end);
             to.walk([&](int64_t column, int wide, T *panel) {
-                for (int64_t k = low; k < high; k++) {
-                    const int64_t at = first_gate(k) * H + k % H;
-                    const T *const from = w + at * to.columns + column;
-                    T *const made = panel + k * wide * WIDTH<T>;
-                    const int64_t width = to.columns - column;
-                    if (end_gate(k) - first_gate(k) == 3)
-                        make_row<3>(wide, width, local + at, from, H * to.columns, made);
-                    else make_row<1>(wide, width, local + at, from, H * to.columns, made);
+                for (int64_t k = low; k < high;) {  // the rows of the same terms
+                    const Range own = terms(of, k);
+                    const int64_t end = has_c && k < H ? std::min(H, high) : high;
+                    const Rows some{k, end, wide, to.columns, column, panel};
+                    if (own.size() == 0) some.clear();
+                    for (int64_t r = own.begin; r < own.end; r += MOST_TERMS) {
+                        const T *const local = values(of, b) + r * H;
+                        const int64_t *const blocks = of.blocks + r, left = own.end - r;
+                        const bool adds = r > own.begin;
+                        if (left == 1) make_rows<1>(some, local, blocks, w, adds);
+                        else if (left == 2) make_rows<2>(some, local, blocks, w, adds);
+                        else if (left == 3) make_rows<3>(some, local, blocks, w, adds);
+                        else make_rows<MOST_TERMS>(some, local, blocks, w, adds);
+                    }
+                    k = end;
                 }
             });
         }
     }
 
-    template <int GATES>
-    void make_row(int wide, int64_t width, const T *local, const T *w, int64_t apart, T *to) const {
-        for (int v = 0; v < wide; v++) {
-            const int64_t at = v * WIDTH<T>;
-            V<T> sum = local[0] * load(w + at, width - at);
-            for (int g = 1; g < GATES; g++)
-                sum += local[g * H] * load(w + g * apart + at, width - at);
-            store(to + at, sum);
+    // Some rows of a panel.
+    struct Rows {
+        int64_t begin, end;
+        int wide;
+        int64_t columns, column;
+        T *panel;
+
+        T *at(int64_t k) const { return panel + k * wide * WIDTH<T>; }
+        void clear() const { std::fill(at(begin), at(end), T(0)); }
+    };
+
+    template <int N>
+    void make_rows(const Rows &of, const T *local, const int64_t *blocks, const T *w,
+                   bool adds) const {
+        const int64_t hidden = H, columns = of.columns, width = columns - of.column;
+        const int wide = of.wide;
+        const T *from[N];
+        for (int i = 0; i < N; i++) from[i] = w + blocks[i] * hidden * columns + of.column;
+        for (int64_t k = of.begin; k < of.end; k++) {
+            const int64_t unit = k < hidden ? k : k - hidden;
+            T *const to = of.at(k);
+            for (int v = 0; v < wide; v++) {
+                const int64_t at = v * WIDTH<T>, place = unit * columns + at;
+                V<T> sum = local[unit] * load(from[0] + place, width - at);
+                for (int i = 1; i < N; i++)
+                    sum += local[i * hidden + unit] * load(from[i] + place, width - at);
+                store(to + at, adds ? sum + load(to + at) : sum);
+            }
         }
     }
 
@@ -154,42 +197,53 @@ template <class T> struct FlowStep {
     // Take some losses of a sequence through the step.
     void pass(const Member &me, int64_t place, int64_t b, Range losses) {
         T *const a = left + me.number * blocks * row;
-        T *const h = d_h + (b * q.apart + losses.begin) * P;
+        T *const h = d_h + (b * q.stride + losses.begin) * P;
         for (int64_t i = losses.begin; i < losses.end; i++) fill(b, i, a + (i - losses.begin) * row);
-        // What the GRU keeps of ∂L/∂h is still there, to be added to.
+        // What passes to ∂L/∂h by no weight is there, to be added to.
         multiply<T>(losses.size(), K, {a, row}, panels(of_h + place * of_h_size, P), h, P,
-                    kept && !through);
+                    h_to_m || h_to_c);
         if (d_x)
             multiply<T>(losses.size(), K, {a, row}, panels(of_x + place * of_x_size, I),
                         d_x + (b * D + losses.begin) * I, I, false);
         for (int64_t i = losses.begin; i < losses.end; i++) {
-            const int64_t at = b * q.apart + i;
+            const int64_t at = b * q.stride + i;
             if (q.credit)
                 q.credit[at] = dot(a + (i - losses.begin) * row, of_credit + place * K);
             finish(b, at);
         }
     }
 
-    // A row of the product's left side; of the state's gradients stays what the step keeps of them.
+    // A row of the product's left side; of the state's gradients stays what passes by no weight.
     void fill(int64_t b, int64_t i, T *to) const {
-        T *const h = d_h + (b * q.apart + i) * P;
-        const T *const keep = kept ? kept + b * H : nullptr;
-        if (through) {
-            T *const c = d_c + (b * q.apart + i) * H;
-            const T *const m = d_m ? d_m + (b * D + i) * H : h, *const of_m = through + b * H;
-            for (int64_t u = 0; u < H; u += WIDTH<T>) {
-                const int64_t n = H - u;
-                const V<T> d = load(c + u, n) + load(m + u, n) * load(of_m + u, n);
-                store(to + u, d, n);
-                store(to + H + u, load(m + u, n), n);
-                store(c + u, d * load(keep + u, n), n);
+        T *const h = d_h + (b * q.stride + i) * P, *const c = d_c + (b * q.stride + i) * H;
+        const T *const m = d_m ? d_m + (b * D + i) * H : h;
+        const int64_t hidden = H;
+        const auto of = [&](const T *diagonal) { return diagonal ? diagonal + b * hidden : nullptr; };
+        const T *const h_m = of(h_to_m), *const h_c = of(h_to_c), *const c_c = of(c_to_c);
+        const T *const c_m = of(c_before_to_m), *const m_c = of(c_to_m);
+        if (!has_c) {
+            for (int64_t u = 0; u < hidden; u += WIDTH<T>) {
+                const V<T> of_m = load(m + u, hidden - u);
+                store(to + u, of_m, hidden - u);
+                if (h_m) store(h + u, of_m * load(h_m + u, hidden - u), hidden - u);
             }
             return;
         }
-        for (int64_t u = 0; u < H; u += WIDTH<T>) {
-            const V<T> d = load(h + u, H - u);
-            store(to + u, d, H - u);
-            if (keep) store(h + u, d * load(keep + u, H - u), H - u);
+        for (int64_t u = 0; u < hidden; u += WIDTH<T>) {
+            const int64_t n = hidden - u;
+            const V<T> of_m = load(m + u, n);
+            V<T> of_c = load(c + u, n), left{};
+            if (m_c) of_c += of_m * load(m_c + u, n);
+            store(to + u, of_c, n);
+            store(to + hidden + u, of_m, n);
+            if (c_c) left = of_c * load(c_c + u, n);
+            if (c_m) left += of_m * load(c_m + u, n);
+            store(c + u, left, n);
+            if (!h_m && !h_c) continue;
+            left = V<T>{};
+            if (h_m) left = of_m * load(h_m + u, n);
+            if (h_c) left += of_c * load(h_c + u, n);
+            store(h + u, left, n);
         }
     }
 
