@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-import reprlib
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Inexact
@@ -21,26 +19,10 @@ from bptt._src.engines.sequence import sequence
 from bptt._src.engines.windows import Windows, windows_of
 from bptt._src.layout import Layout
 from bptt._src.leaf import leaf
-from bptt._src.steps import Boundary, Steps
+from bptt._src.rows import Rows, boundary_of, order_of, sizes_of
+from bptt._src.steps import Steps
 from bptt._src.uncompiled import uncompiled
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
-
-
-class _Rows(NamedTuple):
-    """An input laid out step after step, and how to lay out the output like it."""
-
-    x: Inexact[Tensor, "*rows input"]
-    """[T, B, I], or, packed, [N, I]."""
-    sizes: tuple[int, ...]
-    like: Tensor | PackedSequence
-
-    @property
-    def batch(self) -> int:
-        return self.sizes[0]
-
-    @property
-    def is_unbatched(self) -> bool:
-        return isinstance(self.like, Tensor) and self.like.dim() == 2
 
 
 class Layers(nn.Module):
@@ -141,7 +123,7 @@ class Layers(nn.Module):
         return x.is_cuda and only_by_autograd(x) is None
 
     def _plan(
-        self, rows: _Rows, credit: Any, carry: Tensor | None, generator: torch.Generator | None
+        self, rows: Rows, credit: Any, carry: Tensor | None, generator: torch.Generator | None
     ) -> Plan:
         name = self._called
         if carry is not None:
@@ -163,7 +145,7 @@ class Layers(nn.Module):
 
     def _layers(
         self,
-        rows: _Rows,
+        rows: Rows,
         state: State,
         carry: Float[Tensor, "time batch"] | None,
         resets: Bool[Tensor, "time batch"] | None,
@@ -175,7 +157,7 @@ class Layers(nn.Module):
             x = x.flatten(0, -2)
         finals: list[State] = []
         cell, directions = self.cell, (False, True)[: self._directions]
-        boundaries = [_boundary(rows.sizes, carry, resets, d) for d in directions]
+        boundaries = [boundary_of(rows.sizes, carry, resets, d) for d in directions]
         of_each = list(zip(*(s.split(1) if len(s) > 1 else (s,) for s in state), strict=True))
         for layer in range(self.num_layers):
             outputs = []
@@ -228,7 +210,7 @@ class Layers(nn.Module):
 
     # ------------------------------------------------------------ from arguments to rows
 
-    def _rows(self, input: Tensor | PackedSequence) -> _Rows:
+    def _rows(self, input: Tensor | PackedSequence) -> Rows:
         name = self._called
         if isinstance(input, PackedSequence):
             x = input.data
@@ -237,7 +219,7 @@ class Layers(nn.Module):
                     f"{name}: the data of a PackedSequence must be [rows, {self.input_size}],"
                     f" got {tuple(x.shape)}"
                 )
-            sizes = _sizes_of(input, name)
+            sizes = sizes_of(input, name)
         elif input.is_nested:
             raise RuntimeError(
                 f"{name}: nested tensors are not taken: pack the sequences with "
@@ -264,7 +246,7 @@ class Layers(nn.Module):
                 f"{x.shape[-1]}: {tuple(input.data.shape)}"
             )
         self._check_dtype("the input", x)
-        return _Rows(x, sizes, input)
+        return Rows(x, sizes, input)
 
     def _check_dtype(self, what: str, x: Tensor) -> None:
         """Refuse another dtype than the weights'; under autocast its own is taken, too."""
@@ -286,7 +268,7 @@ class Layers(nn.Module):
         outputs = self.proj_size or self.hidden_size
         return (outputs, *(self.hidden_size,) * (self.cell.states - 1))
 
-    def _initial_state(self, rows: _Rows, hx: Any) -> State:
+    def _initial_state(self, rows: Rows, hx: Any) -> State:
         cells, sizes = self.num_layers * self._directions, self._state_sizes()
         if hx is None:
             dtype, new = self._dtype, rows.x.new_zeros
@@ -310,18 +292,18 @@ class Layers(nn.Module):
             )
         if rows.is_unbatched:
             given = tuple(s.unsqueeze(1) for s in given)
-        order = _order(rows.like, "sorted_indices")
+        order = order_of(rows.like, "sorted_indices")
         given = tuple(s.to(self._dtype) for s in given)
         return given if order is None else tuple(s.index_select(1, order) for s in given)
 
     def _crossing(
-        self, rows: _Rows, carry: Tensor | None, resets: Tensor | None
+        self, rows: Rows, carry: Tensor | None, resets: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Check ``carry`` and ``resets`` and bring them to [T, B], in the rows' order."""
         if carry is None and resets is None:
             return None, None
         T, B = len(rows.sizes), rows.batch
-        order = _order(rows.like, "sorted_indices")
+        order = order_of(rows.like, "sorted_indices")
         layout = Layout(T, None if rows.is_unbatched else B, 0, 1, self.batch_first, True)
         found: list[Tensor | None] = []
         for name, given, dtype in (
@@ -338,7 +320,7 @@ class Layers(nn.Module):
 
     # ------------------------------------------------------------ from rows to results
 
-    def _output(self, rows: _Rows, y: Tensor) -> Tensor | PackedSequence:
+    def _output(self, rows: Rows, y: Tensor) -> Tensor | PackedSequence:
         if isinstance(rows.like, PackedSequence):
             return rows.like._replace(data=y)
         if y.dim() == 2:
@@ -347,8 +329,8 @@ class Layers(nn.Module):
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
 
-    def _final_state(self, rows: _Rows, finals: list[State]) -> Any:
-        order = _order(rows.like, "unsorted_indices")
+    def _final_state(self, rows: Rows, finals: list[State]) -> Any:
+        order = order_of(rows.like, "unsorted_indices")
         stacked = [s[0] if len(s) == 1 else torch.cat(s) for s in zip(*finals, strict=True)]
         if order is not None:
             stacked = [s.index_select(1, order) for s in stacked]
@@ -364,60 +346,5 @@ def parameter_names(layer: int, reverse: bool) -> Any:
     return Weights(*(name + suffix for name in WEIGHT_NAMES))  # type: ignore[arg-type]
 
 
-def _sizes_of(packed: PackedSequence, name: str) -> tuple[int, ...]:
-    """How many sequences of a PackedSequence are still running at each step.
-
-    Raises:
-        RuntimeError: they do not fit its rows.
-    """
-    given, rows = packed.batch_sizes, len(packed.data)
-    sizes: tuple[int, ...] = ()
-    if given.device.type == "cpu" and given.dtype == torch.int64 and given.dim() == 1:
-        sizes = tuple(given.tolist())
-    falls = all(map(operator.ge, sizes, sizes[1:])) and bool(sizes) and sizes[-1] > 0
-    if not falls or sum(sizes) != rows:
-        raise RuntimeError(
-            f"{name}: expected batch_sizes of a PackedSequence to be int64 on the cpu, "
-            f"positive, never to grow, and to add up to its {rows} rows, got "
-            f"{reprlib.repr(list(sizes)) if sizes else given}"
-        )
-    return sizes
-
-
-def _order(like: Tensor | PackedSequence, name: str) -> Tensor | None:
-    return getattr(like, name) if isinstance(like, PackedSequence) else None
-
-
 def _listed(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join(str(s) for s in shapes)
-
-
-def _boundary(
-    sizes: tuple[int, ...],
-    carry: Float[Tensor, "time batch"] | None,
-    resets: Bool[Tensor, "time batch"] | None,
-    reverse: bool,
-) -> Boundary:
-    """Lay out by rows what happens at the boundary over which each row's state comes.
-
-    ``carry[t]`` and ``resets[t]`` belong to the boundary between the steps t-1 and t. Forwards
-    the state comes to step t over that one; in the reverse direction over the next one, t+1,
-    and to the last step from outside, where nothing happens.
-    """
-    if carry is None and resets is None:
-        return Boundary()
-    B = sizes[0]
-    running = torch.arange(B, device="cpu") < torch.tensor(sizes, device="cpu").unsqueeze(
-        1
-    )  # [T, B]
-
-    def rows(at: Tensor | None, nothing: float) -> Tensor | None:
-        if at is None:
-            return None
-        here = running.to(at.device)
-        if reverse:
-            at = at.masked_fill(~here, nothing)  # past a sequence's end is outside too
-            at = torch.cat([at[1:], at.new_full((1, B), nothing)])
-        return at[here].unsqueeze(1)
-
-    return Boundary(rows(carry, 1), rows(resets, 0))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bptt._src.credit.plan import Plan
 from bptt._src.engines.reference import ScaleGradient
+from bptt._src.layout import Layout
 from bptt._src.pytree import is_float, leaves_of, map_tensors
 
 
@@ -91,6 +92,14 @@ class Boundaries:
             at = self.along(self.resets[t], gradient)
             gradient = torch.where(at, torch.zeros_like(gradient), gradient)
         return gradient
+
+    def handed_on(self, layout: Layout, first: int, end: int) -> dict[str, Any]:
+        """Return ``carry`` and ``resets`` of some steps, for a module that takes them."""
+        carry, resets = self.carry[first:end], self.resets
+        return {
+            "carry": None if bool((carry == 1).all()) else layout.as_given(carry),
+            "resets": None if resets is None else layout.as_given(resets[first:end]),
+        }
 
     def along(self, at: Tensor, s: Tensor) -> Tensor:
         """Reshape values for the sequences, [B], to broadcast along the batch of ``s``."""

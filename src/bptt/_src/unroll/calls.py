@@ -21,6 +21,8 @@ from bptt._src.layout import Layout, declared, unwrapped
 from bptt._src.pytree import check_leaves, is_float, leaves_of, map_tensors, tensors_of
 from bptt._src.unroll.buffers import Buffers
 
+RETURNS = ("bptt.unroll: the module", "(outputs, state)")
+
 
 def refuse_cell(module: Any, function: str) -> None:
     """Refuse a cell, which takes single steps, and explain how to run it over all of them."""

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,6 @@ from bptt._src.autograd import (
     autocast_of,
     devices_of,
     leaves_of_graph,
-    random_state,
     sequence_number,
     summed,
     vjp,
@@ -38,10 +36,10 @@ from bptt._src.credit.plan import Block, Plan
 from bptt._src.layout import Layout
 from bptt._src.limits import cannot_batch
 from bptt._src.pytree import flatten, is_float, leaves_of, map_tensors
-from bptt._src.uncompiled import uncompiled
 from bptt._src.unroll.boundary import Boundaries
-from bptt._src.unroll.buffers import Buffers, Values, copies, modules_in
+from bptt._src.unroll.buffers import modules_in
 from bptt._src.unroll.calls import (
+    RETURNS,
     check_batch,
     check_output,
     check_visible,
@@ -49,8 +47,10 @@ from bptt._src.unroll.calls import (
     pair,
     refuse_detached,
 )
-from bptt._src.unroll.unroll import RETURNS, handed_on
-from bptt.memory import Action, Memory, Store
+from bptt._src.unroll.circumstances import Circumstances
+from bptt._src.unroll.repeated import Repeated
+from bptt._src.unroll.slots import Slots, Stored, measuring
+from bptt.memory import Action, Memory
 
 LONGEST = 128  # default limit for the steps of a segment
 
@@ -65,46 +65,6 @@ class _Graph:
     after: list[Any]
 
 
-class _Stored(NamedTuple):
-    """Everything needed to run a segment again."""
-
-    state: Any
-    random: list[Tensor]
-    buffers: Values
-    """Copies of the module's buffers."""
-    slot: int | None
-
-
-class _Slots:
-    """Preallocated room for stored states, one block for each of their tensors.
-
-    A small tensor that outlives the large ones around it keeps an allocator from returning their
-    memory, so states are copied out of there.
-    """
-
-    def __init__(self, like: Any, capacity: int) -> None:
-        self.like = [s for s in leaves_of(like) if isinstance(s, Tensor)]
-        self.room = [s.new_empty(capacity, *s.shape) for s in self.like]
-        self.free = list(range(capacity))
-
-    def store(self, state: Any, random: list[Tensor], buffers: Values) -> _Stored:
-        """Copy a state if it has the usual shapes and there is room; otherwise keep it as it is."""
-        tensors = [s for s in leaves_of(state) if isinstance(s, Tensor)]
-        alike = [(s.shape, s.dtype, s.device) for s in tensors] == [
-            (s.shape, s.dtype, s.device) for s in self.like
-        ]
-        if not (alike and self.free):
-            return _Stored(state, random, buffers, None)
-        slot = self.free.pop()
-        copied = iter([room[slot].copy_(s) for room, s in zip(self.room, tensors, strict=True)])
-        return _Stored(map_tensors(lambda _: next(copied), state), random, buffers, slot)
-
-    def drop(self, stored: _Stored) -> None:
-        """Free its room."""
-        if stored.slot is not None:
-            self.free.append(stored.slot)
-
-
 @dataclass
 class _Flow:
     """The gradient of one block's losses on its way back."""
@@ -112,75 +72,6 @@ class _Flow:
     block: Block
     state: Gradients
     """The gradient with respect to the state after the next segment to be reversed."""
-
-
-def run(
-    module: Any,
-    layout: Layout,
-    inputs: Any,
-    state: Any,
-    plan: Plan,
-    crossing: Boundaries,
-    memory: Memory | None,
-    takes_carry: bool,
-    dim_is_given: bool,
-) -> tuple[Any, Any]:
-    """Run a module over a sequence; the arguments are those of :func:`bptt.unroll`, prepared."""
-    if torch._C._are_functorch_transforms_active():
-        raise NotImplementedError(
-            "bptt.unroll: torch.func's transforms cannot see through recomputed segments; use "
-            "memory=None and a credit without windows that overlap, such as bptt.Truncated(k)"
-        )
-    how = (plan, crossing, memory or Store(), takes_carry, dim_is_given)
-    replay = Replay(module, layout, inputs, *how)
-    outputs, final = replay.forward(state)
-    if not any(t.requires_grad for t in replay.tensors) or not torch.is_grad_enabled():
-        return outputs, final
-    y, put_y = flatten(outputs)
-    s, put_s = flatten(final)
-    floats = [leaf for leaf in (*y, *s) if is_float(leaf)]
-    of_outputs = sum(map(is_float, y))
-    joined = iter(_Node.apply(replay, of_outputs, floats, *replay.tensors))
-    y = [next(joined) if is_float(v) else v for v in y]
-    s = [next(joined) if is_float(v) else v for v in s]
-    return put_y(y), put_s(s)
-
-
-class _Node(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, replay: Replay, outputs: int, results: list[Tensor], *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.replay, ctx.outputs = replay, outputs
-        # So that a change before the backward pass is noticed.
-        ctx.save_for_backward(*tensors, *replay.constants)
-        ctx.set_materialize_grads(False)
-        return tuple(results)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        assert ctx.saved_tensors is not None
-        of_outputs, of_final = list(grads[: ctx.outputs]), list(grads[ctx.outputs :])
-        with torch.no_grad():
-            found = ctx.replay.backward(of_outputs, of_final, ctx.needs_input_grad[3:])
-        if torch.is_grad_enabled():  # create_graph=True
-            found = _Once.apply(torch.zeros((), requires_grad=True), *found)
-        return (None, None, None, *found)
-
-
-class _Once(torch.autograd.Function):
-    """Gradients without a derivative, which raise an error if one is asked for."""
-
-    @staticmethod
-    def forward(ctx: Any, _: Tensor, *found: Tensor | None) -> tuple[Tensor | None, ...]:
-        return tuple(None if g is None else g.view_as(g) for g in found)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        raise RuntimeError(
-            "bptt.unroll: the gradient has no second derivative if windows overlap or memory= "
-            "is given; use memory=None and a credit without overlapping windows: bptt.Truncated(k)"
-        )
 
 
 @dataclass
@@ -210,25 +101,24 @@ class Replay:
         if not self.takes_carry:
             places |= set(self.crossing.places())
         self.segments = list(pairwise([*sorted(places), T]))
-        self.stored: dict[int, _Stored] = {}
+        self.stored: dict[int, Stored] = {}
         self.graphs: dict[int, _Graph] = {}
         self.ready: _Graph | None = None  # segment 0, run first to measure its size
         self.together = not self.takes_carry
         self.recomputes = True  # until the schedule says otherwise
-        self.noted: dict[int, list[Tensor]] = {}
-        self.strayed: list[tuple[int, Tensor]] = []
+        self.repeated = Repeated()
 
     # ------------------------------------------------------------------- the forward pass
 
     def forward(self, state: Any) -> tuple[Any, Any]:
         """Run all segments once, and keep what the schedule says."""
-        self.devices = devices_of(self.inputs, state)
-        self.autocast = autocast_of(self.devices)
+        devices, modules = devices_of(self.inputs, state), modules_in(self.module)
+        self.around = Circumstances(modules, devices)
+        self.autocast = autocast_of(devices)
         self.initial = [s for s in leaves_of(state) if is_float(s)]
         self.x = [x for x in leaves_of(self.inputs) if is_float(x)]
         self.joined: list[Any] | None = None
         self.known = False  # whether the outputs are known and need not be written again
-        self.random = random_state(self.devices)
         self.wanted = torch.is_grad_enabled()
         self._look_at_module()
         self.state = map_tensors(torch.Tensor.detach, state)
@@ -247,10 +137,7 @@ class Replay:
         given = [*leaves_of(self.inputs), *leaves_of(state), self.crossing.resets]
         self.constants += [v for v in given if isinstance(v, Tensor) and not is_float(v)]
         if self.recomputes:
-            self.is_constant = [
-                now is before and (now is None or torch.equal(now, copy))
-                for now, before, copy in self._buffers_now()
-            ]
+            self.around.settle()
         final, self.state = self.state, None
         return self._outputs(), final
 
@@ -259,12 +146,6 @@ class Replay:
         self.parameters: list[Tensor] = []  # in the segments' graphs
         self.owners: list[Tensor] = []  # the caller's
         self.named: dict[str, Tensor] = {}
-        modules = modules_in(self.module)
-        self.modes = [(m, m.training) for m in modules]
-        self.buffers = Buffers(modules)
-        self.first_buffers = self.buffers.values()
-        self.first_copies = self.last_copies = copies(self.first_buffers)
-        self.last_buffers = self.first_buffers
         if isinstance(self.module, nn.Module):
             # A tensor that is not a leaf was put there by torch.func.functional_call.
             leaves: dict[Tensor, Tensor] = {
@@ -287,51 +168,28 @@ class Replay:
     def _schedule(self) -> Iterator[Action]:
         """Run the first segment to measure the memory of its graph, then plan."""
         before = self.state
-        size = 0
-        seen: set[int] = set()
-
-        @uncompiled
-        def count(t: Tensor) -> tuple[Tensor, int]:
-            nonlocal size
-            storage = t.untyped_storage()
-            if storage._cdata not in seen:
-                seen.add(storage._cdata)
-                size += storage.nbytes()
-            return t.detach(), t._version  # keeping t itself would be a reference cycle
-
-        @uncompiled
-        def unchanged(packed: tuple[Tensor, int]) -> Tensor:  # with hooks autograd does not check
-            t, version = packed
-            if t._version != version:
-                raise RuntimeError(
-                    f"bptt.unroll: a tensor of shape {tuple(t.shape)} that the backward pass needs "
-                    "was modified by an inplace operation; change a clone of it"
-                )
-            return t
-
-        seen |= {t.untyped_storage()._cdata for t in (*self.x, *self.parameters)}
-        with torch.autograd.graph.saved_tensors_hooks(count, unchanged):
+        with measuring([*self.x, *self.parameters]) as size:
             self.ready = self._run(0)
         after, self.state = self.state, before
         self.ready_state = after
         states = [s for s in leaves_of(after) if isinstance(s, Tensor)]
-        per_state = sum(v.nbytes for v in (*states, *self.random, *self._changed()))
+        per_state = sum(v.nbytes for v in (*states, *self.around.random, *self.around.changed()))
         schedule = self.memory.schedule(
-            len(self.segments), state_bytes=per_state, segment_bytes=size
+            len(self.segments), state_bytes=per_state, segment_bytes=size()
         )
         self.recomputes = schedule.states is not None
-        self.slots = _Slots(after, min(schedule.states or 0, len(self.segments)))
+        self.slots = Slots(after, min(schedule.states or 0, len(self.segments)))
         return schedule.actions()
 
     def _do(self, action: Action) -> None:
         kind, i, to = action
         if kind == "keep":
-            how = (self._random_before(i), self._buffers_before(i))
-            self.stored[i] = self.slots.store(self.state, *how)
+            if self.ready is None or i:  # otherwise segment 0 has been run already
+                self.around.note()
+            self.stored[i] = self.slots.store(self.state, *self.around.noted)
         elif kind == "restore":
             self.state = self.stored[i].state
-            self._set_random(self.stored[i].random)
-            self._set_buffers(self.stored[i].buffers)
+            self.around.restore(self.stored[i].random, self.stored[i].buffers)
         elif kind == "drop":
             self.slots.drop(self.stored.pop(i))
         elif kind == "advance":
@@ -394,14 +252,15 @@ class Replay:
         crossing: dict[str, Any] = {}
         if self.takes_carry:
             first, end = self.segments[i]
-            crossing = handed_on(self.crossing, self.layout, first, end)
+            crossing = self.crossing.handed_on(self.layout, first, end)
         with autocast_as(self.autocast):
             if self.replaced:
                 found = functional_call(self.module, self.named, (x, state), crossing)
             else:
                 found = self.module(x, state, **crossing)
         y, after = pair(found, *RETURNS)
-        self._compare(i, y, after)
+        if self.wanted and self.recomputes:
+            (self.repeated.compare if self.known else self.repeated.note)(i, (y, after))
         if i == 0 and not self.known:
             length = self.segments[0][1]
             if not self.takes_carry and len(self.segments) > 1:
@@ -416,7 +275,7 @@ class Replay:
             return
         if self.takes_carry or self.crossing.passes(end):
             run = partial(self._call, i)
-            refuse_detached(run, self.buffers, x, before, "a single call of it")
+            refuse_detached(run, self.around.buffers, x, before, "a single call of it")
 
     def _put(self, first: int, end: int, y: Any) -> None:
         """Write a segment's outputs in their place, in the forward pass."""
@@ -482,30 +341,15 @@ class Replay:
         self.blocks = list(self.plan.blocks) or [Block(0, self.layout.steps, 0)]
         self.flows = [_Flow(self.blocks.pop(), of_final)]
         first, self.next = self.next, None
-        with self._as_in_forward():
+        self.replaced = self._is_replaced()
+        with self.around.again():
             self._reverse(first.segment)
             for action in self.actions:
                 self._do(action)
-        self._refuse_strayed()
+        self.repeated.refuse_strayed(self.segments)
         found = [*self.of_x, *self.of_initial, *self.of_parameters]
         del self.of_outputs, self.of_x, self.of_initial, self.of_parameters
         return found
-
-    @contextmanager
-    def _as_in_forward(self) -> Iterator[None]:
-        """Restore the state of the forward pass; afterwards, module and random numbers as now."""
-        now, own = random_state(self.devices), self.buffers.values()
-        self.replaced = self._is_replaced()
-        switched = [(m, mode) for m, mode in self.modes if m.training is not mode]
-        try:
-            for m, mode in switched:
-                m.training = mode
-            yield
-        finally:
-            for m, mode in switched:
-                m.training = not mode
-            self._set_random(now)
-            self.buffers.put(own)
 
     def _reverse(self, i: int) -> None:
         """Take the gradients of all active blocks back through a segment."""
@@ -569,74 +413,3 @@ class Replay:
                     raise
                 self.together = False  # an operation without a batched derivative: one by one
         return [vjp(outputs, inputs, gradients, keep=True) for gradients in each]
-
-    # ------------------------------------------------- random numbers, buffers, and the rest
-
-    def _random_before(self, i: int) -> list[Tensor]:
-        """The generators' states before a segment; the same object while nothing is drawn."""
-        if self.ready is None or i:
-            now = random_state(self.devices)
-            if not all(torch.equal(a, b) for a, b in zip(now, self.random, strict=True)):
-                self.random = now
-        return self.random
-
-    def _set_random(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        for device, s in zip(self.devices, states[1:], strict=True):
-            torch.get_device_module(device).set_rng_state(s, device)
-
-    def _buffers_now(self) -> Iterator[tuple[Any, Any, Any]]:
-        return zip(self.buffers.values(), self.first_buffers, self.first_copies, strict=True)
-
-    def _changed(self) -> list[Tensor]:
-        """The buffers that the module has changed."""
-        return [
-            now
-            for now, before, copy in self._buffers_now()
-            if now is not None and not (now is before and torch.equal(now, copy))
-        ]
-
-    def _buffers_before(self, i: int) -> Values:
-        """Copies of the buffers before a segment, the same ones while they do not change."""
-        if self.ready is None or i:
-            now = self.buffers.values()
-            self.last_copies = copies(now, (self.last_buffers, self.last_copies))
-            self.last_buffers = now
-        return self.last_copies
-
-    def _set_buffers(self, stored: Values) -> None:
-        """Give the module copies of the buffers before a segment, which it may change."""
-        again = copies(stored)
-        triples = zip(self.is_constant, self.first_buffers, again, strict=True)
-        self.buffers.put([first if same else new for same, first, new in triples])
-
-    def _compare(self, i: int, y: Any, after: Any) -> None:
-        """Record some numbers of a segment's results, or compare them in a recomputation."""
-        if not (self.wanted and self.recomputes):
-            return
-        some = [_some(v) for v in leaves_of((y, after)) if is_float(v)]
-        if not self.known:
-            self.noted[i] = some
-            return
-        for before, now in zip(self.noted[i], some, strict=True):
-            away = (now - before).nan_to_num().norm() > 0.05 * before.nan_to_num().norm()
-            self.strayed.append((i, away))
-
-    def _refuse_strayed(self) -> None:
-        """Refuse a module whose results differ when it is run again."""
-        strayed, self.strayed = self.strayed, []
-        for i, away in strayed:
-            if bool(away):
-                first, end = self.segments[i]
-                raise RuntimeError(
-                    f"bptt.unroll: the steps {first} to {end - 1} gave other results when "
-                    "memory= ran them again: the module keeps a state in itself, or draws from a "
-                    "generator that is not torch's; return all of the state, or use memory=None"
-                )
-
-
-def _some(v: Tensor) -> Tensor:
-    """Some numbers from all over a tensor, in double precision."""
-    flat = v.detach().reshape(-1)
-    picked = flat[:: max(1, len(flat) // 64)]
-    return (torch.view_as_real(picked) if picked.is_complex() else picked).double()

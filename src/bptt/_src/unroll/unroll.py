@@ -21,6 +21,7 @@ from bptt._src.uncompiled import uncompiled
 from bptt._src.unroll.boundary import Boundaries
 from bptt._src.unroll.buffers import Buffers, modules_in
 from bptt._src.unroll.calls import (
+    RETURNS,
     check_batch,
     check_callable,
     check_output,
@@ -32,6 +33,7 @@ from bptt._src.unroll.calls import (
     refuse_detached,
     refuse_hidden_path,
 )
+from bptt._src.unroll.node import replayed
 from bptt.memory import Memory
 from bptt.memory import parse as parse_memory
 
@@ -143,7 +145,7 @@ def unroll(
         return pair(module(inputs, state, credit=plan, resets=resets), *RETURNS)
     crossing = Boundaries(plan, crossings, layout.state_dim, layout.batch)
     if takes_carry and memory is None and plan.is_product:
-        found = module(inputs, state, **handed_on(crossing, layout, 0, layout.steps))
+        found = module(inputs, state, **crossing.handed_on(layout, 0, layout.steps))
         return pair(found, *RETURNS)
     if isinstance(inputs, PackedSequence):
         raise ValueError(
@@ -155,22 +157,8 @@ def unroll(
     is_given = state_batch_dim is not None
     if memory is None and plan.is_product:
         return _in_pieces(module, layout, inputs, state, crossing, is_given)
-    from bptt._src.unroll.replay import run
-
     refuse_bidirectional(module)
-    return run(module, layout, inputs, state, plan, crossing, memory, takes_carry, is_given)
-
-
-RETURNS = ("bptt.unroll: the module", "(outputs, state)")
-
-
-def handed_on(crossing: Boundaries, layout: Layout, first: int, end: int) -> dict[str, Any]:
-    """Return ``carry`` and ``resets`` of some steps, for a module that takes them."""
-    carry, resets = crossing.carry[first:end], crossing.resets
-    return {
-        "carry": None if bool((carry == 1).all()) else layout.as_given(carry),
-        "resets": None if resets is None else layout.as_given(resets[first:end]),
-    }
+    return replayed(module, layout, inputs, state, plan, crossing, memory, takes_carry, is_given)
 
 
 def _in_pieces(
