@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,6 +12,8 @@ from torch.nn.utils import parametrizations
 
 import bptt
 from bptt import init
+from bptt.cells import BY_NAME, CELLS, MGU, Cell, Keeping
+from bptt.cells.elman import TANH
 from bptt.errors import ConfigError
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
@@ -184,9 +187,16 @@ def test_spectral_radius(n, radius):
     [
         (init.orthogonal_, nn.Linear(2, 2), "expected a recurrent module.*got Linear"),
         (init.identity_, bptt.GRU(2, 2), "for RNN, got GRU; use orthogonal_"),
+        (init.identity_, bptt.Recurrent(MGU, 2, 2), "for RNN, got Recurrent of MGU; use"),
+        (init.spectral_radius_, bptt.Recurrent(TANH, 2, 4, proj_size=2), "for RNN, got Recurrent"),
+        (
+            init.forget_bias_,
+            bptt.Recurrent(dataclasses.replace(MGU, keeping=None), 2, 2),
+            "got Recurrent of MGU",
+        ),
         (init.spectral_radius_, nn.LSTM(2, 2), "for RNN, got LSTM; use orthogonal_ with a gain"),
-        (lambda m: init.chrono_(m, 10), bptt.RNN(2, 2), "for GRU and LSTM, got RNN"),
-        (init.forget_bias_, nn.RNNCell(2, 2), "for GRU and LSTM, got RNNCell"),
+        (lambda m: init.chrono_(m, 10), bptt.RNN(2, 2), "for GRU and LSTM and .*, got RNN"),
+        (init.forget_bias_, nn.RNNCell(2, 2), "for GRU and LSTM and .*, got RNNCell"),
         (
             init.orthogonal_,
             parametrizations.orthogonal(bptt.RNN(2, 2), "weight_hh_l0"),
@@ -226,3 +236,53 @@ def test_all_recurrent_layers_inside_are_changed():
     init.forget_bias_(both, 2.0)
     assert total_biases(both[0], 1)[0].tolist() == [2.0] * 4
     assert total_biases(both[1], 1)[0].tolist() == [2.0] * 4
+
+
+@pytest.mark.parametrize("cell", [c for c in CELLS if c.keeping], ids=lambda cell: cell.name)
+def test_every_cell_keeps_its_state_where_it_says_so(cell):
+    """The sign, seen in what the network does: weights of zero, a state, ten steps."""
+    module = bptt.Recurrent(cell, 1, 40, dtype=torch.float64)
+    for set_, share in (
+        (lambda: init.forget_bias_(module, 3.0), torch.full((40,), 3.0).double().sigmoid()),
+        (lambda: init.chrono_(module, 1000), None),
+    ):
+        with torch.no_grad():
+            for p in module.parameters():
+                p.zero_()
+            set_()
+            ones = tuple(torch.ones(1, 1, 40).double() for _ in range(cell.states))
+            _, final = module(torch.zeros(10, 1, 1).double(), ones if cell.states > 1 else ones[0])
+        kept = (final[-1] if cell.states > 1 else final)[0, 0]
+        if share is None:
+            b = total_of(module, cell.gates_x, cell.keeping.block)
+            share = (cell.keeping.sign * b).sigmoid()
+            assert share.mean() > 0.9
+            if cell.keeping.admits is not None:
+                assert torch.equal(total_of(module, cell.gates_x, cell.keeping.admits), -b)
+        torch.testing.assert_close(kept, share**10)
+
+
+def total_of(module, gates, block):
+    return (module.bias_ih_l0 + module.bias_hh_l0).detach().chunk(gates)[block]
+
+
+def test_a_cell_of_ones_own_that_says_what_it_keeps():
+    def equations(x, h, state, units):
+        f = torch.sigmoid(x[0] + h[0])
+        return ((1 - f) * torch.tanh(x[1] + h[1]) + f * state[0],)
+
+    cell = Cell("OWN", 2, 2, equations, keeping=Keeping("keep", block=0))
+    module = init.forget_bias_(bptt.Recurrent(cell, 2, 3, num_layers=2), 2.0)
+    for n in (0, 1):
+        total = getattr(module, f"bias_ih_l{n}") + getattr(module, f"bias_hh_l{n}")
+        assert total[:3].tolist() == [2.0] * 3
+    init.orthogonal_(module)
+    for block in module.weight_hh_l1.detach().chunk(2):
+        torch.testing.assert_close(block @ block.T, torch.eye(3), atol=1e-5, rtol=0)
+    with pytest.raises(TypeError, match="got Recurrent of OWN"):
+        init.identity_(module)
+
+
+def test_the_cells_of_torchs_modules():
+    assert init.cells_in(nn.RNNCell(2, 3, nonlinearity="relu")) == (BY_NAME["RNN_RELU"],)
+    assert init.cells_in(nn.Sequential(nn.GRU(2, 3), nn.GRUCell(2, 3))) == (BY_NAME["GRU"],)

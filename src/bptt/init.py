@@ -12,25 +12,25 @@ such layers inside. All layers are changed, and both directions. What is not nam
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bptt._src.layers import Layers
+from bptt._src.recurrent import Recurrent, cell_of
+from bptt.cells import CELLS, Cell, Keeping
 from bptt.errors import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
-
-CELLS = {nn.RNNCell: "RNN", nn.GRUCell: "GRU", nn.LSTMCell: "LSTM"}
 
 
 class _Layer(NamedTuple):
     """One layer in one direction."""
 
-    kind: str
-    """``"RNN"``, ``"GRU"`` or ``"LSTM"``."""
+    cell: Cell
     hh: Tensor
     """``weight_hh``, [G·H, P]."""
     b_ih: Tensor | None
@@ -38,19 +38,17 @@ class _Layer(NamedTuple):
 
     @property
     def blocks(self) -> tuple[Tensor, ...]:
-        """The rows of ``weight_hh`` that belong to each gate, [H, P]."""
-        return self.hh.detach().chunk({"RNN": 1, "GRU": 3, "LSTM": 4}[self.kind])
+        """The rows of ``weight_hh`` that belong to each block, [H, P]."""
+        return self.hh.detach().chunk(self.cell.gates_h) if self.cell.gates_h else ()
 
     def set_bias(self, block: int, value: Tensor | float) -> None:
-        """Make the two biases of a gate add up to a value, all of it in ``bias_ih``."""
+        """Make the two biases of a block add up to a value, all of it in ``bias_ih``."""
         if self.b_ih is None or self.b_hh is None:
             raise ConfigError(
                 "bptt.init: the module has no biases to set: it was made with bias=False"
             )
-        H = len(self.b_ih) // {"RNN": 1, "GRU": 3, "LSTM": 4}[self.kind]
-        rows = slice(block * H, (block + 1) * H)
-        self.b_ih.detach()[rows] = value
-        self.b_hh.detach()[rows] = 0.0
+        self.b_ih.detach().chunk(self.cell.gates_x)[block][:] = value
+        self.b_hh.detach().chunk(self.cell.gates_h)[block][:] = 0.0
 
 
 def orthogonal_(module: M, gain: float = 1.0, *, generator: torch.Generator | None = None) -> M:
@@ -113,7 +111,7 @@ def identity_(module: M, scale: float = 1.0) -> M:
     """
     if not math.isfinite(scale):
         raise ConfigError(f"bptt.init.identity_: scale must be a finite number, got {scale}")
-    layers = _layers(module, "identity_", kinds=("RNN",), instead="orthogonal_")
+    layers = _layers(module, "identity_", _is_plain, "orthogonal_")
     with torch.no_grad():
         for layer in layers:
             nn.init.eye_(layer.hh.detach()).mul_(scale)
@@ -134,11 +132,13 @@ def chrono_(module: M, longest: float, *, generator: torch.Generator | None = No
     - GRU, h_t = (1 - z_t) n_t + z_t h_{t-1}: z keeps, so b_z = log u; 1 - z = σ(-b_z) is already
       the input's share. (Where a text writes h_t = z_t n_t + (1 - z_t) h_{t-1}, the sign is the
       other one.)
+    - Any other cell of which :attr:`bptt.Cell.keeping` says which gate keeps the state; for a
+      minimal gated unit b_f = -log u.
 
     The sum of the two biases of torch.nn's layout is set. The other biases stay as they are.
 
     Args:
-        module: an LSTM or a GRU, or a module that has such inside.
+        module: one whose cell has a gate that keeps the state, or a module that has such inside.
         longest: the longest dependency that is expected, in steps, T_max; 2 at least.
         generator: draws u; torch's own by default.
 
@@ -158,15 +158,17 @@ def chrono_(module: M, longest: float, *, generator: torch.Generator | None = No
             "bptt.init.chrono_: longest must be 2 steps or more (the longest dependency that is "
             f"expected), got {longest}"
         )
-    layers = _layers(module, "chrono_", kinds=("GRU", "LSTM"), instead="orthogonal_ or identity_")
     with torch.no_grad():
-        for layer in layers:
-            like = layer.blocks[0]
-            u = torch.rand(len(like), generator=generator, dtype=torch.float64, device="cpu")
+        for layer in _layers(module, "chrono_", _keeps, "orthogonal_ or identity_"):
+            keeping = _keeps(layer.cell)
+            assert keeping is not None
+            like = layer.b_ih if layer.b_ih is not None else layer.hh
+            number = len(like) // layer.cell.gates_x
+            u = torch.rand(number, generator=generator, dtype=torch.float64, device="cpu")
             b = (1 + u * (longest - 2)).log().to(like)
-            layer.set_bias(1, b)
-            if layer.kind == "LSTM":
-                layer.set_bias(0, -b)
+            layer.set_bias(keeping.block, keeping.sign * b)
+            if keeping.admits is not None:
+                layer.set_bias(keeping.admits, -b)
     return module
 
 
@@ -178,11 +180,12 @@ def forget_bias_(module: M, value: float = 1.0) -> M:
     12 (2000). torch.nn's own is about 0: half of the cell's state is forgotten in a step. With
     1, σ(1) = 0.73 of it stays; σ(log(n - 1)) = 1 - 1/n keeps it for about n steps.
 
-    For a GRU it is the bias of the update gate z, which keeps the state where it is 1. The
-    paper speaks of LSTMs only.
+    For a GRU it is the bias of the update gate z, which keeps the state where it is 1; for a
+    minimal gated unit, whose gate keeps it where it is 0, it is minus that of f. Other cells say
+    it by :attr:`bptt.Cell.keeping`. The paper speaks of LSTMs only.
 
     Args:
-        module: an LSTM or a GRU, or a module that has such inside.
+        module: one whose cell has a gate that keeps the state, or a module that has such inside.
         value: the sum of ``bias_ih`` and ``bias_hh`` of that gate.
 
     Raises:
@@ -196,12 +199,11 @@ def forget_bias_(module: M, value: float = 1.0) -> M:
     """
     if not math.isfinite(value):
         raise ConfigError(f"bptt.init.forget_bias_: value must be a finite number, got {value}")
-    layers = _layers(
-        module, "forget_bias_", kinds=("GRU", "LSTM"), instead="orthogonal_ or identity_"
-    )
     with torch.no_grad():
-        for layer in layers:
-            layer.set_bias(1, value)
+        for layer in _layers(module, "forget_bias_", _keeps, "orthogonal_ or identity_"):
+            keeping = _keeps(layer.cell)
+            assert keeping is not None
+            layer.set_bias(keeping.block, keeping.sign * value)
     return module
 
 
@@ -230,7 +232,7 @@ def spectral_radius_(module: M, radius: float = 1.0) -> M:
         raise ConfigError(
             f"bptt.init.spectral_radius_: radius must be a number from 0 on, got {radius}"
         )
-    layers = _layers(module, "spectral_radius_", kinds=("RNN",), instead="orthogonal_ with a gain")
+    layers = _layers(module, "spectral_radius_", _is_plain, "orthogonal_ with a gain")
     found = [
         float(torch.linalg.eigvals(layer.hh.detach().double()).abs().max()) for layer in layers
     ]
@@ -246,28 +248,40 @@ def spectral_radius_(module: M, radius: float = 1.0) -> M:
     return module
 
 
+def _is_plain(cell: Cell) -> bool:
+    """Whether it is h_t = φ(a_t) and no more, so that W_hh alone says what becomes of the state."""
+    return cell.phi is not None
+
+
+def _keeps(cell: Cell) -> Keeping | None:
+    return cell.keeping
+
+
 def _layers(
     module: nn.Module,
     function: str,
-    kinds: tuple[str, ...] = ("RNN", "GRU", "LSTM"),
+    suits: Callable[[Cell], object] = bool,
     instead: str = "",
 ) -> list[_Layer]:
     """Return all recurrent layers of a module, each direction by itself.
 
     Raises:
-        TypeError: there is none, or one of another kind, or one whose weights are computed.
+        TypeError: there is none, or one whose cell does not suit, or one whose weights are
+            computed.
     """
-    found = [m for m in module.modules() if _kind(m)] if isinstance(module, nn.Module) else []
+    parts = module.modules() if isinstance(module, nn.Module) else ()
+    found = [(m, cell) for m in parts if (cell := cell_of(m)) is not None]
     if not found:
         raise TypeError(
             f"bptt.init.{function}: expected a recurrent module of bptt or torch.nn, or one that "
             f"has such inside, got {type(module).__name__}"
         )
-    for m in found:
-        if _kind(m) not in kinds:
+    for m, cell in found:
+        if not suits(cell) or (suits is _is_plain and bool(getattr(m, "proj_size", 0))):
+            got = f"{type(m).__name__}{f' of {cell.name}' if isinstance(m, Recurrent) else ''}"
+            kinds = [*dict.fromkeys(c.kind for c in CELLS if suits(c))]
             raise TypeError(
-                f"bptt.init.{function} is for {' and '.join(kinds)}, got {type(m).__name__}; use "
-                f"{instead}"
+                f"bptt.init.{function} is for {' and '.join(kinds)}, got {got}; use {instead}"
             )
         if parametrize.is_parametrized(m):
             raise TypeError(
@@ -275,30 +289,24 @@ def _layers(
                 "(torch.nn.utils.parametrize), so they cannot be set in place; initialise before "
                 "the parametrization is registered"
             )
-    return [layer for m in found for layer in _layers_of(m)]
+    return [layer for m, cell in found for layer in _layers_of(m, cell)]
 
 
-def cells_in(module: Any) -> tuple[str, ...]:
-    """Name the kinds of recurrent modules in a module: ``"RNN"``, ``"GRU"``, ``"LSTM"``, once each.
+def cells_in(module: Any) -> tuple[Cell, ...]:
+    """Return the cells of the recurrent modules in a module, once each.
 
-    >>> cells_in(nn.Sequential(nn.LSTMCell(2, 3), nn.Linear(3, 3), nn.GRU(3, 3)))
-    ('LSTM', 'GRU')
+    >>> [c.kind for c in cells_in(nn.Sequential(nn.LSTMCell(2, 3), nn.Linear(3, 3), nn.GRU(3, 3)))]
+    ['LSTM', 'GRU']
     """
     parts = module.modules() if isinstance(module, nn.Module) else []
-    return tuple(dict.fromkeys(kind for m in parts if (kind := _kind(m))))
+    return tuple(dict.fromkeys(cell for m in parts if (cell := cell_of(m)) is not None))
 
 
-def _kind(module: nn.Module) -> str:
-    if isinstance(module, nn.RNNBase):
-        return module.mode.partition("_")[0]
-    return next((kind for cell, kind in CELLS.items() if isinstance(module, cell)), "")
-
-
-def _layers_of(module: nn.Module) -> Iterator[_Layer]:
+def _layers_of(module: nn.Module, cell: Cell) -> Iterator[_Layer]:
     suffixes = [""]
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, nn.RNNBase | Layers):
         directions = ("", "_reverse")[: 1 + bool(module.bidirectional)]
         suffixes = [f"_l{n}{d}" for n in range(module.num_layers) for d in directions]
     for suffix in suffixes:
         b_ih, b_hh = (getattr(module, name + suffix, None) for name in ("bias_ih", "bias_hh"))
-        yield _Layer(_kind(module), getattr(module, f"weight_hh{suffix}"), b_ih, b_hh)
+        yield _Layer(cell, getattr(module, f"weight_hh{suffix}"), b_ih, b_hh)

@@ -112,9 +112,14 @@ class Layers(nn.Module):
             y, final = self._layers(rows, state, carry, resets, windows)
         return self._output(rows, y), self._final_state(rows, final)
 
+    @property
+    def _is_torchs(self) -> bool:
+        """Whether torch.nn has this module, with these equations."""
+        return False
+
     def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
         """Whether it is a cell of torch's, and torch does better: on a GPU, and in ONNX."""
-        if not isinstance(self, nn.RNNBase) or self.mode == "RNN_SIGMOID":
+        if not self._is_torchs:
             return False
         x = input.data if isinstance(input, PackedSequence) else input
         traced = type(x) is not Tensor or torch._C._is_tracing()

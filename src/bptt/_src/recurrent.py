@@ -11,6 +11,7 @@ from torch import nn
 from bptt._src.layers import Layers, parameter_names
 from bptt.cells import BY_NAME, Cell
 from bptt.cells.check import check_equations
+from bptt.cells.elman import SIGMOID
 
 
 class Recurrent(Layers):
@@ -126,6 +127,24 @@ class _OfTorch(Layers, nn.RNNBase):
     def cell(self) -> Cell:  # type: ignore[override]
         """Its equations."""
         return BY_NAME[self.mode]
+
+    @property
+    def _is_torchs(self) -> bool:
+        return self.cell is not SIGMOID
+
+
+_SINGLE_STEPS = {nn.RNNCell: "RNN", nn.GRUCell: "GRU", nn.LSTMCell: "LSTM"}
+
+
+def cell_of(module: nn.Module) -> Cell | None:
+    """Return the cell of a recurrent module of bptt or torch.nn, or of one of torch.nn's cells."""
+    if isinstance(module, Layers):
+        return module.cell
+    if isinstance(module, nn.RNNBase):
+        return BY_NAME.get(module.mode)
+    kind = next((kind for of, kind in _SINGLE_STEPS.items() if isinstance(module, of)), "")
+    phi = f"_{module.nonlinearity.upper()}" if isinstance(module, nn.RNNCell) else ""
+    return BY_NAME.get(kind + phi)
 
 
 class RNN(_OfTorch, nn.RNN):

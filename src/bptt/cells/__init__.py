@@ -5,7 +5,7 @@ forwards and backwards, any number of times, and say nothing about how fast it c
 """
 
 from bptt.cells import elman, gru, lstm, mgu, peephole
-from bptt.cells.cell import Cell
+from bptt.cells.cell import Cell, Keeping, Nonlinearity
 from bptt.cells.weights import WEIGHT_NAMES, Blocks, State, Weights
 
 CELLS = (
@@ -27,6 +27,8 @@ __all__ = [
     "WEIGHT_NAMES",
     "Blocks",
     "Cell",
+    "Keeping",
+    "Nonlinearity",
     "State",
     "Weights",
 ]

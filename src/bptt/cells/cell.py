@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxtyping import Inexact
 from torch import Tensor
@@ -11,6 +12,29 @@ from torch.nn.functional import linear
 
 from bptt.cells.recursion import Recursion
 from bptt.cells.weights import Blocks, State, Weights
+
+
+class Nonlinearity(NamedTuple):
+    """The φ of a cell that is nothing but h_t = φ(a_t), where a_t is linear in x_t and h_{t-1}."""
+
+    name: str
+    slope: float
+    """sup |φ'|."""
+    rectifies: bool = False
+    """Whether φ' is zero on one side, as a ReLU's, so that a unit may be off."""
+
+
+class Keeping(NamedTuple):
+    """The gate by which a unit keeps its state: a share σ(a) of it, or 1 - σ(a) = σ(-a)."""
+
+    gate: str
+    """What it is called, as ``"forget"``."""
+    block: int
+    """Its block in ``weight_hh`` and ``weight_ih``."""
+    sign: int = 1
+    """1 where σ(a) is kept, -1 where σ(-a) is."""
+    admits: int | None = None
+    """The block of the gate for what comes in, if that is another one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +77,12 @@ class Cell:
     """Both passes over a sequence, derived by hand; None: those that follow from the equations."""
     is_native: bool = False
     """Whether the kernel library has this cell, under this name and with these sizes."""
+    phi: Nonlinearity | None = None
+    """Of a cell with one block and one tensor in its state, h_t = φ(a_t): what is known of φ."""
+    gates: Callable[[Blocks, Blocks, State, Blocks], dict[str, Tensor]] | None = None
+    """The values of the gates by name, from what ``equations`` is given."""
+    keeping: Keeping | None = None
+    """How it keeps its state, for :mod:`bptt.init` and the advice of :func:`bptt.gradient_flow`."""
 
     def __post_init__(self) -> None:
         for name, least in (("gates_x", 1), ("gates_h", 0), ("states", 1), ("units", 0)):
@@ -80,12 +110,28 @@ class Cell:
         Returns:
             The state after it.
         """
-        of_x = linear(x, w.ih, w.b_ih).chunk(self.gates_x, dim=-1)
-        of_h: Blocks = ()
-        if self.gates_h:
-            of_h = linear(state[0], w.hh, w.b_hh).chunk(self.gates_h, dim=-1)
-        after = self.equations(of_x, of_h, state, () if w.units is None else w.units.unbind(0))
+        of_x, of_h, units = self.blocks(x, state[0], w)
+        after = self.equations(of_x, of_h, state, units)
         return after if w.hr is None else (linear(after[0], w.hr), *after[1:])
+
+    @property
+    def kind(self) -> str:
+        """Its name without that of its nonlinearity: ``"RNN"`` for ``"RNN_TANH"``."""
+        return (
+            self.name if self.phi is None else self.name.removesuffix(f"_{self.phi.name.upper()}")
+        )
+
+    def blocks(self, x: Tensor, h: Tensor, w: Weights) -> tuple[Blocks, Blocks, Blocks]:
+        """Compute what the equations are given besides the state: blocks of x and of h, units.
+
+        Args:
+            x: the inputs, [..., I].
+            h: the first tensor of the states before the step, [..., P].
+            w: the layer's weights.
+        """
+        of_x = linear(x, w.ih, w.b_ih).chunk(self.gates_x, dim=-1)
+        of_h = linear(h, w.hh, w.b_hh).chunk(self.gates_h, dim=-1) if self.gates_h else ()
+        return of_x, of_h, () if w.units is None else w.units.unbind(0)
 
     def hidden(self, w: Weights) -> int:
         """Return the number of hidden units, H."""

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bptt.cells.cell import Cell
+from bptt.cells.cell import Cell, Nonlinearity
 from bptt.cells.recursion import (
     Deltas,
     FromAfter,
@@ -81,9 +81,17 @@ def derivative(phi: str, h: Tensor) -> Tensor:
     return h * (1 - h)
 
 
-def _cell(phi: str) -> Cell:
-    step = partial(equations, phi=getattr(torch, phi))
-    return Cell(f"RNN_{phi.upper()}", 1, 1, step, by_hand=_ByHand(phi), is_native=True)
+def _cell(phi: str, slope: float) -> Cell:
+    step, rectifies = partial(equations, phi=getattr(torch, phi)), phi == "relu"
+    return Cell(
+        f"RNN_{phi.upper()}",
+        1,
+        1,
+        step,
+        by_hand=_ByHand(phi),
+        is_native=True,
+        phi=Nonlinearity(phi, slope, rectifies),
+    )
 
 
-TANH, RELU, SIGMOID = map(_cell, ("tanh", "relu", "sigmoid"))
+TANH, RELU, SIGMOID = _cell("tanh", 1.0), _cell("relu", 1.0), _cell("sigmoid", 0.25)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bptt.cells.cell import Cell
+from bptt.cells.cell import Cell, Keeping
 from bptt.cells.recursion import (
     Deltas,
     FromAfter,
@@ -29,10 +29,14 @@ from bptt.cells.recursion import (
 from bptt.cells.weights import Blocks, State
 
 
+def gates(x: Blocks, h: Blocks, state: State, units: Blocks) -> dict[str, Tensor]:
+    """Compute r_t and z_t."""
+    return {"reset": torch.sigmoid(x[0] + h[0]), "update": torch.sigmoid(x[1] + h[1])}
+
+
 def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
     """Compute h_t; as :attr:`bptt.Cell.equations`, blocks in the order r, z, n."""
-    r = torch.sigmoid(x[0] + h[0])
-    z = torch.sigmoid(x[1] + h[1])
+    r, z = gates(x, h, state, units).values()
     n = torch.tanh(x[2] + r * h[2])
     return ((1 - z) * n + z * state[0],)
 
@@ -87,4 +91,13 @@ class _ByHand:
         return Deltas(torch.cat([of_hidden[:, : 2 * H], local_n], dim=1), of_hidden)
 
 
-GRU = Cell("GRU", 3, 3, equations, by_hand=_ByHand(), is_native=True)
+GRU = Cell(
+    "GRU",
+    3,
+    3,
+    equations,
+    by_hand=_ByHand(),
+    is_native=True,
+    gates=gates,
+    keeping=Keeping("update", block=1),
+)

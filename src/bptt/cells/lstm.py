@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bptt.cells.cell import Cell
+from bptt.cells.cell import Cell, Keeping
 from bptt.cells.recursion import (
     Deltas,
     FromAfter,
@@ -31,12 +31,18 @@ from bptt.cells.recursion import (
 from bptt.cells.weights import Blocks, State
 
 
+def gates(x: Blocks, h: Blocks, state: State, units: Blocks) -> dict[str, Tensor]:
+    """Compute i_t, f_t and o_t."""
+    blocks = {"input": 0, "forget": 1, "output": 3}
+    return {name: torch.sigmoid(x[k] + h[k]) for name, k in blocks.items()}
+
+
 def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
     """Compute h_t, or o_t ⊙ tanh(c_t) for the projection, and c_t.
 
     As :attr:`bptt.Cell.equations`, blocks in the order i, f, g, o.
     """
-    i, f, o = (torch.sigmoid(x[k] + h[k]) for k in (0, 1, 3))
+    i, f, o = gates(x, h, state, units).values()
     g = torch.tanh(x[2] + h[2])
     c = f * state[1] + i * g
     return o * torch.tanh(c), c
@@ -105,4 +111,14 @@ class _ByHand:
         return Deltas(Delta.flatten(1), Delta.flatten(1), D_out)
 
 
-LSTM = Cell("LSTM", 4, 4, equations, states=2, by_hand=_ByHand(), is_native=True)
+LSTM = Cell(
+    "LSTM",
+    4,
+    4,
+    equations,
+    states=2,
+    by_hand=_ByHand(),
+    is_native=True,
+    gates=gates,
+    keeping=Keeping("forget", block=1, admits=0),
+)

@@ -13,16 +13,23 @@ multiplies h_{t-1} before the product with W_hn; here, as in torch.nn's GRU, aft
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from bptt.cells.cell import Cell
+from bptt.cells.cell import Cell, Keeping
 from bptt.cells.weights import Blocks, State
+
+
+def gates(x: Blocks, h: Blocks, state: State, units: Blocks) -> dict[str, Tensor]:
+    """Compute f_t."""
+    return {"forget": torch.sigmoid(x[0] + h[0])}
 
 
 def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
     """Compute h_t; as :attr:`bptt.Cell.equations`, blocks in the order f, n."""
-    f = torch.sigmoid(x[0] + h[0])
+    (f,) = gates(x, h, state, units).values()
     n = torch.tanh(x[1] + f * h[1])
     return ((1 - f) * state[0] + f * n,)
 
 
-MGU = Cell("MGU", 2, 2, equations, is_native=True)
+KEEPING = Keeping("forget", block=0, sign=-1)  # it forgets where the gate is open
+MGU = Cell("MGU", 2, 2, equations, is_native=True, gates=gates, keeping=KEEPING)

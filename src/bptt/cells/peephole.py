@@ -14,8 +14,9 @@ Journal of Machine Learning Research 3 (2002).
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from bptt.cells.cell import Cell
+from bptt.cells.cell import Cell, Keeping
 from bptt.cells.weights import Blocks, State
 
 
@@ -24,12 +25,32 @@ def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
 
     As :attr:`bptt.Cell.equations`, blocks in the order i, f, g, o and units u_i, u_f, u_o.
     """
+    *_, c, o = _values(x, h, state, units)
+    return o * torch.tanh(c), c
+
+
+def gates(x: Blocks, h: Blocks, state: State, units: Blocks) -> dict[str, Tensor]:
+    """Compute i_t, f_t and o_t."""
+    i, f, _, o = _values(x, h, state, units)
+    return {"input": i, "forget": f, "output": o}
+
+
+def _values(x: Blocks, h: Blocks, state: State, units: Blocks) -> tuple[Tensor, ...]:
     _, before = state
     i = torch.sigmoid(x[0] + h[0] + units[0] * before)
     f = torch.sigmoid(x[1] + h[1] + units[1] * before)
     c = f * before + i * torch.tanh(x[2] + h[2])
-    o = torch.sigmoid(x[3] + h[3] + units[2] * c)
-    return o * torch.tanh(c), c
+    return i, f, c, torch.sigmoid(x[3] + h[3] + units[2] * c)
 
 
-PEEPHOLE_LSTM = Cell("PEEPHOLE_LSTM", 4, 4, equations, states=2, units=3, is_native=True)
+PEEPHOLE_LSTM = Cell(
+    "PEEPHOLE_LSTM",
+    4,
+    4,
+    equations,
+    states=2,
+    units=3,
+    is_native=True,
+    gates=gates,
+    keeping=Keeping("forget", block=1, admits=0),
+)

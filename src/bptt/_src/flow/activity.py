@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from bptt._src.flow.trajectory import Trajectory
+from bptt.cells import Blocks, Cell, State
 
 SHARE = 0.1
 """A unit is saturated where φ' is below this share of its supremum."""
@@ -26,9 +26,9 @@ class Activity:
 
     saturated: float | None
     """Of the values of all units, steps and sequences: of an RNN, those where φ' is below a tenth
-    of its supremum, so that next to no gradient passes (of ReLUs, those that are off); of a GRU
-    or LSTM, the gates' values below 0.05 or above 0.95, which is how they keep something. None
-    where nothing is known of the module."""
+    of its supremum, so that next to no gradient passes (of ReLUs, those that are off); of a cell
+    with gates, the gates' values below 0.05 or above 0.95, which is how they keep something. None
+    where neither is known."""
     dead: float
     """Of the units: ReLUs that are never on, others that never change."""
     gates: dict[str, tuple[float, float]] | None
@@ -53,50 +53,58 @@ def activity(trajectory: Trajectory) -> Activity:
     if gates:
         ends = {name: _ends(values) for name, values in gates.items()}
         saturated = sum(low + high for low, high in ends.values()) / len(ends)
-        return Activity(saturated, _dead(trajectory), ends)
+        return Activity(saturated, _dead(trajectory, None), ends)
     slope = _slope(trajectory)
     if slope is not None:
         saturated = _share(slope < SHARE)
-    return Activity(saturated, _dead(trajectory), None)
+    return Activity(saturated, _dead(trajectory, slope), None)
 
 
 def _slope(trajectory: Trajectory) -> Tensor | None:
-    """Return φ' of each value, as a share of sup φ'; None where there is no φ."""
-    h, mode = trajectory.outputs, None if trajectory.cell is None else trajectory.cell.name
-    if mode == "RNN_TANH":
-        return 1 - h * h
-    if mode == "RNN_SIGMOID":
-        return 4 * h * (1 - h)
-    return (h > 0).to(h.dtype) if mode == "RNN_RELU" else None
+    """Return φ' of each value, [T, B, H], as a share of sup φ'; None where there is no φ."""
+    cell = trajectory.cell
+    if cell is None or cell.phi is None:
+        return None
+    (a, *of_x), of_h, state, units = _blocks(cell, trajectory)
+    with torch.enable_grad():
+        a = a.detach().requires_grad_()
+        total = cell.equations((a, *of_x), of_h, state, units)[0].sum()
+        (slope,) = torch.autograd.grad(total, a)
+    return slope.abs() / cell.phi.slope
 
 
 def _gates(trajectory: Trajectory) -> dict[str, Tensor]:
     """Return the values of each gate, [T, B, H], by name."""
-    cell, w = trajectory.cell, trajectory.weights
-    if cell is None or w is None or cell.gates_h == 1:
+    cell = trajectory.cell
+    if cell is None or cell.gates is None:
         return {}
+    of_x, of_h, state, units = _blocks(cell, trajectory)
     with torch.no_grad():
-        h = trajectory.before[..., : w.hh.shape[1]]
-        x = torch.stack(trajectory.inputs)
-        parts = (linear(x, w.ih, w.b_ih) + linear(h, w.hh, w.b_hh)).chunk(cell.gates_h, dim=-1)
-    names = {
-        "GRU": ("reset", "update"),  # and the candidate, n, which is no gate
-        "LSTM": ("input", "forget", "", "output"),
-    }[cell.name]
-    return {name: a.sigmoid() for name, a in zip(names, parts, strict=False) if name}
+        return cell.gates(of_x, of_h, state, units)
+
+
+def _blocks(cell: Cell, trajectory: Trajectory) -> tuple[Blocks, Blocks, State, Blocks]:
+    """What the equations were given at all steps, each [T, B, ...]."""
+    w, states = trajectory.weights, trajectory.states_before
+    assert w is not None
+    with torch.no_grad():
+        of_x, of_h, units = cell.blocks(torch.stack(trajectory.inputs), states[0], w)
+    return of_x, of_h, states, units
 
 
 def _ends(values: Tensor) -> tuple[float, float]:
     return _share(values < ENDS[0]), _share(values > ENDS[1])
 
 
-def _dead(trajectory: Trajectory) -> float:
+def _dead(trajectory: Trajectory, slope: Tensor | None) -> float:
     h = trajectory.outputs.flatten(0, 1)
     if len(h) < 2:
         return 0.0  # nothing can be said from a single value
     dead = h.amax(0) - h.amin(0) <= CONSTANT
-    if trajectory.cell is not None and trajectory.cell.name == "RNN_RELU":
-        dead = dead | (h <= 0).all(0)
+    cell = trajectory.cell
+    if slope is not None and cell is not None and cell.phi is not None and cell.phi.rectifies:
+        off = (slope == 0).flatten(0, 1).all(0)
+        dead = dead | off if len(dead) == len(off) else off
     return _share(dead)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 from bptt._src.flow.verdict import DEAD, LEAST_LAGS, Profile, is_saturated, profile
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from bptt._src.flow.dynamics import Dynamics
     from bptt._src.flow.flow import GradientFlow
     from bptt._src.flow.truncation import Suggestion
+    from bptt.cells import Keeping, Nonlinearity
 
 BIAS = 0.1
 """The relative bias for which a reach is suggested."""
@@ -100,17 +102,18 @@ def _against_explosion(
 
 
 def _against_vanishing(found: Profile, flow: GradientFlow) -> Iterator[Advice]:
-    lags, layers = flow.lags - 1, [d for d in flow.dynamics or () if d.mode is not None]
-    gone = found.faded or lags
-    for mode in dict.fromkeys([d.mode for d in layers] if layers else flow.cells):
-        if mode == "LSTM":
-            yield from _open_gates(gone, lags, "forget gates")
-        elif mode == "GRU":
-            yield from _open_gates(gone, lags, "update gates")
+    lags, layers = flow.lags - 1, [d for d in flow.dynamics or () if d.cell is not None]
+    gone, found_cells = found.faded or lags, flow.kinds
+    for cell in dict.fromkeys([d.cell for d in layers if d.cell] if layers else found_cells):
+        if cell.keeping is not None:
+            yield from _open_gates(gone, lags, cell.keeping)
+        elif layers and cell.phi is not None:
+            of_cell = next(d for d in layers if d.cell is cell)
+            yield from _better_weights(of_cell, cell.phi, gone, lags)
         elif layers:
-            yield from _better_weights(next(d for d in layers if d.mode == mode), gone, lags)
-    if not layers and not {"LSTM", "GRU"} & {*flow.cells}:
-        where = "" if flow.cells else ", if it has none"
+            yield from _otherwise(gone, lags)
+    if not layers and not any(cell.keeping for cell in found_cells):
+        where = "" if found_cells else ", if it has none"
         yield Advice(
             f"Use cells with gates{where}: bptt.LSTM or bptt.GRU, with bptt.init.chrono_(module, "
             f"longest={lags}); now the gradient is gone within {gone} steps.",
@@ -119,8 +122,9 @@ def _against_vanishing(found: Profile, flow: GradientFlow) -> Iterator[Advice]:
         )
 
 
-def _open_gates(gone: int, lags: int, gates: str) -> Iterator[Advice]:
-    bias = math.log(max(2, lags) - 1)
+def _open_gates(gone: int, lags: int, keeping: Keeping) -> Iterator[Advice]:
+    bias, gates = math.log(max(2, lags) - 1), f"{keeping.gate} gates"
+    opens = "open" if keeping.sign > 0 else "close"
     yield Advice(
         f"Spread the {gates} over time scales up to the longest dependency: "
         f"bptt.init.chrono_(module, longest={lags}), before training. Now the gradient is gone "
@@ -129,30 +133,31 @@ def _open_gates(gone: int, lags: int, gates: str) -> Iterator[Advice]:
         CHRONO,
     )
     yield Advice(
-        f"Or open all {gates} alike: bptt.init.forget_bias_(module, 1) is the usual start; a bias "
-        f"of log({lags} - 1) = {bias:.2g} would keep the state for about {lags} steps.",
+        f"Or {opens} all {gates} alike: bptt.init.forget_bias_(module, 1) is the usual start; a "
+        f"bias of log({lags} - 1) = {bias:.2g} would keep the state for about {lags} steps.",
         {"bias": bias, "lags": lags},
         JOZEFOWICZ,
     )
 
 
-def _better_weights(d: Dynamics, gone: int, lags: int) -> Iterator[Advice]:
-    if d.mode == "RNN_SIGMOID":
+def _better_weights(d: Dynamics, phi: Nonlinearity, gone: int, lags: int) -> Iterator[Advice]:
+    if phi.slope < 1:
         yield Advice(
-            'Use tanh or ReLU in place of sigmoid: bptt.RNN(..., nonlinearity="tanh"). A '
-            "sigmoid's derivative is 1/4 at most, so with the recurrent weights' largest singular "
+            f'Use tanh or ReLU in place of {phi.name}: bptt.RNN(..., nonlinearity="tanh"). A '
+            f"{phi.name}'s derivative is {Fraction(phi.slope).limit_denominator(100)} at most, "
+            "so with the recurrent weights' largest singular "
             f"value, {d.weight_norm:.3g}, a step keeps {d.bound:.3g} of the gradient at most.",
             _figures(d, "weight_norm", "slope", "bound"),
             PASCANU,
         )
-    elif d.mode == "RNN_RELU":
+    elif phi.rectifies:
         yield Advice(
             "Start from the identity: bptt.init.identity_(module), before training. A unit that is "
             "on then hands the gradient on unchanged.",
             _figures(d, "spectral_radius", "weight_norm", "saturated"),
             LE,
         )
-    elif not _is_orthogonal(d) and not is_saturated(d):
+    elif d.spectral_radius is not None and not _is_orthogonal(d) and not is_saturated(d):
         certain = d.bound is not None and d.bound < 1
         yield Advice(
             "Make the recurrent weights orthogonal, so that they keep the gradient's length: "
@@ -162,6 +167,10 @@ def _better_weights(d: Dynamics, gone: int, lags: int) -> Iterator[Advice]:
             _figures(d, "spectral_radius", "weight_norm", "bound"),
             SAXE,
         )
+    yield from _otherwise(gone, lags)
+
+
+def _otherwise(gone: int, lags: int) -> Iterator[Advice]:
     yield Advice(
         "Use cells with gates, which keep a gradient where it is wanted: bptt.LSTM or bptt.GRU, "
         f"with bptt.init.chrono_(module, longest={lags}). Now the gradient is gone within "
@@ -184,7 +193,7 @@ def _is_orthogonal(d: Dynamics) -> bool:
 
 def _about_units(layers: tuple[Dynamics, ...]) -> Iterator[Advice]:
     for d in layers:
-        if d.dead >= DEAD and d.mode == "RNN_RELU":
+        if d.dead >= DEAD and d.cell and d.cell.phi and d.cell.phi.rectifies:
             yield Advice(
                 f"Wake the dead units of layer {d.layer + 1}: take a smaller learning rate, biases "
                 "above 0, or bptt.init.identity_(module) before training. A ReLU that is never on "

@@ -14,6 +14,7 @@ from bptt._src.flow.activity import activity
 from bptt._src.flow.given import Given
 from bptt._src.flow.lyapunov import exponents_of
 from bptt._src.flow.trajectory import Trajectory, following
+from bptt.cells import Cell
 
 SEQUENCES = 4
 """So many sequences, the first ones, are looked at where derivatives are taken, ..."""
@@ -34,8 +35,8 @@ class Dynamics:
 
     layer: int
     """From 0 on, the lowest first."""
-    mode: str | None
-    """torch.nn's name of the cell: ``"RNN_TANH"``, ``"GRU"``, ``"LSTM"``...; None: unknown."""
+    cell: Cell | None
+    """None: unknown."""
     jacobian_norms: Float[Tensor, "batch time"] | None
     """‖∂state_t/∂state_{t-1}‖ of each step, float64; of an LSTM's h and c together."""
     bound: float | None
@@ -56,6 +57,11 @@ class Dynamics:
     """The leading Lyapunov exponents, natural logarithms per step; None for a single step."""
     lyapunov_errors: Float[Tensor, " k"] | None
     """Their standard errors."""
+
+    @property
+    def mode(self) -> str | None:
+        """The cell's name, torch.nn's where it has it: ``"RNN_TANH"``, ``"GRU"``, ``"LSTM"``..."""
+        return None if self.cell is None else self.cell.name
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON: finite numbers of five digits, or null."""
@@ -131,15 +137,15 @@ def _of(trajectory: Trajectory) -> Dynamics:
     units, few = activity(trajectory), trajectory.take(max(1, min(SEQUENCES, many)))
     there = trajectory.steps > trajectory.first  # any step whose state before it is known
     exponents = exponents_of(few, EXPONENTS) if trajectory.steps > trajectory.first + 1 else None
-    is_elman = cell is not None and cell.gates_h == 1
+    phi = None if cell is None else cell.phi
     return Dynamics(
         layer=trajectory.layer,
-        mode=None if cell is None else cell.name,
+        cell=cell,
         jacobian_norms=jacobians.jacobian_norms(few) if there else None,
         bound=jacobians.bound(trajectory),
         weight_norm=None if w is None else jacobians.weight_norm(w),
-        slope=None if cell is None else jacobians.SLOPES.get(cell.name),
-        spectral_radius=jacobians.spectral_radius(w) if w is not None and is_elman else None,
+        slope=None if phi is None else phi.slope,
+        spectral_radius=None if w is None or phi is None else jacobians.spectral_radius(w),
         saturated=units.saturated,
         dead=units.dead,
         gates=units.gates,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bptt._src.flow.truncation import Suggestion
     from bptt._src.flow.truncation_bias import TruncationBias
     from bptt._src.flow.verdict import Verdict
+    from bptt.cells import Cell
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +80,8 @@ class GradientFlow:
     """The layers' Jacobians, weights and activity; None where they were not measured."""
     excerpt: bool = False
     """Whether the sequences are cut out of longer ones, whose losses have more lags."""
-    cells: tuple[str, ...] = ()
-    """The kinds of recurrent cells that were found in the module: ``"RNN"``, ``"GRU"``,
-    ``"LSTM"``."""
+    kinds: tuple[Cell, ...] = ()
+    """The recurrent cells that were found in the module."""
     gradient_norm: float | None = None
     """What the gradient's norm, over all parameters and before clipping, usually is in training;
     None where that is not known."""
@@ -93,6 +93,11 @@ class GradientFlow:
     _suggestions: dict[tuple[float, int | None], Suggestion] = field(
         default_factory=dict, init=False
     )
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The names of those, without their nonlinearity: ``"RNN"``, ``"GRU"``, ``"LSTM"``..."""
+        return tuple(dict.fromkeys(cell.kind for cell in self.kinds))
 
     def __repr__(self) -> str:
         """Describe the network and how far the gradient reaches."""

@@ -18,6 +18,7 @@ from bptt._src.flow.pairs import Pairs
 from bptt._src.flow.stepwise import through_steps
 from bptt._src.flow.truncation_bias import TruncationBias
 from bptt._src.flow.untouched import same_random_numbers, untouched
+from bptt._src.layers import Layers
 from bptt._src.pytree import is_float, leaves_of
 from bptt.init import cells_in
 
@@ -152,7 +153,7 @@ def gradient_flow(
         targets=None if targets is None else tuple(targets),
         dynamics=measured,
         excerpt=excerpt,
-        cells=cells_in(module),
+        kinds=cells_in(module),
         bias_of=TruncationBias(
             module, inputs, loss_fn or by_default, state, pairs.times, losses, options
         ),
@@ -200,7 +201,8 @@ def _check_words(steps: int, **given: Sequence[str] | None) -> None:
 
 def _name(module: Any) -> str:
     kind = type(module).__name__
-    if isinstance(module, torch.nn.RNNBase):
+    if isinstance(module, Layers | torch.nn.RNNBase):
+        kind = kind if isinstance(module, torch.nn.RNNBase) else module.cell.name
         phi = getattr(module, "nonlinearity", None)
         layers = "" if module.num_layers == 1 else f"{module.num_layers} × "
         return f"{layers}{kind} {module.hidden_size}{f' {phi}' if phi else ''}"

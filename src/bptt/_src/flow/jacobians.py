@@ -21,9 +21,6 @@ from bptt._src.flow.piece import Piece
 from bptt._src.flow.trajectory import Trajectory
 from bptt.cells import Weights
 
-SLOPES = {"RNN_TANH": 1.0, "RNN_SIGMOID": 0.25, "RNN_RELU": 1.0}
-"""sup φ': tanh'(0) = 1, σ'(0) = 1/4, and 1 where a ReLU is active."""
-
 LANCZOS = 16
 """Steps of the bidiagonalization."""
 
@@ -114,16 +111,22 @@ def weight_norm(w: Weights) -> float:
     return float(torch.linalg.matrix_norm(w.hh.detach().double(), 2))
 
 
-def spectral_radius(w: Weights) -> float:
-    """Return the largest absolute eigenvalue of a square ``weight_hh``, or NaN."""
+def spectral_radius(w: Weights) -> float | None:
+    """Return the largest absolute eigenvalue of ``weight_hh``, or NaN; None if it is not square."""
+    if w.hh.shape[0] != w.hh.shape[1]:
+        return None
     if not bool(w.hh.isfinite().all()):
         return float("nan")
     return float(torch.linalg.eigvals(w.hh.detach().double()).abs().max())
 
 
 def bound(trajectory: Trajectory) -> float | None:
-    """β_W · β_h, which no ‖J_t‖ exceeds; None where there are gates, or nothing is known."""
-    if trajectory.cell is None or trajectory.weights is None:
+    """β_W · β_h, which no ‖J_t‖ exceeds; None where there are gates, or nothing is known.
+
+    Where h is a projection of φ(a), the largest singular value of that is a factor, too.
+    """
+    cell, w = trajectory.cell, trajectory.weights
+    if cell is None or w is None or cell.phi is None:
         return None
-    slope = SLOPES.get(trajectory.cell.name)
-    return None if slope is None else weight_norm(trajectory.weights) * slope
+    projection = 1.0 if w.hr is None else weight_norm(Weights(w.ih, w.hr))
+    return weight_norm(w) * cell.phi.slope * projection

@@ -21,7 +21,7 @@ from bptt._src.flow.network import Layer, Network
 from bptt._src.flow.piece import Piece, Step
 from bptt._src.flow.untouched import same_random_numbers, untouched
 from bptt._src.pytree import flatten, is_float, map_tensors
-from bptt.cells import Cell, Weights
+from bptt.cells import Cell, State, Weights
 
 MOST_NUMBERS = 2**23
 """What a batch of rows may hold, about: so memory stays bounded (32 MB in float32)."""
@@ -65,6 +65,17 @@ class Trajectory:
     def batch(self) -> int:
         """B."""
         return self.before.shape[1]
+
+    @property
+    def states_before(self) -> State:
+        """The tensors of the state from which each step of a cell starts, each [T, B, ...]."""
+        assert self.cell is not None
+        assert self.weights is not None
+        sizes = [
+            self.weights.hh.shape[1],
+            *(self.cell.hidden(self.weights),) * (self.cell.states - 1),
+        ]
+        return tuple(self.before.split(sizes, dim=2))
 
     @property
     def outputs(self) -> Float[Tensor, "time batch output"]:

@@ -157,8 +157,9 @@ def is_saturated(layer: Dynamics) -> bool:
     A ReLU that is off half of the time is what it should be, and so is a gate at its end: that
     is how it keeps something.
     """
-    smooth = layer.mode in ("RNN_TANH", "RNN_SIGMOID")
-    return smooth and layer.saturated is not None and layer.saturated >= SATURATED
+    phi = None if layer.cell is None else layer.cell.phi
+    is_smooth = phi is not None and not phi.rectifies
+    return is_smooth and layer.saturated is not None and layer.saturated >= SATURATED
 
 
 def profile(flow: GradientFlow) -> Profile:
