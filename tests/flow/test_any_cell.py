@@ -19,6 +19,15 @@ DERIVED_TANH = dataclasses.replace(elman.TANH, by_hand=None)
 EACH = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 
 
+def both_ways(x, h, state, u):
+    """A block of x, one of h and the state before reach h by c and past it."""
+    c = torch.sigmoid(x[0] + h[0]) * state[1] + torch.tanh(x[1] + h[1])
+    return torch.tanh(c) * torch.sigmoid(x[0] + h[1]) + 0.5 * state[1] + 0.3 * state[0], c
+
+
+BOTH_WAYS = bptt.Cell("BOTH_WAYS", 2, 2, both_ways, states=2)
+
+
 def by_steps(module, x, resets):
     """‖∂L_t/∂state_s‖, [N, N] of each tensor, of one layer and sequence, a backward pass a loss."""
     cell, w = module.cell, module._weights(0, False)
@@ -50,7 +59,7 @@ def sizes_of(module):
     )
 
 
-@pytest.mark.parametrize("cell", [*CELLS, *OTHERS], ids=lambda cell: cell.name)
+@pytest.mark.parametrize("cell", [*CELLS, *OTHERS, BOTH_WAYS], ids=lambda cell: cell.name)
 @EACH_WAY
 def test_all_pairs_are_those_of_autograd(cell, way):
     torch.manual_seed(3)
