@@ -47,8 +47,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import bptt
-from bptt._src.data.tasks import CopyStream, TaskBatch
 from bptt.credit import Decay, measure_decay
+from bptt.data import CopyStream, TaskBatch
 
 PUBLISHED = {
     "5": 1.646, "10": 1.036, "15": 1.039, "20": 1.040, "30": 1.043,

@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 import bptt
-from bptt._src.data.tasks import make_task
 from bptt._src.flow.truncation import estimate
-from bptt.data import IGNORED
+from bptt.data import IGNORED, make_task
 
 LENGTH, BATCH, HIDDEN = 80, 16, 48
 KINDS = {"RNN": ("RNN", 1), "GRU": ("GRU", 1), "LSTM": ("LSTM", 1), "LSTM2": ("LSTM", 2)}
@@ -134,7 +133,7 @@ class Lines(Symbols):
 
 
 class Task(Symbols):
-    """A task of :mod:`data.tasks`."""
+    """A task of :data:`bptt.data.TASKS`."""
 
     def __init__(
         self, name: str, updates: int = 1500, longest: int = LENGTH, **options: Any

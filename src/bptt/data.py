@@ -3,21 +3,17 @@
 Also synthetic tasks whose answer lies a known number of steps back.
 """
 
+from bptt._src.data.adding import Adding
 from bptt._src.data.cache import cache_directory
+from bptt._src.data.copying import Copy, CopyStream
 from bptt._src.data.corpora import Corpus, open_corpus
-from bptt._src.data.prepared import PreparedText, load_prepared, prepare
+from bptt._src.data.entries import PreparedText
+from bptt._src.data.prepared import load_prepared, prepare
 from bptt._src.data.readers import IGNORED, Batch, Sentences, Streams
 from bptt._src.data.statistics import unigram_perplexity
-from bptt._src.data.tasks import (
-    TASKS,
-    Adding,
-    Copy,
-    CopyStream,
-    Task,
-    TaskBatch,
-    TemporalOrder,
-    make_task,
-)
+from bptt._src.data.task import Task, TaskBatch
+from bptt._src.data.tasks import TASKS, make_task
+from bptt._src.data.temporal_order import TemporalOrder
 from bptt._src.data.tokenizer import LEVELS, Tokenizer
 from bptt._src.data.tokens import READINGS, Tokens, encode_corpus, encode_text
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from bptt._src.data import tokenizer as module
+from bptt._src.data import vocabulary as module
 from bptt.data import Tokenizer
 from bptt.errors import BpttWarning
 
@@ -54,11 +54,11 @@ def test_an_interrupt_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
         def train_from_iterator(self, texts: object, trainer: object) -> None:
             is_over.wait(30)
 
-    backend = module._backend("bpe", module._word_model(["<unk>"]), False)
+    backend = module.backend_of("bpe", module.word_model(["<unk>"]), False)
     monkeypatch.setattr(module, "Backend", Stubborn)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        module._train_bpe(backend, ["text"], 300, [])
+        module.train_bpe(backend, ["text"], 300, [])
     assert time.monotonic() - started < 20
     is_over.set()

@@ -485,7 +485,7 @@ def test_who_comes_second_takes_what_is_there(
     corpus: Make, story: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = prepare(corpus(story))
-    monkeypatch.setattr(module, "_find", lambda entry: None)  # not yet there when looked for
+    monkeypatch.setattr(module, "find", lambda entry: None)  # not yet there when looked for
     assert same(prepare(corpus(story)), first)
     assert len(list((cache_directory() / "texts").iterdir())) == 1
 

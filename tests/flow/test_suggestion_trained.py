@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 import bptt
-from bptt._src.data.tasks import make_task
-from bptt.data import IGNORED
+from bptt.data import IGNORED, make_task
 
 pytestmark = pytest.mark.long
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import bptt
-from bptt._src.data.tasks import make_task
 from bptt._src.flow.truncation import SAFETY, estimate, suggest, tail
+from bptt.data import make_task
 
 
 def test_a_constant_decay():

@@ -13,9 +13,9 @@ from torch import nn
 
 import bptt
 from bptt import gradient_flow, init
-from bptt._src.data.tasks import make_task
 from bptt._src.flow.dynamics import measure
 from bptt._src.flow.verdict import FADED, GROWN, judge, profile
+from bptt.data import make_task
 
 # ----------------------------------------------------------------------------- made by a rule
 

@@ -24,13 +24,13 @@ MOST = 64 << 20
 _DEEPEST = 50  # levels of nested objects and lists
 
 
-def parse(text: str | bytes) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Parse JSON.
 
     Raises:
         ValueError: it is not JSON, repeats a key, or is nested too deeply.
 
-    >>> parse('{"a": 1, "a": 2}')
+    >>> parse_json('{"a": 1, "a": 2}')
     Traceback (most recent call last):
     ...
     ValueError: 'a' is there twice
@@ -75,7 +75,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is damaged.
     """
-    document = parse(read_whole(path, MOST))
+    document = parse_json(read_whole(path, MOST))
     if not isinstance(document, dict):
         raise ValueError("it is not an object")
     return unseal(document)
@@ -102,7 +102,7 @@ def lines_in(data: bytes) -> dict[int, dict[str, Any]]:
         if whole is None or zlib.crc32(whole[1]) != int(whole[2], 16):
             continue
         try:
-            measured = parse(line)
+            measured = parse_json(line)
         except ValueError:
             continue
         del measured["crc32"]

@@ -166,9 +166,6 @@ def open_corpus(
             for tables.
         encoding: The encoding of all files; None: the byte order mark's, or UTF-8.
 
-    Returns:
-        The corpus.
-
     Raises:
         CorpusError: If a source is missing, empty, binary, unreadable, or has no such column.
     """

@@ -170,9 +170,6 @@ def as_read(text: str) -> str:
 
     Args:
         text: Any text, for example typed or given from Python.
-
-    Returns:
-        Well-formed text.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
     return well_formed(text)

@@ -8,23 +8,20 @@ import json
 import re
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from bptt._src.data.cache import cache_directory, cache_place
 from bptt._src.data.corpora import Corpus
+from bptt._src.data.counting import counting_tokenizer
+from bptt._src.data.entries import PreparedText, find, publish, remove_stale, write_meta
 from bptt._src.data.splitting import Split, split
 from bptt._src.data.steady import Watched
-from bptt._src.data.tokenizer import Tokenizer, counting_tokenizer
-from bptt._src.data.tokens import Tokens, TokenWriter, as_encoded, check_reading, units
-from bptt.errors import BpttError, BpttWarning, ConfigError, CorpusError, spelled
+from bptt._src.data.tokenizer import Tokenizer
+from bptt._src.data.tokens import TokenWriter, as_encoded, check_reading, units
+from bptt.errors import BpttWarning, ConfigError, CorpusError, spelled
 
 Progress = Callable[[str, "float | None"], None]
 """Called with the current activity and the share of it that is done, None if unknown."""
@@ -34,30 +31,6 @@ FORMAT = 3
 
 LEAST = 10
 """The least number of tokens in the training part, and in the held-out part."""
-
-_PARTS = ("train", "valid")
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, BpttError)
-_STALE = 24 * 3600.0  # seconds after which an unfinished entry is taken for a dead process's
-
-
-@dataclass(frozen=True)
-class PreparedText:
-    """A text prepared for training.
-
-    Attributes:
-        train: The tokens to train on.
-        valid: The held-out tokens.
-        tokenizer: Their vocabulary, made from the training part alone.
-        fingerprint: SHA-256, in hexadecimal, of the text's content and all settings; with it
-            :func:`load_prepared` finds the text again.
-        name: What the text is, for display.
-    """
-
-    train: Tokens
-    valid: Tokens
-    tokenizer: Tokenizer
-    fingerprint: str
-    name: str
 
 
 @dataclass(frozen=True)
@@ -131,7 +104,7 @@ def prepare(
         )
     fingerprint = _fingerprint(contents, settings, tokenizer)
 
-    found = _find(_place(cache) / fingerprint)
+    found = find(_place(cache) / fingerprint)
     if found is None:
         found = _build(
             _entries(cache),
@@ -159,7 +132,7 @@ def load_prepared(fingerprint: str, cache: Path | None = None) -> PreparedText |
     """
     if not re.fullmatch("[0-9a-f]{64}", fingerprint):
         return None
-    return _find(_place(cache) / fingerprint)
+    return find(_place(cache) / fingerprint)
 
 
 # The fingerprint
@@ -221,7 +194,7 @@ def _build(
     tokenizer: Tokenizer | None,
     report: Progress,
 ) -> PreparedText:
-    _remove_stale(entries)
+    remove_stale(entries)
     place = Path(tempfile.mkdtemp(prefix=".building-", dir=entries))
     try:
         sequences, characters = settings.reading != "stream", corpus.characters
@@ -243,8 +216,8 @@ def _build(
             )
         parts = _write_parts(place, where, valid_corpus, tokenizer, characters, report)
         _check_lengths(parts, corpus, valid_corpus)
-        _write_meta(place, fingerprint, corpus.name, tokenizer, parts)
-        return _publish(place, entries / fingerprint)
+        write_meta(place, fingerprint, corpus.name, tokenizer, parts)
+        return publish(place, entries / fingerprint)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -295,143 +268,3 @@ def _check_lengths(
         f"at least {LEAST} of each are needed; give more text, or hold out another share of it, "
         f"{spelled('valid_fraction')}"
     )
-
-
-def _write_meta(
-    place: Path, fingerprint: str, name: str, tokenizer: Tokenizer, parts: dict[str, TokenWriter]
-) -> None:
-    (place / "tokenizer.json").write_bytes(tokenizer.to_json().encode("utf-8"))
-    meta = {
-        "fingerprint": fingerprint,
-        "name": name,
-        "dtype": parts["train"].dtype.str,
-        "sha256": {path.name: _sha256_of(path) for path in sorted(place.iterdir())},
-        "parts": {
-            part: {
-                "tokens": writer.tokens,
-                "sequences": writer.sequences,
-                "characters": writer.characters,
-                "words": writer.words,
-                "unknown": writer.unknown,
-                "first_characters": writer.first_characters,
-                "first_words": writer.first_words,
-            }
-            for part, writer in parts.items()
-        },
-    }
-    text = json.dumps(meta, indent=1)
-    digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    (place / "meta.json").write_text(f"{digest}\n{text}", encoding="utf-8")
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _publish(place: Path, entry: Path) -> PreparedText:
-    """Rename a finished entry into place; an entry that another process put there is as good."""
-    for _ in range(10):
-        try:
-            place.rename(entry)
-        except OSError:
-            found = _load(entry)
-            if found is not None:
-                return found
-            if not entry.exists():
-                raise
-            _set_aside(entry)  # damaged
-            continue
-        found = _load(entry)
-        if found is not None:
-            return found
-    raise OSError(f"cannot keep a prepared text in {entry}: other processes keep changing it")
-
-
-def _set_aside(entry: Path) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=".building-", dir=entry.parent))
-    try:
-        entry.rename(aside / "damaged")
-    except FileNotFoundError:
-        pass  # another process was faster
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _remove_stale(entries: Path) -> None:
-    for path in entries.glob(".building-*"):
-        try:
-            if time.time() - path.stat().st_mtime > _STALE:
-                shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            pass  # its process has just finished
-
-
-# Reading an entry
-
-
-def _find(entry: Path) -> PreparedText | None:
-    """Load an entry of the cache, or None if it does not exist; warn if it is damaged."""
-    try:
-        return _checked(entry)
-    except _DAMAGE as error:
-        if not entry.exists():
-            return None
-        reason = " ".join(str(error).split())
-    warnings.warn(
-        f"the prepared text in {entry} is damaged ({reason}); the text is prepared again",
-        BpttWarning,
-        stacklevel=3,
-    )
-    return None
-
-
-def _load(entry: Path) -> PreparedText | None:
-    """Load an entry of the cache, or None if it does not exist or is incomplete."""
-    try:
-        return _checked(entry)
-    except _DAMAGE:
-        return None
-
-
-def _checked(entry: Path) -> PreparedText:
-    digest, text = (entry / "meta.json").read_bytes().split(b"\n", 1)
-    if hashlib.sha256(text).hexdigest().encode() != digest:
-        raise ValueError("meta.json has another content than was written")
-    meta = json.loads(text)
-    if meta["fingerprint"] != entry.name:
-        raise ValueError("it belongs to another text")
-    for name, expected in meta["sha256"].items():
-        if _sha256_of(entry / name) != expected:
-            raise ValueError(f"{name} has another content than was written")
-    tokenizer = Tokenizer.load(entry / "tokenizer.json")
-    train, valid = (_load_part(entry, part, meta, tokenizer.size) for part in _PARTS)
-    return PreparedText(train, valid, tokenizer, entry.name, str(meta["name"]))
-
-
-def _load_part(entry: Path, part: str, meta: dict[str, Any], size: int) -> Tokens:
-    counts = meta["parts"][part]
-    ids = np.memmap(entry / f"{part}.ids", np.dtype(meta["dtype"]), "r")
-    offsets = None
-    if counts["sequences"]:
-        offsets = np.memmap(entry / f"{part}.offsets", "<i8", "r")
-    if len(ids) != counts["tokens"] or _largest(ids) >= size:
-        raise ValueError(f"{part}.ids has ids outside the vocabulary")
-    return Tokens(
-        ids=ids,
-        offsets=offsets,
-        characters=counts["characters"],
-        words=counts["words"],
-        unknown=counts["unknown"],
-        first_characters=counts["first_characters"],
-        first_words=counts["first_words"],
-    )
-
-
-def _largest(ids: NDArray[Any]) -> int:
-    """The largest id, computed without a copy of all ids."""
-    starts = range(0, len(ids), 1 << 22)
-    return max(int(ids[start : start + (1 << 22)].max()) for start in starts)

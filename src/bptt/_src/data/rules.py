@@ -11,8 +11,9 @@ import itertools
 import json
 from typing import Any
 
-from bptt._src.data.tokenizer import LEVELS, Tokenizer, counting_tokenizer
-from bptt._src.documents import parse
+from bptt._src.data.counting import counting_tokenizer
+from bptt._src.data.tokenizer import LEVELS, Tokenizer
+from bptt._src.documents import parse_json
 
 
 def check_rules(text: str) -> None:
@@ -21,7 +22,7 @@ def check_rules(text: str) -> None:
     Raises:
         ValueError: its rules differ, its entries are not numbered from 0 on, or it is not JSON.
     """
-    found = parse(text)
+    found = parse_json(text)
     model = found.pop("model", None) if isinstance(found, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise ValueError("it holds no vocabulary")

@@ -67,9 +67,6 @@ def split(
         max_tokens: The text ends after this many tokens (start and end tokens count too);
             a sequence that does not fit as a whole is left out.
 
-    Returns:
-        The places.
-
     Raises:
         CorpusError: If there are too few sequences for two parts.
     """

@@ -115,9 +115,6 @@ def examine(
         column: The header of the column; it must occur exactly once.
         tabs: Whether the file's name implies that tabs separate the cells.
 
-    Returns:
-        The table.
-
     Raises:
         CorpusError: If there is no such column, or no dialect fits all rows.
     """

@@ -6,25 +6,30 @@ import codecs
 import functools
 import json
 import os
-import re
-import threading
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bptt._src.data.chunks import chunks
 from bptt._src.data.decoding import well_formed
-from bptt._src.data.words import END, PATTERN, START, STREAM_PATTERN, UNKNOWN, Joiner
-from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, needs, spelled
+from bptt._src.data.described import in_order, level_of, marks_of, unknown_of
+from bptt._src.data.vocabulary import (
+    backend_of,
+    byte_characters,
+    byte_model,
+    frequent_characters,
+    frequent_words,
+    train_bpe,
+    word_model,
+)
+from bptt._src.data.words import END, START, UNKNOWN, Joiner
+from bptt.errors import CheckpointError, ConfigError, CorpusError, needs, spelled
 
 with needs("lm"):
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders
 
 from bptt._src.atomic import write_whole
 
@@ -33,18 +38,6 @@ LEVELS = ("word", "char", "byte", "bpe")
 
 DEFAULT_VOCABULARY = 8000
 """Default number of entries of a word or BPE vocabulary."""
-
-_CHARACTER = r"[\s\S]"
-_RUN = 256
-_UNBROKEN = re.compile(rf"\S{{{_RUN}}}|\s{{{_RUN}}}")
-_SECONDS = 5e-6  # trainer's time per character of such text
-_MARKS = (  # start and end tokens, in files of bptt and of others
-    (START, END),
-    ("[CLS]", "[SEP]"),
-    ("<bos>", "<eos>"),
-    ("<|begin_of_text|>", "<|end_of_text|>"),
-    ("<|endoftext|>", "<|endoftext|>"),
-)
 
 
 class Tokenizer:
@@ -80,22 +73,15 @@ class Tokenizer:
         self._backend = backend
         description = json.loads(backend.to_str())
         vocabulary = backend.get_vocab(with_added_tokens=True)
-        self._tokens = _in_order(vocabulary)
+        self._tokens = in_order(vocabulary)
         self._added = {entry["id"] for entry in description["added_tokens"]}
         self._byte_level = '"ByteLevel"' in json.dumps(description["decoder"])
-        self.level = _level(description)
+        self.level = level_of(description)
         self.size = len(self._tokens)
-        self.unknown = _unknown(description["model"], vocabulary)
-        self.start, self.end = next(
-            (
-                (vocabulary[s], vocabulary[e])
-                for s, e in _MARKS
-                if s in vocabulary and e in vocabulary
-            ),
-            (None, None),
-        )
+        self.unknown = unknown_of(description["model"], vocabulary)
+        self.start, self.end = marks_of(vocabulary)
         self._identity_bytes = self.level == "byte" and all(
-            self._tokens[i] == character for i, character in enumerate(_byte_characters())
+            self._tokens[i] == character for i, character in enumerate(byte_characters())
         )
 
     def __repr__(self) -> str:
@@ -129,9 +115,6 @@ class Tokenizer:
                 level as white space. Otherwise a newline is a word of its own.
             lowercase: Whether to convert all text to lower case before it is encoded.
 
-        Returns:
-            The tokenizer.
-
         Raises:
             ConfigError: If there is no such level, or the vocabulary's size does not suit it.
             CorpusError: If there is no text.
@@ -139,22 +122,22 @@ class Tokenizer:
         cls.check_options(level, vocabulary, sentences=sentences)
         special = ([UNKNOWN] if level in ("word", "char") else []) + [START, END] * sentences
         if level == "byte":
-            return cls(_backend(level, _byte_model([*_byte_characters(), *special]), lowercase))
-        skeleton = _backend(level, _word_model([UNKNOWN]), lowercase, sentences)
+            return cls(backend_of(level, byte_model([*byte_characters(), *special]), lowercase))
+        skeleton = backend_of(level, word_model([UNKNOWN]), lowercase, sentences)
         parts = chunks(pieces)
         if sentences:
             parts = (chunk for sequence in pieces for chunk in chunks([sequence]))
         texts = (well_formed(text) for text in parts)
         if level == "bpe":
             size = vocabulary or DEFAULT_VOCABULARY
-            return cls(_backend(level, _train_bpe(skeleton, texts, size, special), lowercase))
+            return cls(backend_of(level, train_bpe(skeleton, texts, size, special), lowercase))
         if level == "word":
-            entries = _frequent_words(skeleton, texts, (vocabulary or DEFAULT_VOCABULARY), special)
+            entries = frequent_words(skeleton, texts, (vocabulary or DEFAULT_VOCABULARY), special)
         else:
-            entries = _frequent_characters(skeleton, texts, vocabulary, special)
+            entries = frequent_characters(skeleton, texts, vocabulary, special)
         if len(entries) == len(special):
             raise CorpusError("there is no text to make a vocabulary of: give a longer text")
-        return cls(_backend(level, _word_model(entries), lowercase, sentences))
+        return cls(backend_of(level, word_model(entries), lowercase, sentences))
 
     @staticmethod
     def check_options(level: str, vocabulary: int | None, *, sentences: bool) -> None:
@@ -193,9 +176,6 @@ class Tokenizer:
         Args:
             path: The file, such as a run's tokenizer.json.
 
-        Returns:
-            The tokenizer.
-
         Raises:
             CheckpointError: If the file is missing, damaged, or not a tokenizer.
         """
@@ -215,9 +195,6 @@ class Tokenizer:
         Args:
             text: A result of :meth:`to_json`, or another program's tokenizer.json.
             name: What to call it in an error message.
-
-        Returns:
-            The tokenizer.
 
         Raises:
             CheckpointError: If it is damaged or not a tokenizer.
@@ -319,9 +296,6 @@ class Tokenizer:
         Args:
             token_id: An id below :attr:`size`.
 
-        Returns:
-            The entry.
-
         Raises:
             IndexError: If there is no such id.
         """
@@ -337,9 +311,6 @@ class Tokenizer:
 
         Args:
             ids: Ids below :attr:`size`.
-
-        Returns:
-            The text.
         """
         return "".join(self.decode_stream(ids))
 
@@ -383,7 +354,7 @@ class Tokenizer:
     @functools.cached_property
     def _bytes(self) -> list[bytes]:
         """The bytes that each id adds to the text, if tokens are made of bytes."""
-        alphabet = {character: b for b, character in enumerate(_byte_characters())}
+        alphabet = {character: b for b, character in enumerate(byte_characters())}
         found = []
         for i, token in enumerate(self._tokens):
             if i in (self.start, self.end):
@@ -407,187 +378,6 @@ class Tokenizer:
         whole = str(self._backend.decode(seen, skip_special_tokens=True))
         if whole.startswith(given) and whole != given:
             yield whole[len(given) :]
-
-
-# The library's parts
-
-
-def _backend(level: str, model: Any, lowercase: bool, sentences: bool = False) -> Backend:
-    backend = Backend(model)
-    if lowercase:
-        backend.normalizer = normalizers.Lowercase()
-    if level in ("byte", "bpe"):
-        regex = level == "bpe"  # words, numbers, punctuation and white space never merge
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex)
-        backend.decoder = decoders.ByteLevel()
-    elif level == "char":
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(_CHARACTER), "isolated")
-        backend.decoder = decoders.Fuse()
-    else:
-        pattern = Regex(PATTERN if sentences else STREAM_PATTERN)
-        # Inverted, because the pattern defines words; the text between words is dropped.
-        backend.pre_tokenizer = pre_tokenizers.Split(pattern, "removed", invert=True)
-    return backend
-
-
-def counting_tokenizer(level: str, *, sentences: bool, lowercase: bool) -> Tokenizer:
-    """Make a tokenizer that knows no token, but cuts text where a trained one would.
-
-    Args:
-        level: As for :meth:`Tokenizer.train`. At the level ``"bpe"``, whose tokens depend on
-            the vocabulary, it counts the words that BPE tokens are made of.
-        sentences: As for :meth:`Tokenizer.train`.
-        lowercase: As for :meth:`Tokenizer.train`.
-
-    Returns:
-        A tokenizer of whose tokens only the number and the places are meaningful.
-    """
-    if level == "byte":
-        return Tokenizer.train([], level="byte", sentences=sentences, lowercase=lowercase)
-    return Tokenizer(_backend(level, _word_model([UNKNOWN]), lowercase, sentences))
-
-
-def _word_model(entries: list[str]) -> Any:
-    return models.WordLevel({entry: i for i, entry in enumerate(entries)}, unk_token=UNKNOWN)
-
-
-def _byte_model(entries: list[str]) -> Any:
-    return models.BPE({entry: i for i, entry in enumerate(entries)}, [])
-
-
-def _train_bpe(skeleton: Backend, texts: Iterable[str], size: int, special: list[str]) -> Any:
-    backend = Backend(models.BPE())
-    backend.normalizer, backend.pre_tokenizer = skeleton.normalizer, skeleton.pre_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        show_progress=False,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    feed = _Feed(texts)
-    _interruptibly(lambda: backend.train_from_iterator(feed, trainer), feed)
-    # Taken out of its tokenizer, which would search all text for the special tokens.
-    return backend.model
-
-
-class _Feed:
-    """Text for the trainer, without long runs of characters that it would take for one word.
-
-    A merge goes through all words in which it occurs, so a megabyte without white space took
-    20 seconds. Cut into parts of :data:`_RUN` characters it takes one or two.
-    """
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self.texts = texts
-        self.cut = 0  # characters of text without white space
-        self.is_read = self.is_stopped = False
-
-    def __iter__(self) -> Iterator[str]:
-        for text in self.texts:
-            if self.is_stopped:
-                return
-            start = 0
-            for run in _UNBROKEN.finditer(text):
-                yield text[start : run.end()]
-                start = run.end()
-                self.cut += _RUN
-            yield text[start:]
-        self.is_read = True
-
-
-def _interruptibly(work: Callable[[], None], feed: _Feed) -> None:
-    """Run a call of the library that cannot be interrupted, but react to Ctrl-C meanwhile."""
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # raised again below, in the waiting thread
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    told = False
-    try:
-        while thread.is_alive():
-            thread.join(0.05)
-            seconds = feed.cut * _SECONDS
-            if feed.is_read and seconds > 5 and not told:
-                told = True
-                warnings.warn(
-                    f"{feed.cut:,} characters without white space: to make their BPE vocabulary "
-                    f"may take {seconds:,.0f} seconds; the levels char and byte take none",
-                    BpttWarning,
-                    stacklevel=5,
-                )
-    finally:
-        feed.is_stopped = True
-    if failed:
-        raise failed[0]
-
-
-def _frequent_words(
-    skeleton: Backend, texts: Iterable[str], size: int, special: list[str]
-) -> list[str]:
-    # The trainer sorts by decreasing count, then by text. It also counts a literal <unk>.
-    trainer = trainers.WordLevelTrainer(vocab_size=size + 1, show_progress=False, special_tokens=[])
-    skeleton.train_from_iterator(texts, trainer)
-    words = [word for word in _in_order(skeleton.get_vocab()) if word not in special]
-    return special + words[: size - len(special)]
-
-
-def _frequent_characters(
-    skeleton: Backend, texts: Iterable[str], size: int | None, special: list[str]
-) -> list[str]:
-    counts: Counter[str] = Counter()
-    for text in texts:
-        normalizer = skeleton.normalizer
-        counts.update(text if normalizer is None else normalizer.normalize_str(text))
-    ordered = sorted(counts, key=lambda character: (-counts[character], character))
-    return special + (ordered if size is None else ordered[: size - len(special)])
-
-
-# What a tokenizer's JSON says
-
-
-def _in_order(vocabulary: dict[str, int]) -> list[str]:
-    """The entries by id; unused ids, which other programs' files may have, are empty entries."""
-    entries = [""] * (max(vocabulary.values(), default=-1) + 1)
-    for entry, i in vocabulary.items():
-        entries[i] = entry
-    return entries
-
-
-def _level(description: dict[str, Any]) -> str:
-    model = description["model"]
-    pattern = (description["pre_tokenizer"] or {}).get("pattern")
-    if model["type"] == "WordLevel":
-        return "char" if pattern == {"Regex": _CHARACTER} else "word"
-    if model["type"] == "BPE" and not model["merges"]:
-        return "byte"
-    return "bpe"
-
-
-def _unknown(model: dict[str, Any], vocabulary: dict[str, int]) -> int | None:
-    if model["type"] == "Unigram":
-        unknown: int | None = model["unk_id"]
-        return unknown
-    entry = model.get("unk_token")
-    if model["type"] == "WordLevel" and entry not in vocabulary:
-        raise ValueError(f"its vocabulary lacks the unknown token {entry!r}")
-    return vocabulary.get(entry) if entry else None
-
-
-# Bytes. The library spells each byte as a visible character.
-
-
-@functools.cache
-def _byte_characters() -> list[str]:
-    """The character that represents each byte 0..255, in GPT-2's spelling."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = (b for b in range(256) if b not in visible)
-    spelled = {b: chr(b) for b in visible} | {b: chr(256 + i) for i, b in enumerate(others)}
-    return [spelled[b] for b in range(256)]
 
 
 def _bytes_as_ids(text: str) -> NDArray[np.uint32]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from bptt._src.atomic import read_whole
-from bptt._src.documents import MOST, SEAL, parse, unseal
+from bptt._src.documents import MOST, SEAL, parse_json, unseal
+from bptt._src.language_model.values import check_value
 from bptt._src.networks import NAMES, NONLINEARITIES
 from bptt._src.together import Only, Table, With, Without, check_together
 from bptt.credit import Credit, is_own
@@ -319,7 +318,7 @@ def read_options(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not JSON, or names an unknown option.
     """
     try:
-        found = parse(read_whole(path, MOST))
+        found = parse_json(read_whole(path, MOST))
     except OSError as e:
         raise ConfigError(f"cannot read the configuration {path}: {e.strerror or e}") from None
     except ValueError as e:
@@ -358,51 +357,8 @@ def as_options(found: Any, path: Path) -> dict[str, Any]:
 
 
 def _check(name: str, value: Any) -> None:
-    """Refuse a value of the wrong type or out of the option's bounds."""
-    hint, about = _TYPES[name], fields_by_name()[name].metadata
-    flag = spelled(name)
-    if get_args(hint) and isinstance(get_args(hint)[0], str):  # Literal
-        if not isinstance(value, str) or value not in get_args(hint):
-            raise ConfigError(f"{flag} must be one of {', '.join(get_args(hint))}, got {value!r}")
-        return
-    kinds = tuple(t for t in (get_args(hint) or (hint,)) if t is not Ellipsis)
-    if hint == tuple[str, ...]:
-        right = isinstance(value, tuple | list) and all(isinstance(v, str) for v in value)
-    elif float in kinds:
-        right = isinstance(value, (*kinds, int)) and not isinstance(value, bool)
-        right = right and (not isinstance(value, float) or math.isfinite(value))
-    else:
-        right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if not right:
-        words = {float: "a finite number", int: "a whole number", type(None): "null"}
-        names = " or ".join(words.get(k, k.__name__) for k in kinds)
-        names = "a list of str" if hint == tuple[str, ...] else names
-        raise ConfigError(f"{flag} must be {names}, got {value!r}")
-    if isinstance(value, int | float):
-        _check_bounds(flag, value, about["least"], about["most"])
-    for text in value if isinstance(value, tuple | list) else [value]:
-        if isinstance(text, str):
-            _check_text(flag, text)
+    about = fields_by_name()[name].metadata
+    check_value(name, value, _TYPES[name], least=about["least"], most=about["most"])
 
 
-def _check_bounds(flag: str, value: float, least: float | None, most: float | None) -> None:
-    most = _LARGEST if most is None else most  # what floats and torch can hold
-    if least is not None and value < least:
-        raise ConfigError(f"{flag} must be at least {least}, got {value}")
-    if value > most:
-        raise ConfigError(f"{flag} must be at most {most}, got {value}")
-
-
-def _check_text(flag: str, text: str) -> None:
-    """Refuse text that no system accepts as the name of a file."""
-    try:
-        os.fsencode(text)
-        is_right = "\0" not in text
-    except UnicodeEncodeError:
-        is_right = False
-    if not is_right:
-        raise ConfigError(f"{flag} must be text without null and lone surrogates, got {text!r}")
-
-
-_LARGEST = 2**63 - 1
 _TYPES = get_type_hints(Config)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bptt._src.atomic import named, read_whole, sync_directory
-from bptt._src.documents import MOST, SEAL, parse
+from bptt._src.documents import MOST, SEAL, parse_json
 from bptt._src.language_model.config import fields_by_name
 from bptt._src.language_model.lock import HAS_LOCKS, Lock
 from bptt._src.shell import quoted
@@ -171,7 +171,7 @@ def check_free(place: Path, *, overwrite: bool) -> None:
 def _is_foreign(path: Path) -> bool:
     """Whether this is JSON without bptt's options; a damaged file may have been bptt's."""
     try:
-        found = parse(read_whole(path, MOST))
+        found = parse_json(read_whole(path, MOST))
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and not found.keys() & {*fields_by_name(), SEAL}

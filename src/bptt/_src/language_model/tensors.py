@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from bptt._src.documents import parse
+from bptt._src.documents import parse_json
 from bptt.errors import CheckpointError, needs
 
 with needs("lm"):
@@ -109,7 +109,7 @@ def _read_header(file: BinaryIO) -> tuple[bytes, dict[str, Kind], dict[str, Any]
         raise ValueError("it is truncated, or not a safetensors file")
     file.seek(0)
     header = file.read(8 + length)
-    entries = parse(header[8:])
+    entries = parse_json(header[8:])
     about = _about(entries)
     kinds = {name: _kind(name, entry) for name, entry in entries.items() if name != "__metadata__"}
     expected = 8 + length + sum(kind.bytes for kind in kinds.values())
@@ -121,7 +121,7 @@ def _read_header(file: BinaryIO) -> tuple[bytes, dict[str, Kind], dict[str, Any]
 def _about(entries: Any) -> dict[str, Any]:
     metadata = entries.get("__metadata__") if isinstance(entries, dict) else None
     about = metadata.get("about") if isinstance(metadata, dict) else None
-    about = parse(about) if isinstance(about, str) else None
+    about = parse_json(about) if isinstance(about, str) else None
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ValueError(f"it does not have the format {FORMAT}, with a digest, of this bptt")
     if not isinstance(about.get("sha256"), str) or len(about["sha256"]) != len(_BLANK):
