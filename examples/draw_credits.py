@@ -8,8 +8,8 @@ import sys
 import torch
 
 import bptt
-from bptt._src.report.matrices import draw_plans
 from bptt.credit import parse
+from bptt.report import draw_plans
 
 SPELLINGS = [
     "full",

@@ -17,10 +17,10 @@ import bptt
 from bptt._src.comparison.compare import _Course
 from bptt._src.comparison.measures import gradient_error, peak_bytes, plans_of
 from bptt._src.comparison.result import CreditResult
-from bptt._src.comparison.tasks import Run, Setting, TaskModel
+from bptt._src.comparison.tasks import TaskModel, TaskSetting, TaskTraining
 from bptt._src.engines import native
 from bptt._src.numbers import number, size
-from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
+from bptt.comparison import Comparison, ComparisonWatch, Trial, compare, print_comparison
 from bptt.credit import Plan
 from bptt.data import TASKS, Adding, Copy, make_task
 from bptt.errors import ConfigError
@@ -65,8 +65,8 @@ def test_training_is_adam_on_clipped_gradients():
     task = Copy(lag=5, symbols=2, batch_size=2)
     credit = bptt.Plan(task.steps, carry=[20.0] * task.steps)  # so that there is much to clip
     found = in_order(compare(task, [credit], seeds=1, hidden=4, updates=4))
-    setting = Setting(task, "lstm", 4, 1, 0.01, 4, 0.1, None)
-    run = Run(setting, credit, 0)
+    setting = TaskSetting(task, "lstm", 4, 1, 0.01, 4, 0.1, None)
+    run = TaskTraining(setting, credit, 0)
     optimizer = torch.optim.Adam(run.model.parameters(), lr=0.01)
     expected = []
     batches = run.batches
@@ -83,7 +83,7 @@ def test_training_is_adam_on_clipped_gradients():
 
 
 def test_forget_gates_begin_with_a_bias_of_one():
-    setting = Setting(Copy(), "lstm", 4, 2, 0.01, 4, 0.1, None)
+    setting = TaskSetting(Copy(), "lstm", 4, 2, 0.01, 4, 0.1, None)
     for name, p in TaskModel(setting).recurrent.named_parameters():
         if name.startswith("bias"):
             assert (p[4:8] == (1.0 if "_ih_" in name else 0.0)).all()
@@ -113,7 +113,7 @@ def test_memory_is_counted_while_the_same_kernels_run():
     if bptt.kernels.backend().name != "native":
         pytest.skip("there are no native kernels here")
     rnn, x, heard = bptt.LSTM(3, 4), torch.randn(6, 2, 3), []
-    assert peak_bytes(lambda: heard.append(rnn(x)[0].grad_fn.how.engine)) > 0
+    assert peak_bytes(lambda: heard.append(rnn(x)[0].grad_fn.engine)) > 0
     assert heard == [native]
 
 
@@ -143,7 +143,7 @@ def test_the_time_may_be_limited():
     assert all(0 < c.trials[0].made < 10**6 for c in found.credits)
     assert "time was up" in found.verdicts()["full"]
     began = time.monotonic()
-    shares = _Course(1, 4.0, Watch(), lambda: None)
+    shares = _Course(1, 4.0, ComparisonWatch(), lambda: None)
     assert shares._until(began, 4) == pytest.approx(began + 60, abs=1)
     assert shares._until(began - 120, 2) == pytest.approx(began + 60, abs=1)
     assert shares._until(began - 1000, 2) == pytest.approx(began, abs=1)
@@ -178,7 +178,7 @@ def test_a_credit_that_adapts_is_asked_to_and_each_run_has_its_own(task):
 
 def test_a_probe_measures_the_last_loss_on_sequences_of_its_own():
     task = make_task("temporal-order", spread=5, batch_size=3)
-    run = Run(Setting(task, "gru", 4, 1, 0.01, 4, 0.1, None), bptt.Full(), 0)
+    run = TaskTraining(TaskSetting(task, "gru", 4, 1, 0.01, 4, 0.1, None), bptt.Full(), 0)
     decay = run.probe(6)
     assert decay.norms.shape == (3, 6)
     assert (decay.norms.max(0) > 0).all()
@@ -213,7 +213,7 @@ def test_divergence_of_one_leaves_the_others():
 
 
 def test_stopped_it_keeps_the_runs_that_are_finished():
-    class Stops(Watch):
+    class Stops(ComparisonWatch):
         def __init__(self):
             self.told = []
 
@@ -238,7 +238,7 @@ def test_stopped_it_keeps_the_runs_that_are_finished():
 
 def test_a_stream_s_state_is_carried_and_what_that_means_is_said():
     task = make_task("copy-stream", steps=6, batch_size=3)
-    run = Run(Setting(task, "gru", 4, 1, 0.01, 4, 0.1, None), bptt.Full(), 0)
+    run = TaskTraining(TaskSetting(task, "gru", 4, 1, 0.01, 4, 0.1, None), bptt.Full(), 0)
     first, second = next(run.batches), next(run.batches)
     run.backward(first)
     state = run.state

@@ -1,7 +1,7 @@
 """How fast training is here: ours, torch.nn, JAX and the processor's own limits, in one run."""
 
 from bptt._src.bench.result import Bench, Limits, Row, SeedEpoch, Start
-from bptt._src.bench.run import SECTIONS, Watch, bench
+from bptt._src.bench.run import SECTIONS, BenchWatch, bench
 from bptt._src.bench.shapes import Shape
 from bptt._src.bench.table import print_bench
 from bptt._src.bench.timing import Effort
@@ -9,13 +9,13 @@ from bptt._src.bench.timing import Effort
 __all__ = [
     "SECTIONS",
     "Bench",
+    "BenchWatch",
     "Effort",
     "Limits",
     "Row",
     "SeedEpoch",
     "Shape",
     "Start",
-    "Watch",
     "bench",
     "print_bench",
 ]

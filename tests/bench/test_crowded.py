@@ -50,7 +50,7 @@ def test_that_process_is_in_the_situation(monkeypatch):
     told = []
     monkeypatch.setattr(
         crowded.fresh,
-        "run",
+        "run_fresh",
         lambda function, threads, *given: told.append((function, threads, *given)) or [],
     )
     monkeypatch.setattr(crowded, "processors_to_choose", lambda: [3, 5, 8])

@@ -339,7 +339,7 @@ def test_the_seeds_sentences():
 
 def test_the_limits(monkeypatch):
     monkeypatch.setattr(processor, "PRODUCTS", (16, 32))
-    monkeypatch.setattr(processor.native, "fma_peak", lambda threads, seconds: 7.0)
+    monkeypatch.setattr(processor.kernel_library, "fma_peak", lambda threads, seconds: 7.0)
     limits = processor.measure_limits(0.0)
     assert (limits.peak, limits.no_peak) == (7.0, None)
     sizes = [what.rpartition(" ")[2] for what in limits.products]
@@ -352,7 +352,7 @@ def test_no_peak_without_a_library(monkeypatch):
         raise KernelError("there is no library")
 
     monkeypatch.setattr(processor, "PRODUCTS", (16,))
-    monkeypatch.setattr(processor.native, "fma_peak", no_library)
+    monkeypatch.setattr(processor.kernel_library, "fma_peak", no_library)
     limits = processor.measure_limits(0.0)
     assert limits.to_dict()["fma_peak"] == {
         "gflop_per_second": None,
@@ -369,7 +369,7 @@ def test_the_conditions_name_what_runs():
 
 
 def test_a_fresh_process_begins():
-    found = fresh.run(fresh.beginning, 1, "twin")
+    found = fresh.run_fresh(fresh.beginning, 1, "twin")
     assert found["load"] is None
     assert found["first_call"] > 0
     assert found["later_call"] > 0
@@ -377,4 +377,4 @@ def test_a_fresh_process_begins():
 
 def test_what_fails_in_a_fresh_process_is_one_line():
     with pytest.raises(BpttError, match=r"numpy_products failed in a process of its own: .*Error"):
-        fresh.run(fresh.numpy_products, 1, ["x"], 0.0)
+        fresh.run_fresh(fresh.numpy_products, 1, ["x"], 0.0)

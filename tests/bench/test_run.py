@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bptt._src.bench import run
-from bptt._src.bench.figure import as_picture, draw_bench
+from bptt._src.bench.figure import draw_bench
 from bptt._src.bench.result import (
     ALONE,
     EXACT,
@@ -25,7 +25,8 @@ from bptt._src.bench.result import (
 from bptt._src.bench.shapes import ModelShape
 from bptt._src.bench.table import duration, percent, write_bench
 from bptt._src.bench.timing import Effort
-from bptt.bench import SECTIONS, Bench, Limits, Row, SeedEpoch, Shape, Start, Watch, bench
+from bptt._src.report.style import as_picture
+from bptt.bench import SECTIONS, Bench, BenchWatch, Limits, Row, SeedEpoch, Shape, Start, bench
 from bptt.errors import BpttError, ConfigError
 
 LITTLE = Effort(rounds=2, turn=0.0, steps=2, sentences=2, textbook=1)
@@ -151,7 +152,7 @@ def test_what_cannot_be_measured(given, said):
 def test_it_tells_how_it_goes(small):
     told = []
 
-    class Telling(Watch):
+    class Telling(BenchWatch):
         def begun(self, what, number, jobs):
             told.append((what, number, jobs))
 

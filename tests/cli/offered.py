@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
-from bptt._src.cli.commands import COMMANDS, Command, load
+from bptt._src.cli.commands import COMMANDS, Command, load_command
 
 TEXT, RUN = "TEXT", "RUN"  # arguments, in place of the name of an option
 LEAVE_OUT = object()
@@ -37,7 +37,7 @@ def loaded() -> dict[str, Command]:
     import bptt._src.comparison.figure
     import bptt._src.report.flow  # noqa: F401
 
-    return {name: load(name) for name in COMMANDS}
+    return {name: load_command(name) for name in COMMANDS}
 
 
 def everything() -> list[Offered]:

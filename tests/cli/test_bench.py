@@ -14,7 +14,7 @@ import torch
 from bptt._src.bench import run as everything
 from bptt._src.bench.shapes import ModelShape, Shape
 from bptt._src.cli import bench as command
-from bptt._src.cli.bench import Show
+from bptt._src.cli.bench import BenchDisplay
 from bptt.bench import Limits, Start
 
 SMALL = ["--shape", "5/2/3/4", "--rounds", "1", "--quick"]
@@ -229,7 +229,7 @@ def test_stopped_before_there_is_anything(bptt, run, monkeypatch, tmp_path):
 def test_a_bar_on_a_terminal(run, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    show = Show()
+    show = BenchDisplay()
     with show.progress():
         show.begun("RNN 5/2/3/4", 0, 2)
         show.done(0.5)
@@ -238,7 +238,7 @@ def test_a_bar_on_a_terminal(run, capsys, monkeypatch):
 
 
 def test_no_bar_elsewhere(run, capsys):
-    show = Show()
+    show = BenchDisplay()
     with show.progress():
         show.begun("RNN 5/2/3/4", 0, 2)
         show.done(0.5)

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from bptt._src.documents import sealed
 from bptt._src.language_model.config import read_options
-from bptt._src.language_model.probe import Probe
-from bptt._src.language_model.training import make_optimizer
+from bptt._src.language_model.probe import TextProbe
+from bptt._src.language_model.setup import make_optimizer
 from bptt.data import Streams
 from bptt.errors import CheckpointError, ConfigError
 from bptt.language_model import Config, LanguageModel, Run, resume, start, train
@@ -428,13 +428,13 @@ def test_the_probe_looks_at_the_text(small, tmp_path):
     training = start(small.changed(dropout=0.5), tmp_path / "run")
     model, text = training.model, training.text.train
     random = torch.get_rng_state()
-    decay = Probe(model, text, training.config, 0)(30)
+    decay = TextProbe(model, text, training.config, 0)(30)
     assert torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None for p in model.parameters())
     assert decay.norms.shape == (64, 30)
     assert (decay.norms > 0).all()
-    again, other = (Probe(model, text, training.config, n)._places(30) for n in (0, 1))
-    assert np.array_equal(again, Probe(model, text, training.config, 0)._places(30))
+    again, other = (TextProbe(model, text, training.config, n)._places(30) for n in (0, 1))
+    assert np.array_equal(again, TextProbe(model, text, training.config, 0)._places(30))
     assert not np.array_equal(again, other)
     ids = np.asarray(text.ids)
     for column in again.T[:5]:
@@ -446,8 +446,8 @@ def test_the_probe_looks_at_the_text(small, tmp_path):
 def test_the_probe_follows_the_loss_of_the_next_token(short, tmp_path, reading):
     training = exact(start(short.changed(reading=reading), tmp_path / "run"))
     model, text = training.model, training.text.train
-    decay = Probe(model, text, short, 0)(4)
-    ids = torch.from_numpy(Probe(model, text, short, 0)._places(4))
+    decay = TextProbe(model, text, short, 0)(4)
+    ids = torch.from_numpy(TextProbe(model, text, short, 0)._places(4))
     with torch.no_grad():
         _, state = model(ids[:-2])
     state = [s.requires_grad_() for s in state]
@@ -462,7 +462,7 @@ def test_the_probe_follows_the_loss_of_the_next_token(short, tmp_path, reading):
 def test_the_probe_begins_where_a_sequence_begins(small, tmp_path, reading):
     training = start(small.changed(reading=reading), tmp_path / "run")
     text = training.text.train
-    places = Probe(training.model, text, training.config, 0)._places(100)
+    places = TextProbe(training.model, text, training.config, 0)._places(100)
     sizes = np.diff(text.offsets)
     assert len(places) == np.sort(sizes)[-64]
     wholes = {
@@ -471,13 +471,13 @@ def test_the_probe_begins_where_a_sequence_begins(small, tmp_path, reading):
         if size >= len(places)
     }
     assert {tuple(c) for c in places.T} <= wholes
-    assert len(Probe(training.model, text, training.config, 0)._places(4)) == 5
+    assert len(TextProbe(training.model, text, training.config, 0)._places(4)) == 5
 
 
 def test_a_text_shorter_than_the_lags_is_looked_at_whole(tiny, tmp_path):
     training = start(tiny.changed(max_tokens=64), tmp_path / "run")
     length = len(training.text.train.ids)
-    places = Probe(training.model, training.text.train, training.config, 0)._places(100)
+    places = TextProbe(training.model, training.text.train, training.config, 0)._places(100)
     assert places.shape == (length, 64)
 
 

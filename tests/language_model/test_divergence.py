@@ -345,7 +345,7 @@ def test_a_credit_that_measures_what_is_not_finite_is_divergence(small, tmp_path
         beta = found.pop(0)
         return lambda lags: Decay(np.full((2, lags), beta), np.ones(lags))
 
-    monkeypatch.setattr("bptt._src.language_model.training.Probe", probe)
+    monkeypatch.setattr("bptt._src.language_model.training.TextProbe", probe)
     config = small.changed(credit="adaptive:0.5,start=4,most=9", steps=None, epochs=2)
     training = start(config, tmp_path / "stops")
     with pytest.raises(DivergedError, match=r"after update \d+: Adaptive has measured .* --lr"):

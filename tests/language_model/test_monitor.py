@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import bptt
 from bptt._src.flow.lags import find_horizon
-from bptt._src.language_model import monitor as sight_module
+from bptt._src.language_model import monitor as monitor_module
 from bptt._src.language_model.flow import flow_of
 from bptt._src.language_model.monitor import LAGS, Reach, reach_of
 from bptt._src.language_model.probe import draw_losses, places
@@ -172,10 +172,10 @@ def test_bptt_flow_and_bptt_train_speak_of_one_horizon(small, tmp_path, monkeypa
     training = start(config.changed(flow_every=1000), tmp_path / "run")
     training.fit()
     flow = flow_of(training.model, training.text.train, tokens=None)
-    monkeypatch.setattr(sight_module, "SEQUENCES", 2000)
-    training.sight.config = config.changed(batch_size=2000)
-    training.sight._look(1, training._reach)
-    probe = training.sight.meter._probe
+    monkeypatch.setattr(monitor_module, "SEQUENCES", 2000)
+    training.monitor.config = config.changed(batch_size=2000)
+    training.monitor._look(1, training._reach)
+    probe = training.monitor.meter._probe
     assert probe.lags == flow.lags
     assert probe.by_lag == pytest.approx(flow.by_lag.mean, rel=0.1)
     assert abs(probe.horizon.lag - flow.horizon()) <= 1
@@ -225,7 +225,7 @@ def test_by_default_it_looks_after_10_000_tokens_at_the_earliest(small, tmp_path
         offsets = training.text.train.offsets
         every = max(100, math.ceil(10_000 / (2 * np.diff(offsets).mean())))
         assert every > 100
-    assert training.sight.meter.every == every
+    assert training.monitor.meter.every == every
 
 
 # --------------------------------------------------------------------- it changes nothing
@@ -272,10 +272,10 @@ def test_stopped_and_resumed_it_measures_the_same(small, tmp_path, options):
 )
 def test_a_damaged_state_is_named(small, tmp_path, damage):
     training = start(small, tmp_path / "run")
-    state = training.sight.state_dict()
-    training.sight.load_state_dict(state)
+    state = training.monitor.state_dict()
+    training.monitor.load_state_dict(state)
     with pytest.raises(CheckpointError, match="damaged"):
-        training.sight.load_state_dict({**state, **damage})
+        training.monitor.load_state_dict({**state, **damage})
 
 
 # -------------------------------------------------------------------- warnings and alarms
@@ -305,11 +305,11 @@ def test_a_damaged_state_is_named(small, tmp_path, damage):
 def test_a_credit_that_is_too_short_is_remarked_on(small, tmp_path, options, says, remedy):
     training = start(small.changed(flow_every=2, **options), tmp_path / "run")
     training.fit(stop_after(training, 5))
-    assert training.sight.remark is None
+    assert training.monitor.remark is None
     training.fit(stop_after(training, 14))
     lines = having(training.run, "remark")
     assert lines[0]["update"] == 6  # the third look
-    line, remark = lines[-1], training.sight.remark
+    line, remark = lines[-1], training.monitor.remark
     assert line["remark"] == remark
     assert says in remark
     found = re.search(remedy, remark)
@@ -323,20 +323,20 @@ def test_a_credit_that_is_too_short_is_remarked_on(small, tmp_path, options, say
 def test_a_credit_that_loses_less_than_a_fifth_is_not_remarked_on(small, tmp_path):
     training = start(small.changed(flow_every=2), tmp_path / "run")
     training.fit(stop_after(training, 2))
-    probe = training.sight.meter._probe
+    probe = training.monitor.meter._probe
     by_lag = np.array(probe.by_lag)
     enough = Reach(np.ones(LAGS), False)
     for share, expected in ((0.19, 0), (0.21, 1)):
         short = Reach(np.full(LAGS, 1 - share), False)
         assert short.beyond(by_lag) == pytest.approx(share)
-        training.sight._compare(probe, enough)
-        training.sight._compare(probe, short)
-        assert training.sight.in_a_row["short"] == expected
-    training.sight._compare(probe, short)
-    assert training.sight._compare(probe, short)["remark"] == training.sight.remark is not None
-    assert "remark" not in training.sight._compare(probe, enough)
-    assert training.sight.in_a_row["short"] == 0
-    assert training.sight.remark is None
+        training.monitor._compare(probe, enough)
+        training.monitor._compare(probe, short)
+        assert training.monitor.in_a_row["short"] == expected
+    training.monitor._compare(probe, short)
+    assert training.monitor._compare(probe, short)["remark"] == training.monitor.remark is not None
+    assert "remark" not in training.monitor._compare(probe, enough)
+    assert training.monitor.in_a_row["short"] == 0
+    assert training.monitor.remark is None
 
 
 def test_a_credit_that_suits_is_not_remarked_on(small, tmp_path):
@@ -374,9 +374,9 @@ def test_a_remark_stands_after_resuming(small, tmp_path):
     training = start(config, tmp_path / "run")
     training.fit(stop_after(training, 7))
     training.close()
-    assert training.sight.remark
+    assert training.monitor.remark
     again = resume(training.run.path)
-    assert again.sight.remark == training.sight.remark
+    assert again.monitor.remark == training.monitor.remark
     again.close()
 
 
@@ -415,24 +415,24 @@ HEARD = "the gradient explodes: over the earlier half of the window the state's 
 
 
 def test_an_alarm_that_passes_is_not_said_and_one_that_lasts_has_an_end(small, tmp_path):
-    sight = start(small.changed(flow_every=4), tmp_path / "run").sight
+    monitor = start(small.changed(flow_every=4), tmp_path / "run").monitor
     dies, jumps = "the gradient dies: 99 %", "the gradient jumps: its norm"
-    assert [sight._alarm(HEARD, n) for n in range(10)] == [{}] * 10  # heard once
-    assert [sight._alarm(a, n) for n, a in enumerate([None, HEARD], 10)] == [{}] * 2
-    assert sight._alarm(jumps, 28) == {"alarm": jumps}
-    assert sight._alarm(dies, 29) == {"alarm": dies}
-    assert sight._alarm(dies, 30) == sight._alarm(None, 31) == sight._alarm(dies, 32) == {}
-    found = {n: f for n in range(33, 800) if (f := sight._alarm(None, n))}
+    assert [monitor._alarm(HEARD, n) for n in range(10)] == [{}] * 10  # heard once
+    assert [monitor._alarm(a, n) for n, a in enumerate([None, HEARD], 10)] == [{}] * 2
+    assert monitor._alarm(jumps, 28) == {"alarm": jumps}
+    assert monitor._alarm(dies, 29) == {"alarm": dies}
+    assert monitor._alarm(dies, 30) == monitor._alarm(None, 31) == monitor._alarm(dies, 32) == {}
+    found = {n: f for n in range(33, 800) if (f := monitor._alarm(None, n))}
     assert found == {
         328: {"alarm_over": "the gradient jumps: not seen since update 28"},
         332: {"alarm_over": "the gradient dies: not seen since update 32"},
     }
-    assert sight._alarm(jumps, 900) == {"alarm": jumps}
+    assert monitor._alarm(jumps, 900) == {"alarm": jumps}
 
 
 def test_a_state_that_is_not_finite_is_an_alarm_at_once(small, tmp_path):
-    sight = start(small, tmp_path / "run").sight
-    assert sight._alarm(HEARD.replace("20", "inf"), 1)
+    monitor = start(small, tmp_path / "run").monitor
+    assert monitor._alarm(HEARD.replace("20", "inf"), 1)
 
 
 def test_a_healthy_network_raises_no_alarm(small, tmp_path):
@@ -442,7 +442,7 @@ def test_a_healthy_network_raises_no_alarm(small, tmp_path):
 
 
 def test_long_windows_are_looked_at_in_part(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(sight_module, "LARGEST", 30)
+    monkeypatch.setattr(monitor_module, "LARGEST", 30)
     monkeypatch.setattr("bptt._src.language_model.training.LARGEST", 30)
     training = start(small.changed(steps=50), tmp_path / "run")
     assert len(training._reach(10).kept) == 30

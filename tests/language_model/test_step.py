@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 
 from bptt import Stream
 from bptt._src.data.readers import IGNORED
-from bptt._src.language_model.step import Step
-from bptt._src.language_model.training import make_optimizer
+from bptt._src.language_model.setup import make_optimizer
+from bptt._src.language_model.step import TrainingStep
 from bptt.language_model import start
 
 OPTIMIZERS = {
@@ -79,7 +79,7 @@ def test_updates_are_those_of_torch(small, model_of, name, clip):
         theirs, make_optimizer(config, list(theirs.parameters())), clip, batches(theirs)
     )
 
-    step = Step(ours, make_optimizer(config, list(ours.parameters())), clip)
+    step = TrainingStep(ours, make_optimizer(config, list(ours.parameters())), clip)
     stream, found = Stream(), []
     for inputs, targets in batches(ours):
         taken = step(inputs, targets, stream, 0.1)
@@ -98,7 +98,7 @@ def test_only_rows_that_were_used_are_touched_where_that_is_all_there_is_to_do(
 ):
     config = small.changed(**OPTIMIZERS[name])
     model = model_of(config)
-    step = Step(model, make_optimizer(config, list(model.parameters())), 1.0)
+    step = TrainingStep(model, make_optimizer(config, list(model.parameters())), 1.0)
     inputs, targets = next(batches(model))
     step(inputs, targets, Stream(), 0.1)
     gradient = model.embedding.weight.grad
@@ -113,7 +113,7 @@ def test_only_rows_that_were_used_are_touched_where_that_is_all_there_is_to_do(
 def test_nothing_changes_where_the_gradient_is_not_finite(small, model_of, name, bad):
     config = small.changed(optimizer=name)
     model = model_of(config)
-    step = Step(model, make_optimizer(config, list(model.parameters())), 1.0)
+    step = TrainingStep(model, make_optimizer(config, list(model.parameters())), 1.0)
     inputs, targets = next(batches(model))
     model.recurrent.weight_hh_l0.register_hook(lambda g: g * bad)
     before = [p.detach().clone() for p in model.parameters()]
@@ -125,7 +125,7 @@ def test_nothing_changes_where_the_gradient_is_not_finite(small, model_of, name,
 
 def test_the_rate_is_the_optimizers(small, model_of):
     model = model_of(small)
-    step = Step(model, make_optimizer(small, list(model.parameters())), 1.0)
+    step = TrainingStep(model, make_optimizer(small, list(model.parameters())), 1.0)
     before = [p.detach().clone() for p in model.parameters()]
     step(*next(batches(model)), Stream(), 0.0)
     assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
@@ -134,7 +134,7 @@ def test_the_rate_is_the_optimizers(small, model_of):
 
 def test_a_gradient_that_is_short_enough_is_not_scaled(small, model_of):
     model = model_of(small)
-    step = Step(model, torch.optim.Adam(model.parameters(), lr=0.1, fused=True), 1e3)
+    step = TrainingStep(model, torch.optim.Adam(model.parameters(), lr=0.1, fused=True), 1e3)
     step(*next(batches(model)), Stream(), 0.1)
     assert step.optimizer.grad_scale is None
     step.clip = 0.01

@@ -429,7 +429,7 @@ def test_what_a_machine_has_no_room_for_is_asked_of_the_system_not_of_the_words(
         raise RuntimeError("cannot allocate, an overflow")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_module, "LanguageModel", broken)
+        patch.setattr("bptt._src.language_model.setup.LanguageModel", broken)
         with pytest.raises(RuntimeError, match=r"^cannot allocate, an overflow$"):
             start(small, tmp_path / "broken")
 
@@ -437,7 +437,7 @@ def test_what_a_machine_has_no_room_for_is_asked_of_the_system_not_of_the_words(
         raise torch.OutOfMemoryError("of the device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_module, "LanguageModel", out_of_memory)
+        patch.setattr("bptt._src.language_model.setup.LanguageModel", out_of_memory)
         with pytest.raises(ConfigError, match=r"^not enough memory for hidden="):
             start(small, tmp_path / "large")
 

@@ -36,7 +36,7 @@ def measure_crowded(
     pace.check()
     chosen = processors_to_choose()[: situation.processors]
     jobs = [(cell, str(shape)) for cell in cells for shape in shapes]
-    found = fresh.run(
+    found = fresh.run_fresh(
         fresh.crowded, situation.threads, jobs, chosen, asdict(situation), asdict(effort)
     )
     return [

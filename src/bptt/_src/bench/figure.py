@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 
 from bptt._src.bench.result import JAX, OURS, TORCH, Bench, Row
@@ -60,18 +59,6 @@ def draw_bench(found: Bench) -> Figure:
         color="0.3",
     )
     return figure
-
-
-def as_picture(figure: Figure, kind: str) -> bytes:
-    """Write a figure as the content of a file.
-
-    Args:
-        figure: the figure.
-        kind: ``"png"``, ``"svg"`` or ``"pdf"``.
-    """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=130)
-    return buffer.getvalue()
 
 
 def _panels(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -18,7 +18,7 @@ from bptt.errors import BpttError
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def run(function: Callable[..., Any], threads: int, *arguments: Any) -> Any:
+def run_fresh(function: Callable[..., Any], threads: int, *arguments: Any) -> Any:
     """Call a function of this file in a new Python process.
 
     Args:

@@ -16,8 +16,8 @@ from bptt import Stream
 from bptt._src.bench.result import OURS, TORCH, Row
 from bptt._src.bench.shapes import ModelShape
 from bptt._src.bench.timing import Effort, Pace, take_turns, timed
-from bptt._src.language_model.step import Step
-from bptt._src.language_model.training import make_optimizer
+from bptt._src.language_model.setup import make_optimizer
+from bptt._src.language_model.step import TrainingStep
 from bptt.data import Tokenizer
 from bptt.language_model import Config, LanguageModel
 
@@ -50,7 +50,7 @@ class Ours:
         )
         self.model = LanguageModel(tokenizer_of(shape.vocabulary), config)
         optimizer = make_optimizer(config, list(self.model.parameters()))
-        self.step = Step(self.model, optimizer, config.clip)
+        self.step = TrainingStep(self.model, optimizer, config.clip)
         self.rate, self.carried = shape.rate, carried
         self.stream = Stream()
 

@@ -68,7 +68,7 @@ def measure_limits(seconds: float) -> Limits:
     except KernelError as e:
         reason = str(e)
     products = {f"torch.mm {size}": _torch_product(size, seconds) for size in PRODUCTS}
-    numpy = fresh.run(fresh.numpy_products, threads, list(PRODUCTS), seconds)
+    numpy = fresh.run_fresh(fresh.numpy_products, threads, list(PRODUCTS), seconds)
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
     products |= {f"NumPy ({blas}) {size}": gflops for size, gflops in numpy.items()}
     return Limits(peak, reason, products)

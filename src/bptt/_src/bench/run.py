@@ -59,7 +59,7 @@ def check_used(given: Iterable[str], sections: Sequence[str]) -> None:
             )
 
 
-class Watch:
+class BenchWatch:
     """What wants to know how it goes; this one does not."""
 
     def begun(self, what: str, number: int, jobs: int) -> None:
@@ -70,7 +70,7 @@ class Watch:
 
 
 class _Pace(Pace):
-    def __init__(self, watch: Watch, stop: Callable[[], object]) -> None:
+    def __init__(self, watch: BenchWatch, stop: Callable[[], object]) -> None:
         self.watch, self.stop = watch, stop
 
     def stopped(self) -> bool:
@@ -91,7 +91,7 @@ def bench(
     only: Sequence[str] = (),
     threads: int | None = None,
     effort: Effort | None = None,
-    watch: Watch | None = None,
+    watch: BenchWatch | None = None,
     stop: Callable[[], object] = lambda: None,
 ) -> Bench:
     """Measure training here.
@@ -123,7 +123,7 @@ def bench(
         raise ConfigError(
             f"{spelled('threads')}: the part threads has numbers of its own; leave it out"
         )
-    watch, effort = watch or Watch(), effort or Effort()
+    watch, effort = watch or BenchWatch(), effort or Effort()
     with _threads(threads):
         jax, no_jax = jax_scan.load(torch.get_num_threads())
         found = Bench(conditions(jax) | asdict(effort))
@@ -215,10 +215,10 @@ def _not_possible(only: Sequence[str]) -> list[str]:
 
 
 def _measure_start() -> Start:
-    return Start(**fresh.run(fresh.beginning, torch.get_num_threads(), backend().name))
+    return Start(**fresh.run_fresh(fresh.beginning, torch.get_num_threads(), backend().name))
 
 
-def _run(found: Bench, jobs: Sequence[Job], watch: Watch, pace: Pace) -> None:
+def _run(found: Bench, jobs: Sequence[Job], watch: BenchWatch, pace: Pace) -> None:
     for number, (what, work) in enumerate(jobs):
         watch.begun(what, number, len(jobs))
         try:

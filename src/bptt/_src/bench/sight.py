@@ -14,7 +14,7 @@ from bptt._src.bench.models import BATCHES, Ours, synthetic_batches, words
 from bptt._src.bench.result import HEARD, LOOK, TOLD, UPDATE, Row
 from bptt._src.bench.shapes import ModelShape
 from bptt._src.bench.timing import Effort, Pace, take_turns, timed
-from bptt._src.language_model.monitor import Reach, Sight, looks_every
+from bptt._src.language_model.monitor import Monitor, Reach, looks_every
 from bptt.data import Tokens
 from bptt.flow import LISTENS_EVERY
 from bptt.language_model import Config
@@ -50,7 +50,8 @@ def measure_sight(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
     ours = Ours(shape)
     text = words(np.random.default_rng(1), shape.vocabulary, TEXT).astype(np.uint32)
     config = Config(batch_size=shape.batch)
-    sight = Sight(ours.model, Tokens(text, None, TEXT, TEXT, 0), config, 10**9)  # looks if asked to
+    # It looks only when it is asked to.
+    monitor = Monitor(ours.model, Tokens(text, None, TEXT, TEXT, 0), config, 10**9)
     listener = FlowMeter(ours.model.recurrent)  # listens to the first update, and is told of none
     batches = cycle(list(synthetic_batches(shape, BATCHES)))
 
@@ -67,10 +68,10 @@ def measure_sight(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
         return timed(listen)
 
     def told() -> float:
-        return timed(partial(sight.updated, 1.0, 1.0, 1, _whole))
+        return timed(partial(monitor.updated, 1.0, 1.0, 1, _whole))
 
     def look() -> float:
-        return timed(partial(sight.epoch_ended, 1, _whole))
+        return timed(partial(monitor.epoch_ended, 1, _whole))
 
     steps = {UPDATE: update, HEARD: heard, TOLD: told, LOOK: look}
     seconds = take_turns(steps, effort, pace)

@@ -47,7 +47,7 @@ def print_bench(found: Bench, console: Console) -> None:
 def write_bench(found: Bench, width: int = WIDTH) -> str:
     """Write what was measured as plain text."""
     console = Console(file=io.StringIO(), width=width, highlight=False, emoji=False, markup=False)
-    console.print("\n".join(heading(found)), markup=False)
+    console.print("\n".join(conditions_of(found)), markup=False)
     for title, section, write in (
         (f"A training step of a layer; shape: T/B/I/H{LEGEND}", "kernels", _steps),
         (f"A training step of a whole language model; shape: V/H/B/T{LEGEND}", "model", _steps),
@@ -73,7 +73,7 @@ def write_bench(found: Bench, width: int = WIDTH) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
-def heading(found: Bench) -> list[str]:
+def conditions_of(found: Bench) -> list[str]:
     """Describe what ran, on which processor, and what that can do."""
     c = found.conditions
     jax = f", JAX {c['jax']}" if c["jax"] else ""

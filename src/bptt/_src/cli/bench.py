@@ -19,7 +19,7 @@ from bptt._src.cli.display import Display
 from bptt._src.cli.places import check_places
 from bptt._src.cli.running import Signals
 from bptt._src.shell import quoted
-from bptt.bench import SECTIONS, Bench, Effort, Shape, Watch, bench, print_bench
+from bptt.bench import SECTIONS, Bench, BenchWatch, Effort, Shape, bench, print_bench
 
 
 def bench_(
@@ -96,7 +96,7 @@ def bench_(
     check_places(json=json_, figure=figure)
     given = {"rounds": rounds, "sentences": sentences, "figure": figure}
     check_used([n for n, value in given.items() if value is not None], sections)
-    show = Show()
+    show = BenchDisplay()
     with Signals() as signals:
         with show.progress():
             found = bench(
@@ -109,7 +109,8 @@ def bench_(
                 stop=lambda: signals.received,
             )
         show.conclude(found)
-    show.written(write(found, json_, figure))  # a pipe may wait for its reader: hear Ctrl-C at once
+    # Outside of Signals: a pipe may wait for its reader, and Ctrl-C is to be heard at once.
+    show.written(save_bench(found, json_, figure))
     if found.interrupted:
         is_term = signals.received == "SIGTERM"
         raise typer.Exit(128 + (signal.SIGTERM if is_term else signal.SIGINT))
@@ -121,7 +122,7 @@ def _effort(quick: bool, rounds: int | None, sentences: int | None) -> Effort:
     return replace(effort, **{k: v for k, v in given.items() if v is not None})
 
 
-def write(found: Bench, json_: Path | None, figure: Path | None) -> list[Path]:
+def save_bench(found: Bench, json_: Path | None, figure: Path | None) -> list[Path]:
     """Write the files that are asked for; give those that there is something for."""
     written = []
     if json_ is not None:
@@ -129,14 +130,15 @@ def write(found: Bench, json_: Path | None, figure: Path | None) -> list[Path]:
         write_whole(json_, text + "\n")
         written.append(json_)
     if figure is not None and found.has_steps:
-        from bptt._src.bench.figure import as_picture, draw_bench
+        from bptt._src.bench.figure import draw_bench
+        from bptt._src.report.style import as_picture
 
-        write_whole(figure, as_picture(draw_bench(found), figure.suffix.lower()[1:]))
+        write_whole(figure, as_picture(draw_bench(found), figure.suffix.lower()[1:], dpi=130))
         written.append(figure)
     return written
 
 
-class Show(Watch):
+class BenchDisplay(BenchWatch):
     """Shows a run on standard output: a bar where there is a terminal, then the tables."""
 
     def __init__(self) -> None:
@@ -148,7 +150,7 @@ class Show(Watch):
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Show a bar over all measurements."""
+        """BenchDisplay a bar over all measurements."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),

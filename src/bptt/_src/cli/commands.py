@@ -88,7 +88,7 @@ def flag_of(parameter: Any) -> str:
     return str(max(parameter.opts, key=len))
 
 
-def load(name: str) -> Command:
+def load_command(name: str) -> Command:
     """Import a command."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     module = import_module(f"bptt._src.cli.{name}")
@@ -122,4 +122,4 @@ class Group(TyperGroup):
         """Find the command that is meant, and load it."""
         name, _, rest = super().resolve_command(ctx, args)
         assert name is not None
-        return name, load(name), rest
+        return name, load_command(name), rest

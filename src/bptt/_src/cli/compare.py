@@ -7,7 +7,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -19,10 +19,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from bptt._src.atomic import write_whole
 from bptt._src.cli.commands import Command
 from bptt._src.cli.display import Display
+from bptt._src.cli.options import with_options
 from bptt._src.cli.running import Signals, first_free
 from bptt._src.networks import NAMES
 from bptt._src.shell import quoted
-from bptt.comparison import Comparison, Trial, Watch, compare, print_comparison
+from bptt.comparison import Comparison, ComparisonWatch, Trial, compare, print_comparison
 from bptt.data import TASKS
 from bptt.errors import ConfigError, require
 
@@ -56,24 +57,6 @@ def _one_by_one(arguments: Sequence[str]) -> list[str]:
             after_option = argument == _SEVERAL
         written.append(argument)
     return written
-
-
-def with_task_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of all tasks, and some of a text's, to a command.
-
-    The command takes those that were given as one dictionary, its argument ``options``.
-    """
-    own = [p for p in inspect.signature(function).parameters.values() if p.name != "options"]
-    offered = _offered()
-
-    def command(**given: Any) -> None:
-        options = {p.name: given.pop(p.name) for p in offered}
-        function(options={n: v for n, v in options.items() if v is not None}, **given)
-
-    command.__name__, command.__doc__ = function.__name__, function.__doc__
-    command.__signature__ = inspect.Signature([*own, *offered])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, *offered)}
-    return command
 
 
 _HELP = {
@@ -133,7 +116,7 @@ def _parameter(name: str, hint: Any, owners: list[str]) -> inspect.Parameter:
     )
 
 
-@with_task_options
+@with_options(_offered())
 def compare_(
     task: Annotated[
         str,
@@ -216,7 +199,7 @@ def compare_(
     require("matplotlib", "plot")
     if overwrite and not out:
         raise ConfigError("--overwrite has no effect without --out: leave it out")
-    show = Show(quiet)
+    show = CompareDisplay(quiet)
     with Signals() as signals, _directory(out, task, overwrite) as where:
         with show.progress():
             found = compare(
@@ -240,7 +223,7 @@ def compare_(
             show.say("Interrupted before a run was finished; nothing is written.")
             raise typer.Exit(_status(signals.received))
         show.conclude(found)
-        write(found, where)
+        save_comparison(found, where)
     show.written(where)
     if found.interrupted:
         raise typer.Exit(_status(signals.received))
@@ -250,16 +233,16 @@ def _status(received: str | None) -> int:
     return 128 + (signal.SIGTERM if received == "SIGTERM" else signal.SIGINT)
 
 
-def write(found: Comparison, where: Path) -> None:
+def save_comparison(found: Comparison, where: Path) -> None:
     """Write comparison.json and comparison.png."""
-    from bptt._src.comparison.figure import as_png
+    from bptt._src.report.style import as_picture
 
     text = json.dumps(found.to_dict(), allow_nan=False)
     write_whole(where / RESULT, text + "\n")
-    write_whole(where / PICTURE, as_png(found.figure()))
+    write_whole(where / PICTURE, as_picture(found.figure(), "png", dpi=130))
 
 
-class Show(Watch):
+class CompareDisplay(ComparisonWatch):
     """Shows a comparison on standard output: a bar that moves, elsewhere a line a run."""
 
     def __init__(self, quiet: bool) -> None:
@@ -276,7 +259,7 @@ class Show(Watch):
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """Show a bar over all runs."""
+        """CompareDisplay a bar over all runs."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),

@@ -225,8 +225,8 @@ class Display(Watch):
                 f"Training diverged and went back {times}; the learning rate is "
                 f"{0.5**training.progress.rewinds:g} of --lr since."
             )
-        if training.sight.remark is not None:
-            self.say(f"How far the gradient reaches: {training.sight.remark}.")
+        if training.monitor.remark is not None:
+            self.say(f"How far the gradient reaches: {training.monitor.remark}.")
         length = 80 if training.config.level in ("word", "bpe") else 300
         self.say("A sample:")
         self.say(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import textwrap
@@ -139,7 +138,7 @@ def flow(
     if nonlinearity and "rnn" not in (cell or []):
         raise ConfigError("--nonlinearity is of an untrained rnn: give --cell rnn too")
     check_places(html=html, json=json_, figure=figure)
-    what = _Given(text, file, column, encoding)
+    what = _Text(text, file, column, encoding)
     if runs:
         flows = [_of_run(run, what, tokens, device) for run in runs]
     else:
@@ -150,7 +149,7 @@ def flow(
     if str(json_) == STANDARD_OUTPUT:
         echo(document, end="")
     else:
-        echo(describe(flows))
+        echo(as_text(flows))
     if html is not None:
         flows[0].save_html(html, *flows[1:])
     if figure is not None:
@@ -165,7 +164,7 @@ command = flow
 # ------------------------------------------------------------------------------- what to look at
 
 
-class _Given(NamedTuple):
+class _Text(NamedTuple):
     """The text to look at, if one was given."""
 
     text: str | None
@@ -186,7 +185,7 @@ class _Given(NamedTuple):
         return None if self.text is None else encode_text(self.text, tokenizer, reading=reading)
 
 
-def _of_run(path: Path, what: _Given, tokens: int, device: str) -> GradientFlow:
+def _of_run(path: Path, what: _Text, tokens: int, device: str) -> GradientFlow:
     run = Run(path)
     model = run.load_model(device)
     found = what.encoded(model.tokenizer, model.config.reading)
@@ -219,7 +218,7 @@ def _variants(cells: list[str], nonlinearities: list[str]) -> Iterator[tuple[str
 
 def _untrained(
     variants: list[tuple[str, str]],
-    what: _Given,
+    what: _Text,
     tokens: int,
     device: str,
     options: dict[str, Any],
@@ -253,13 +252,12 @@ def _title(cell: str, phi: str) -> str:
 
 def _write_figure(path: Path, flows: list[GradientFlow]) -> None:
     from bptt._src.report.flow import draw_flow  # matplotlib takes its time
+    from bptt._src.report.style import as_picture
 
-    picture = io.BytesIO()
-    draw_flow(*flows).savefig(picture, format=path.suffix.lower()[1:])
-    write_whole(path, picture.getvalue())
+    write_whole(path, as_picture(draw_flow(*flows), path.suffix.lower()[1:]))
 
 
-def describe(flows: list[GradientFlow]) -> str:
+def as_text(flows: list[GradientFlow]) -> str:
     """Write flows as plain text: a table, and for each its verdict and what to do."""
     rows: list[tuple[str, ...]] = [HEAD, *map(_row, flows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

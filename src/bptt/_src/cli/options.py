@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
@@ -12,21 +12,17 @@ from bptt._src.language_model.config import TOGETHER, Config, fields_by_name
 from bptt.errors import spell_options
 
 
-def with_config_options(
-    *leave_out: str,
+def with_options(
+    offered: Sequence[inspect.Parameter],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add the options of Config to a command, except those that it declares itself.
-
-    The command takes those that were given as one dictionary, its argument ``options``.
-    """
-    names = [n for n in fields_by_name() if n not in leave_out]
+    """Add options to a command, which takes those that were given as its argument ``options``."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         parameters = inspect.signature(function).parameters.values()
-        own = [p for p in parameters if p.name != "options"]
+        every = [*(p for p in parameters if p.name != "options"), *offered]
 
         def command(**given: Any) -> None:
-            options = {n: given.pop(n) for n in names}
+            options = {p.name: given.pop(p.name) for p in offered}
             options = {
                 n: tuple(v) if isinstance(v, list) else v
                 for n, v in options.items()
@@ -34,13 +30,19 @@ def with_config_options(
             }
             function(options=options, **given)
 
-        offered = [*own, *(_parameter(n) for n in names)]
         command.__name__, command.__doc__ = function.__name__, function.__doc__
-        command.__signature__ = inspect.Signature(offered)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in offered}
+        command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in every}
         return command
 
     return decorate
+
+
+def with_config_options(
+    *leave_out: str,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add the options of Config to a command, except those that it declares itself."""
+    return with_options([_parameter(n) for n in fields_by_name() if n not in leave_out])
 
 
 def _parameter(name: str) -> inspect.Parameter:

@@ -15,7 +15,7 @@ import torch
 from bptt._src.atomic import expanded
 from bptt._src.comparison.measures import plans_of
 from bptt._src.comparison.result import Comparison, CreditResult, Stop, Trial
-from bptt._src.comparison.tasks import CLIP, WINDOW, Run, Setting, generator_of
+from bptt._src.comparison.tasks import CLIP, WINDOW, TaskSetting, TaskTraining, generator_of
 from bptt._src.networks import NAMES
 from bptt.credit import parse
 from bptt.data import TASKS, Task, make_task
@@ -28,7 +28,7 @@ BUILT_IN = "python"
 ENOUGH = 1.05  # a text's target perplexity, relative to the exact credit's last one
 
 
-class Watch:
+class ComparisonWatch:
     """Callbacks of a comparison; the base class does nothing. Override the ones you need."""
 
     def begun(self, credit: str, seed: int, number: int, runs: int, updates: int) -> None:
@@ -55,7 +55,7 @@ def compare(
     memory: str | Memory | None = None,
     threads: int | None = 1,
     target: float | None = None,
-    watch: Watch | None = None,
+    watch: ComparisonWatch | None = None,
     stop: Stop = lambda: None,
     **options: Any,
 ) -> Comparison:
@@ -106,7 +106,7 @@ def compare(
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{spelled(name)} must be above 0 and finite, got {value}")
     network = {"cell": cell, "hidden": hidden, "layers": layers, "learning_rate": learning_rate}
-    course = _Course(seeds, max_minutes, watch or Watch(), stop)
+    course = _Course(seeds, max_minutes, watch or ComparisonWatch(), stop)
     with _threads(threads), torch.random.fork_rng(devices=[]):
         if kind is None:
             return _on_text(str(task), credits, network, updates, memory, target, course, options)
@@ -143,7 +143,7 @@ class _Course:
 
     seeds: int
     max_minutes: float | None
-    watch: Watch
+    watch: ComparisonWatch
     stop: Stop
     stopped: bool = False
 
@@ -189,9 +189,9 @@ def _on_task(
     if isinstance(task, Task) and options:
         raise ConfigError(f"the task is made already: set {', '.join(options)} when you make it")
     asked = task if isinstance(task, Task) else make_task(task, **options)
-    made = _credits(credits or defaults(asked.lag))
+    made = _credits(credits or default_credits(asked.lag))
     memory = parse_memory(memory) if isinstance(memory, str) else memory
-    setting = Setting(
+    setting = TaskSetting(
         asked,
         network["cell"],
         network["hidden"],
@@ -206,7 +206,7 @@ def _on_task(
     def train(spelling: str, seed: int, until: float) -> Trial | None:
         credit = copy.deepcopy(made[spelling])
         last.setdefault(spelling, credit)
-        return Run(setting, credit, seed).train(course.watch.updated, course.stop, until)
+        return TaskTraining(setting, credit, seed).train(course.watch.updated, course.stop, until)
 
     trials = course.run(list(made), setting.updates, train)
     return Comparison(
@@ -265,10 +265,10 @@ def _on_text(
     config = Config(
         corpus=corpus,
         memory=memory if memory is None or isinstance(memory, str) else memory.spelling,  # type: ignore[attr-defined]
-        **{**texts.defaults(options.get("level")), **network, **options},
+        **{**texts.default_options(options.get("level")), **network, **options},
     )
     assert config.steps is not None
-    made = _credits(credits or defaults(config.steps))
+    made = _credits(credits or default_credits(config.steps))
     for spelling in made:
         parse(spelling)  # checked here; each run parses it anew
     baseline, unknown = texts.unigram_loss(config)
@@ -312,7 +312,7 @@ def _enough(results: list[CreditResult]) -> float:
     return best + math.log(ENOUGH)
 
 
-def defaults(lag: int) -> list[str]:
+def default_credits(lag: int) -> list[str]:
     """The credits that are compared by default.
 
     The truncation is half as long as the lag, so that it cannot reach the answer. The random

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +44,6 @@ def draw_comparison(found: Comparison) -> Figure:
     _draw_curves(above, found)
     _draw_matrices(under, found, down, across)
     return figure
-
-
-def as_png(figure: Figure) -> bytes:
-    """Write a figure as the content of a file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
 
 
 def _draw_curves(part: SubFigure, found: Comparison) -> None:

@@ -96,12 +96,12 @@ def _table(found: Comparison, *, wide: bool, apart: int = 1) -> Table:
         header = found.measure if COLUMNS[i] == "loss" else COLUMNS[i]
         table.add_column(header, justify="right", no_wrap=True)
     for result in found.credits:
-        line = cells(found.figures(result), wide=wide)
+        line = figures_of(found.figures(result), wide=wide)
         table.add_row(result.spelling, *(line[i] for i in shown))
     return table
 
 
-def cells(f: Figures, *, wide: bool = True) -> list[str]:
+def figures_of(f: Figures, *, wide: bool = True) -> list[str]:
     """Format the figures of a line, in the order of :data:`COLUMNS`."""
     return [
         "diverged" if f.loss is None else number(f.loss),

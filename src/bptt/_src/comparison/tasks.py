@@ -28,7 +28,7 @@ ADAPT_EVERY = 50  # updates, unless the credit sets it
 
 
 @dataclass(frozen=True)
-class Setting:
+class TaskSetting:
     """What all runs have in common."""
 
     task: Task
@@ -47,7 +47,7 @@ class TaskModel(nn.Module):
     takes_carry = takes_credit = True
     """Tells :func:`bptt.unroll` that the module accepts plans itself."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: TaskSetting) -> None:
         super().__init__()
         task = setting.task
         self.recurrent = make_network(
@@ -72,10 +72,10 @@ def generator_of(seed: int, what: int) -> torch.Generator:
 
 
 @dataclass
-class Run:
+class TaskTraining:
     """A model in training."""
 
-    setting: Setting
+    setting: TaskSetting
     credit: Any
     seed: int
     updates: list[int] = field(default_factory=list)

@@ -38,7 +38,7 @@ OPTIONS = ("level", "vocabulary", "lowercase", "max_tokens", "steps", "batch_siz
 EVALUATIONS = 20
 
 
-def defaults(level: str | None) -> dict[str, Any]:
+def default_options(level: str | None) -> dict[str, Any]:
     """The default options of a text at a level; bytes are never unknown."""
     return {k: v for k, v in DEFAULTS.items() if k != "vocabulary" or level != "byte"}
 

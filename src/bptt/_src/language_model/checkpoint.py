@@ -117,7 +117,7 @@ def checkpoint_of(training: Training) -> Checkpoint:
         "progress": asdict(training.progress),
         "reader": training.reader.state_dict(),
         "credit": training.credit.state_dict(),
-        "sight": training.sight.state_dict(),
+        "sight": training.monitor.state_dict(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -143,7 +143,7 @@ def restore(training: Training, checkpoint: Checkpoint) -> None:
         training.credit.load_state_dict(about.credit)
         training.reader = training.make_reader()
         training.reader.load_state_dict(about.reader)
-        training.sight.load_state_dict(about.sight)
+        training.monitor.load_state_dict(about.sight)
         _restore_tensors(training, tensors)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise CheckpointError(

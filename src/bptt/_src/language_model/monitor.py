@@ -123,7 +123,7 @@ def looks_every(tokens: float) -> int:
     return max(EVERY, math.ceil(TOKENS / tokens))
 
 
-class Sight:
+class Monitor:
     """Measures every so many updates how far the gradient reaches, and reports what matters.
 
     A look takes 9 to 24 losses of the training text, drawn uniformly by seed and update, and up to

@@ -19,7 +19,7 @@ WARM_UP = 20  # steps before those that are measured
 LEAST = 64  # sequences
 
 
-class Probe:
+class TextProbe:
     """Measures ‖∂L_t/∂h_{t-k}‖ at random places of the training text.
 
     Sentences and lines are measured from beginning to end, streams anywhere.

@@ -30,7 +30,7 @@ from bptt._src.documents import line_of, lines_in, read_sealed, sealed
 from bptt._src.language_model.config import Config, as_options
 from bptt._src.language_model.expected import check_checkpoint, check_weights, weights_kinds
 from bptt._src.language_model.lock import Lock
-from bptt._src.language_model.making import Creation, check_free, finish_interrupted, is_run
+from bptt._src.language_model.making import Creation, finish_interrupted, is_run
 from bptt._src.language_model.model import LanguageModel, check_device
 from bptt._src.language_model.tensors import Checkpoint, Kind, read_tensors, write_tensors
 from bptt.data import Tokenizer
@@ -60,14 +60,6 @@ class Run:
         missing = [n for n in names if not (self.path / n).is_file()]
         if missing:
             raise CheckpointError(f"{self.path} is not a run: it has no {' and no '.join(missing)}")
-
-    def check_free(self, *, overwrite: bool) -> None:
-        """Make sure that a run can be made here.
-
-        Raises:
-            ConfigError: there is a run that must not be replaced, or a file is in the way.
-        """
-        check_free(self.path, overwrite=overwrite)
 
     def create(
         self,

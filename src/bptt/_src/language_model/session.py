@@ -14,7 +14,7 @@ from bptt._src.atomic import expanded, named
 from bptt._src.language_model.checkpoint import read_about
 from bptt._src.language_model.config import RUNNING, Config, fields_by_name
 from bptt._src.language_model.lock import Lock
-from bptt._src.language_model.making import refuse_links, remove_leavings
+from bptt._src.language_model.making import check_free, refuse_links, remove_leavings
 from bptt._src.language_model.run import Run
 from bptt._src.language_model.score import warn_of_unknown
 from bptt._src.language_model.training import Training, Watch
@@ -60,7 +60,7 @@ def start(
         OSError: a file cannot be written.
     """
     run = Run(out)
-    run.check_free(overwrite=overwrite)
+    check_free(run.path, overwrite=overwrite)
     config.make_credit()  # imports a user's own class, which was not needed until now
     backend()  # refuses unavailable kernels before a run is made
     _use_threads(config.threads)
@@ -70,7 +70,7 @@ def start(
     # So that the run can be resumed, and its config.json used, from another directory.
     config = config.changed(corpus=_absolute(config.corpus), valid=_absolute(config.valid))
     training = Training(config, run, text, watch or Watch())
-    about, checkpoint = describe(text), training.checkpoint()
+    about, checkpoint = describe_text(text), training.checkpoint()
     with named(out):
         training.lock = run.create(
             config, text.tokenizer, about, checkpoint, overwrite=overwrite, lock=lock
@@ -174,7 +174,7 @@ def train(config: Config, out: str | Path, *, overwrite: bool = False) -> Run:
     return training.run
 
 
-def describe(text: PreparedText) -> dict[str, Any]:
+def describe_text(text: PreparedText) -> dict[str, Any]:
     """Describe a text: its origin, its size, and the perplexity of a unigram model."""
     return {
         "name": text.name,

@@ -66,7 +66,7 @@ def loss_of(
     return loss, after
 
 
-class Step:
+class TrainingStep:
     """A step of gradient descent, in as few passes over the weights as possible.
 
     The logits are never stored (:func:`bptt.losses.linear_cross_entropy`), and the gradient is

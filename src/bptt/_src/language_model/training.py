@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bptt import Stream
 from bptt._src.language_model.checkpoint import Progress, checkpoint_of, restore
@@ -21,17 +20,17 @@ from bptt._src.language_model.divergence import (
     norms_in_words,
 )
 from bptt._src.language_model.evaluation import evaluate
-from bptt._src.language_model.expected import check_memory, no_memory
 from bptt._src.language_model.lock import Lock
-from bptt._src.language_model.model import LanguageModel, check_device
-from bptt._src.language_model.monitor import LARGEST, STEPS, Reach, Sight, looks_every, reach_of
-from bptt._src.language_model.probe import Probe
+from bptt._src.language_model.model import check_device
+from bptt._src.language_model.monitor import LARGEST, Monitor, Reach, looks_every, reach_of
+from bptt._src.language_model.probe import TextProbe
 from bptt._src.language_model.run import Run
 from bptt._src.language_model.score import Score, perplexity
-from bptt._src.language_model.step import Step
+from bptt._src.language_model.setup import make_model, make_optimizer, make_reader
+from bptt._src.language_model.step import TrainingStep
 from bptt._src.language_model.tensors import Checkpoint
 from bptt._src.shell import quoted
-from bptt.credit import Credit, is_own
+from bptt.credit import is_own
 from bptt.data import Batch, PreparedText, Sentences, Streams
 from bptt.errors import DivergedError
 from bptt.memory import parse as parse_memory
@@ -71,14 +70,14 @@ class Training:
         config = self.config
         self.device = check_device(config.device)
         torch.manual_seed(config.seed)
-        self.model = _make_model(config, self.text, self.device)
+        self.model = make_model(config, self.text, self.device)
         self.optimizer = make_optimizer(config, list(self.model.parameters()))
-        self.step = Step(self.model, self.optimizer, config.clip)
+        self.step = TrainingStep(self.model, self.optimizer, config.clip)
         self.credit = config.make_credit()
         self.memory = parse_memory(config.memory) if config.memory else None
         self.reader = self.make_reader()
         self.progress = Progress()
-        self.sight = Sight(self.model, self.text.train, config, self._looks_every())
+        self.monitor = Monitor(self.model, self.text.train, config, self._looks_every())
         self.stream = Stream()
         self.saved_at, self.updates_saved = time.monotonic(), 0
 
@@ -142,7 +141,7 @@ class Training:
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
         before = Stream() if batch.fresh else self.stream
         self.progress.rate = self.rate()
-        with self.sight.listening():
+        with self.monitor.listening():
             taken = self.step(
                 inputs,
                 targets,
@@ -161,7 +160,7 @@ class Training:
         self.stream = taken.stream
         self.progress.gradient_norm = taken.norm
         self.progress.norms = [*self.progress.norms, taken.norm][-NORMS_KEPT:]
-        seen = self.sight.updated(taken.norm, taken.loss, self.progress.updates + 1, self._reach)
+        seen = self.monitor.updated(taken.norm, taken.loss, self.progress.updates + 1, self._reach)
         self._count(taken.loss * batch.tokens, batch.tokens, time.monotonic() - started, **seen)
         return taken.loss
 
@@ -175,7 +174,7 @@ class Training:
         return self.credit.history if self.config.is_carried else 0
 
     def _looks_every(self) -> int:
-        """The number of updates between two looks of sight, unless the option sets it."""
+        """The number of updates between two looks of the monitor, unless the option sets it."""
         if self.config.flow_every is not None:
             return self.config.flow_every
         tokens = self.text.train
@@ -200,7 +199,7 @@ class Training:
         before = self.credit.state_dict()
         updates = self.progress.updates
         try:
-            self.credit.adapt(Probe(self.model, self.text.train, self.config, updates))
+            self.credit.adapt(TextProbe(self.model, self.text.train, self.config, updates))
         except DivergedError as e:
             raise self._diverged(f"after update {updates}: {e}") from None
         if self.credit.state_dict() != before:
@@ -286,7 +285,7 @@ class Training:
                 epoch=self.reader.epoch,
                 epoch_loss=loss,
                 epoch_perplexity=perplexity(loss),
-                **self.sight.epoch_ended(p.updates, self._reach),
+                **self.monitor.epoch_ended(p.updates, self._reach),
             )
         p.epoch_nats, p.epoch_tokens = 0.0, 0
         self._adapt(end_of_epoch=True)
@@ -388,39 +387,3 @@ class Training:
         self.updates_saved = self.progress.updates
         # Whatever was measured after the checkpoint will be measured again.
         self.progress.measurements = self.run.keep_metrics(self.progress.measurements)
-
-
-def _make_model(config: Config, text: PreparedText, device: torch.device) -> LanguageModel:
-    # Weights, gradients, and the optimizer's state for each.
-    copies = 4 if config.optimizer != "sgd" else 3 if config.momentum else 2
-    check_memory(config, text.tokenizer.size, copies=copies)
-    try:
-        return LanguageModel(text.tokenizer, config).to(device)
-    except torch.OutOfMemoryError:  # on the device
-        raise no_memory(config, text.tokenizer.size) from None
-
-
-def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Optimizer:
-    """Make torch's optimizer for a configuration, in the fused variant."""
-    options: dict[str, Any] = {
-        "lr": config.base_rate,
-        "weight_decay": config.weight_decay,
-        "fused": True,
-    }
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, **options)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, **options)
-
-
-def make_reader(config: Config, text: PreparedText, credit: Credit) -> Streams | Sentences:
-    """Make the reader of batches for a configuration, with windows that suit the credit."""
-    if config.reading != "stream":
-        return Sentences(text.train, batch_size=config.batch_size, seed=config.seed)
-    return Streams(
-        text.train,
-        batch_size=config.batch_size,
-        steps=config.steps or (config.is_carried and credit.window) or STEPS,
-        sampling=config.sampling,
-        seed=config.seed,
-    )
