@@ -82,8 +82,9 @@ def test_training_is_adam_on_clipped_gradients():
     assert found[0][0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_forget_gates_begin_with_a_bias_of_one():
-    setting = TaskSetting(Copy(), "lstm", 4, 2, 0.01, 4, 0.1, None)
+@pytest.mark.parametrize("cell", ["lstm", "peephole-lstm"])
+def test_forget_gates_begin_with_a_bias_of_one(cell):
+    setting = TaskSetting(Copy(), cell, 4, 2, 0.01, 4, 0.1, None)
     for name, p in TaskModel(setting).recurrent.named_parameters():
         if name.startswith("bias"):
             assert (p[4:8] == (1.0 if "_ih_" in name else 0.0)).all()

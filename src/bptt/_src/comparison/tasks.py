@@ -54,7 +54,8 @@ class TaskModel(nn.Module):
             setting.cell, task.inputs, setting.hidden, num_layers=setting.layers
         )
         self.readout = nn.Linear(setting.hidden, task.outputs)
-        if isinstance(self.recurrent, nn.LSTM):
+        cell = self.recurrent.cell
+        if cell.states > 1 and cell.keeping is not None:  # an LSTM of any kind
             init.forget_bias_(self.recurrent)
 
     def forward(self, x: Tensor, state: Any = None, *, memory: Any = None, **how: Any) -> Any:
