@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import bptt
-from bptt.cells import BY_NAME
+from bptt.cells import BY_NAME, CELLS
 from bptt.errors import KernelError
 
 CASES = {
@@ -253,3 +253,16 @@ def test_weights_of_the_units_are_guarded_as_the_others(native, kind):
         module.weight_units_l0 = torch.nn.Parameter(values)
     with pytest.raises(RuntimeError, match=r"units|freed"):
         module(x)
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_every_cell_knows_a_projection_or_refuses_it(cell):
+    if cell.name in ("GRU", "MGU"):
+        with pytest.raises(ValueError, match=r"read h itself.*leave proj_size out"):
+            bptt.Recurrent(cell, 3, 4, proj_size=2)
+        return
+    module = bptt.Recurrent(cell, 3, 4, num_layers=2, proj_size=2, dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    resets = torch.rand(5, 2) < 0.3
+    assert module(x)[0].shape == (5, 2, 2)
+    assert torch.autograd.gradcheck(lambda x: module(x, resets=resets)[0], x)

@@ -75,7 +75,7 @@ class Recurrent(Layers):
                 raise ValueError(f"bptt.Recurrent: {name} must be at least {least}, got {value!r}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"bptt.Recurrent: dropout must be from 0 to 1, got {dropout}")
-        check_equations(cell)
+        check_equations(cell, projects=proj_size > 0)
         self.cell = cell
         self.input_size, self.hidden_size, self.num_layers = sizes.values()
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)

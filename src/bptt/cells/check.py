@@ -13,12 +13,17 @@ from bptt.cells.cell import Cell
 B, H = 2, 3
 
 
-def check_equations(cell: Cell) -> None:
+def check_equations(cell: Cell, projects: bool = False) -> None:
     """Try a cell's equations on a few numbers.
+
+    Args:
+        cell: the cell.
+        projects: whether what they call h is projected, so that h_{t-1} has another size.
 
     Raises:
         ValueError: they do not return the state; or they are not elementwise, draw random numbers,
-            or use a tensor of their own that needs a gradient, so that gradients would be wrong.
+            or use a tensor of their own that needs a gradient, so that gradients would be wrong;
+            or they read h_{t-1} itself although there is a projection.
     """
     sizes = [(B, H)] * (cell.gates_x + cell.gates_h + cell.states) + [(H,)] * cell.units
     generator = torch.Generator().manual_seed(0)
@@ -47,6 +52,12 @@ def check_equations(cell: Cell) -> None:
         for kept, result in zip(results, _run(cell, given), strict=True):
             if not _same([kept[1:]], [result[1:]]):
                 raise _refusal(cell, "mix the sequences of a batch: they have to be elementwise")
+        results = _run(cell, given)
+        given[cell.gates_x + cell.gates_h] += 0.5
+        if projects and not _same(results, _run(cell, given)):
+            raise _refusal(
+                cell, "read h itself, and a projection changes its size: leave proj_size out"
+            )
 
 
 def _run(cell: Cell, given: list[Tensor]) -> tuple[Tensor, ...]:

@@ -30,9 +30,10 @@ Terms = list[tuple[int, Tensor]]
 """Local derivatives [N, H] with respect to one thing, each with the number of the result."""
 
 
-def recursion_of(cell: Cell) -> Recursion:
-    """Return the cell's recursion: that by hand where there is one."""
-    return cell.by_hand or Derived(cell)
+def recursion_of(cell: Cell, w: Weights) -> Recursion:
+    """Return the cell's recursion: that by hand, where there is one that serves."""
+    by_hand = cell.by_hand
+    return by_hand if by_hand and (w.hr is None or by_hand.projects) else Derived(cell)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Derived:
 
     cell: Cell
     sums_biases = False  # the equations may use the two parts of a gate apart from each other
+    projects = True
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """Take step after step; W_hh h_{t-1} + b_hh of each is kept beside A."""

@@ -39,6 +39,7 @@ class _ByHand:
     """h_t = φ(a_t), with φ' written in terms of h_t."""
 
     sums_biases = True
+    projects = False
 
     def __init__(self, phi: str) -> None:
         self.phi = phi

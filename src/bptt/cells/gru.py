@@ -45,6 +45,7 @@ class _ByHand:
     """r, z, n; q = W_hn h_{t-1} + b_hn; h_t = (1 - z) n + z h_{t-1}."""
 
     sums_biases = False  # b_hn stays inside the reset gate
+    projects = False
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """The gates take A's place; q is kept, because ∂n/∂r needs it."""

@@ -52,6 +52,7 @@ class _ByHand:
     """i, f, g, o; c_t = f c_{t-1} + i g; h_t = o tanh(c_t), or W_hr times that."""
 
     sums_biases = True
+    projects = True
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """The gates take A's place; c_t is kept."""

@@ -138,6 +138,9 @@ class Engine(Protocol):
             The outputs [N, P], the final state, and what :meth:`backward` needs besides.
         """
 
+    def other_states(self, call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return from what a forward pass kept the states but h after each step, each [N, H]."""
+
     def backward(self, call: Call, saved: Saved, incoming: Incoming) -> Gradients:
         """Run the recursion of the deltas, and what follows from them."""
 

@@ -134,7 +134,7 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
 
 
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return from what a forward pass kept the states but h after each step, each [N, H]."""
+    """Return the states but h after each step, as :class:`engines.call.Engine` says."""
     hidden, rows, others = call.cell.hidden(call.w), sum(call.steps.sizes), call.cell.states - 1
     whole = 64 // kept[0].element_size()
     padded = (hidden + whole - 1) // whole * whole

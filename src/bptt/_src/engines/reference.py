@@ -60,12 +60,14 @@ def serves(call: Call | Readout) -> str | None:
 
 
 def forward(call: Call, keep: bool = False) -> tuple[Tensor, State, tuple[Tensor, ...]]:
-    """Run a sequence, as :class:`engines.call.Engine` says; autograd keeps what it needs."""
+    """Run a sequence, as :class:`engines.call.Engine` says; autograd keeps what it needs
+    besides the other states.
+    """
     if not is_exporting():
         call.check_sizes()
     cell, x, _, w, steps, (carry, resets), *_ = call
     state = tuple(s.flatten(0, -2) for s in call.state)
-    outputs: list[Tensor] = []
+    after_each: list[State] = []
     for x_t, carry_t, reset_t in steps.forth(x.flatten(0, -2), carry, resets):
         n = len(x_t)
         before = tuple(s[:n] for s in state)
@@ -75,12 +77,18 @@ def forward(call: Call, keep: bool = False) -> tuple[Tensor, State, tuple[Tensor
             before = tuple(torch.where(reset_t, torch.zeros_like(s), s) for s in before)
         after = cell.step(x_t, before, w)
         state = tuple(torch.cat([a, s[n:]]) for a, s in zip(after, state, strict=True))
-        outputs.append(after[0])
+        after_each.append(after)
     if steps.reverse:
-        outputs.reverse()
-    y = torch.cat(outputs)
+        after_each.reverse()
+    columns = zip(*after_each, strict=True)
+    y, *others = [torch.cat(c) for c in (columns if keep else (next(columns),))]
     final = tuple(a.view(b.shape) for a, b in zip(state, call.state, strict=True))
-    return y.view(*x.shape[:-1], y.shape[-1]), final, ()
+    return y.view(*x.shape[:-1], y.shape[-1]), final, tuple(others)
+
+
+def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the states but h after each step, as :class:`engines.call.Engine` says."""
+    return kept
 
 
 def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:

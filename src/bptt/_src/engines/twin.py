@@ -44,14 +44,14 @@ def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     cell, x, w = call.cell, call.x, call.w
     A = _project(cell, x.flatten(0, -2), w)
     setting = Setting(w, call.steps, call.boundary)
-    kept, final = recursion_of(cell).forward(A, _rows_of(call.state), setting)
+    kept, final = recursion_of(cell, w).forward(A, _rows_of(call.state), setting)
     after = (s.clone().view(like.shape) for s, like in zip(final, call.state, strict=True))
     y, *others = kept.states
     return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
 
 
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return from what a forward pass kept the states but h after each step, each [N, H]."""
+    """Return the states but h after each step, as :class:`engines.call.Engine` says."""
     return kept[len(kept) + 1 - call.cell.states :]
 
 
@@ -70,7 +70,7 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
         _previous(call.steps, first, after, boundary.resets)
         for first, after in zip(_rows_of(call.state), kept.states, strict=True)
     )
-    run = recursion_of(cell).backward
+    run = recursion_of(cell, w).backward
     if windows is None:
         after = FromAfter(d_y, _rows_of(d_state), incoming.row_norms)
         deltas = total = run(kept, before, after, Setting(w, call.steps, boundary))
@@ -104,7 +104,7 @@ def _previous(steps: Steps, initial: Tensor, states: Tensor, resets: Tensor | No
 def _project(cell: Cell, x: Tensor, w: Weights) -> Tensor:
     """Compute the input's part of every gate, for all steps, [N, G·H]."""
     bias = w.b_ih
-    if bias is not None and w.b_hh is not None and recursion_of(cell).sums_biases:
+    if bias is not None and w.b_hh is not None and recursion_of(cell, w).sums_biases:
         bias = bias + w.b_hh
     return torch.mm(x, w.ih.t()) if bias is None else torch.addmm(bias, x, w.ih.t())
 

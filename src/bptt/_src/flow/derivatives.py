@@ -6,7 +6,7 @@ those of many steps at once.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Inexact
@@ -97,7 +97,7 @@ def _states(layer: Layer, steps: Steps, resets: Tensor | None) -> tuple[Tensor, 
     """Run a layer; return its outputs, [N, P], and the state from which each row's step starts."""
     cell, w, several = layer.cell, layer.w, layer.cell.states > 1
     call = Call(cell, layer.x, layer.initial, w, steps, Boundary(None, resets))
-    engine: Any = engine_for(call, recorded=False)
+    engine = engine_for(call, recorded=False)
     y, _, kept = engine.forward(call, keep=several)
     after = (y, *engine.other_states(call, kept)) if several else (y,)
     before = [steps.previous(first, s) for first, s in zip(layer.initial, after, strict=True)]
