@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 from bptt._src.engines import native, reference, twin
 from bptt._src.engines.backend import ENGINES, engine_for
-from bptt._src.engines.call import Call, Engine
+from bptt._src.engines.call import Call, Engine, FlowCall
 from bptt._src.engines.readout import Readout
 from bptt._src.engines.windows import windows_of
 from bptt._src.steps import Steps
@@ -78,6 +78,15 @@ def test_what_only_autograd_can_do_goes_through_the_reference(call):
         assert "mode" in native.serves(call)
         assert engine_for(call) is reference
         assert engine_for(call, recorded=False) is twin
+
+
+def test_the_flow_is_chosen_alike():
+    of, many = a_call(), Cell("MANY", 1, 1, lambda x, h, s, u: s, states=3)
+    assert engine_for(FlowCall(of.cell, of.x, of.w)) is native
+    assert "3 states of MANY" in native.serves(FlowCall(many, of.x, of.w))
+    assert engine_for(FlowCall(of.cell, of.x.half(), of.w)) is twin
+    with using("twin"):
+        assert engine_for(FlowCall(of.cell, of.x, of.w)) is twin
 
 
 def test_labels_without_values_are_left_to_torch():

@@ -11,9 +11,8 @@ from typing import cast
 import torch
 
 from bptt._src.engines import kernel_library, native, reference, threads, twin
-from bptt._src.engines.call import Call, Engine
+from bptt._src.engines.call import AnyCall, Engine
 from bptt._src.engines.guard import is_watched
-from bptt._src.engines.readout import Readout
 from bptt.errors import KernelError
 
 VARIABLE = "BPTT_KERNELS"
@@ -89,7 +88,7 @@ def runs_native() -> bool:
     return _choice.native
 
 
-def engine_for(call: Call | Readout, recorded: bool = True) -> Engine:
+def engine_for(call: AnyCall, recorded: bool = True) -> Engine:
     """Return the engine that runs a call: the first of the chosen ones that serves it.
 
     Args:

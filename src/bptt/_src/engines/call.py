@@ -1,7 +1,8 @@
 """What an engine is, and what a call of one is given and gives.
 
-Two kinds of work are done by whole calls: a sequence of one layer in one direction, forwards and
-backwards, and the loss of a linear readout (:mod:`engines.readout`).
+Three kinds of work are done by whole calls: a sequence of one layer in one direction, forwards and
+backwards; the loss of a linear readout (:mod:`engines.readout`); and many losses on their way back
+through a layer's steps.
 """
 
 from __future__ import annotations
@@ -80,6 +81,22 @@ class Call(NamedTuple):
                 )
 
 
+class FlowCall(NamedTuple):
+    """A layer, whose steps many losses are taken through at once (:mod:`flow.step_matrix`)."""
+
+    cell: Cell
+    x: Tensor
+    """The inputs, [N, I]."""
+    w: Weights
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Return its tensors."""
+        return (self.x, *self.w)
+
+
+AnyCall = Call | FlowCall | Readout
+
+
 class Saved(NamedTuple):
     """What a forward pass leaves for the backward pass."""
 
@@ -124,7 +141,7 @@ class Engine(Protocol):
     RECORDS: bool
     """Whether autograd and torch's modes see each of its operations, none of them in place."""
 
-    def serves(self, call: Call | Readout) -> str | None:
+    def serves(self, call: AnyCall) -> str | None:
         """Return why it cannot do this; None where it can."""
 
     def forward(self, call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:

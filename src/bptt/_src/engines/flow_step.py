@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bptt._src.engines import threads
+from bptt._src.engines.call import FlowCall
 from bptt._src.engines.guard import address, addresses, dense, room, within
 from bptt._src.engines.kernel_library import library
-from bptt.cells import Cell, Weights
 
 # The fields of a bptt_flow_step, in order; an address of 0 is none.
 _STEP = struct.Struct("=34q")
@@ -63,15 +63,16 @@ OF_STATE = ((0, 0), (1, 1), (1, 0), (0, 1))
 """The numbers of result and tensor, in the order of a bptt_flow_step."""
 
 
-def serves(cell: Cell, x: Tensor, w: Weights) -> bool:
-    """Whether there is a kernel for this layer: on the processor, float32 or float64."""
-    return (
-        cell.states <= 2
-        and x.is_cpu
-        and x.dtype in (torch.float32, torch.float64)
-        and w.ih.dtype is x.dtype
-        and w.hh.dtype is x.dtype
-    )
+def refuses(call: FlowCall) -> str | None:
+    """Return why there is no kernel for a layer; None where there is one."""
+    cell, x, w = call
+    if cell.states > 2:
+        return f"there are none for the {cell.states} states of {cell.name}"
+    if not x.is_cpu:
+        return f"the input is on {x.device}"
+    if x.dtype not in (torch.float32, torch.float64):
+        return f"there are none for {x.dtype}"
+    return None if w.ih.dtype is w.hh.dtype is x.dtype else f"the weights are not all {x.dtype}"
 
 
 def back(

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt._src.engines import threads
-from bptt._src.engines.call import Call, Gradients, Incoming, Saved
+from bptt._src.engines import flow_step, threads
+from bptt._src.engines.call import AnyCall, Call, Gradients, Incoming, Saved
 from bptt._src.engines.guard import (
     address,
     addresses,
@@ -40,13 +40,16 @@ _SEQUENCE = struct.Struct("=38q")
 _READOUT = struct.Struct("=14q")
 
 
-def serves(call: Call | Readout) -> str | None:
+def serves(call: AnyCall) -> str | None:
     """Return why it cannot do this, as :class:`engines.call.Engine` says."""
     if is_watched():
         return "a mode of torch has to see each operation"
-    return only_by_autograd(*call.tensors()) or (
-        _refuses_readout(call) if isinstance(call, Readout) else _refuses(call)
-    )
+    reason = only_by_autograd(*call.tensors())
+    if reason is not None:
+        return reason
+    if isinstance(call, Call):
+        return _refuses(call)
+    return _refuses_readout(call) if isinstance(call, Readout) else flow_step.refuses(call)
 
 
 def _refuses(call: Call) -> str | None:

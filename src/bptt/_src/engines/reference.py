@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt._src.engines.call import Call, Gradients, Incoming, Saved
+from bptt._src.engines.call import AnyCall, Call, Gradients, Incoming, Saved
 from bptt._src.engines.guard import is_exporting
 from bptt._src.engines.readout import Found, Readout
 from bptt.cells import State
@@ -49,7 +49,7 @@ def _scaled(x: Tensor, factor: Tensor) -> Tensor:
     return torch.where(factor == 0, torch.zeros_like(x), x * factor)
 
 
-def serves(call: Call | Readout) -> str | None:
+def serves(call: AnyCall) -> str | None:
     """Return why it cannot do this, as :class:`engines.call.Engine` says."""
     if isinstance(call, Call) and call.windows is not None:
         return (

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt._src.engines.call import Call, Gradients, Incoming, Saved
+from bptt._src.engines.call import AnyCall, Call, Gradients, Incoming, Saved
 from bptt._src.engines.guard import only_by_autograd
 from bptt._src.engines.readout import Found, Readout
 from bptt._src.engines.windows import Windows
@@ -31,7 +31,7 @@ from bptt.cells.recursion import Deltas, FromAfter, Kept, Setting
 NAME, RECORDS = "twin", False
 
 
-def serves(call: Call | Readout) -> str | None:
+def serves(call: AnyCall) -> str | None:
     """Return why it cannot do this, as :class:`engines.call.Engine` says."""
     if isinstance(call, Readout) and call.hidden.is_meta:
         return "labels on the meta device cannot be checked"

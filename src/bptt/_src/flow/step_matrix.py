@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bptt._src.engines import backend, flow_step
+from bptt._src.engines import flow_step, native
+from bptt._src.engines.backend import engine_for
+from bptt._src.engines.call import FlowCall
 from bptt._src.flow.derivatives import Locals, Terms
 from bptt._src.flow.network import Layer
 
@@ -69,7 +71,8 @@ class Through:
         self.projected = projected
         x = layer.x
         self.given = [x.new_zeros(sequences, losses, s.shape[1]) for s in layer.initial]
-        self.is_native = backend.runs_native() and flow_step.serves(layer.cell, x, layer.w)
+        call = FlowCall(layer.cell, x, layer.w)
+        self.is_native = engine_for(call, recorded=False) is native
         # Places that are used again at each step: fresh ones are slow.
         given, found = _shape_of_matrix(layer, of_inputs, projected is not None)
         if self.is_native:
