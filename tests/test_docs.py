@@ -39,3 +39,18 @@ def test_a_wrong_example_is_seen(tmp_path):
     page.write_text("# Sums\n\n```pycon\n>>> 1 + 1\n3\n```\n\nmore text\n")
     with pytest.raises(AssertionError, match=r"line 4(.|\n)*Expected:\n +3\n +Got:\n +2"):
         test_examples(page)
+
+
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)[^)]*\)")
+PATH = re.compile(r"`((?:src|tests|docs|benchmarks|examples|tools|_src)/[\w/.-]+)`")
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_what_is_linked_or_named_is_there(name):
+    """The documentation's own links are checked where it is built."""
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = {match[1] for match in PATH.finditer(text) if "NAME" not in match[1]}
+    named = {f"src/bptt/{path}" if path.startswith("_src") else path for path in named}
+    paths = named | {match[1] for match in LINK.finditer(text)}
+    assert paths or name == "CHANGELOG.md"
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bptt._src.limits import cannot_batch
 from bptt._src.pytree import is_float, leaves_of
 
 Gradients = list[Tensor | None]
@@ -42,9 +43,37 @@ def vjp(outputs: list[Any], inputs: list[Tensor], given: Gradients, *, keep: boo
         ) from e
 
 
+def batched_vjp(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], given: Sequence[Tensor]
+) -> Gradients | None:
+    """Compute vector-Jacobian products of several vectors at once.
+
+    Args:
+        outputs: what is differentiated; its graph is kept.
+        inputs: with respect to what.
+        given: the vectors for each output, [n, ...].
+
+    Returns:
+        The products for each input, [n, ...]; None instead if the module has an operation without
+        a batched derivative.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            found = torch.autograd.grad(
+                outputs, inputs, given, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+    except RuntimeError as e:  # a NotImplementedError is one too
+        if not cannot_batch(e):
+            raise
+        return None
+    return list(found)
+
+
 def vjp_together(
     outputs: list[Any], inputs: list[Tensor], each: list[Gradients]
-) -> list[Gradients]:
+) -> list[Gradients] | None:
+    """The products of several gradients, as :func:`batched_vjp`."""
     used = []
     for n, y in enumerate(outputs):
         column = [g[n] for g in each]
@@ -53,11 +82,9 @@ def vjp_together(
     if not used:
         return [[None] * len(inputs) for _ in each]
     ys, ds = zip(*used, strict=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        found = torch.autograd.grad(
-            ys, inputs, ds, retain_graph=True, allow_unused=True, is_grads_batched=True
-        )
+    found = batched_vjp(ys, inputs, ds)
+    if found is None:
+        return None
     return [[None if g is None else g[k] for g in found] for k in range(len(each))]
 
 

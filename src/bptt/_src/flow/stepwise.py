@@ -7,7 +7,6 @@ the losses after it at once: T products, not T backward passes.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bptt._src.autograd import batched_vjp
 from bptt._src.credit.full import Full
 from bptt._src.flow.contract import call, check_attached, check_batch, check_step, floats
 from bptt._src.flow.cotangents import Cotangents
@@ -23,7 +23,6 @@ from bptt._src.flow.flow import StateFlow
 from bptt._src.flow.given import Given
 from bptt._src.flow.pairs import Found, Pairs
 from bptt._src.layout import Layout, join, unwrapped
-from bptt._src.limits import cannot_batch
 from bptt._src.pytree import is_float, map_tensors, named_leaves
 from bptt._src.unroll.boundary import Boundaries
 from bptt._src.unroll.calls import check_output
@@ -255,15 +254,8 @@ def _real(v: Tensor) -> Tensor:
 
 def _products(outputs: list[Tensor], inputs: list[Tensor], given: list[Tensor]) -> list[Tensor]:
     """Vector-Jacobian products of many vectors: batched, or one by one where that is not known."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            found = torch.autograd.grad(
-                outputs, inputs, given, retain_graph=True, allow_unused=True, is_grads_batched=True
-            )
-    except RuntimeError as e:  # a NotImplementedError is one too
-        if not cannot_batch(e):
-            raise
+    found = batched_vjp(outputs, inputs, given)
+    if found is None:
         each = [
             torch.autograd.grad(
                 outputs, inputs, one, retain_graph=True, allow_unused=True, materialize_grads=True

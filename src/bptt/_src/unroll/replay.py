@@ -34,7 +34,6 @@ from bptt._src.autograd import (
 )
 from bptt._src.credit.plan import Block, Plan
 from bptt._src.layout import Layout
-from bptt._src.limits import cannot_batch
 from bptt._src.pytree import flatten, is_float, leaves_of, map_tensors
 from bptt._src.unroll.boundary import Boundaries
 from bptt._src.unroll.buffers import modules_in
@@ -406,10 +405,8 @@ class Replay:
         if not inputs:
             return [[] for _ in each]
         if self.together:
-            try:
-                return vjp_together(outputs, inputs, each)
-            except RuntimeError as e:  # a NotImplementedError is one too
-                if not cannot_batch(e):
-                    raise
-                self.together = False  # an operation without a batched derivative: one by one
+            found = vjp_together(outputs, inputs, each)
+            if found is not None:
+                return found
+            self.together = False  # from now on one by one
         return [vjp(outputs, inputs, gradients, keep=True) for gradients in each]
