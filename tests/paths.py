@@ -11,7 +11,7 @@ from bptt import kernels
 from bptt._src.engines import kernel_library
 from bptt.errors import KernelError
 
-PATHS = ["twin", *kernel_library.PATHS]
+PATHS = ["twin", *kernel_library.ISAS]
 
 
 @contextmanager

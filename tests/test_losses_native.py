@@ -14,7 +14,7 @@ from bptt._src.engines.readout import Readout
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "float"])
 
 
-@pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
+@pytest.fixture(scope="module", autouse=True, params=kernel_library.ISAS)
 def path(request):
     """The vectors that all of this is tested with."""
     with using(request.param) as backend:

@@ -363,7 +363,7 @@ def test_no_peak_without_a_library(monkeypatch):
 def test_the_conditions_name_what_runs():
     with bptt.kernels.use("twin"):
         found = processor.conditions("1.2")
-    assert (found["backend"], found["path"], found["jax"]) == ("twin", None, "1.2")
+    assert (found["backend"], found["isa"], found["jax"]) == ("twin", None, "1.2")
     assert found["threads"] == torch.get_num_threads()
     assert found["torch"] == torch.__version__
 

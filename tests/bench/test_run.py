@@ -188,7 +188,7 @@ def found():
         "threads": 2,
         "kernels": "native kernels, avx2, 2 threads",
         "backend": "native",
-        "path": "avx2",
+        "isa": "avx2",
         "bptt": "1",
         "torch": "2",
         "numpy": "3",

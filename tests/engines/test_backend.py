@@ -17,7 +17,7 @@ from bptt._src.engines import kernel_library, sequence
 from bptt.errors import KernelError
 from bptt.kernels import Backend
 
-NATIVE = ("native", *kernel_library.PATHS)
+NATIVE = ("native", *kernel_library.ISAS)
 
 
 @pytest.fixture
@@ -57,25 +57,23 @@ def run():
 def test_the_variable_chooses_the_kernels(name, fresh):
     with using(name) as chosen:
         assert chosen.name == "native"
-        expected = chosen.path
+        expected = chosen.isa
     fresh.setattr(choice, "_choice", choice._Choice())
     fresh.setenv("BPTT_KERNELS", name)
     backend = bptt.kernels.backend()
-    assert (backend.name, backend.path, backend.reason) == ("native", expected, None)
+    assert (backend.name, backend.isa, backend.reason) == ("native", expected, None)
     if name != "native":
-        assert backend.path == name
+        assert backend.isa == name
 
 
 def test_the_widest_path_is_taken_where_none_is_named(fresh):
     with using("native"):
         there = [
-            p
-            for n, p in enumerate(kernel_library.PATHS)
-            if kernel_library.library().bptt_has_path(n)
+            p for n, p in enumerate(kernel_library.ISAS) if kernel_library.library().bptt_has_isa(n)
         ]
     for name in ("auto", "native"):
         with bptt.kernels.use("portable"), bptt.kernels.use(name) as chosen:
-            assert chosen.path == there[-1]
+            assert chosen.isa == there[-1]
 
 
 def test_the_variable_is_read_by_a_new_process():
@@ -114,10 +112,10 @@ def test_a_path_that_the_processor_lacks_is_said_with_those_it_has(fresh):
         def __getattr__(self, name):
             return getattr(library, name)
 
-        def bptt_has_path(self, path):
+        def bptt_has_isa(self, path):
             return int(path == 0)
 
-        def bptt_use_path(self, path):
+        def bptt_use_isa(self, path):
             return 0 if path == 0 else -1
 
     fresh.setattr(kernel_library, "library", Narrow)
@@ -133,7 +131,7 @@ def test_a_path_that_the_processor_lacks_is_said_with_those_it_has(fresh):
 
 def test_without_a_library_the_twin_runs_and_says_why(without_library):
     backend = bptt.kernels.backend()
-    assert (backend.name, backend.path) == ("twin", None)
+    assert (backend.name, backend.isa) == ("twin", None)
     assert backend.reason == (
         "the native kernels cannot be used: no library in here: it is compiled elsewhere"
     )

@@ -23,7 +23,7 @@ exact_enough = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
+@pytest.fixture(scope="module", autouse=True, params=kernel_library.ISAS)
 def path(request):
     """The kind of vectors that all of this is tested with."""
     with using(request.param) as backend:

@@ -27,7 +27,7 @@ EACH_ENGINE = pytest.mark.parametrize("engine", [native, twin], ids=["native", "
 EACH_DTYPE = pytest.mark.parametrize("dtype", [DOUBLE, FLOAT], ids=["double", "float"])
 
 
-@pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
+@pytest.fixture(scope="module", autouse=True, params=kernel_library.ISAS)
 def path(request):
     """The kind of vectors that all of this is tested with."""
     with using(request.param) as backend:

@@ -22,7 +22,7 @@ SIZES = {"MGU": (2, 1, 0), "PEEPHOLE_LSTM": (4, 2, 3)}  # gates, states, units
 EACH_CELL = pytest.mark.parametrize("cell", SIZES)
 
 
-@pytest.fixture(scope="module", autouse=True, params=kernel_library.PATHS)
+@pytest.fixture(scope="module", autouse=True, params=kernel_library.ISAS)
 def path(request):
     """The kind of vectors that all of this is tested with."""
     with using(request.param) as backend:

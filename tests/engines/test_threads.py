@@ -42,7 +42,7 @@ LARGE = {
 LARGE_STEP = 200_000
 
 
-@pytest.fixture(params=kernel_library.PATHS)
+@pytest.fixture(params=kernel_library.ISAS)
 def path(request):
     """The kind of vectors that this is tested with."""
     with using(request.param) as backend:

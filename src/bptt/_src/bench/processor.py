@@ -38,7 +38,7 @@ def conditions(jax: str | None) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "kernels": str(kernels),
         "backend": kernels.name,
-        "path": kernels.path,
+        "isa": kernels.isa,
         "bptt": bptt.__version__,
         "torch": torch.__version__,
         "numpy": np.__version__,

@@ -16,7 +16,7 @@ from bptt._src.engines.guard import is_watched
 from bptt.errors import KernelError
 
 VARIABLE = "BPTT_KERNELS"
-NAMES = ("auto", "native", "twin", *kernel_library.PATHS)
+NAMES = ("auto", "native", "twin", *kernel_library.ISAS)
 ENGINES = cast("tuple[Engine, ...]", (native, twin, reference))
 """Every engine there is, in the order in which they are asked."""
 
@@ -27,7 +27,7 @@ class Backend:
 
     name: str
     """``"native"``, or ``"twin"``: the same in plain torch."""
-    path: str | None
+    isa: str | None
     """The vectors that native kernels use: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
     threads: int
     """How many a call may take: torch's number, or for native kernels less."""
@@ -41,7 +41,7 @@ class Backend:
         number = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
         if self.name == "native":
             fewer = f" ({self.fewer})" if self.fewer else ""
-            return f"native kernels, {self.path}, {number}{fewer}"
+            return f"native kernels, {self.isa}, {number}{fewer}"
         return f"plain torch (twin), {number}: {self.reason}"
 
 
@@ -76,9 +76,9 @@ def backend() -> Backend:
     """
     if not runs_native():
         return Backend("twin", None, torch.get_num_threads(), _choice.reason)
-    path = kernel_library.PATHS[kernel_library.library().bptt_path_in_use()]
+    isa = kernel_library.ISAS[kernel_library.library().bptt_isa_in_use()]
     number, fewer = threads.explained()
-    return Backend("native", path, number, None, fewer)
+    return Backend("native", isa, number, None, fewer)
 
 
 def runs_native() -> bool:
@@ -127,18 +127,18 @@ def use(name: str) -> Iterator[Backend]:
     'twin'
     """
     runs_native()
-    before = (_choice.name or "auto", _path_in_use())
+    before = (_choice.name or "auto", _isa_in_use())
     _choose(name)
     try:
         yield backend()
     finally:
         _choose(before[0])
         if before[1] is not None:
-            kernel_library.library().bptt_use_path(before[1])
+            kernel_library.library().bptt_use_isa(before[1])
 
 
-def _path_in_use() -> int | None:
-    return kernel_library.library().bptt_path_in_use() if _choice.native else None
+def _isa_in_use() -> int | None:
+    return kernel_library.library().bptt_isa_in_use() if _choice.native else None
 
 
 def _choose(name: str) -> None:
@@ -155,11 +155,11 @@ def _choose(name: str) -> None:
                 raise
             reason = str(e)
         else:
-            paths = [n for n, p in enumerate(kernel_library.PATHS) if found.bptt_has_path(n)]
-            wanted = kernel_library.PATHS.index(name) if name in kernel_library.PATHS else paths[-1]
-            if found.bptt_use_path(wanted) != 0:
+            there = [n for n in range(len(kernel_library.ISAS)) if found.bptt_has_isa(n)]
+            wanted = kernel_library.ISAS.index(name) if name in kernel_library.ISAS else there[-1]
+            if found.bptt_use_isa(wanted) != 0:
                 raise KernelError(
                     f"{VARIABLE}={name}: this processor or this build has no {name}; it has "
-                    f"{', '.join(kernel_library.PATHS[p] for p in paths)}"
+                    f"{', '.join(kernel_library.ISAS[n] for n in there)}"
                 )
     _choice.name, _choice.native, _choice.reason = name, reason is None, reason

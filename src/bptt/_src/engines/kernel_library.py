@@ -19,8 +19,8 @@ from bptt._src.engines.guard import address, dense
 from bptt.cells import Cell
 from bptt.errors import KernelError
 
-INTERFACE = 8
-PATHS = ("portable", "avx2", "avx512")
+INTERFACE = 9
+ISAS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 
 

@@ -17,10 +17,10 @@
 extern "C" {
 #endif
 
-enum bptt_path { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_PATHS };
+enum bptt_isa { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_ISAS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 8
+#define BPTT_INTERFACE 9
 
 /* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
    are null. */
@@ -131,13 +131,13 @@ typedef int (*bptt_number)(void);
 
 BPTT_API int bptt_interface(void); /* BPTT_INTERFACE of the library */
 
-/* Whether this processor, and this build, has a path: 1 or 0. */
-BPTT_API int bptt_has_path(int path);
+/* Whether this processor, and this build, has an instruction set: 1 or 0. */
+BPTT_API int bptt_has_isa(int isa);
 
-/* Choose a path for all later calls; returns 0, or -1 where there is none such. The first call
-   that needs one takes the widest if none was chosen. */
-BPTT_API int bptt_use_path(int path);
-BPTT_API int bptt_path_in_use(void);
+/* Choose an instruction set for all later calls; returns 0, or -1 where there is none such. The
+   first call that needs one takes the widest if none was chosen. */
+BPTT_API int bptt_use_isa(int isa);
+BPTT_API int bptt_isa_in_use(void);
 
 /* Take the threads from here; until then, and in a forked child, everything runs on one thread. */
 BPTT_API void bptt_use_threads(bptt_parallel, bptt_number number, bptt_number count);

@@ -1,5 +1,5 @@
-// A program of its own that runs the kernels, for the sanitizers: every cell, dtype and path that
-// this processor has, over shapes of all kinds. The paths must agree with each other, and any
+// A program of its own that runs the kernels, for the sanitizers: every cell, dtype and instruction
+// set that this processor has, over shapes of all kinds. They must agree with each other, and any
 // number of threads must give the same bits; whether they are right is for the tests in Python to
 // say.
 #include <algorithm>
@@ -19,7 +19,7 @@
 
 namespace {
 
-const char *const PATHS[] = {"portable", "avx2", "avx512"};
+const char *const ISAS[] = {"portable", "avx2", "avx512"};
 constexpr int TEAM = 3;  // threads, where it is more than one
 
 // ---------------------------------------------------------------------------------- comparing
@@ -51,7 +51,7 @@ bool agree(const std::vector<Result<T>> &ours, const std::vector<Result<T>> &the
     return same;
 }
 
-// One cell and dtype, on every path there is: with the first one, and one thread with several.
+// One cell and dtype: every instruction set there is with the first one, one thread with several.
 template <class T> bool check(int64_t cell) {
     const double tolerance = sizeof(T) == 8 ? 1e-11 : 1e-4;
     const auto all = shapes();
@@ -59,17 +59,17 @@ template <class T> bool check(int64_t cell) {
     for (size_t n = 0; n < all.size(); n++) {
         const Problem<T> problem(cell, all[n]);
         std::vector<Result<T>> first;
-        for (int path = 0; path < BPTT_PATHS; path++) {
-            if (bptt_use_path(path) != 0) continue;
+        for (int isa = 0; isa < BPTT_ISAS; isa++) {
+            if (bptt_use_isa(isa) != 0) continue;
             char what[64];
             const auto alone = problem.run(1);
-            if (path == 0) first = alone;
+            if (isa == 0) first = alone;
             // A rectifier that is on or off by a rounding error makes another gradient.
-            std::snprintf(what, sizeof what, "%s and %s", PATHS[path], PATHS[0]);
+            std::snprintf(what, sizeof what, "%s and %s", ISAS[isa], ISAS[0]);
             if (std::strcmp(bptt_cell_name(cell), "RNN_RELU") != 0 || sizeof(T) == 8)
                 same = agree(alone, first, tolerance, what, n) && same;
             if (!(all[n].has & THREADS)) continue;
-            std::snprintf(what, sizeof what, "%s, %d threads and 1", PATHS[path], TEAM);
+            std::snprintf(what, sizeof what, "%s, %d threads and 1", ISAS[isa], TEAM);
             const int before = teams;
             same = agree(problem.run(TEAM), alone, 0, what, n) && same;
             if (teams == before + 3) continue;
@@ -82,14 +82,14 @@ template <class T> bool check(int64_t cell) {
     return same;
 }
 
-// What run(threads) gives: the paths against each other, and threads against one.
-template <class T, class Run> bool all_paths_agree(Run run) {
+// What run(threads) gives: the instruction sets against each other, and threads against one.
+template <class T, class Run> bool all_isas_agree(Run run) {
     bool same = true;
     std::vector<T> first;
-    for (int path = 0; path < BPTT_PATHS; path++) {
-        if (bptt_use_path(path) != 0) continue;
+    for (int isa = 0; isa < BPTT_ISAS; isa++) {
+        if (bptt_use_isa(isa) != 0) continue;
         const auto alone = run(1);
-        if (path == 0) first = alone;
+        if (isa == 0) first = alone;
         same = same && !alone.empty() && alone.size() == first.size() &&
                difference(alone, first) < (sizeof(T) == 8 ? 1e-11 : 1e-4);
         same = same && same_bits(run(TEAM), alone);
@@ -125,7 +125,7 @@ template <class T> bool check_readout() {
                 out.insert(out.end(), more->begin(), more->end());
             return out;
         };
-        same = all_paths_agree<T>(run) && same;
+        same = all_isas_agree<T>(run) && same;
     }
     std::printf("readout, %s: %s\n", sizeof(T) == 8 ? "double" : "float",
                 same ? "agree" : "DIFFER");
@@ -178,7 +178,7 @@ template <class T> bool check_flow() {
                 for (double e : *more) d_h.push_back(T(e));
             return d_h;
         };
-        same = all_paths_agree<T>(run) && same;
+        same = all_isas_agree<T>(run) && same;
     }
     std::printf("flow, %s: %s\n", sizeof(T) == 8 ? "double" : "float", same ? "agree" : "DIFFER");
     return same;
@@ -275,8 +275,8 @@ bool check_numbers() {
 // The functions on as many elements as do and do not fill vectors, and the peak's threads.
 template <class T> bool check_functions() {
     bool right = true;
-    for (int path = 0; path < BPTT_PATHS; path++) {
-        if (bptt_use_path(path) != 0) continue;
+    for (int isa = 0; isa < BPTT_ISAS; isa++) {
+        if (bptt_use_isa(isa) != 0) continue;
         for (size_t n = 1; n < 40; n++) {
             std::vector<T> in(n, T(0.75)), out(n);
             for (int which = 0; which < 3; which++) {
@@ -298,9 +298,9 @@ template <class T> bool check_functions() {
 
 int main() {
     bptt_use_threads(parallel, number, count);
-    std::printf("paths:");
-    for (int path = 0; path < BPTT_PATHS; path++)
-        if (bptt_has_path(path)) std::printf(" %s", PATHS[path]);
+    std::printf("instruction sets:");
+    for (int isa = 0; isa < BPTT_ISAS; isa++)
+        if (bptt_has_isa(isa)) std::printf(" %s", ISAS[isa]);
     std::printf("\n");
     bool same = true;
     for (int64_t cell = 0; cell < bptt_cells(); cell++)

@@ -1,37 +1,37 @@
-// The C interface: picks the path, checks nothing (the caller has), and hands on.
+// The C interface: picks the instruction set, checks nothing (the caller has), and hands on.
 #include <atomic>
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
 
 #include "cells/list.h"
-#include "path.h"
+#include "isa.h"
 
 namespace {
 
-// Which paths this build has, and whether the processor can run them.
-bool can_run(int path) {
+// Which instruction sets this build has kernels for, and whether the processor has them.
+bool can_run(int isa) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (path == BPTT_AVX512)
+    if (isa == BPTT_AVX512)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("fma");
-    if (path == BPTT_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (isa == BPTT_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-    return path == BPTT_PORTABLE;
+    return isa == BPTT_PORTABLE;
 }
 
 int widest() {
-    int path = BPTT_PATHS - 1;
-    while (!can_run(path)) path--;
-    return path;
+    int isa = BPTT_ISAS - 1;
+    while (!can_run(isa)) isa--;
+    return isa;
 }
 
 std::atomic<int> chosen{-1};
 
-const bptt_path_table &table() {
-    switch (bptt_path_in_use()) {
+const bptt_isa_table &table() {
+    switch (bptt_isa_in_use()) {
 #if defined(__x86_64__)
         case BPTT_AVX512: return bptt_avx512;
         case BPTT_AVX2: return bptt_avx2;
@@ -51,18 +51,18 @@ extern "C" {
 
 int bptt_interface(void) { return BPTT_INTERFACE; }
 
-int bptt_has_path(int path) { return path >= 0 && path < BPTT_PATHS && can_run(path); }
+int bptt_has_isa(int isa) { return isa >= 0 && isa < BPTT_ISAS && can_run(isa); }
 
-int bptt_use_path(int path) {
-    if (!bptt_has_path(path)) return -1;
-    chosen = path;
+int bptt_use_isa(int isa) {
+    if (!bptt_has_isa(isa)) return -1;
+    chosen = isa;
     return 0;
 }
 
-int bptt_path_in_use(void) {
-    int path = chosen;
-    if (path < 0) chosen = path = widest();
-    return path;
+int bptt_isa_in_use(void) {
+    int isa = chosen;
+    if (isa < 0) chosen = isa = widest();
+    return isa;
 }
 
 void bptt_use_threads(bptt_parallel parallel, bptt_number number, bptt_number count) {

@@ -11,7 +11,7 @@ constexpr int64_t FORWARD_ROWS = 128;   // whose inputs are projected at a time
 constexpr int64_t BACKWARD_ROWS = 512;  // whose deltas go into the weights' gradients at a time
 constexpr int64_t SMALL_STEP = 12000; // multiplications of a step that are not worth a barrier
 
-template <class T> int64_t padded(int64_t n) {  // the same on every path
+template <class T> int64_t padded(int64_t n) {  // the same with every instruction set
     const int64_t whole = 64 / int64_t(sizeof(T));
     return (n + whole - 1) / whole * whole;
 }

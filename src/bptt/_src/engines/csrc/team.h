@@ -2,7 +2,7 @@
 #pragma once
 #include "barrier.h"
 #include "limit.h"
-#include "path.h"
+#include "isa.h"
 
 namespace {
 

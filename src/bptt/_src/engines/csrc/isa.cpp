@@ -1,6 +1,6 @@
-// All kernels for one kind of vectors. Compiled once for each path, with BPTT_PATH its name and the
+// All kernels for one kind of vectors. Compiled once for each ISA, with BPTT_ISA its name and the
 // compiler's flags to match; everything stays inside this file but the table at its end.
-#include "path.h"
+#include "isa.h"
 
 #include <chrono>
 
@@ -93,6 +93,6 @@ double multiply_adds(const bptt_threads &threads, int team, double seconds) {
 }  // namespace
 
 #define BPTT_JOIN(a, b) a##b
-#define BPTT_NAME(path) BPTT_JOIN(bptt_, path)
-extern const bptt_path_table BPTT_NAME(BPTT_PATH) = {forward, backward, cross_entropy, flow_back,
+#define BPTT_NAME(isa) BPTT_JOIN(bptt_, isa)
+extern const bptt_isa_table BPTT_NAME(BPTT_ISA) = {forward, backward, cross_entropy, flow_back,
                                                     function_of, multiply_adds};

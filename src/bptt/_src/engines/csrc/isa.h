@@ -1,4 +1,4 @@
-// What a path offers to the dispatch; all else of it is its own.
+// What the kernels for one instruction set offer to the dispatch; all else is their own.
 #pragma once
 #include "bptt_kernels.h"
 
@@ -8,7 +8,7 @@ struct bptt_threads {
     bptt_number number, count;
 };
 
-struct bptt_path_table {
+struct bptt_isa_table {
     int (*forward)(const bptt_sequence &, const bptt_threads &);
     int (*backward)(const bptt_sequence &, const bptt_threads &);
     int (*cross_entropy)(const bptt_readout &, const bptt_threads &);
@@ -17,4 +17,4 @@ struct bptt_path_table {
     double (*peak)(const bptt_threads &, int team, double seconds);
 };
 
-extern const bptt_path_table bptt_portable, bptt_avx2, bptt_avx512;
+extern const bptt_isa_table bptt_portable, bptt_avx2, bptt_avx512;
