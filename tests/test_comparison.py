@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 
+import numpy as np
 import pytest
 import torch
 from problems import Fading
@@ -19,9 +20,10 @@ from bptt._src.comparison.measures import gradient_error, peak_bytes, plans_of
 from bptt._src.comparison.result import CreditResult
 from bptt._src.comparison.tasks import TaskModel, TaskSetting, TaskTraining
 from bptt._src.engines import native
+from bptt._src.networks import NAMES
 from bptt._src.numbers import number, size
 from bptt.comparison import Comparison, ComparisonWatch, Trial, compare, print_comparison
-from bptt.credit import Plan
+from bptt.credit import Credit, Plan
 from bptt.data import TASKS, Adding, Copy, make_task
 from bptt.errors import ConfigError
 
@@ -503,7 +505,7 @@ ERRORS = {
     "minutes": (["copy"], {"max_minutes": 0}, "max_minutes must be above 0"),
     "target": (["copy"], {"target": -1.0}, "target must be above 0"),
     "threads": (["copy"], {"threads": 0}, "threads must be from 1 to"),
-    "cell": (["copy"], {"cell": "cnn"}, "cell must be one of rnn, gru, lstm, mgu, peephole-lstm"),
+    "cell": (["copy"], {"cell": "cnn"}, f"cell must be one of {', '.join(NAMES)}"),
     "memory": (["copy"], {"memory": "none"}, "memory must be"),
 }
 
@@ -615,3 +617,12 @@ def test_only_a_gradient_of_zero_has_no_error():
     assert found == {"bias": None, "bias_noise": None, "variance": None}
     with pytest.raises(ConfigError, match="loss_fn must return a scalar"):
         gradient_error(gru, x, lambda y: y, bptt.Truncated(2), generator)
+
+
+def test_the_matrix_of_a_credit_that_plans_for_each_sequence_is_drawn(tmp_path):
+    class One(Credit):
+        def plan(self, steps, batch=1, generator=None):
+            return Plan(steps, carry=np.full((steps, batch), 0.5))
+
+    found = compare("copy", ["full", One()], **{**COPY, "seeds": 1})
+    found.figure().savefig(tmp_path / "comparison.png")

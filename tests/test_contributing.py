@@ -129,7 +129,7 @@ def test_the_steps_name_what_is_changed():
 def test_a_cell_from_its_equations(tmp_path):
     root = copied(tmp_path)
     add_cell(root, native=False)
-    tests = ("tests/cells", "tests/test_any_cell.py")
+    tests = ("tests/cells", "tests/test_any_cell.py", "tests/engines/test_native.py")
     assert passed(root, "twin", *tests) >= 3
 
 

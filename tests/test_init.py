@@ -195,8 +195,8 @@ def test_spectral_radius(n, radius):
             "got Recurrent of MGU",
         ),
         (init.spectral_radius_, nn.LSTM(2, 2), "for RNN, got LSTM; use orthogonal_ with a gain"),
-        (lambda m: init.chrono_(m, 10), bptt.RNN(2, 2), "for GRU and LSTM and .*, got RNN"),
-        (init.forget_bias_, nn.RNNCell(2, 2), "for GRU and LSTM and .*, got RNNCell"),
+        (lambda m: init.chrono_(m, 10), bptt.RNN(2, 2), "for GRU, LSTM, .*, got RNN"),
+        (init.forget_bias_, nn.RNNCell(2, 2), "for GRU, LSTM, .*, got RNNCell"),
         (
             init.orthogonal_,
             parametrizations.orthogonal(bptt.RNN(2, 2), "weight_hh_l0"),

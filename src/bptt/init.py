@@ -280,8 +280,9 @@ def _layers(
         if not suits(cell) or (suits is _is_plain and bool(getattr(m, "proj_size", 0))):
             got = f"{type(m).__name__}{f' of {cell.name}' if isinstance(m, Recurrent) else ''}"
             kinds = [*dict.fromkeys(c.kind for c in CELLS if suits(c))]
+            own = " (a Cell of your own says it by keeping=)" if suits is _keeps else ""
             raise TypeError(
-                f"bptt.init.{function} is for {' and '.join(kinds)}, got {got}; use {instead}"
+                f"bptt.init.{function} is for {', '.join(kinds)}{own}, got {got}; use {instead}"
             )
         if parametrize.is_parametrized(m):
             raise TypeError(

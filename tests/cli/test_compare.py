@@ -14,6 +14,7 @@ from cli.processes import start
 from matplotlib.figure import Figure
 
 from bptt._src.cli.compare import _one_by_one
+from bptt._src.networks import NAMES
 from bptt.comparison import Comparison
 
 SMALL = ["--seeds", "1", "--hidden", "4", "--updates", "3", "--batch-size", "2", "--lag", "5"]
@@ -208,7 +209,7 @@ BAD = {
     "out of range": (["--lag", "2"], "lag must be more than symbols"),
     "cell": (
         ["--cell", "cnn"],
-        "--cell must be one of rnn, gru, lstm, mgu, peephole-lstm, got 'cnn'",
+        f"--cell must be one of {', '.join(NAMES)}, got 'cnn'",
     ),
     "memory": (["--memory", "none"], "memory must be"),
     "out is a file": (["--out", "file"], "is a file"),

@@ -287,3 +287,41 @@ def test_a_length_that_is_no_integer_is_refused_where_types_are_not_checked():
     vars(credit).update(k=2.5)
     with pytest.raises(ConfigError, match="k must be a positive integer, got 2"):
         credit.__post_init__()
+
+
+def test_a_plan_for_one_sequence_serves_all_and_no_other_shape():
+    import torch
+
+    import bptt
+
+    class One(bptt.Credit):
+        def plan(self, steps, batch=1, generator=None):
+            return Plan(steps, carry=np.full((steps, 1), 0.5))
+
+    class Two(bptt.Credit):
+        def plan(self, steps, batch=1, generator=None):
+            return Plan(steps, carry=np.full((steps, 2), 0.5))
+
+    class Array(bptt.Credit):
+        def plan(self, steps, batch=1, generator=None):
+            return np.full(steps, 0.5)
+
+    gru, x = bptt.GRU(4, 5, batch_first=True).double(), torch.randn(3, 6, 4, dtype=torch.float64)
+
+    def gradient(credit, run):
+        y, _ = run(x, credit)
+        return torch.autograd.grad(y.square().sum(), gru.weight_hh_l0)[0]
+
+    runs = (
+        lambda x, credit: gru(x, credit=credit),
+        lambda x, credit: bptt.unroll(gru, x, credit=credit),
+        lambda x, credit: bptt.unroll(gru, x, credit=credit, memory="recompute:8"),
+    )
+    expected = gradient(Plan(6, carry=np.full(6, 0.5)), runs[0])
+    for run in runs:
+        torch.testing.assert_close(gradient(One(), run), expected)
+        with pytest.raises(ValueError, match=r"for 6 steps and a batch of 2.* a batch of 3"):
+            run(x, Two())
+        with pytest.raises(TypeError, match=r"must plan by returning a bptt\.Plan, got ndarray"):
+            run(x, Array())
+    assert repr(Plan(6, carry=np.ones((6, 2)))) == "<Plan of 6 steps, a batch of 2>"

@@ -271,5 +271,5 @@ def test_every_cell_has_a_number_and_no_other_number_runs():
     for number in (-1, len(numbers)):
         assert library.bptt_cell_name(number) is None
         assert library.bptt_kept(number, 1, 3, 5) == NO_CELL
-        call = SEQUENCE.pack(number, *[0] * 38)
+        call = SEQUENCE.pack(number, *[0] * 37)
         assert library.bptt_forward(call) == library.bptt_backward(call) == NO_CELL

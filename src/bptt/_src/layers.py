@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt._src.credit.credit import Credit
-from bptt._src.credit.plan import Plan
+from bptt._src.credit.plan import Plan, plan_for
 from bptt._src.credit.spelling import as_credit
 from bptt._src.engines.call import Call
 from bptt._src.engines.guard import only_by_autograd, without_autocast
@@ -103,8 +103,8 @@ class Layers(nn.Module):
             plan = self._plan(rows, credit, carry, generator)
             carry = None if plan.is_full else torch.from_numpy(plan.carry)
             if carry is not None and carry.dim() == 2:  # laid out as a caller's would be
-                carry = carry[:, 0] if rows.is_unbatched else carry
-                carry = carry.t() if self.batch_first else carry
+                is_shared = rows.is_unbatched or plan.batch == 1
+                carry = carry[:, 0] if is_shared else carry.t() if self.batch_first else carry
             if plan.blocks and rows.batch and torch.is_grad_enabled():
                 windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
         carry, resets = self._crossing(rows, carry, resets)
@@ -134,12 +134,7 @@ class Layers(nn.Module):
         if carry is not None:
             raise ValueError(f"{name}: give a credit or carry, not both: a credit makes it")
         credit = as_credit(credit)
-        plan: Plan = credit.plan(len(rows.sizes), rows.batch, generator)
-        if plan.steps != len(rows.sizes) or plan.batch not in (None, rows.batch):
-            raise ValueError(
-                f"{name}: {credit!r} has planned for {plan.steps} steps and batch "
-                f"{plan.batch}, the input has {len(rows.sizes)} steps and batch {rows.batch}"
-            )
+        plan = plan_for(credit, len(rows.sizes), rows.batch, generator, where=name)
         if plan.blocks and self.bidirectional:
             raise ValueError(
                 f"{name}: {credit!r} has windows that overlap (every < reach), which have no "

@@ -64,6 +64,10 @@ def _run(cell: Cell, given: list[Tensor]) -> tuple[Tensor, ...]:
     a, b = cell.gates_x, cell.gates_x + cell.gates_h
     parts = [given[:a], given[a:b], given[b : b + cell.states], given[b + cell.states :]]
     results = cell.equations(*(tuple(t.clone() for t in part) for part in parts))
+    if not isinstance(results, tuple):
+        raise _refusal(
+            cell, f"must return a tuple of tensors, the state; got {type(results).__name__}"
+        )
     shapes = [tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__ for r in results]
     if shapes != [(B, H)] * cell.states:
         expected = f"{cell.states} tensor{'s' if cell.states > 1 else ''} like those of the state"

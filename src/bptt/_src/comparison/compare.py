@@ -73,7 +73,7 @@ def compare(
         credits: spellings for :func:`bptt.credit.parse`, or credits; by default the exact one and
             three others, one of which is shorter than the task's lag.
         seeds: the number of runs of each credit.
-        cell: ``"rnn"``, ``"gru"``, ``"lstm"``, ``"mgu"`` or ``"peephole-lstm"``.
+        cell: one of :data:`bptt.cells.CELLS`, spelled as on the command line: ``"lstm"``.
         hidden: the number of units per layer.
         layers: the number of layers.
         learning_rate: Adam's learning rate.

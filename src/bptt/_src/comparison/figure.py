@@ -17,7 +17,7 @@ with needs("plot"):
 
 from bptt._src.comparison.table import heading
 from bptt._src.numbers import number
-from bptt._src.report.matrices import ACROSS, SIZE, draw_matrix, draw_scale, scale_of
+from bptt._src.report.matrices import ACROSS, SIZE, draw_matrix, draw_scale, first_matrix, scale_of
 from bptt._src.report.style import COLOURS, GREY, LINES
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _label_logarithmic(axes: Axes) -> None:
 def _draw_matrices(part: SubFigure, found: Comparison, down: int, across: int) -> None:
     """Draw how much of each loss passes to which step; for a random plan, one example."""
     panels = part.subplots(down, across, squeeze=False).ravel()
-    shown = [r.plans.example.matrix() for r in found.credits]
+    shown = [first_matrix(r.plans.example) for r in found.credits]
     colours, norm = scale_of(shown)
     for axes, result, W in zip(panels, found.credits, shown, strict=False):
         title = f"{result.spelling}, one draw" if result.plans.drawn else result.spelling

@@ -189,6 +189,12 @@ class Plan:
 
         return draw_plans({title or "": self})
 
+    def __repr__(self) -> str:
+        """Name its sizes; the matrix is what ``str`` and ``print`` write."""
+        batch = "" if self.batch is None else f", a batch of {self.batch}"
+        windows = f", {len(self.blocks)} windows" if self.blocks else ""
+        return f"<Plan of {self.steps} steps{batch}{windows}>"
+
     def __str__(self) -> str:
         """Write the matrix, with a dot for each zero; of a large one only the corner."""
         most = 16
@@ -232,3 +238,40 @@ def _as_cuts(blocks: tuple[Block, ...]) -> list[int] | None:
         if edges[np.searchsorted(edges, b.end - 1, side="right") - 1] != b.since:
             return None
     return cuts
+
+
+def plan_for(
+    credit: Any,
+    steps: int,
+    batch: int | None,
+    generator: Any = None,
+    *,
+    where: str,
+    together: bool = False,
+) -> Plan:
+    """Ask a credit for a plan, and check that it fits.
+
+    Args:
+        credit: anything with a ``plan``.
+        steps: T.
+        batch: B; None if the inputs have no batch.
+        generator: a torch.Generator that draws what is random.
+        where: the function that messages name.
+        together: whether the credit is asked for weights that all sequences share.
+
+    Raises:
+        TypeError: what it returns is no plan.
+        ValueError: the plan is for other inputs.
+    """
+    plan = credit.plan(steps, 1 if together or batch is None else batch, generator)
+    if not isinstance(plan, Plan):
+        raise TypeError(
+            f"{where}: {credit!r} must plan by returning a bptt.Plan, got {type(plan).__name__}"
+        )
+    if plan.steps != steps or plan.batch not in (None, 1, batch):
+        raise ValueError(
+            f"{where}: {credit!r} has planned for {plan.steps} steps and "
+            f"{'any batch' if plan.batch is None else f'a batch of {plan.batch}'}, the inputs have "
+            f"{steps} steps and {'no batch' if batch is None else f'a batch of {batch}'}"
+        )
+    return plan

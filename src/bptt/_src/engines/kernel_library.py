@@ -121,7 +121,10 @@ def has(cell: Cell) -> bool:
             read other memory.
     """
     if cell.name not in cells():
-        raise KernelError(f"the native kernels have no cell {cell.name}: leave is_native out")
+        raise KernelError(
+            f"the native kernels have no cell {cell.name}: compile them again, or leave "
+            "is_native out"
+        )
     sizes = (ctypes.c_int64 * 4)()
     library().bptt_cell_sizes(cells()[cell.name], sizes)
     gates, _, states, units = sizes
@@ -129,6 +132,7 @@ def has(cell: Cell) -> bool:
     if (gates, gates, states, units) != expected:
         raise KernelError(
             f"the cell {cell.name} has {expected} gates of x and h, states and weights of a unit, "
-            f"and the native kernels have {(gates, gates, states, units)}: leave is_native out"
+            f"and the native kernels have {(gates, gates, states, units)}: compile them again, or "
+            "leave is_native out"
         )
     return True

@@ -57,7 +57,7 @@ def draw_plans(plans: Mapping[str, Plan]) -> Figure:
     across = -(-len(plans) // down)
     figure = Figure(figsize=(SIZE * across + 1.1, (SIZE + 0.55) * down), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False).ravel()
-    shown = [(plan.matrix() if plan.batch is None else plan.matrix()[0]) for plan in plans.values()]
+    shown = [first_matrix(plan) for plan in plans.values()]
     colours, norm = scale_of(shown)
     for axes, (title, plan), W in zip(panels, plans.items(), shown, strict=False):
         more = "" if plan.batch is None else f"\nthe first of {plan.batch} sequences"
@@ -68,6 +68,11 @@ def draw_plans(plans: Mapping[str, Plan]) -> Figure:
             axes.set_ylabel("loss at step t")
     draw_scale(figure, list(panels[: len(plans)]), shown, colours, norm)
     return figure
+
+
+def first_matrix(plan: Plan) -> NDArray[np.float64]:
+    """Return W, [T, T]; where each sequence has its own, that of the first."""
+    return plan.matrix() if plan.batch is None else plan.matrix()[0]
 
 
 def draw_matrix(

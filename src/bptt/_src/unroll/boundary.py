@@ -25,7 +25,9 @@ class Boundaries:
     """
 
     def __init__(self, plan: Plan, resets: Tensor | None, dim: int, batch: int | None) -> None:
-        self.carry, self.resets = torch.from_numpy(plan.carry), resets
+        carry = torch.from_numpy(plan.carry)
+        self.carry = carry[:, 0] if plan.batch == 1 else carry  # one for all
+        self.resets = resets
         self.dim, self.batch = dim, batch
 
     def places(self) -> list[int]:

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from bptt._src.autograd import sequence_number
 from bptt._src.credit.full import Full
-from bptt._src.credit.plan import Plan
+from bptt._src.credit.plan import plan_for
 from bptt._src.credit.spelling import as_credit
 from bptt._src.layout import Layout, declared, join
 from bptt._src.pytree import check_leaves
@@ -138,9 +138,9 @@ def unroll(
         return pair(module(inputs, state, **how), *RETURNS)
     if per_sequence is None:
         per_sequence = takes_carry
-    batch = (layout.batch or 1) if per_sequence else 1
-    plan = as_credit(Full() if credit is None else credit).plan(layout.steps, batch, generator)
-    _check(plan, layout)
+    credit = as_credit(Full() if credit is None else credit)
+    size, where = (layout.steps, layout.batch), "bptt.unroll"
+    plan = plan_for(credit, *size, generator, where=where, together=not per_sequence)
     if takes_credit and memory is None:
         return pair(module(inputs, state, credit=plan, resets=resets), *RETURNS)
     crossing = Boundaries(plan, crossings, layout.state_dim, layout.batch)
@@ -197,12 +197,3 @@ def _in_pieces(
 
 def _run(module: Recurrent, x: Any, state: Any) -> tuple[Any, Any]:
     return pair(module(x, state), *RETURNS)
-
-
-def _check(plan: Plan, layout: Layout) -> None:
-    T, B = layout.steps, layout.batch
-    if plan.steps != T or plan.batch not in (None, 1, B):
-        raise ValueError(
-            f"bptt.unroll: the credit has planned for {plan.steps} steps and batch {plan.batch}, "
-            f"the inputs have {T} steps and batch {B}"
-        )
