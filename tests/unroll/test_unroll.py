@@ -564,7 +564,7 @@ def test_a_plan_for_another_length():
 
     for case in ((1, None), (0, np.ones((T, 3)))):
         more, carry = case
-        match = rf"planned for {T + more} steps and batch .*, the inputs have 7 steps and batch 2"
+        match = rf"planned for {T + more} steps and .*, the inputs have 7 steps and a batch of 2"
         refused(match, nn.GRU(I, H).double(), given_inputs(), credit=Wrong())
 
 
