@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import bptt
-from bptt.cells import BY_NAME, CELLS
+from bptt.cells import BY_NAME, CELLS, Keeping, Nonlinearity
 from bptt.errors import KernelError
 
 CASES = {
@@ -270,3 +270,51 @@ def test_every_cell_knows_a_projection_or_refuses_it(cell):
     resets = torch.rand(5, 2) < 0.3
     assert module(x)[0].shape == (5, 2, 2)
     assert torch.autograd.gradcheck(lambda x: module(x, resets=resets)[0], x)
+
+
+@pytest.mark.parametrize(
+    "equations",
+    [
+        lambda x, h, s, u: (torch.tanh(x[0] + h[0]) * torch.ones_like(s[0]),),
+        lambda x, h, s, u: (torch.tanh(x[0] + h[0]) + torch.relu(s[0] - 8),),
+    ],
+    ids=["its shape", "where it is large"],
+)
+def test_equations_that_read_h_in_any_way_know_no_projection(equations):
+    with pytest.raises(ValueError, match="read h itself"):
+        bptt.Recurrent(bptt.Cell("MINE", 1, 1, equations), 3, 4, proj_size=2)
+
+
+@pytest.mark.parametrize(
+    ("declared", "match"),
+    [
+        ({"keeping": Keeping("f", 9)}, "names block 9"),
+        ({"keeping": Keeping("f", -1)}, "names block -1"),
+        ({"keeping": Keeping("f", 0, admits=2)}, "names block 2"),
+        ({"keeping": Keeping("f", 0, 0)}, "sign 1 or -1"),
+        ({"phi": Nonlinearity("tanh", 1.0), "states": 2}, "one tensor in its state"),
+    ],
+)
+def test_what_a_cell_declares_fits_it(declared, match):
+    with pytest.raises(ValueError, match=match):
+        bptt.Cell("MINE", 1, 1, lambda x, h, s, u: s, **declared)
+
+
+@pytest.mark.parametrize("gates", [lambda x, h, s, u: (x[0],), lambda *a: {"f": torch.ones(())}])
+def test_gates_are_tensors_by_name(gates):
+    cell = bptt.Cell("MINE", 1, 1, lambda x, h, s, u: (torch.tanh(x[0] + h[0]),), gates=gates)
+    with pytest.raises(ValueError, match="gates of MINE must return a dictionary"):
+        bptt.Recurrent(cell, 3, 4)
+
+
+def test_a_gate_that_keeps_without_weights_of_h_gets_its_one_bias():
+    def equations(x, h, s, u):
+        f = torch.sigmoid(x[0])
+        return (f * s[0] + (1 - f) * x[1],)
+
+    module = bptt.Recurrent(bptt.Cell("SRU", 2, 0, equations, keeping=Keeping("forget", 0)), 3, 4)
+    before = module.bias_ih_l0.detach().clone()
+    bptt.init.forget_bias_(module, 2.0)
+    assert (module.bias_ih_l0[:4] == 2).all()
+    assert torch.equal(module.bias_ih_l0[4:], before[4:])
+    assert bptt.init.chrono_(module, longest=20) is module

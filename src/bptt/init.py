@@ -42,13 +42,14 @@ class _Layer(NamedTuple):
         return self.hh.detach().chunk(self.cell.gates_h) if self.cell.gates_h else ()
 
     def set_bias(self, block: int, value: Tensor | float) -> None:
-        """Make the two biases of a block add up to a value, all of it in ``bias_ih``."""
+        """Make the biases of a block add up to a value, all of it in ``bias_ih``."""
         if self.b_ih is None or self.b_hh is None:
             raise ConfigError(
                 "bptt.init: the module has no biases to set: it was made with bias=False"
             )
         self.b_ih.detach().chunk(self.cell.gates_x)[block][:] = value
-        self.b_hh.detach().chunk(self.cell.gates_h)[block][:] = 0.0
+        if block < self.cell.gates_h:
+            self.b_hh.detach().chunk(self.cell.gates_h)[block][:] = 0.0
 
 
 def orthogonal_(module: M, gain: float = 1.0, *, generator: torch.Generator | None = None) -> M:

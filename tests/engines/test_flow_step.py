@@ -164,7 +164,7 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
 @given(data=st.data())
 def test_agrees_with_the_twin(mode, data, path):
     step = data.draw(steps(mode))
-    assert_close(step.run(path.path), step.run("twin"), 1e-12)
+    assert_close(step.run(path.isa), step.run("twin"), 1e-12)
 
 
 @EACH_MODE
@@ -172,7 +172,7 @@ def test_agrees_with_the_twin(mode, data, path):
 @given(data=st.data())
 def test_agrees_with_the_twin_in_float(mode, data, path):
     step = data.draw(steps(mode, FLOAT))
-    assert_close(step.run(path.path), step.run("twin"), 1e-5)
+    assert_close(step.run(path.isa), step.run("twin"), 1e-5)
 
 
 @EACH_MODE
@@ -185,7 +185,7 @@ def test_any_number_of_threads_gives_the_same_bits(mode, wants, sequences, path)
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found[threads] = step.run(path.path)
+            found[threads] = step.run(path.isa)
     finally:
         torch.set_num_threads(before)
     for name, expected in found[1].items():
@@ -198,7 +198,7 @@ def test_any_number_of_threads_gives_the_same_bits(mode, wants, sequences, path)
 @pytest.mark.parametrize("wants", ["nothing", "d_x", "credit"])
 def test_what_is_not_finite_comes_out_as_from_the_twin(mode, flawed, wants, path):
     step = Step(mode, flawed=flawed, wants=wants)
-    found, expected = step.run(path.path), step.run("twin")
+    found, expected = step.run(path.isa), step.run("twin")
     assert not expected["norm_h"].isfinite().all()
     for name, of_twin in expected.items():
         assert torch.equal(found[name].isfinite(), of_twin.isfinite()), name
@@ -209,7 +209,7 @@ def test_what_is_not_finite_comes_out_as_from_the_twin(mode, flawed, wants, path
 @pytest.mark.parametrize("flawed", [None, torch.inf, torch.nan])
 def test_nothing_passes_a_reset(mode, flawed, path):
     step = Step(mode, sequences=6, resets=True, flawed=flawed, first=1)
-    found = step.run(path.path)
+    found = step.run(path.isa)
     resets = step._given()[2].flatten()
     assert 0 < resets.sum() < 6
     for state in ("h", "c")[: LAYOUTS[mode].states]:
@@ -224,7 +224,7 @@ def test_what_is_about_to_be_nothing_ends(mode, dtype, path):
     tiny = max(torch.finfo(dtype).tiny, 1e-152)
     for scale, ends in ((tiny, True), (1e7 * tiny, False)):
         step = Step(mode, dtype, scale=scale)
-        found, expected = step.run(path.path), step.run("twin")
+        found, expected = step.run(path.isa), step.run("twin")
         for name in ("d_h", "d_c")[: LAYOUTS[mode].states]:
             assert (found[name] == 0).all() == ends
             assert (expected[name] == 0).all() == ends
@@ -237,7 +237,7 @@ def test_what_is_about_to_be_nothing_ends(mode, dtype, path):
 def test_losses_that_are_not_on_their_way_stay_as_they_are(path):
     step = Step("LSTM", first=2, after=3, losses=4, wants="credit")
     given = step._given()[0].given
-    found = step.run(path.path)
+    found = step.run(path.isa)
     for before, name in zip(given, ("d_h", "d_c"), strict=True):
         assert not torch.equal(found[name][:, 2:6], before[:, 2:6])
         for rest in (slice(0, 2), slice(6, 9)):
@@ -250,4 +250,4 @@ def test_losses_that_are_not_on_their_way_stay_as_they_are(path):
 def test_no_memory_is_an_error(monkeypatch, path):
     monkeypatch.setattr(kernel_library.library(), "bptt_flow_back", lambda call: -1)
     with pytest.raises(MemoryError, match="matrices of 5 hidden units"):
-        Step("GRU").run(path.path)
+        Step("GRU").run(path.isa)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -159,3 +160,53 @@ def test_a_nonlinearity_of_ones_own():
     assert d.bound == pytest.approx(d.weight_norm / 2)
     assert 0.01 < d.saturated < 0.2  # |cos| < 0.1
     assert bptt.init.spectral_radius_(module, 0.5) is module
+
+
+# ------------------------------------------------------------------ kinks, and what has no jvp
+
+
+@pytest.mark.parametrize("of_torch", [True, False], ids=["RNN", "own cell"])
+def test_a_kink_is_on_the_side_on_which_the_run_had_it(of_torch):
+    """With round numbers gates are zero but for rounding; what is off was off for autograd too."""
+    own = bptt.Cell("MINE", 1, 1, lambda x, h, s, u: (torch.relu(x[0] + h[0]),))
+    off = 0
+    for seed in range(150, 180):
+        torch.manual_seed(seed)
+        make = partial(bptt.RNN, nonlinearity="relu") if of_torch else partial(bptt.Recurrent, own)
+        module, x = make(3, 6), torch.randn(20, 2, 3).round()
+        with torch.no_grad():
+            for p in module.parameters():
+                p.copy_((p * 10).round() / 10)
+        y, _ = module(x)
+        off += int((y == 0).sum())
+        options = {"loss_fn": lambda y: y.sum(-1), "dynamics": False}
+        whole = bptt.gradient_flow(module, x, **options).states[0].norms[:, 19]
+        alone = bptt.gradient_flow(module, x, times=[19], **options).states[0].norms[:, 0]
+        torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-9, equal_nan=True)
+    assert off
+
+
+class Spike(torch.autograd.Function):
+    """A step with a surrogate gradient, and no derivative forwards."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, d):
+        (x,) = ctx.saved_tensors
+        return d / (1 + x.abs()) ** 2
+
+
+def leaky_integrate_and_fire(x, h, state, units):
+    potential = 0.9 * state[1] * (1 - state[0].detach()) + x[0] + h[0]
+    return Spike.apply(potential - 1), potential
+
+
+def test_equations_that_cannot_be_differentiated_forwards():
+    cell = bptt.Cell("LIF", 1, 1, leaky_integrate_and_fire, states=2)
+    module, x = bptt.Recurrent(cell, 3, 4), torch.randn(20, 2, 3)
+    assert bptt.gradient_flow(module, x).dynamics[0].jacobian_norms.isfinite().all()
+    assert bptt.lyapunov_exponents(module, x).exponents.isfinite().all()

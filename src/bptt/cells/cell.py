@@ -22,6 +22,8 @@ class Nonlinearity(NamedTuple):
     """sup |φ'|."""
     rectifies: bool = False
     """Whether φ' is zero on one side, as a ReLU's, so that a unit may be off."""
+    derivative: Callable[[Tensor], Tensor] | None = None
+    """φ' in terms of h_t, where it can be had from there."""
 
 
 class Keeping(NamedTuple):
@@ -46,7 +48,8 @@ class Cell:
     sequence follows from the equations alone (:mod:`bptt.cells.derived`).
 
     Raises:
-        ValueError: a number of blocks, states or vectors is too small.
+        ValueError: a number of blocks, states or vectors is too small, or ``phi`` or ``keeping``
+            do not fit the cell.
 
     >>> import torch
     >>> equations = lambda x, h, s, units: (0.9 * s[0] + 0.1 * torch.tanh(x[0] + h[0]),)
@@ -89,6 +92,28 @@ class Cell:
             if getattr(self, name) < least:
                 raise ValueError(
                     f"bptt.Cell: {name} must be at least {least}, got {getattr(self, name)}"
+                )
+        self._check_declared()
+
+    def _check_declared(self) -> None:
+        phi, keeping = self.phi, self.keeping
+        if phi is not None and (
+            not isinstance(phi, Nonlinearity)
+            or (self.gates_x, self.gates_h, self.states, self.units) != (1, 1, 1, 0)
+        ):
+            raise ValueError(
+                "bptt.Cell: phi is a Nonlinearity, of a cell with one block of x and of h, one "
+                f"tensor in its state and no units, got {phi!r}"
+            )
+        if keeping is None:
+            return
+        if not isinstance(keeping, Keeping) or keeping.sign not in (1, -1):
+            raise ValueError(f"bptt.Cell: keeping is a Keeping of sign 1 or -1, got {keeping!r}")
+        for block in (keeping.block, keeping.admits or 0):
+            if not 0 <= block < self.gates_x:
+                raise ValueError(
+                    f"bptt.Cell: keeping names block {block}, and weight_ih has the blocks 0 to "
+                    f"{self.gates_x - 1}"
                 )
 
     def __deepcopy__(self, memo: dict[int, object]) -> Cell:

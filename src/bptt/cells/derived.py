@@ -42,7 +42,7 @@ class Derived:
 
     cell: Cell
     sums_biases = False  # the equations may use the two parts of a gate apart from each other
-    projects = True
+    projects = keeps_blocks = True
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """Take step after step; W_hh h_{t-1} + b_hh of each is kept beside A."""

@@ -40,6 +40,7 @@ class _ByHand:
 
     sums_biases = True
     projects = False
+    keeps_blocks = False
 
     def __init__(self, phi: str) -> None:
         self.phi = phi
@@ -91,7 +92,7 @@ def _cell(phi: str, slope: float) -> Cell:
         step,
         by_hand=_ByHand(phi),
         is_native=True,
-        phi=Nonlinearity(phi, slope, rectifies),
+        phi=Nonlinearity(phi, slope, rectifies, partial(derivative, phi)),
     )
 
 

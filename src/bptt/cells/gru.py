@@ -46,6 +46,7 @@ class _ByHand:
 
     sums_biases = False  # b_hn stays inside the reset gate
     projects = False
+    keeps_blocks = False
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """The gates take A's place; q is kept, because ∂n/∂r needs it."""

@@ -53,6 +53,7 @@ class _ByHand:
 
     sums_biases = True
     projects = True
+    keeps_blocks = False
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """The gates take A's place; c_t is kept."""

@@ -76,6 +76,8 @@ class Recursion(Protocol):
     """Whether b_hh may be added to b_ih, as where W_ih x_t and W_hh h_{t-1} enter as a sum."""
     projects: bool
     """Whether it knows a projection."""
+    keeps_blocks: bool
+    """Whether what it keeps begins with W_ih x_t + b_ih and W_hh h_{t-1} + b_hh of all rows."""
 
     def forward(self, A: Tensor, state: State, of: Setting) -> tuple[Kept, State]:
         """Run the recursion; A [N, G·H] holds the input's part of the gates, with its bias.

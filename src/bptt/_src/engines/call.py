@@ -155,6 +155,11 @@ class Engine(Protocol):
             The outputs [N, P], the final state, and what :meth:`backward` needs besides.
         """
 
+    def blocks(self, call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Return W_ih x_t + b_ih and W_hh h_{t-1} + b_hh of each row, [N, G·H], as this run had
+        them, from what a forward pass kept; None where it did not keep them.
+        """
+
     def other_states(self, call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return from what a forward pass kept the states but h after each step, each [N, H]."""
 

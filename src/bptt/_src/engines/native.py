@@ -136,6 +136,11 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     return Gradients(d_x, d_state, (ih, hh, b_ih, b_hh, None, units))
 
 
+def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
+    return None
+
+
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the states but h after each step, as :class:`engines.call.Engine` says."""
     hidden, rows, others = call.cell.hidden(call.w), sum(call.steps.sizes), call.cell.states - 1

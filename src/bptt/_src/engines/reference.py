@@ -86,6 +86,11 @@ def forward(call: Call, keep: bool = False) -> tuple[Tensor, State, tuple[Tensor
     return y.view(*x.shape[:-1], y.shape[-1]), final, tuple(others)
 
 
+def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
+    return None
+
+
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the states but h after each step, as :class:`engines.call.Engine` says."""
     return kept

@@ -50,6 +50,11 @@ def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
 
 
+def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
+    return kept[:2] if recursion_of(call.cell, call.w).keeps_blocks else None
+
+
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the states but h after each step, as :class:`engines.call.Engine` says."""
     return kept[len(kept) + 1 - call.cell.states :]

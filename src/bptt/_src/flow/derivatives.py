@@ -66,14 +66,22 @@ def local_derivatives(
         resets: where the state is set to zero before the row's step, [N, 1].
         of_inputs: whether the derivatives with respect to W_ih x_t are wanted.
     """
-    cell, w, y, before = layer.cell, layer.w, *_states(layer, steps, resets)
+    cell, w = layer.cell, layer.w
+    y, before, kept = _states(layer, steps, resets)
+    if cell.phi is not None and cell.phi.derivative is not None and w.hr is None:
+        # From h itself: a kink is on the side on which the run had it.
+        terms = Terms(cell.phi.derivative(y).unsqueeze(1), ((0, 0),))
+        return Locals(y, terms, terms, {}, {})
     H, N, a, b = cell.hidden(w), len(y), cell.gates_x, cell.gates_x + cell.gates_h
     units = () if w.units is None else w.units.detach().unbind(0)
     found: Locals | None = None
     for first in range(0, N, size := max(1, NUMBERS // H)):
         rows = slice(first, min(first + size, N))
-        x = of_x[rows] if w.b_ih is None else of_x[rows] + w.b_ih
-        h = linear(before[0][rows], w.hh, w.b_hh)
+        if kept is not None:
+            x, h = (block[rows] for block in kept)
+        else:
+            x = of_x[rows] if w.b_ih is None else of_x[rows] + w.b_ih
+            h = linear(before[0][rows], w.hh, w.b_hh)
         with torch.enable_grad():
             blocks = *x.detach().chunk(a, 1), *(h.detach().chunk(b - a, 1) if b > a else ())
             given = [t.requires_grad_() for t in (*blocks, *(s[rows] for s in before))]
@@ -93,15 +101,24 @@ def local_derivatives(
     return found
 
 
-def _states(layer: Layer, steps: Steps, resets: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-    """Run a layer; return its outputs, [N, P], and the state from which each row's step starts."""
+def _states(
+    layer: Layer, steps: Steps, resets: Tensor | None
+) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...] | None]:
+    """Run a layer.
+
+    Returns:
+        Its outputs, [N, P], the state from which each row's step starts, and the gates before
+        their nonlinearities, [N, G·H], of x and of h, where the run has kept them.
+    """
     cell, w, several = layer.cell, layer.w, layer.cell.states > 1
     call = Call(cell, layer.x, layer.initial, w, steps, Boundary(None, resets))
     engine = engine_for(call, recorded=False)
     y, _, kept = engine.forward(call, keep=several)
     after = (y, *engine.other_states(call, kept)) if several else (y,)
     before = [steps.previous(first, s) for first, s in zip(layer.initial, after, strict=True)]
-    return y, before if resets is None else [s.masked_fill_(resets, 0) for s in before]
+    if resets is not None:
+        before = [s.masked_fill_(resets, 0) for s in before]
+    return y, before, engine.blocks(call, kept)
 
 
 def _room(

@@ -103,7 +103,7 @@ class Trajectory:
     @cached_property
     def _forwards(self) -> bool:
         t = self.first
-        if self.cell is not None or t >= self.steps:
+        if t >= self.steps:
             return True
         return Piece(
             self.function(t), self.inputs[t], self.before[t], self.repeat
