@@ -57,7 +57,7 @@ def assert_same(ours, theirs, tolerance=1e-10):
 
 
 @EACH_CELL
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     lengths=lengths(),
     inputs=st.integers(1, 5),

@@ -80,7 +80,7 @@ SCENARIOS = ["a new run", "a run in a directory of one's own", "resume", "overwr
 def test_killed_before_some_events(name, server, small, tmp_path):
     scenario = Scenario(name, server, small, tmp_path)
     assert scenario.events > 50
-    for at in range(random.Random(name).randrange(9), scenario.events, scenario.events // 6):
+    for at in range(random.Random(name).randrange(9), scenario.events, scenario.events // 3):
         scenario.killed(at)
 
 
@@ -152,7 +152,7 @@ def killed_at_random(server, small, tmp_path, chosen, draw, most):
 
 def test_killed_at_random_moments(server, small, tmp_path):
     draw, kills = random.Random(1), 0
-    for number in range(4):
+    for number in range(2):
         kinds = [k[number % len(k)] for k in (CELLS, READINGS, OPTIMIZERS, CREDITS)]
         kills += killed_at_random(server, small, tmp_path, options(*kinds), draw, 2)
     assert kills
