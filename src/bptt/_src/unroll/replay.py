@@ -48,20 +48,10 @@ from bptt._src.unroll.calls import (
 )
 from bptt._src.unroll.circumstances import Circumstances
 from bptt._src.unroll.repeated import Repeated
-from bptt._src.unroll.slots import Slots, Stored, measuring
+from bptt._src.unroll.slots import Graph, Slots, Stored, measuring
 from bptt.memory import Action, Memory
 
 LONGEST = 128  # default limit for the steps of a segment
-
-
-@dataclass
-class _Graph:
-    """A segment run with its graph: the leaves of its inputs, its outputs and its states."""
-
-    x: list[Any]
-    before: list[Any]
-    y: list[Any]
-    after: list[Any]
 
 
 @dataclass
@@ -101,8 +91,8 @@ class Replay:
             places |= set(self.crossing.places())
         self.segments = list(pairwise([*sorted(places), T]))
         self.stored: dict[int, Stored] = {}
-        self.graphs: dict[int, _Graph] = {}
-        self.ready: _Graph | None = None  # segment 0, run first to measure its size
+        self.graphs: dict[int, Graph] = {}
+        self.ready: Graph | None = None  # segment 0, run first to measure its size
         self.together = not self.takes_carry
         self.recomputes = True  # until the schedule says otherwise
         self.repeated = Repeated()
@@ -199,7 +189,7 @@ class Replay:
         else:
             self._reverse(i)
 
-    def _take_ready(self, i: int) -> _Graph | None:
+    def _take_ready(self, i: int) -> Graph | None:
         """Take the segment that was run to measure its size, if it is this one."""
         if i != 0 or self.ready is None:
             return None
@@ -217,25 +207,23 @@ class Replay:
             )
         self._put(first, end, y)
 
-    def _run(self, i: int) -> _Graph:
+    def _run(self, i: int) -> Graph:
         """Run a segment with its graph, from new leaves."""
         first, end = self.segments[i]
         x = map_tensors(as_leaf, self.layout.piece(self.inputs, first, end))
         with torch.no_grad():
             before = self._before(i)
-        before = map_tensors(lambda s: as_leaf(s, bool(i) or self._initial_wanted()), before)
+        wanted = bool(i) or any(s.requires_grad for s in self.initial)
+        before = map_tensors(lambda s: as_leaf(s, wanted), before)
         with torch.enable_grad():
             mark = sequence_number()
             y, after = self._call(i, x, before)
         self._put(first, end, y)
         self._refuse_detached(i, x, before, (y, after))
-        graph = _Graph(*(leaves_of(v) for v in (x, before, y, after)))
+        graph = Graph(*(leaves_of(v) for v in (x, before, y, after)))
         self._find_parameters(graph, i, mark)
         self.state = map_tensors(torch.Tensor.detach, after)
         return graph
-
-    def _initial_wanted(self) -> bool:
-        return any(s.requires_grad for s in self.initial)
 
     def _before(self, i: int) -> Any:
         if self.takes_carry:
@@ -304,7 +292,7 @@ class Replay:
         self.known = True
         return outputs
 
-    def _find_parameters(self, graph: _Graph, i: int, mark: int) -> None:
+    def _find_parameters(self, graph: Graph, i: int, mark: int) -> None:
         """Add the unknown leaves of a graph: tensors that a plain function uses."""
         known = {id(v) for v in (*graph.x, *graph.before, *self.parameters)}
         roots = [v for v in (*graph.y, *graph.after) if isinstance(v, Tensor)]
@@ -367,7 +355,7 @@ class Replay:
             self.of_initial = summed([f.state for f in self.flows])
         self.flows = [f for f in self.flows if f.block.since < first]
 
-    def _differentiate(self, graph: _Graph, dy: Gradients, first: int, end: int) -> None:
+    def _differentiate(self, graph: Graph, dy: Gradients, first: int, end: int) -> None:
         """Turn the flows' gradients into those before the segment; accumulate all the others."""
         x = [v for v in graph.x if is_float(v)]
         before = [v for v in graph.before if is_float(v)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,16 @@ from torch import Tensor
 from bptt._src.pytree import leaves_of, map_tensors
 from bptt._src.uncompiled import uncompiled
 from bptt._src.unroll.buffers import Values
+
+
+@dataclass
+class Graph:
+    """A segment run with its graph: the leaves of its inputs, its outputs and its states."""
+
+    x: list[Any]
+    before: list[Any]
+    y: list[Any]
+    after: list[Any]
 
 
 class Stored(NamedTuple):
