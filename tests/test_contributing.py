@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-import bptt
+from compiled import with_own_kernels
 
 ROOT = Path(__file__).parents[1]
 CELLS, CSRC = "src/bptt/cells", "src/bptt/_src/engines/csrc"
@@ -135,12 +134,8 @@ def test_a_cell_from_its_equations(tmp_path):
 
 @pytest.mark.long  # compiles the kernels
 def test_a_cell_with_kernels_of_its_own(tmp_path):
-    if bptt.kernels.backend().name != "native":
-        pytest.skip("there is no compiler here, or no native kernels")
     root = copied(tmp_path)
     add_cell(root, native=True)
-    run(root, "cmake", "-S", ".", "-B", "build", "-D", "CMAKE_BUILD_TYPE=Release")
-    run(root, "cmake", "--build", "build", "--target", "bptt_kernels")
-    shutil.copy(next((root / "build").glob("libbptt_kernels.*")), root / CSRC / "..")
+    with_own_kernels(root, root / "src/bptt", root / "build")
     tests = ("tests/engines/test_sequence.py", "tests/engines/test_native.py")
     assert passed(root, "native", *tests) > 60

@@ -52,6 +52,19 @@ def test_the_reference_describes_what_is_public_and_nothing_else():
     assert not [d for d in described if "._" in d]
 
 
+@pytest.mark.parametrize("part", bptt._PARTS)
+def test_the_reference_describes_every_name_of_a_part(part):
+    entries = {}
+    for page in (Path(__file__).parents[1] / "docs/reference").glob("*.md"):
+        for name, options in re.findall(r"^::: (\S+)\n((?:    .*\n?)*)", page.read_text(), re.M):
+            entries[name] = re.search(r"members: \[(.*)\]", options)
+    for name in getattr(getattr(bptt, part), "__all__", ()):
+        if f"bptt.{name}" in entries or f"bptt.{part}.{name}" in entries:
+            continue
+        members = entries[f"bptt.{part}"]
+        assert members is None or name in members[1].split(", "), name
+
+
 @pytest.mark.parametrize("first", ["", "import bptt.losses", "bptt.LSTM", "bptt.language_model"])
 def test_a_part_is_there_whatever_was_imported_before(first):
     code = f"import bptt\n{first}\nprint(bptt.kernels.backend().name, *bptt.bench.SECTIONS)"

@@ -9,18 +9,20 @@ from torch._subclasses import FakeTensorMode
 
 from bptt._src.engines import native, reference, twin
 from bptt._src.engines.backend import ENGINES, engine_for
-from bptt._src.engines.call import Call, Engine, FlowCall
+from bptt._src.engines.call import Call, Engine, FlowCall, Incoming, Saved
 from bptt._src.engines.readout import Readout
 from bptt._src.engines.windows import windows_of
 from bptt._src.steps import Steps
-from bptt.cells import BY_NAME, Cell, Weights
+from bptt.cells import BY_NAME, CELLS, Cell, Weights
 from bptt.credit import Block
 
 
-def a_call(cell="GRU", dtype=torch.float32, rows=3, **more):
+def a_call(cell="GRU", dtype=torch.float32, rows=3, units=False, **more):
     of = BY_NAME[cell] if isinstance(cell, str) else cell
     H, G = 4, of.gates_h * 4
     w = Weights(torch.zeros(G, 2, dtype=dtype), torch.zeros(G, H, dtype=dtype))
+    if units and of.units:
+        w = w._replace(units=torch.zeros(of.units, H, dtype=dtype))
     state = tuple(torch.zeros(1, H, dtype=dtype) for _ in range(of.states))
     return Call(of, torch.zeros(rows, 2, dtype=dtype), state, w, Steps((1,) * rows), **more)
 
@@ -78,6 +80,23 @@ def test_what_only_autograd_can_do_goes_through_the_reference(call):
         assert "mode" in native.serves(call)
         assert engine_for(call) is reference
         assert engine_for(call, recorded=False) is twin
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+def test_every_engine_goes_back_alike(cell):
+    torch.manual_seed(0)
+    empty = a_call(cell, torch.float64, units=True)
+    drawn = (None if t is None else torch.randn_like(t) for t in empty.tensors())
+    call = empty.filled(tuple(drawn))
+    needed = tuple(t is not None for t in call.tensors())
+    found = []
+    for engine in ENGINES:
+        y, final, kept = engine.forward(call, keep=True)
+        d_state = tuple(s.clone() for s in final)
+        back = engine.backward(call, Saved(y, kept), Incoming(y.cos(), d_state, needed))
+        found.append([t for t in (y, *final, back.x, *back.state, *back.w) if t is not None])
+    for others in found[1:]:
+        torch.testing.assert_close(others, found[0], rtol=1e-11, atol=1e-12)
 
 
 def test_the_flow_is_chosen_alike():

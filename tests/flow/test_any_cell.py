@@ -11,6 +11,7 @@ from cells.test_derived import OTHERS
 from flow.test_pairs import DOUBLE, EACH_WAY, going, losses_of
 
 import bptt
+from bptt._src.flow.activity import activity
 from bptt._src.flow.dynamics import measure
 from bptt._src.flow.jacobians import bound, jacobian_norms
 from bptt._src.flow.trajectory import follow
@@ -210,3 +211,19 @@ def test_equations_that_cannot_be_differentiated_forwards():
     module, x = bptt.Recurrent(cell, 3, 4), torch.randn(20, 2, 3)
     assert bptt.gradient_flow(module, x).dynamics[0].jacobian_norms.isfinite().all()
     assert bptt.lyapunov_exponents(module, x).exponents.isfinite().all()
+
+
+def test_a_unit_is_off_where_the_run_had_it_off():
+    """Here W_ih x + b is recomputed for all steps at once: zero, or nearly, in another order."""
+    off = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        rnn, x = bptt.RNN(3, 64, nonlinearity="relu"), torch.randn(20, 5, 3).round()
+        with torch.no_grad():
+            for p in rnn.parameters():
+                p.copy_((p * 10).round() / 10)
+        (trajectory,) = follow(rnn, x)
+        h = trajectory.outputs
+        assert activity(trajectory).saturated == (h == 0).double().mean()
+        off += int((h == 0).sum())
+    assert off

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from compiled import with_own_kernels
 from fuzz.worker import fuzz
 
 import bptt
@@ -24,23 +25,13 @@ kernel_library.library().bptt_function(0, 0, 1000, guard.address(x), guard.addre
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory):
     """The environment of a process whose kernels are checked: a copy of bptt, its own library."""
-    if not (shutil.which("cmake") and shutil.which("gcc") and shutil.which("g++")):
-        pytest.skip("needs cmake, gcc and g++")
     place = tmp_path_factory.mktemp("sanitized")
-    build = place / "build"
-    options = ["-D", "BPTT_SANITIZE=address;undefined", "-D", "CMAKE_CXX_COMPILER=g++"]
-    for command in (
-        ["cmake", "-S", str(ROOT), "-B", str(build), *options],
-        ["cmake", "--build", str(build), "--target", "bptt_kernels"],
-    ):
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-2000:]
     shutil.copytree(Path(bptt.__file__).parent, place / "bptt")
-    (library,) = build.glob("libbptt_kernels.*")
-    shutil.copy(library, place / "bptt" / "kernels")
+    options = "-D", "BPTT_SANITIZE=address;undefined"
+    with_own_kernels(ROOT, place / "bptt", place / "build", *options)
     runtimes = [
         subprocess.run(
-            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
         ).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]

@@ -17,7 +17,11 @@ CELLS = (
 BY_NAME = {cell.name: cell for cell in CELLS}
 """The same by name."""
 
-MGU, PEEPHOLE_LSTM = mgu.MGU, peephole.PEEPHOLE_LSTM
+MGU = mgu.MGU
+"""The minimal gated unit."""
+
+PEEPHOLE_LSTM = peephole.PEEPHOLE_LSTM
+"""The LSTM with peepholes."""
 
 __all__ = [
     "BY_NAME",

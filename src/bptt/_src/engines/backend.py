@@ -23,7 +23,7 @@ ENGINES = cast("tuple[Engine, ...]", (native, twin, reference))
 
 @dataclass(frozen=True)
 class Backend:
-    """What runs a sequence of :class:`bptt.RNN`, :class:`bptt.GRU` or :class:`bptt.LSTM`."""
+    """What runs a sequence of bptt's modules."""
 
     name: str
     """``"native"``, or ``"twin"``: the same in plain torch."""

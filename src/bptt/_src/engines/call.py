@@ -137,7 +137,6 @@ class Gradients(NamedTuple):
 class Engine(Protocol):
     """A module with these functions; :data:`engines.backend.ENGINES` lists them in order."""
 
-    NAME: str
     RECORDS: bool
     """Whether autograd and torch's modes see each of its operations, none of them in place."""
 

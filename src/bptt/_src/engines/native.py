@@ -30,7 +30,7 @@ from bptt._src.engines.kernel_library import cells, has, library
 from bptt._src.engines.readout import Found, Readout
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
-NAME, RECORDS = "native", False
+RECORDS = False
 
 _STATES = ("the initial h", "the initial c")
 _AFTER = ("the output", "what the forward pass kept")

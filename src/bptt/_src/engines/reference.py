@@ -16,7 +16,7 @@ from bptt._src.engines.guard import is_exporting
 from bptt._src.engines.readout import Found, Readout
 from bptt.cells import State
 
-NAME, RECORDS = "reference", True
+RECORDS = True
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -132,6 +132,9 @@ def gradients(
         # gets only what reaches it through its own place.
         given = tuple([None if t is None else t.view_as(t) for t in call.tensors()])
         inputs = [t for t, need in zip(given, needed, strict=True) if need and t is not None]
+        for t in inputs:
+            if not t.requires_grad:  # whoever calls an engine's own backward pass records nothing
+                t.requires_grad_()
         y, state, _ = forward(call.filled(given))
         used = [(t, d) for t, d in zip((y, *state), grads, strict=True) if d is not None]
         found = iter(
@@ -148,4 +151,4 @@ def gradients(
 
 def cross_entropy(readout: Readout) -> Found:
     """Not to be had apart: :mod:`bptt.losses` leaves it to torch's own two functions."""
-    raise NotImplementedError
+    raise NotImplementedError("the reference has no readout of its own: see bptt.losses")

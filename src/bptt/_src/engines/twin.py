@@ -28,7 +28,7 @@ from bptt.cells import Cell, State, Weights
 from bptt.cells.derived import recursion_of
 from bptt.cells.recursion import Deltas, FromAfter, Kept, Setting
 
-NAME, RECORDS = "twin", False
+RECORDS = False
 
 
 def serves(call: AnyCall) -> str | None:

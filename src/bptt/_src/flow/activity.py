@@ -65,6 +65,9 @@ def _slope(trajectory: Trajectory) -> Tensor | None:
     cell = trajectory.cell
     if cell is None or cell.phi is None:
         return None
+    if cell.phi.derivative is not None and not trajectory.is_projected:
+        # From h itself: a kink is on the side on which the run had it.
+        return cell.phi.derivative(trajectory.outputs).abs() / cell.phi.slope
     (a, *of_x), of_h, state, units = _blocks(cell, trajectory)
     with torch.enable_grad():
         a = a.detach().requires_grad_()

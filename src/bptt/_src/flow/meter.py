@@ -26,7 +26,9 @@ from bptt.errors import CheckpointError
 if TYPE_CHECKING:
     from bptt._src.flow.flow import GradientFlow
 
-LISTENS_EVERY = 10  # updates; it takes about 1 % of the time of a small one
+LISTENS_EVERY = 10
+"""So many updates lie between those whose backward pass is listened to, at about 1 % of the time of
+a small one."""
 
 
 @dataclass(frozen=True)

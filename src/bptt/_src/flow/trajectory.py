@@ -82,6 +82,11 @@ class Trajectory:
         """h_t after each step; of a module of which nothing is known, all of its state."""
         return self.after if self.weights is None else self.after[..., : self.weights.hh.shape[1]]
 
+    @property
+    def is_projected(self) -> bool:
+        """Whether h_t is a projection of what the equations return."""
+        return self.weights is not None and self.weights.hr is not None
+
     def take(self, sequences: int) -> Trajectory:
         """Return the trajectory of the first sequences only; of all if the module is not bptt's."""
         if self.cell is None or sequences >= self.batch:
