@@ -29,6 +29,13 @@ for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.S
         signal.signal(number, lambda *_: None)
 
 
+def pytest_ignore_collect(collection_path, config):
+    """``test_recorded.py`` runs those in processes of their own, without checks of annotations."""
+    if collection_path.name == "recorded" and config.getoption("jaxtyping_packages"):
+        return True
+    return None
+
+
 @pytest.fixture(autouse=True)
 def _same_randomness_for_every_test():
     """A test's numbers do not depend on which tests ran before it."""

@@ -13,7 +13,7 @@ from problems import lengths
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 import bptt
-from bptt._src import layers
+from bptt._src import layers, run_layer
 from bptt._src.engines import reference
 
 NAMES = ["RNN", "GRU", "LSTM"]
@@ -617,8 +617,8 @@ def test_where_torch_has_faster_kernels_they_are_used(name, monkeypatch):
     x, hx = torch.randn(5, 2, 3, dtype=torch.float64), states(theirs, 2)
     monkeypatch.setattr(layers.Layers, "_leaves_it_to_torch", lambda *_: True)
     assert all(map(torch.equal, run(ours, x, hx), run(theirs, x, hx)))
-    calls, sequence = [], layers.sequence
-    monkeypatch.setattr(layers, "sequence", lambda *a: calls.append(a) or sequence(*a))
+    calls, sequence = [], run_layer.sequence
+    monkeypatch.setattr(run_layer, "sequence", lambda *a: calls.append(a) or sequence(*a))
     ours(x, hx)
     assert not calls
     ours(x, hx, resets=torch.zeros(5, dtype=torch.bool))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -177,7 +178,7 @@ def test_each_sequence_has_cuts_of_its_own_unless_they_are_shared(credit):
     plan = credit.plan(6, 40, torch.Generator().manual_seed(0))
     assert plan.batch == 40
     assert (len(np.unique(plan.carry, axis=1).T) > 1) == (credit.pi != 1)
-    shared = Randomized(**{**vars(credit), "shared": True})
+    shared = dataclasses.replace(credit, shared=True)
     assert shared.plan(6, 40).batch is None
     assert credit.plan(6).batch is None  # one sequence: nothing to keep apart
 

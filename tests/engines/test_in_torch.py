@@ -70,21 +70,6 @@ def test_a_batch_of_gradients(name):
 
 
 @EACH
-def test_compiled_around_it(name):
-    """It stays as it is, between what is compiled before and after it."""
-    module = MODULES[name](dtype=torch.float64)
-    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
-
-    def model(x):
-        y, _ = module(2 * x)
-        return (y * y).sum()
-
-    compiled = torch.compile(model, backend="aot_eager")
-    inputs = [x, *module.parameters()]
-    assert_same(torch.autograd.grad(compiled(x), inputs), torch.autograd.grad(model(x), inputs))
-
-
-@EACH
 def test_autocast_changes_nothing(name):
     module = MODULES[name]()
     x = torch.randn(4, 2, 3, requires_grad=True)

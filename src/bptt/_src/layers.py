@@ -6,21 +6,21 @@ from functools import lru_cache
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Inexact
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt._src.credit.credit import Credit
-from bptt._src.credit.plan import Plan, plan_for
+from bptt._src.credit.plan import Plan, check_directions, plan_for
 from bptt._src.credit.spelling import as_credit
-from bptt._src.engines.call import Call
+from bptt._src.dynamo import allow
 from bptt._src.engines.guard import only_by_autograd, without_autocast
-from bptt._src.engines.sequence import sequence
-from bptt._src.engines.windows import Windows, windows_of
+from bptt._src.engines.plan_operator import Crossing, plan_of
+from bptt._src.engines.recording import are_recorded
+from bptt._src.engines.windows import windows_of
 from bptt._src.layout import Layout
 from bptt._src.leaf import leaf
-from bptt._src.rows import Rows, boundary_of, order_of, sizes_of
-from bptt._src.steps import Steps
+from bptt._src.rows import Rows, order_of, sizes_of
+from bptt._src.run_layer import Directly, LayerRun, Recorded
 from bptt._src.uncompiled import uncompiled
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
@@ -46,7 +46,6 @@ class Layers(nn.Module):
     takes_carry = takes_credit = True
     """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
 
-    @uncompiled  # a loop over time: nothing to gain
     @leaf
     def forward(
         self,
@@ -95,7 +94,15 @@ class Layers(nn.Module):
         """
         plain = credit is None and carry is None and resets is None
         if plain and self._leaves_it_to_torch(input):
-            return cast("tuple[Tensor | PackedSequence, Any]", super().forward(input, hx))
+            return self._leave_it_to_torch(input, hx)
+        if are_recorded():
+            return self._record(input, hx, credit, carry, resets, generator)
+        return self._run(input, hx, credit, carry, resets, generator)
+
+    @uncompiled
+    def _run(
+        self, input: Any, hx: Any, credit: Any, carry: Any, resets: Any, generator: Any
+    ) -> tuple[Tensor | PackedSequence, Any]:
         rows = self._rows(input)
         state = self._initial_state(rows, hx)
         windows = None
@@ -108,8 +115,34 @@ class Layers(nn.Module):
             if plan.blocks and rows.batch and torch.is_grad_enabled():
                 windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
         carry, resets = self._crossing(rows, carry, resets)
+        run = Directly(rows.sizes, carry, resets, windows, self._directions)
         with without_autocast(rows.x.device):
-            y, final = self._layers(rows, state, carry, resets, windows)
+            y, final = self._layers(rows.x, state, run)
+        return self._output(rows, y), self._final_state(rows, final)
+
+    def _record(
+        self, input: Any, hx: Any, credit: Any, carry: Any, resets: Any, generator: Any
+    ) -> tuple[Tensor | PackedSequence, Any]:
+        """Run the network for whoever records the operations: one for each layer and direction."""
+        rows = self._rows(input, recorded=True)
+        state, blocks = self._initial_state(rows, hx), None
+        if credit is not None:
+            self._refuse_both(carry)
+            name, both = self._called, self.bidirectional
+            carry, blocks = plan_of(
+                credit, rows.steps, rows.batch, generator, where=name, both=both
+            )
+            if rows.is_unbatched:
+                carry = carry[:, 0]
+            elif self.batch_first:
+                carry = carry.t()
+            blocks = blocks if torch.is_grad_enabled() else None
+        carry, resets = self._crossing(rows, carry, resets)
+        sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
+        of_rows = tuple(rows.x.shape[:-1])
+        run = Recorded(Crossing(carry, resets, blocks), sizes, of_rows, self.num_layers)
+        with without_autocast(rows.x.device):
+            y, final = self._layers(rows.x, state, run)
         return self._output(rows, y), self._final_state(rows, final)
 
     @property
@@ -118,67 +151,52 @@ class Layers(nn.Module):
         return False
 
     def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
-        """Whether it is a cell of torch's, and torch does better: on a GPU, and in ONNX."""
+        """Whether torch has this cell, and does better: on a GPU, in TorchScript and ONNX."""
         if not self._is_torchs:
             return False
         x = input.data if isinstance(input, PackedSequence) else input
-        traced = type(x) is not Tensor or torch._C._is_tracing()
-        if traced and torch.onnx.is_in_onnx_export():
+        if x.is_cuda:
+            return torch.compiler.is_compiling() or only_by_autograd(x) is None
+        if torch.compiler.is_dynamo_compiling():
+            return False
+        if torch._C._get_tracing_state() is not None:
             return True
-        return x.is_cuda and only_by_autograd(x) is None
+        return type(x) is not Tensor and torch.onnx.is_in_onnx_export()
+
+    @uncompiled  # torch.compile would write out every step
+    def _leave_it_to_torch(self, input: Any, hx: Any) -> tuple[Tensor | PackedSequence, Any]:
+        return cast("tuple[Tensor | PackedSequence, Any]", super().forward(input, hx))
 
     def _plan(
         self, rows: Rows, credit: Any, carry: Tensor | None, generator: torch.Generator | None
     ) -> Plan:
-        name = self._called
-        if carry is not None:
-            raise ValueError(f"{name}: give a credit or carry, not both: a credit makes it")
+        self._refuse_both(carry)
         credit = as_credit(credit)
-        plan = plan_for(credit, len(rows.sizes), rows.batch, generator, where=name)
-        if plan.blocks and self.bidirectional:
-            raise ValueError(
-                f"{name}: {credit!r} has windows that overlap (every < reach), which have no "
-                "meaning in the reverse direction: use a credit without them, as "
-                "bptt.Truncated(k), or bidirectional=False"
-            )
+        plan = plan_for(credit, rows.steps, rows.batch, generator, where=self._called)
+        check_directions(plan, credit, self.bidirectional, self._called)
         return plan
 
-    def _layers(
-        self,
-        rows: Rows,
-        state: State,
-        carry: Float[Tensor, "time batch"] | None,
-        resets: Bool[Tensor, "time batch"] | None,
-        windows: Windows | None,
-    ) -> tuple[Inexact[Tensor, "*rows output"], list[State]]:
-        x, dtype = rows.x, self._dtype
+    def _refuse_both(self, carry: Tensor | None) -> None:
+        if carry is not None:
+            raise ValueError(f"{self._called}: give a credit or carry, not both: a credit makes it")
+
+    def _layers(self, x: Tensor, state: State, run: LayerRun) -> tuple[Tensor, list[State]]:
+        dtype = self._dtype
         x = x if x.dtype == dtype else x.to(dtype)
-        if windows is not None:
-            x = x.flatten(0, -2)
         finals: list[State] = []
-        cell, directions = self.cell, (False, True)[: self._directions]
-        boundaries = [boundary_of(rows.sizes, carry, resets, d) for d in directions]
+        cell, directions = self.cell, self._directions
         of_each = list(zip(*(s.split(1) if len(s) > 1 else (s,) for s in state), strict=True))
         for layer in range(self.num_layers):
             outputs = []
             for reverse in directions:
                 initial, w = of_each[len(finals)], self._weights(layer, reverse)
-                steps, boundary = Steps(rows.sizes, reverse), boundaries[reverse]
-                y, final = sequence(Call(cell, x, initial, w, steps, boundary, windows, layer > 0))
+                y, final = run.layer(cell, x, initial, w, reverse, layer)
                 outputs.append(y)
                 finals.append(final)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
             if self.dropout and layer < self.num_layers - 1:
-                x = self._drop_out(x, windows)
-        return x if windows is None else x.index_select(0, windows.own), finals
-
-    def _drop_out(self, x: Tensor, windows: Windows | None) -> Tensor:
-        if windows is None:
-            return nn.functional.dropout(x, self.dropout, self.training)
-        # The copies of a step in several windows lose the same units.
-        one = x.new_ones(len(windows.own), x.shape[1])
-        kept = nn.functional.dropout(one, self.dropout, self.training)
-        return x * kept.index_select(0, windows.rows)
+                x = run.drop_out(x, self.dropout, self.training)
+        return run.result(x), finals
 
     def _parameter(self, name: str) -> Any:
         found = self._parameters.get(name)  # in most cases, and quicker than as an attribute
@@ -193,12 +211,14 @@ class Layers(nn.Module):
         return cast(torch.dtype, self._parameter("weight_ih_l0").dtype)
 
     @property
-    def _directions(self) -> int:
-        return 2 if self.bidirectional else 1
+    def _directions(self) -> tuple[bool, ...]:
+        """Whether each is the reverse one."""
+        return (False, True) if self.bidirectional else (False,)
 
     def _weights(self, layer: int, reverse: bool) -> Weights:
         # By name each time, so that functional_call and parametrizations are seen.
-        get, names = self._parameter, parameter_names(layer, reverse)
+        of = _parameter_names if torch.compiler.is_compiling() else parameter_names
+        get, names = self._parameter, of(layer, reverse)
         return Weights(
             get(names.ih),
             get(names.hh),
@@ -210,8 +230,10 @@ class Layers(nn.Module):
 
     # ------------------------------------------------------------ from arguments to rows
 
-    def _rows(self, input: Tensor | PackedSequence) -> Rows:
+    def _rows(self, input: Tensor | PackedSequence, recorded: bool = False) -> Rows:
+        """Lay the input out by steps; without the sizes of each, where they are symbols."""
         name = self._called
+        sizes: tuple[int, ...] = ()
         if isinstance(input, PackedSequence):
             x = input.data
             if x.dim() != 2:
@@ -219,7 +241,12 @@ class Layers(nn.Module):
                     f"{name}: the data of a PackedSequence must be [rows, {self.input_size}],"
                     f" got {tuple(x.shape)}"
                 )
-            sizes = sizes_of(input, name)
+            order, steps = input.sorted_indices, len(input.batch_sizes)
+            if recorded:
+                batch = len(order) if order is not None else int(input.batch_sizes[0])
+            else:
+                sizes = sizes_of(input, name)
+                batch = sizes[0]
         elif input.is_nested:
             raise RuntimeError(
                 f"{name}: nested tensors are not taken: pack the sequences with "
@@ -239,14 +266,15 @@ class Layers(nn.Module):
                 raise RuntimeError(
                     f"{name}: expected at least one step, got input {tuple(input.shape)}"
                 )
-            sizes = (int(x.shape[1]),) * int(x.shape[0])  # in torch.jit.trace they are tensors
+            steps, batch = x.shape[0], x.shape[1]
+            sizes = () if recorded else (batch,) * steps
         if x.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{name}: expected {self.input_size} inputs a step (input_size), got "
                 f"{x.shape[-1]}: {tuple(input.data.shape)}"
             )
         self._check_dtype("the input", x)
-        return Rows(x, sizes, input)
+        return Rows(x, sizes, input, steps, batch)
 
     def _check_dtype(self, what: str, x: Tensor) -> None:
         """Refuse another dtype than the weights'; under autocast its own is taken, too."""
@@ -269,7 +297,7 @@ class Layers(nn.Module):
         return (outputs, *(self.hidden_size,) * (self.cell.states - 1))
 
     def _initial_state(self, rows: Rows, hx: Any) -> State:
-        cells, sizes = self.num_layers * self._directions, self._state_sizes()
+        cells, sizes = self.num_layers * len(self._directions), self._state_sizes()
         if hx is None:
             dtype, new = self._dtype, rows.x.new_zeros
             return tuple([new((cells, rows.batch, size), dtype=dtype) for size in sizes])
@@ -302,7 +330,7 @@ class Layers(nn.Module):
         """Check ``carry`` and ``resets`` and bring them to [T, B], in the rows' order."""
         if carry is None and resets is None:
             return None, None
-        T, B = len(rows.sizes), rows.batch
+        T, B = rows.steps, rows.batch
         order = order_of(rows.like, "sorted_indices")
         layout = Layout(T, None if rows.is_unbatched else B, 0, 1, self.batch_first, True)
         found: list[Tensor | None] = []
@@ -324,7 +352,7 @@ class Layers(nn.Module):
         if isinstance(rows.like, PackedSequence):
             return rows.like._replace(data=y)
         if y.dim() == 2:
-            y = y.view(len(rows.sizes), rows.batch, y.shape[1])
+            y = y.view(rows.steps, rows.batch, y.shape[1])
         if rows.is_unbatched:
             return y.squeeze(1)
         return y.transpose(0, 1) if self.batch_first else y
@@ -339,11 +367,14 @@ class Layers(nn.Module):
         return stacked[0] if len(stacked) == 1 else tuple(stacked)
 
 
-@lru_cache(maxsize=256)
-def parameter_names(layer: int, reverse: bool) -> Any:
+def _parameter_names(layer: int, reverse: bool) -> Any:
     """The names of a layer's weights, in the places of the weights."""
     suffix = f"_l{layer}" + ("_reverse" if reverse else "")
-    return Weights(*(name + suffix for name in WEIGHT_NAMES))  # type: ignore[arg-type]
+    return Weights(*[name + suffix for name in WEIGHT_NAMES])  # type: ignore[arg-type]
+
+
+parameter_names = lru_cache(maxsize=256)(_parameter_names)
+allow(Layers)
 
 
 def _listed(shapes: list[tuple[int, ...]]) -> str:

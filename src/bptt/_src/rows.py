@@ -20,11 +20,10 @@ class Rows(NamedTuple):
     x: Inexact[Tensor, "*rows input"]
     """[T, B, I], or, packed, [N, I]."""
     sizes: tuple[int, ...]
+    """How many sequences are running at each step; empty where operations are recorded."""
     like: Tensor | PackedSequence
-
-    @property
-    def batch(self) -> int:
-        return self.sizes[0]
+    steps: int
+    batch: int
 
     @property
     def is_unbatched(self) -> bool:

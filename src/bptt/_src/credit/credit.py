@@ -38,6 +38,10 @@ class Credit:
     """The number of steps before an update's window that its losses reach, on a stream. They are
     run again, from the state that was stored there, under the current parameters."""
 
+    spelled: str | None = None
+    """:attr:`spelling`, of a credit that it says everything about, in any process; noted when it is
+    made, for torch.compile, which cannot spell numbers."""
+
     adapt_every: int | None = None
     """The number of updates between calls of :meth:`adapt`; None: one call per epoch."""
 
@@ -86,10 +90,22 @@ def _options(credit: Credit, write: Callable[[Any], str]) -> list[str]:
     options: list[str] = []
     for number, f in enumerate(getattr(type(credit), "__dataclass_fields__", {}).values()):
         value = getattr(credit, f.name)
-        if f.init and value is not None and (number == 0 or not np.all(value == f.default)):
+        if f.init and value is not None and (number == 0 or not _is(value, f.default)):
             written = _number(value) if isinstance(value, float) else write(value)
             options.append(written if number == 0 else f"{f.name}={written}")
     return options
+
+
+def note_spelling(credit: Credit) -> None:
+    """Set :attr:`Credit.spelled`, unless it is a class of one's own, which is imported."""
+    spelling = credit.spelling
+    if "." not in spelling.partition(":")[0]:
+        object.__setattr__(credit, "spelled", spelling)
+
+
+def _is(value: Any, default: Any) -> bool:
+    same = value == default
+    return same if isinstance(same, bool) else bool(np.all(same))
 
 
 def _number(value: float) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bptt._src.credit.credit import Credit
+from bptt._src.credit.credit import Credit, note_spelling
 from bptt._src.credit.plan import Plan
 
 
@@ -22,6 +22,9 @@ class Full(Credit):
     1 1
     1 1 1
     """
+
+    def __post_init__(self) -> None:
+        note_spelling(self)
 
     def plan(self, steps: int, batch: int = 1, generator: torch.Generator | None = None) -> Plan:
         """Plan for T steps; the arguments are those of :meth:`Credit.plan`."""

@@ -275,3 +275,17 @@ def plan_for(
             f"{steps} steps and {'no batch' if batch is None else f'a batch of {batch}'}"
         )
     return plan
+
+
+def check_directions(plan: Plan, credit: Any, both: bool, where: str) -> None:
+    """Refuse windows that overlap for a network of two directions.
+
+    Raises:
+        ValueError: it has both.
+    """
+    if plan.blocks and both:
+        raise ValueError(
+            f"{where}: {credit!r} has windows that overlap (every < reach), which have no "
+            "meaning in the reverse direction: use a credit without them, as "
+            "bptt.Truncated(k), or bidirectional=False"
+        )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bptt._src.credit.credit import Credit
+from bptt._src.credit.credit import Credit, note_spelling
 from bptt._src.credit.plan import Plan
 from bptt.errors import ConfigError
 
@@ -75,6 +75,8 @@ class Randomized(Credit):
             pi = np.asarray(self.pi, np.float64)
             if pi.ndim > 1 or not ((pi > 0) & (pi <= 1)).all():
                 raise ConfigError(f"Randomized: pi must be above 0 and at most 1, got {self.pi}")
+        if self.pi is None or isinstance(self.pi, (int, float)):  # an array is not spelled
+            note_spelling(self)
 
     def plan(self, steps: int, batch: int = 1, generator: torch.Generator | None = None) -> Plan:
         """Draw a plan; the arguments are those of :meth:`Credit.plan`."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bptt._src.credit.credit import Credit
+from bptt._src.credit.credit import Credit, note_spelling
 from bptt._src.credit.plan import Plan
 from bptt.errors import ConfigError
 
@@ -70,6 +70,7 @@ class Truncated(Credit):
                 f"reach={reach} is shorter than every={every}: {every - reach} of {every} losses "
                 f"would be credited to nothing; use reach >= {every}"
             )
+        note_spelling(self)
 
     @property
     def lengths(self) -> tuple[int, int]:

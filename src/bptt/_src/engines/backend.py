@@ -88,6 +88,22 @@ def runs_native() -> bool:
     return _choice.native
 
 
+def is_chosen_native() -> bool:
+    """Whether the native kernels are chosen, for whoever records operations.
+
+    torch.compile asks while it compiles, and compiles again after another choice.
+    """
+    _make_choice()
+    return _choice.native
+
+
+def _make_choice() -> None:
+    runs_native()
+
+
+_make_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def engine_for(call: AnyCall, recorded: bool = True) -> Engine:
     """Return the engine that runs a call: the first of the chosen ones that serves it.
 

@@ -53,7 +53,13 @@ def serves(call: AnyCall) -> str | None:
 
 
 def _refuses(call: Call) -> str | None:
-    cell, x, w = call.cell, call.x, call.w
+    return refuses_kind(call.cell, call.x, call.w) or (
+        None if call.x.numel() else "the input is empty"
+    )
+
+
+def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
+    """Return why it cannot do calls like this one, whatever their lengths; None where it can."""
     dtype = x.dtype
     if not x.is_cpu:
         return f"the input is on {x.device}"
@@ -61,14 +67,19 @@ def _refuses(call: Call) -> str | None:
         return f"there are none for {dtype}"
     if w.hr is not None:
         return "there are none with a projection"
-    if not x.numel():
-        return "the input is empty"
-    if not (cell.is_native and has(cell)):
+    if not (cell.is_native and _has(cell)):
         return f"there are none for the cell {cell.name}"
     for t in w:
         if t is not None and t.dtype is not dtype:
             return f"a weight is {t.dtype} and the input {dtype}"
     return None
+
+
+def _has(cell: Cell) -> bool:
+    return has(cell)
+
+
+_has._dynamo_marked_constant = True  # type: ignore[attr-defined]  # asked while it compiles
 
 
 def _refuses_readout(call: Readout) -> str | None:

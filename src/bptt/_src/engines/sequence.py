@@ -72,23 +72,31 @@ class _Sequence(torch.autograd.Function):
         call, saved = ctx.call.filled(tensors[:n]), Saved(tensors[n], tensors[n + 1 :])
         with without_autocast(call.x.device):
             if torch.is_grad_enabled() or only_by_autograd(*grads):
-                return None, None, *_backward(reference, call, saved, grads, needed)
+                return None, None, *gradients(reference, call, saved, grads, needed)
             try:
-                return None, None, *_backward(ctx.engine, call, saved, grads, needed)
+                return None, None, *gradients(ctx.engine, call, saved, grads, needed)
             except NotPlain:  # as hooks on what is saved may leave it
                 if call.windows is not None:
                     raise
-                return None, None, *_backward(reference, call, saved, grads, needed)
+                return None, None, *gradients(reference, call, saved, grads, needed)
 
 
-def _backward(
+def gradients(
     engine: Any,
     call: Call,
     saved: Saved,
     grads: tuple[Tensor | None, ...],
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, the initial state and the weights, in that order."""
+    """Compute the gradients of x, the initial state and the weights, in that order.
+
+    Args:
+        engine: the one that ran forwards, or the reference.
+        call: the sequence.
+        saved: what the forward pass left.
+        grads: ∂L/∂y and ∂L/∂(final state); None where they are zero.
+        needed: whether the gradient of each tensor is, in the order of :meth:`Call.tensors`.
+    """
     if engine is reference:
         return reference.gradients(call, grads, needed)
     if engine is native and is_watched():  # what it kept is for itself alone

@@ -1,0 +1,97 @@
+"""A layer in one direction, run as a whole or written down as one operation of a graph."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from bptt._src.engines import operators
+from bptt._src.engines.call import Call
+from bptt._src.engines.plan_operator import Crossing, by_windows
+from bptt._src.engines.sequence import sequence
+from bptt._src.engines.windows import Windows
+from bptt._src.rows import boundary_of
+from bptt._src.steps import Steps
+from bptt.cells import Cell, State, Weights
+
+
+@runtime_checkable
+class LayerRun(Protocol):
+    """How the layers of a stack are run, one after the other."""
+
+    def layer(
+        self, cell: Cell, x: Tensor, state: State, w: Weights, reverse: bool, number: int
+    ) -> tuple[Tensor, State]:
+        """Run one layer in one direction; the lowest has number 0."""
+
+    def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
+        """Drop outputs of a layer on their way to the next one."""
+
+    def result(self, x: Tensor) -> Tensor:
+        """Lay out the outputs of the last layer, those of windows too, as rows or [T, B, ...]."""
+
+
+class Directly:
+    """By the engine that serves."""
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        carry: Tensor | None,
+        resets: Tensor | None,
+        windows: Windows | None,
+        directions: tuple[bool, ...],
+    ) -> None:
+        self.sizes, self.windows = sizes, windows
+        self.boundaries = [boundary_of(sizes, carry, resets, reverse) for reverse in directions]
+
+    def layer(
+        self, cell: Cell, x: Tensor, state: State, w: Weights, reverse: bool, number: int
+    ) -> tuple[Tensor, State]:
+        x = x if self.windows is None or number else x.flatten(0, -2)
+        steps, boundary = Steps(self.sizes, reverse), self.boundaries[reverse]
+        return sequence(Call(cell, x, state, w, steps, boundary, self.windows, number > 0))
+
+    def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
+        windows = self.windows
+        if windows is None:
+            return nn.functional.dropout(x, p, training)
+        # The copies of a step in several windows lose the same units.
+        one = x.new_ones(len(windows.own), x.shape[1])
+        return x * nn.functional.dropout(one, p, training).index_select(0, windows.rows)
+
+    def result(self, x: Tensor) -> Tensor:
+        return x if self.windows is None else x.index_select(0, self.windows.own)
+
+
+class Recorded:
+    """As one operation each, for whoever records them."""
+
+    def __init__(
+        self, crossing: Crossing, sizes: Tensor | None, rows: tuple[int, ...], layers: int
+    ) -> None:
+        """``sizes`` are the ``batch_sizes`` of a PackedSequence; ``rows`` [T, B], or [N] of it."""
+        self.crossing, self.sizes, self.rows, self.layers = crossing, sizes, rows, layers
+
+    def layer(
+        self, cell: Cell, x: Tensor, state: State, w: Weights, reverse: bool, number: int
+    ) -> tuple[Tensor, State]:
+        windows = self.crossing.blocks is not None
+        return operators.sequence(
+            *(cell, x, state, w, self.crossing),
+            sizes=self.sizes,
+            reverse=reverse,
+            by_windows=windows and number > 0,
+            to_windows=windows and number < self.layers - 1,
+        )
+
+    def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
+        if self.crossing.blocks is None:
+            return nn.functional.dropout(x, p, training)
+        one = x.new_ones(*self.rows, x.shape[1])
+        kept = nn.functional.dropout(one, p, training)
+        return x * by_windows(kept, x, self.crossing, self.sizes)
+
+    def result(self, x: Tensor) -> Tensor:
+        return x

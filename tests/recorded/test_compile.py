@@ -1,0 +1,181 @@
+"""torch.compile sees a layer as one operation: no graph break, the same bits, any length."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch._inductor.config
+from recorded_cases import HOW, MODULES, WINDOWS, Learning, gradients
+
+import bptt
+
+
+@pytest.fixture(autouse=True)
+def _compiled_anew():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_compiles_whole_and_gives_the_same_bits(name, how):
+    options, call = HOW[how]
+    network = MODULES[name](**options)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=True)
+    x = torch.randn(6, 3, 4)
+    torch.testing.assert_close(
+        gradients(compiled, x, **call), gradients(network, x, **call), rtol=0, atol=0
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*deprecated:DeprecationWarning")  # torch's own use
+@pytest.mark.parametrize("how", ["plain", "windows, stacked", "two directions"])
+def test_inductor_gives_the_same_numbers(how):
+    options, call = HOW[how]
+    network = bptt.LSTM(4, 5, **options)
+    compiled, x = torch.compile(network, fullgraph=True), torch.randn(6, 3, 4)
+    with torch._inductor.config.patch(fallback_random=True):  # of the dropout
+        found = gradients(compiled, x, **call)
+    torch.testing.assert_close(found, gradients(network, x, **call))
+
+
+class Counting:
+    """A backend that counts how often something is compiled, and the operations."""
+
+    def __init__(self):
+        self.graphs = []
+
+    def __call__(self, graph, inputs):
+        self.graphs.append(graph)
+        return graph
+
+    @property
+    def operations(self):
+        nodes = [n for graph in self.graphs for n in graph.graph.nodes]
+        return [str(n.target) for n in nodes if str(n.target).startswith("bptt.")]
+
+
+@pytest.mark.parametrize("call", [{}, {"credit": "truncated:5"}, {"credit": WINDOWS}])
+def test_one_compilation_serves_every_length_and_batch(call):
+    count, network = Counting(), bptt.LSTM(4, 5, num_layers=2)
+    compiled = torch.compile(network, fullgraph=True, backend=count, dynamic=True)
+    for n in range(20):
+        x = torch.randn(7 + 5 * n, 2 + n, 4)
+        y, _ = compiled(x, **call)
+        assert torch.equal(y, network(x, **call)[0])
+    assert len(count.graphs) == 1
+    assert count.operations.count("bptt.sequence.default") == 2
+
+
+def test_without_a_gradient_nothing_is_kept():
+    count, network = Counting(), bptt.LSTM(4, 5)
+    compiled = torch.compile(network, fullgraph=True, backend=count)
+    with torch.no_grad():
+        compiled(torch.randn(6, 3, 4))
+    (node,) = (n for n in count.graphs[0].graph.nodes if "sequence" in str(n.target))
+    assert len(node.meta["example_value"]) == 3
+
+
+class Inline(torch.nn.Module):
+    def __init__(self, credit=None):
+        super().__init__()
+        self.recurrent, self.credit = bptt.GRU(4, 5), credit
+
+    def forward(self, x):
+        credit = self.credit or bptt.Truncated(every=1, reach=2)
+        return self.recurrent(x, credit=credit)[0]
+
+
+def test_a_credit_made_inside_the_compiled_function():
+    network = Inline()
+    compiled, x = torch.compile(network, fullgraph=True, backend="aot_eager"), torch.randn(6, 3, 4)
+    (found, expected) = (
+        torch.autograd.grad(n(x).square().sum(), list(network.parameters()))
+        for n in (compiled, network)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(bptt.Truncated(2), bptt.Truncated(3)), (Learning(0.5), Learning(0.25))],
+)
+def test_another_credit_is_seen(first, second):
+    network = Inline(first)
+    compiled, x = torch.compile(network, fullgraph=True, backend="aot_eager"), torch.randn(6, 3, 4)
+
+    def found(n):
+        return torch.autograd.grad(n(x).square().sum(), list(network.parameters()))
+
+    torch.testing.assert_close(found(compiled), found(network), rtol=0, atol=0)
+    network.credit = second
+    torch.testing.assert_close(found(compiled), found(network), rtol=0, atol=0)
+
+
+def test_another_choice_of_kernels_is_seen():
+    network, x = bptt.LSTM(4, 5), torch.randn(6, 3, 4)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    for name in ("auto", "twin", "auto"):
+        with bptt.kernels.use(name):
+            torch.testing.assert_close(
+                gradients(compiled, x), gradients(network, x), rtol=0, atol=0
+            )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_between_what_is_compiled_before_and_after_it(name):
+    network, x = MODULES[name](), torch.randn(4, 2, 4, requires_grad=True)
+
+    def model(x):
+        y, _ = network(2 * x)
+        return (y * y).sum()
+
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = [x, *network.parameters()]
+    found, expected = (torch.autograd.grad(f(x), inputs) for f in (compiled, model))
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_torch_refuses_of_its_own_modules_it_still_refuses():
+    compiled = torch.compile(torch.nn.LSTM(4, 5), fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU, or LSTM"):
+        compiled(torch.randn(6, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "message"),
+    [
+        ({}, {"resets": torch.zeros(4, 3, dtype=torch.bool)}, "expected resets of shape"),
+        ({}, {"credit": "truncated:2", "carry": torch.ones(6)}, "not both"),
+        ({"bidirectional": True}, {"credit": WINDOWS}, "reverse direction"),
+        ({}, {"credit": "truncated"}, "Truncated takes a length"),
+        ({}, {"credit": "full", "generator": torch.Generator()}, "torch's own generator"),
+    ],
+)
+def test_what_is_wrong_is_refused_as_without_compiling(options, call, message):
+    compiled = torch.compile(bptt.LSTM(4, 5, **options), backend="aot_eager")
+    with pytest.raises(Exception, match=message):
+        compiled(torch.randn(6, 3, 4), **call)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_of_a_readout_compiles_whole(reduction, ignored, weighted):
+    hidden, targets = torch.randn(6, 3, 5, requires_grad=True), torch.randint(7, (6, 3))
+    weight, bias = torch.randn(7, 5, requires_grad=True), torch.randn(7, requires_grad=True)
+    targets[0, 0] = -100 if ignored else 0
+    label_weights = torch.rand(7) if weighted else None
+
+    def loss(hidden, weight, bias):
+        return bptt.losses.linear_cross_entropy(
+            hidden, weight, bias, targets, reduction=reduction, label_weights=label_weights
+        )
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    given = (hidden, weight, bias)
+    found, expected = compiled(*given), loss(*given)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    d = torch.rand_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, given, d), torch.autograd.grad(expected, given, d)
+    )
