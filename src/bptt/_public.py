@@ -1,6 +1,7 @@
 """The core: the names of ``bptt.__all__``, and where each is defined."""
 
 from bptt import init, losses, memory
+from bptt._src.convert import convert
 from bptt._src.credit.error import estimator_error
 from bptt._src.flow.flow import GradientFlow
 from bptt._src.flow.gradient_flow import gradient_flow
@@ -24,6 +25,7 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "Cell",
     "Stepwise",
     "Stream",
+    "convert",
     # How far back a loss is credited
     "Adaptive",
     "Credit",
