@@ -44,6 +44,8 @@ HOW = {
     "random": (STACK, {"credit": bptt.Randomized(2)}),
     "own credit": ({}, {"credit": Fading()}),
     "windows": ({}, {"credit": WINDOWS, "state": True}),
+    "all states": ({"bidirectional": True, **STACK}, {"return_states": True}),
+    "all states, windows": (STACK, {"return_states": True, "credit": WINDOWS}),
     "windows, stacked": (STACK, {"credit": WINDOWS, "resets": True}),
 }
 
@@ -63,8 +65,9 @@ def gradients(network, x, *, state=False, resets=False, **how):
         starts = torch.rand(T, B) < 0.3
         options["resets"] = starts.t() if inside.batch_first else starts
     hx = begin if begin is None or len(begin) > 1 else begin[0]
-    y, final = network(given, hx, **options)
-    finals = final if isinstance(final, tuple) else (final,)
+    y, final, *more = network(given, hx, **options)
+    states = [s for layers in more for of_layer in layers for s in of_layer]
+    finals = (*(final if isinstance(final, tuple) else (final,)), *states)
     loss = y.square().sum() + sum(s.sin().sum() for s in finals)
     wanted = [*network.parameters(), given, *(begin or ())]
     return y, *finals, *torch.autograd.grad(loss, wanted)

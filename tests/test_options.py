@@ -224,6 +224,7 @@ CASES: dict[Callable[..., Any], dict[str, Case]] = {
         "carry": lambda: (of_forward(), of_forward(carry=torch.full((T,), 0.5))),
         "resets": lambda: (of_forward(), of_forward(resets=RESETS)),
         "generator": lambda: seeded(of_forward, credit=bptt.Randomized(3)),
+        "return_states": lambda: (len(ours()(X)), len(ours()(X, return_states=True))),
     },
 }
 

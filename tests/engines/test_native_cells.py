@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bptt._src.engines import kernel_library
 
-SEQUENCE = struct.Struct("=38q")  # the fields of a bptt_sequence
+SEQUENCE = struct.Struct("=39q")  # the fields of a bptt_sequence
 NO_CELL = -2
 LEAVES = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "units")
 SIZES = {"MGU": (2, 1, 0), "PEEPHOLE_LSTM": (4, 2, 3)}  # gates, states, units
@@ -116,6 +116,8 @@ class Problem:
         for i in range(states):
             found |= {f"state_{i}": normal(B, H), f"d_state_{i}": normal(ends, H)}
         found["d_y"] = normal(rows, H)
+        if SIZES[self.cell][1] > 1:
+            found["d_other"] = normal(rows, H)
         if self.carry:
             factors = torch.tensor([0, 0.5, 1, 1.25], dtype=self.dtype)
             found["carry"] = factors[torch.randint(4, (N,), generator=random)]
@@ -145,13 +147,15 @@ class Problem:
             *at("x", "w_ih", "w_hh", "b_ih", "b_hh", "units", "state_0", "state_1", "resets", "y"),
             kept.data_ptr(),
         ]
-        forward = SEQUENCE.pack(*given, *at("final_0", "final_1"), *[0] * 15)
+        forward = SEQUENCE.pack(*given, *at("final_0", "final_1"), *[0] * 16)
         assert library.bptt_forward(forward) == 0
         walk = [0] * 4
         if self.every_reach:
             running, rows = [(ctypes.c_int64 * len(n))(*n) for n in self.walked()]
             walk = [len(running), ctypes.addressof(running), ctypes.addressof(rows), 0]
-        gradients = at("carry", "d_y", "d_state_0", "d_state_1", *(f"d_{n}" for n in LEAVES))
+        gradients = at(
+            "carry", "d_y", "d_other", "d_state_0", "d_state_1", *(f"d_{n}" for n in LEAVES)
+        )
         assert library.bptt_backward(SEQUENCE.pack(*given, 0, 0, *gradients, 0, *walk)) == 0
         return found
 
@@ -200,7 +204,8 @@ class Problem:
             after = run(b, steps, firsts[-1])
             for u, state in enumerate(reversed(after)):
                 row = sum(running[:u]) + w if self.every_reach else self.row(backward[u], b)
-                loss = loss + (t["d_y"][row] * state[0]).sum()
+                more = [t[n][row] for n in ("d_y", "d_other") if n in t]
+                loss = loss + sum((d * s).sum() for d, s in zip(more, state, strict=True))
             for i in range(states):
                 loss = loss + (t[f"d_state_{i}"][w] * after[-1][i]).sum()
         loss.backward()
@@ -271,5 +276,5 @@ def test_every_cell_has_a_number_and_no_other_number_runs():
     for number in (-1, len(numbers)):
         assert library.bptt_cell_name(number) is None
         assert library.bptt_kept(number, 1, 3, 5) == NO_CELL
-        call = SEQUENCE.pack(number, *[0] * 37)
+        call = SEQUENCE.pack(number, *[0] * 38)
         assert library.bptt_forward(call) == library.bptt_backward(call) == NO_CELL

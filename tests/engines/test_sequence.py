@@ -31,7 +31,7 @@ def path(request):
 
 
 def as_node(cell, x, s, w, steps, carry=None, resets=None):
-    return sequence(Call(cell, x, s, w, steps, Boundary(carry, resets)))
+    return sequence(Call(cell, x, s, w, steps, Boundary(carry, resets)))[:2]
 
 
 def by_reference(cell, x, s, w, steps, carry=None, resets=None):

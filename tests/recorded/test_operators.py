@@ -20,7 +20,16 @@ CHECKS = (
 )
 
 
-def operands(name, *, credit=None, resets=False, packed=False, reverse=False, engine="native"):
+def operands(
+    name,
+    *,
+    credit=None,
+    resets=False,
+    packed=False,
+    reverse=False,
+    engine="native",
+    all_states=False,
+):
     """What a call of an operator for one layer is given."""
     network = MODULES[name]()
     w = network._weights(0, False)
@@ -36,7 +45,21 @@ def operands(name, *, credit=None, resets=False, packed=False, reverse=False, en
     for t in (x, *state):
         t.requires_grad_()
     cell = network.cell.name if name != "own" else "LEAKY"
-    return (cell, engine, x, state, *w, sizes, reverse, carry, starts, blocks, False, False)
+    return (
+        cell,
+        engine,
+        x,
+        state,
+        *w,
+        sizes,
+        reverse,
+        carry,
+        starts,
+        blocks,
+        False,
+        False,
+        all_states,
+    )
 
 
 @pytest.mark.parametrize("engine", ["native", "twin", ""])
@@ -47,6 +70,7 @@ def operands(name, *, credit=None, resets=False, packed=False, reverse=False, en
         {"resets": True, "credit": "truncated:2"},
         {"credit": WINDOWS},
         {"packed": True},
+        {"states": True, "credit": WINDOWS},
         {"packed": True, "reverse": True, "resets": True},
     ],
 )
@@ -54,7 +78,7 @@ def operands(name, *, credit=None, resets=False, packed=False, reverse=False, en
 def test_torchs_checks_of_a_sequence(name, how, engine):
     if name == "projection" and engine == "native":
         engine = "twin"
-    given = operands(name, engine=engine, **how)
+    given = operands(name, engine, **how)
     torch.library.opcheck(torch.ops.bptt.sequence.default, given, test_utils=CHECKS)
 
 
@@ -73,7 +97,7 @@ def test_torchs_checks_of_the_loss_of_a_readout(reduction):
     torch.library.opcheck(torch.ops.bptt.linear_cross_entropy.default, given, test_utils=CHECKS)
 
 
-@pytest.mark.parametrize("how", [h for h in HOW if "stacked" not in h])
+@pytest.mark.parametrize("how", [h for h in HOW if "stacked" not in h and "states" not in h])
 @pytest.mark.parametrize("name", MODULES)
 def test_make_fx_writes_down_one_operation_for_a_layer(name, how):
     options, call = HOW[how]

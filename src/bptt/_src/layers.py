@@ -56,7 +56,8 @@ class Layers(nn.Module):
         carry: Tensor | None = None,
         resets: Tensor | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor | PackedSequence, Any]:
+        return_states: bool = False,
+    ) -> Any:
         """Run the network over a sequence.
 
         Args:
@@ -80,10 +81,14 @@ class Layers(nn.Module):
                 direction neither. Those of a PackedSequence are laid out by ``batch_first`` too:
                 T is its longest sequence, and the order is that before packing.
             generator: draws what is random in the credit; torch's own by default.
+            return_states: whether to return the states after each step, too.
 
         Returns:
             ``(output, h_n)`` or ``(output, (h_n, c_n))``, shaped as torch.nn's: output
-            [T, B, D·H], laid out like the input; the final states are shaped like ``hx``.
+            [T, B, D·H], laid out like the input; the final states are shaped like ``hx``. With
+            ``return_states`` a third value: for each layer a tuple of its states after each step,
+            (h,) or (h, c), each laid out like the output, before the dropout between layers.
+            Gradients flow back through all of them.
 
         Raises:
             TypeError: ``carry`` or ``resets`` is no tensor.
@@ -92,17 +97,24 @@ class Layers(nn.Module):
                 given, or the credit has windows that overlap and the module two directions.
             RuntimeError: a size does not fit the module.
         """
-        plain = credit is None and carry is None and resets is None
+        plain = credit is None and carry is None and resets is None and not return_states
         if plain and self._leaves_it_to_torch(input):
             return self._leave_it_to_torch(input, hx)
         if are_recorded():
-            return self._record(input, hx, credit, carry, resets, generator)
-        return self._run(input, hx, credit, carry, resets, generator)
+            return self._record(input, hx, credit, carry, resets, generator, return_states)
+        return self._run(input, hx, credit, carry, resets, generator, return_states)
 
     @uncompiled
     def _run(
-        self, input: Any, hx: Any, credit: Any, carry: Any, resets: Any, generator: Any
-    ) -> tuple[Tensor | PackedSequence, Any]:
+        self,
+        input: Any,
+        hx: Any,
+        credit: Any,
+        carry: Any,
+        resets: Any,
+        generator: Any,
+        return_states: bool,
+    ) -> Any:
         rows = self._rows(input)
         state = self._initial_state(rows, hx)
         windows = None
@@ -115,14 +127,19 @@ class Layers(nn.Module):
             if plan.blocks and rows.batch and torch.is_grad_enabled():
                 windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
         carry, resets = self._crossing(rows, carry, resets)
-        run = Directly(rows.sizes, carry, resets, windows, self._directions)
-        with without_autocast(rows.x.device):
-            y, final = self._layers(rows.x, state, run)
-        return self._output(rows, y), self._final_state(rows, final)
+        run = Directly(rows.sizes, carry, resets, windows, self._directions, return_states)
+        return self._through(rows, state, run)
 
     def _record(
-        self, input: Any, hx: Any, credit: Any, carry: Any, resets: Any, generator: Any
-    ) -> tuple[Tensor | PackedSequence, Any]:
+        self,
+        input: Any,
+        hx: Any,
+        credit: Any,
+        carry: Any,
+        resets: Any,
+        generator: Any,
+        return_states: bool,
+    ) -> Any:
         """Run the network for whoever records the operations: one for each layer and direction."""
         rows = self._rows(input, recorded=True)
         state, blocks = self._initial_state(rows, hx), None
@@ -140,10 +157,19 @@ class Layers(nn.Module):
         carry, resets = self._crossing(rows, carry, resets)
         sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
         of_rows = tuple(rows.x.shape[:-1])
-        run = Recorded(Crossing(carry, resets, blocks), sizes, of_rows, self.num_layers)
+        crossing = Crossing(carry, resets, blocks)
+        run = Recorded(crossing, sizes, of_rows, self.num_layers, return_states)
+        return self._through(rows, state, run)
+
+    def _through(self, rows: Rows, state: State, run: LayerRun) -> Any:
+        """Run all layers, and lay the results out as the caller expects them."""
         with without_autocast(rows.x.device):
-            y, final = self._layers(rows.x, state, run)
-        return self._output(rows, y), self._final_state(rows, final)
+            y, finals, each = self._layers(rows.x, state, run)
+        final = rows.final_state(finals)
+        if not run.all_states:
+            return rows.output(y, self.batch_first), final
+        states = [tuple(rows.output(s, self.batch_first) for s in of_layer) for of_layer in each]
+        return rows.output(y, self.batch_first), final, states
 
     @property
     def _is_torchs(self) -> bool:
@@ -180,23 +206,36 @@ class Layers(nn.Module):
         if carry is not None:
             raise ValueError(f"{self._called}: give a credit or carry, not both: a credit makes it")
 
-    def _layers(self, x: Tensor, state: State, run: LayerRun) -> tuple[Tensor, list[State]]:
-        dtype = self._dtype
-        x = x if x.dtype == dtype else x.to(dtype)
+    def _layers(
+        self, x: Tensor, state: State, run: LayerRun
+    ) -> tuple[Tensor, list[State], list[State]]:
+        """Run layer after layer.
+
+        Returns:
+            The outputs, the final state of each layer and direction, and, where they are asked
+            for, the states of each layer after each step.
+        """
+        x = x.to(self._dtype)
         finals: list[State] = []
+        each: list[State] = []
         cell, directions = self.cell, self._directions
         of_each = list(zip(*(s.split(1) if len(s) > 1 else (s,) for s in state), strict=True))
         for layer in range(self.num_layers):
             outputs = []
             for reverse in directions:
                 initial, w = of_each[len(finals)], self._weights(layer, reverse)
-                y, final = run.layer(cell, x, initial, w, reverse, layer)
-                outputs.append(y)
+                y, final, others = run.layer(cell, x, initial, w, reverse, layer)
+                outputs.append((y, *others))
                 finals.append(final)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-            if self.dropout and layer < self.num_layers - 1:
+            states = [
+                s[0] if len(s) == 1 else torch.cat(s, dim=-1) for s in zip(*outputs, strict=True)
+            ]
+            x, last = states[0], layer == self.num_layers - 1
+            if run.all_states:
+                each.append(tuple([run.result(s, last) for s in states]))
+            if self.dropout and not last:
                 x = run.drop_out(x, self.dropout, self.training)
-        return run.result(x), finals
+        return run.result(x), finals, each
 
     def _parameter(self, name: str) -> Any:
         found = self._parameters.get(name)  # in most cases, and quicker than as an attribute
@@ -345,26 +384,6 @@ class Layers(nn.Module):
                 at = at if order is None else at.index_select(1, order)
             found.append(at)
         return found[0], found[1]
-
-    # ------------------------------------------------------------ from rows to results
-
-    def _output(self, rows: Rows, y: Tensor) -> Tensor | PackedSequence:
-        if isinstance(rows.like, PackedSequence):
-            return rows.like._replace(data=y)
-        if y.dim() == 2:
-            y = y.view(rows.steps, rows.batch, y.shape[1])
-        if rows.is_unbatched:
-            return y.squeeze(1)
-        return y.transpose(0, 1) if self.batch_first else y
-
-    def _final_state(self, rows: Rows, finals: list[State]) -> Any:
-        order = order_of(rows.like, "unsorted_indices")
-        stacked = [s[0] if len(s) == 1 else torch.cat(s) for s in zip(*finals, strict=True)]
-        if order is not None:
-            stacked = [s.index_select(1, order) for s in stacked]
-        if rows.is_unbatched:
-            stacked = [s.squeeze(1) for s in stacked]
-        return stacked[0] if len(stacked) == 1 else tuple(stacked)
 
 
 def _parameter_names(layer: int, reverse: bool) -> Any:

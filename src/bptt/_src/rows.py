@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import reprlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Inexact
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt._src.steps import Boundary
+from bptt.cells import State
 
 
 class Rows(NamedTuple):
@@ -28,6 +29,30 @@ class Rows(NamedTuple):
     @property
     def is_unbatched(self) -> bool:
         return isinstance(self.like, Tensor) and self.like.dim() == 2
+
+    def output(self, y: Tensor, batch_first: bool) -> Tensor | PackedSequence:
+        """Lay out [T, B, H] or [N, H] like the input."""
+        if isinstance(self.like, PackedSequence):
+            return self.like._replace(data=y)
+        if y.dim() == 2:
+            y = y.view(self.steps, self.batch, y.shape[1])
+        if self.is_unbatched:
+            return y.squeeze(1)
+        return y.transpose(0, 1) if batch_first else y
+
+    def final_state(self, finals: list[State]) -> Any:
+        """Stack the final states of all layers and directions, in the order of the input's batch.
+
+        Returns:
+            One tensor, or a tuple of those of the state.
+        """
+        order = order_of(self.like, "unsorted_indices")
+        stacked = [s[0] if len(s) == 1 else torch.cat(s) for s in zip(*finals, strict=True)]
+        if order is not None:
+            stacked = [s.index_select(1, order) for s in stacked]
+        if self.is_unbatched:
+            stacked = [s.squeeze(1) for s in stacked]
+        return stacked[0] if len(stacked) == 1 else tuple(stacked)
 
 
 def sizes_of(packed: PackedSequence, name: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bptt._src.engines import operators
 from bptt._src.engines.call import Call
-from bptt._src.engines.plan_operator import Crossing, by_windows
+from bptt._src.engines.plan_operator import Crossing, by_windows, own_rows
 from bptt._src.engines.sequence import sequence
 from bptt._src.engines.windows import Windows
 from bptt._src.rows import boundary_of
@@ -20,16 +20,24 @@ from bptt.cells import Cell, State, Weights
 class LayerRun(Protocol):
     """How the layers of a stack are run, one after the other."""
 
+    all_states: bool
+    """Whether the states but h after each step are asked for."""
+
     def layer(
         self, cell: Cell, x: Tensor, state: State, w: Weights, reverse: bool, number: int
-    ) -> tuple[Tensor, State]:
-        """Run one layer in one direction; the lowest has number 0."""
+    ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+        """Run one layer in one direction; the lowest has number 0.
+
+        Returns:
+            The outputs, the final state and, where they are asked for, the states but h after each
+            step, laid out like the outputs.
+        """
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
         """Drop outputs of a layer on their way to the next one."""
 
-    def result(self, x: Tensor) -> Tensor:
-        """Lay out the outputs of the last layer, those of windows too, as rows or [T, B, ...]."""
+    def result(self, x: Tensor, last: bool = True) -> Tensor:
+        """Lay out what a layer gave, by windows perhaps, as rows or [T, B, ...]."""
 
 
 class Directly:
@@ -42,16 +50,18 @@ class Directly:
         resets: Tensor | None,
         windows: Windows | None,
         directions: tuple[bool, ...],
+        all_states: bool,
     ) -> None:
-        self.sizes, self.windows = sizes, windows
+        self.sizes, self.windows, self.all_states = sizes, windows, all_states
         self.boundaries = [boundary_of(sizes, carry, resets, reverse) for reverse in directions]
 
     def layer(
         self, cell: Cell, x: Tensor, state: State, w: Weights, reverse: bool, number: int
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
         x = x if self.windows is None or number else x.flatten(0, -2)
         steps, boundary = Steps(self.sizes, reverse), self.boundaries[reverse]
-        return sequence(Call(cell, x, state, w, steps, boundary, self.windows, number > 0))
+        rest = self.windows, number > 0, self.all_states
+        return sequence(Call(cell, x, state, w, steps, boundary, *rest))
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
         windows = self.windows
@@ -61,7 +71,7 @@ class Directly:
         one = x.new_ones(len(windows.own), x.shape[1])
         return x * nn.functional.dropout(one, p, training).index_select(0, windows.rows)
 
-    def result(self, x: Tensor) -> Tensor:
+    def result(self, x: Tensor, last: bool = True) -> Tensor:
         return x if self.windows is None else x.index_select(0, self.windows.own)
 
 
@@ -69,14 +79,20 @@ class Recorded:
     """As one operation each, for whoever records them."""
 
     def __init__(
-        self, crossing: Crossing, sizes: Tensor | None, rows: tuple[int, ...], layers: int
+        self,
+        crossing: Crossing,
+        sizes: Tensor | None,
+        rows: tuple[int, ...],
+        layers: int,
+        all_states: bool,
     ) -> None:
         """``sizes`` are the ``batch_sizes`` of a PackedSequence; ``rows`` [T, B], or [N] of it."""
         self.crossing, self.sizes, self.rows, self.layers = crossing, sizes, rows, layers
+        self.all_states = all_states
 
     def layer(
         self, cell: Cell, x: Tensor, state: State, w: Weights, reverse: bool, number: int
-    ) -> tuple[Tensor, State]:
+    ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
         windows = self.crossing.blocks is not None
         return operators.sequence(
             *(cell, x, state, w, self.crossing),
@@ -84,6 +100,7 @@ class Recorded:
             reverse=reverse,
             by_windows=windows and number > 0,
             to_windows=windows and number < self.layers - 1,
+            all_states=self.all_states,
         )
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
@@ -93,5 +110,7 @@ class Recorded:
         kept = nn.functional.dropout(one, p, training)
         return x * by_windows(kept, x, self.crossing, self.sizes)
 
-    def result(self, x: Tensor) -> Tensor:
-        return x
+    def result(self, x: Tensor, last: bool = True) -> Tensor:
+        if self.crossing.blocks is None or last:
+            return x
+        return own_rows(x, self.crossing, self.sizes, self.rows)

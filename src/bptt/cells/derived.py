@@ -68,7 +68,8 @@ class Derived:
 
     def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """δ_k = Σ_i ∂(state i)/∂(gate k) ⊙ ∂L/∂(state i), and likewise for the state before."""
-        (D, d_state, norms), (w, steps, boundary) = given, of
+        (D, d_state, norms, _), (w, steps, boundary) = given, of
+        D_each = (D, *given.of_others(self.cell.states))
         cell, N = self.cell, len(kept.own[0])
         local = self._local_derivatives(kept.own, before, w)
         of_x, of_h = local[: cell.gates_x], local[cell.gates_x :][: cell.gates_h]
@@ -78,8 +79,9 @@ class Derived:
         whole = [d.new_empty(N, cell.hidden(w)) for d in d_state]
         D_out = None if w.hr is None else torch.empty_like(kept.states[0])
         Delta = torch.empty_like(kept.own[1])
-        for (d, d_out, carry, cut, norm), g, (delta, *factors) in zip(
-            steps.back(D, D_out, boundary.carry, boundary.cuts, norms),
+        for (d_out, carry, cut, norm), d_each, g, (delta, *factors) in zip(
+            steps.back(D_out, boundary.carry, boundary.cuts, norms),
+            steps.back(*D_each),
             steps.back(*whole),
             steps.back(Delta, *(d for terms in (*of_h, *of_state) for _, d in terms)),
             strict=True,
@@ -87,8 +89,9 @@ class Derived:
             block, factor = delta.chunk(cell.gates_h, 1) if cell.gates_h else (), iter(factors)
             after = [s[: len(delta)] for s in d_state]
             report(norm, *after)
-            if d is not None:
-                after[0] += d
+            for d, more in zip(after, d_each, strict=True):
+                if more is not None:
+                    d += more
             for to, d_s in zip(g[1:], after[1:], strict=True):
                 to.copy_(d_s)
             if w.hr is None:

@@ -58,7 +58,7 @@ class _ByHand:
 
     def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """δ_t = φ'(a_t) ⊙ dh_t; dh_{t-1} = ∂L/∂output_{t-1} + W_hhᵀ δ_t."""
-        (D, d_state, norms), (w, steps, boundary) = given, of
+        (D, d_state, norms, _), (w, steps, boundary) = given, of
         (Y,) = kept.states
         Delta = derivative(self.phi, Y)
         for delta, d, carry, cut, norm in steps.back(

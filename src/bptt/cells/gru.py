@@ -68,7 +68,7 @@ class _ByHand:
 
     def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """Each delta is a local derivative times dh_t; dh_{t-1} = z dh_t + W_hhᵀ δ_t."""
-        (D, d_state, norms), (w, steps, boundary) = given, of
+        (D, d_state, norms, _), (w, steps, boundary) = given, of
         gates, Q = kept.own
         H = Q.shape[1]
         R, Z, N = gates.chunk(3, dim=1)

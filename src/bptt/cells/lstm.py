@@ -82,7 +82,8 @@ class _ByHand:
 
     def backward(self, kept: Kept, before: State, given: FromAfter, of: Setting) -> Deltas:
         """dc_t += dm_t ∂m/∂c; δ_i, δ_f, δ_g follow dc_t, δ_o follows dm_t; dc_{t-1} = f dc_t."""
-        (D, d_state, norms), (w, steps, boundary) = given, of
+        (D, d_state, norms, _), (w, steps, boundary) = given, of
+        (D_c,) = given.of_others(2)
         (Y, C), gates = kept.states, kept.own[0]
         I, F, G, O = gates.chunk(4, dim=1)  # noqa: E741
         _, C_prev = before
@@ -93,13 +94,15 @@ class _ByHand:
         )
         local_c = O * (1 - tanh_C * tanh_C)  # ∂m/∂c
         D_out = None if w.hr is None else torch.empty_like(Y)
-        for delta, dm_dc, f, d, d_out, carry, cut, norm in steps.back(
-            Delta, local_c, F, D, D_out, boundary.carry, boundary.cuts, norms
+        for delta, dm_dc, f, d, d_c, d_out, carry, cut, norm in steps.back(
+            Delta, local_c, F, D, D_c, D_out, boundary.carry, boundary.cuts, norms
         ):
             dh, dc = d_state[0][: len(delta)], d_state[1][: len(delta)]
             report(norm, dh, dc)
             if d is not None:
                 dh += d
+            if d_c is not None:
+                dc += d_c
             dm = dh
             if w.hr is not None:
                 d_out.copy_(dh)

@@ -53,6 +53,13 @@ class FromAfter(NamedTuple):
     """∂L/∂(final state), each of its tensors [B, ...]; becomes that of the initial one."""
     norms: Tensor | None = None
     """To be filled with the norms of the state's gradient, [N, tensors of the state]."""
+    others: tuple[Tensor | None, ...] = ()
+    """∂L/∂(state after each step) of the states but the output, each [N, H]; None or missing: it is
+    zero."""
+
+    def of_others(self, states: int) -> tuple[Tensor | None, ...]:
+        """Return ``others``, one for each of so many states but the output."""
+        return self.others or (None,) * (states - 1)
 
 
 class Deltas(NamedTuple):

@@ -38,6 +38,8 @@ class Call(NamedTuple):
     """Windows of losses that overlap."""
     by_windows: bool = False
     """Whether ∂L/∂x has a row for each row of the windows."""
+    all_states: bool = False
+    """Whether the states but h after each step are wanted, too."""
 
     @property
     def walk(self) -> Steps:
@@ -120,6 +122,9 @@ class Incoming(NamedTuple):
     """To be filled with ‖∂L/∂(state after step t)‖ of each row, one tensor of the state beside the
     other, as the step after hands it down, ``d_y`` not added yet: [N, tensors of the state]
     float64, or [rows of the windows, tensors of the state]."""
+    d_others: tuple[Tensor | None, ...] = ()
+    """∂L/∂(state after each step) of the states but h, each laid out like ``d_y``; None or missing:
+    it is zero."""
 
 
 class Gradients(NamedTuple):

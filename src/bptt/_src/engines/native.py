@@ -33,10 +33,11 @@ from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 RECORDS = False
 
 _STATES = ("the initial h", "the initial c")
+_OTHERS = "the gradient of a state after each step"
 _AFTER = ("the output", "what the forward pass kept")
 
 # The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
-_SEQUENCE = struct.Struct("=38q")
+_SEQUENCE = struct.Struct("=39q")
 _READOUT = struct.Struct("=14q")
 
 
@@ -101,7 +102,7 @@ def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     final = tuple([torch.empty_like(s) for s in given.state])
     size = _size_of_kept(call.cell.name, x.dtype, given.rows, given.hidden) if keep else 0
     kept = x.new_empty(size) if size else None
-    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 15)
+    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 16)
     return y, final, () if kept is None else (kept,)
 
 
@@ -109,7 +110,7 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     """Go back through it, as :class:`engines.call.Engine` says."""
     given = _Given(call, (saved.y, *saved.kept))
     dtype, hidden, states = given.dtype, given.hidden, call.cell.states
-    d_y, d_state, needed, row_norms = incoming
+    d_y, d_state, needed, row_norms, d_others = incoming
     layout: tuple[int, ...] = given.outputs[:-1]
     walk, windows = (0, 0, 0, 0), call.windows
     if windows is not None:
@@ -123,6 +124,8 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
         d_x = call.x.new_empty((*rows, call.x.shape[-1]))
     if d_y is not None:
         d_y = dense("the output's gradient", d_y, dtype, (*layout, hidden))
+    of_rows = (math.prod(layout), hidden)
+    after = tuple(d if d is None else dense(_OTHERS, d, dtype, of_rows) for d in d_others)
     if d_state is not None:
         of_state = given.state[0].shape if windows is None else (windows.steps.batch, hidden)
         for d in d_state:
@@ -139,7 +142,7 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
         given.y,
         given.kept,
         *(0, 0),  # h_n, c_n
-        *addresses(given.carry, d_y),
+        *addresses(given.carry, d_y, *(after or (None,))),
         *_both(d_state),
         *addresses(d_x, ih, hh, b_ih, b_hh, units, row_norms),
         *walk,
@@ -155,6 +158,8 @@ def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the states but h after each step, as :class:`engines.call.Engine` says."""
     hidden, rows, others = call.cell.hidden(call.w), sum(call.steps.sizes), call.cell.states - 1
+    if not others:
+        return ()
     whole = 64 // kept[0].element_size()
     padded = (hidden + whole - 1) // whole * whole
     return tuple(kept[0].view(-1, padded)[-others * rows :, :hidden].split(rows))

@@ -32,11 +32,11 @@ _OPERANDS = """
     str cell, str engine, Tensor x, Tensor[] state,
     Tensor ih, Tensor hh, Tensor? b_ih, Tensor? b_hh, Tensor? hr, Tensor? units,
     Tensor? sizes, bool reverse, Tensor? carry, Tensor? resets,
-    Tensor? blocks, bool by_windows, bool to_windows
+    Tensor? blocks, bool by_windows, bool to_windows, bool all_states
 """
 _SEQUENCE = f"({_OPERANDS}) -> Tensor[]"
 _BACKWARD = f"""(
-    Tensor? d_y, Tensor?[] d_final, {_OPERANDS}, Tensor[] saved, bool[] needed
+    Tensor? d_y, Tensor?[] d_rest, {_OPERANDS}, Tensor[] saved, bool[] needed
 ) -> Tensor[]"""
 
 
@@ -48,7 +48,7 @@ class _Operands:
         self.x, state, *w = operands[2:10]
         self.state, self.w = tuple(state), Weights(*w)
         self.sizes, self.reverse, self.carry, self.resets, self.blocks = operands[10:15]
-        self.by_windows, self.to_windows = operands[15:]
+        self.by_windows, self.to_windows, self.all_states = operands[15:]
 
     @property
     def steps_and_batch(self) -> Any:
@@ -70,10 +70,9 @@ class _Operands:
         return [(rows * first, *rest) for first, *rest in of_a_row]
 
     @property
-    def outputs(self) -> tuple[int, ...]:
-        """The outputs' shape, where they are not laid out by windows."""
-        rows = self.x.shape[:1] if self.sizes is not None else self.steps_and_batch
-        return (*rows, self.state[0].shape[-1])
+    def rows(self) -> tuple[int, ...]:
+        """[T, B], or [N] where they are packed: of outputs that are not laid out by windows."""
+        return tuple(self.x.shape[:1] if self.sizes is not None else self.steps_and_batch)
 
     def call(self) -> Call:
         if self.sizes is None:
@@ -89,38 +88,43 @@ class _Operands:
             assert windows is not None
             x = x.index_select(0, windows.own)
         state = tuple(s.flatten(0, -2) for s in self.state)
-        return Call(self.cell, x, state, self.w, steps, boundary, windows, by_windows)
+        rest = windows, by_windows, self.all_states
+        return Call(self.cell, x, state, self.w, steps, boundary, *rest)
 
 
 @custom_op("bptt::sequence", mutates_args=(), schema=_SEQUENCE)
 def _sequence(*operands: Any) -> list[Tensor]:
-    """Run a layer in one direction: the outputs, the final state, and what is kept if anything."""
+    """Run a layer in one direction: the outputs, the final state, the states but h after each step
+    where all are asked for, and what is kept if anything is.
+    """
     of = _Operands(*operands)
     call = of.call()
-    if call.x.numel():
-        y, final, kept = _engine(of).forward(call, keep=bool(of.engine))
-    else:
-        y, final, _ = twin.forward(call, keep=False)
+    engine: Any = _engine(of) if call.x.numel() else twin
+    y, final, kept = engine.forward(call, keep=bool(of.engine) or of.all_states)
+    others = [s.clone() for s in engine.other_states(call, kept)] if of.all_states else []
+    if not call.x.numel():
         kept = tuple(call.x.new_empty(shape) for shape in of.kept(0))
+    rows = [y, *others]
     if not of.to_windows:
-        y = y.view(of.outputs)
+        rows = [t.view(*of.rows, t.shape[1]) for t in rows]
     elif call.windows is not None:
-        y = y.index_select(0, call.windows.rows)
+        rows = [t.index_select(0, call.windows.rows) for t in rows]
     after = [a.view(b.shape) for a, b in zip(final, of.state, strict=True)]
-    return [y, *after, *(kept if of.engine else ())]
+    return [rows[0], *after, *rows[1:], *(kept if of.engine else ())]
 
 
 @_sequence.register_fake
 def _(*operands: Any) -> list[Tensor]:
     of = _Operands(*operands)
-    *outside, wide = of.outputs
-    if of.sizes is not None and of.by_windows:  # the number of rows is known by the windows only
-        outside = [_unknown(outside[0])]
-    outputs, rows = (*outside, wide), math.prod(outside)
-    kept = of.kept(rows)
+    rows = of.rows
+    if of.sizes is not None and of.by_windows:  # their number is known by the windows only
+        rows = (_unknown(rows[0]),)
+    kept = of.kept(math.prod(rows))
     if of.to_windows:
-        outputs = (_unknown(rows), wide)
-    return [of.x.new_empty(shape) for shape in (outputs, *(s.shape for s in of.state), *kept)]
+        rows = (_unknown(math.prod(rows)),)
+    y, *others = [(*rows, s.shape[-1]) for s in of.state]
+    shapes = (y, *(s.shape for s in of.state), *(others if of.all_states else ()), *kept)
+    return [of.x.new_empty(shape) for shape in shapes]
 
 
 def _unknown(rows: int) -> int:
@@ -132,7 +136,7 @@ def _unknown(rows: int) -> int:
 
 
 @custom_op("bptt::sequence_backward", mutates_args=(), schema=_BACKWARD)
-def _sequence_backward(d_y: Any, d_final: Any, *given: Any) -> list[Tensor]:
+def _sequence_backward(d_y: Any, d_rest: Any, *given: Any) -> list[Tensor]:
     """Go back through it: the gradients that are needed, of x, the initial state, the weights."""
     *operands, saved, needed = given
     of = _Operands(*operands)
@@ -145,13 +149,15 @@ def _sequence_backward(d_y: Any, d_final: Any, *given: Any) -> list[Tensor]:
         y, _, kept = engine.forward(call, keep=True)
     elif of.to_windows and windows is not None:
         y = y.index_select(0, windows.own)
-    if d_y is not None:
-        d_y = d_y.flatten(0, -2)
-        if windows is not None and not of.to_windows:
-            d_y = d_y.new_zeros(len(windows.rows), d_y.shape[1]).index_copy_(0, windows.own, d_y)
-    grads = (d_y, *(None if d is None else d.flatten(0, -2) for d in d_final))
+    n = len(of.state)
+    grads = [None if d is None else d.flatten(0, -2) for d in (d_y, *d_rest)]
+    if windows is not None and not of.to_windows:
+        for i in (0, *range(1 + n, len(grads))):
+            if (d := grads[i]) is not None:
+                whole = d.new_zeros(len(windows.rows), d.shape[1])
+                grads[i] = whole.index_copy_(0, windows.own, d)
     with _autograd():
-        found = gradients(engine, call, Saved(y.flatten(0, -2), kept), grads, tuple(needed))
+        found = gradients(engine, call, Saved(y.flatten(0, -2), kept), tuple(grads), tuple(needed))
     of_wanted = [d for d, need in zip(found, needed, strict=True) if need]
     return [
         t.new_zeros(t.shape) if d is None else d.view(t.shape)
@@ -170,7 +176,7 @@ def _autograd() -> AbstractContextManager[Any]:
 
 
 @_sequence_backward.register_fake
-def _(d_y: Any, d_final: Any, *given: Any) -> list[Tensor]:
+def _(d_y: Any, d_rest: Any, *given: Any) -> list[Tensor]:
     *operands, _, needed = given
     tensors = _Operands(*operands).tensors()
     return [t.new_empty(t.shape) for t, need in zip(tensors, needed, strict=True) if need]
@@ -178,10 +184,11 @@ def _(d_y: Any, d_final: Any, *given: Any) -> list[Tensor]:
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     of = _Operands(*inputs)
-    kept = output[1 + len(of.state) :]
+    ctx.results = len(of.state) + (len(of.state) - 1 if of.all_states else 0)
+    kept = output[1 + ctx.results :]
     ctx.save_for_backward(*of.tensors(), of.sizes, of.carry, of.resets, of.blocks, output[0], *kept)
     ctx.cell, ctx.engine, ctx.states = inputs[0], of.engine, len(of.state)
-    ctx.flags = of.reverse, of.by_windows, of.to_windows
+    ctx.flags = of.reverse, of.by_windows, of.to_windows, of.all_states
     ctx.set_materialize_grads(False)
 
 
@@ -190,18 +197,18 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     x, *rest = ctx.saved_tensors
     state, w, rest = rest[: n - 1], rest[n - 1 : n + 5], rest[n + 5 :]
     between, saved = rest[:4], rest[4:]
-    reverse, *by_and_to = ctx.flags
-    operands = (ctx.cell, ctx.engine, x, state, *w, between[0], reverse, *between[1:], *by_and_to)
+    reverse, *flags = ctx.flags
+    operands = (ctx.cell, ctx.engine, x, state, *w, between[0], reverse, *between[1:], *flags)
     of_x, of_state, *of_w = ctx.needs_input_grad[2:10]
     needed = [of_x, *_of_each(of_state, n - 1), *of_w]
-    d_y, d_final = grads[0], list(grads[1:n])
+    d_y, *d_rest = grads[: 1 + ctx.results]
     if torch.is_grad_enabled():
-        d = _differentiable(_Operands(*operands), (d_y, *d_final), tuple(needed))
+        d = _differentiable(_Operands(*operands), (d_y, *d_rest), tuple(needed))
     else:
         run = torch.ops.bptt.sequence_backward.default
-        found = iter(run(d_y, d_final, *operands, saved, needed))
+        found = iter(run(d_y, d_rest, *operands, saved, needed))
         d = [next(found) if need else None for need in needed]
-    return (None, None, d[0], d[1:n], *d[n:], *(None,) * 7)
+    return (None, None, d[0], d[1:n], *d[n:], *(None,) * 8)
 
 
 def _differentiable(
@@ -276,7 +283,8 @@ def sequence(
     reverse: bool,
     by_windows: bool,
     to_windows: bool,
-) -> tuple[Tensor, State]:
+    all_states: bool,
+) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a layer in one direction, as :func:`engines.sequence.sequence`, as one operation.
 
     Args:
@@ -289,6 +297,7 @@ def sequence(
         reverse: whether the last step comes first.
         by_windows: whether x is laid out by the windows of the plan's blocks.
         to_windows: whether the outputs are to be.
+        all_states: whether the states but h after each step are wanted.
     """
     engine = ""
     wanted = any(t is not None and t.requires_grad for t in (x, *state, *w))
@@ -296,5 +305,6 @@ def sequence(
         engine = _engine_for(cell, x, w)
     operands = (name_of_cell(cell), engine, x, list(state), *w, sizes, reverse)
     run = torch.ops.bptt.sequence.default
-    y, *rest = run(*operands, *crossing, by_windows, to_windows)
-    return y, tuple(rest[: cell.states])
+    y, *rest = run(*operands, *crossing, by_windows, to_windows, all_states)
+    n = cell.states
+    return y, tuple(rest[:n]), tuple(rest[n : 2 * n - 1]) if all_states else ()

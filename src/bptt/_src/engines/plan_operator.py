@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -108,3 +109,26 @@ def by_windows(x: Tensor, like: Tensor, crossing: Crossing, sizes: Tensor | None
     """Lay out rows by the windows of the plan's blocks, as ``like`` is."""
     run = torch.ops.bptt.by_windows.default
     return cast(Tensor, run(x, like.detach(), crossing.blocks, sizes))
+
+
+_OWN_ROWS = "(Tensor blocks, Tensor? sizes, SymInt rows) -> Tensor"
+
+
+@custom_op("bptt::own_rows", mutates_args=(), schema=_OWN_ROWS)
+def _own_rows(blocks: Tensor, sizes: Tensor | None, rows: int) -> Tensor:
+    """Return for each row its copy in the window of its own loss, int64 [N]."""
+    steps = len(blocks)
+    of = tuple(sizes.tolist()) if sizes is not None else (rows // steps,) * steps
+    windows = windows_in(blocks, of, blocks.device)
+    return torch.arange(rows) if windows is None else windows.own.clone()
+
+
+@_own_rows.register_fake
+def _(blocks: Tensor, sizes: Tensor | None, rows: int) -> Tensor:
+    return blocks.new_empty(rows)
+
+
+def own_rows(x: Tensor, crossing: Crossing, sizes: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """Lay out what is laid out by windows as the rows [T, B, ...], or [N, ...] where packed."""
+    index = torch.ops.bptt.own_rows.default(crossing.blocks, sizes, math.prod(shape))
+    return x.index_select(0, index.to(x.device)).view(*shape, x.shape[1])

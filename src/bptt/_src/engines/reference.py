@@ -99,7 +99,8 @@ def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     """Go back through it, as :class:`engines.call.Engine` says; the norms are not to be had."""
     d_state = incoming.d_state or (None,) * call.cell.states
-    x, *rest = gradients(call, (incoming.d_y, *d_state), incoming.needed)
+    grads = (incoming.d_y, *d_state, *incoming.d_others)
+    x, *rest = gradients(call, grads, incoming.needed)
     states = call.cell.states
     d_initial = tuple(
         torch.zeros_like(s) if d is None else d
@@ -115,7 +116,8 @@ def gradients(
 
     Args:
         call: the sequence.
-        grads: ∂L/∂y and ∂L/∂(final state); None where they are zero.
+        grads: ∂L/∂y and ∂L/∂(final state), and perhaps those of the states but h after each step;
+            None where they are zero.
         needed: whether the gradient of each tensor is, in the order of :meth:`Call.tensors`.
 
     Returns:
@@ -135,8 +137,9 @@ def gradients(
         for t in inputs:
             if not t.requires_grad:  # whoever calls an engine's own backward pass records nothing
                 t.requires_grad_()
-        y, state, _ = forward(call.filled(given))
-        used = [(t, d) for t, d in zip((y, *state), grads, strict=True) if d is not None]
+        y, state, others = forward(call.filled(given), keep=call.all_states)
+        results = (y, *state, *others)
+        used = [(t, d) for t, d in zip(results, grads, strict=True) if d is not None]
         found = iter(
             torch.autograd.grad(
                 [t for t, _ in used],

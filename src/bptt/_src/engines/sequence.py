@@ -14,7 +14,7 @@ from bptt._src.engines.guard import NotPlain, is_watched, only_by_autograd, with
 from bptt.cells import State
 
 
-def sequence(call: Call) -> tuple[Tensor, State]:
+def sequence(call: Call) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a cell over the rows of a sequence, in one direction, as one node of the graph.
 
     Where the losses have windows that overlap, the outputs are laid out by windows
@@ -26,7 +26,8 @@ def sequence(call: Call) -> tuple[Tensor, State]:
         call: the sequence.
 
     Returns:
-        The outputs, laid out like the inputs, or by windows, and the final state.
+        The outputs, laid out like the inputs, or by windows; the final state; and, where all
+        states are asked for, those but h after each step, each [N, H], or by windows.
 
     Raises:
         NotImplementedError: there are windows, and more than a first derivative is asked for.
@@ -34,18 +35,25 @@ def sequence(call: Call) -> tuple[Tensor, State]:
     if call.windows is not None:
         flat = call._replace(state=tuple(s.flatten(0, -2) for s in call.state))
         y, *rest = _Sequence.apply(engine_for(call, recorded=False), flat, *flat.tensors())
-        return y, tuple(a.view(b.shape) for a, b in zip(rest, call.state, strict=True))
+        final, others = rest[: len(call.state)], rest[len(call.state) :]
+        final = [a.view(b.shape) for a, b in zip(final, call.state, strict=True)]
+        return y, tuple(final), tuple(others)
     engine = engine_for(call)
     try:
         if not engine.RECORDS and torch.is_grad_enabled():
             tensors = call.tensors()
             if any(t.requires_grad for t in tensors if t is not None):
                 y, *rest = _Sequence.apply(engine, call, *tensors)
-                return y, tuple(rest)
-        y, final, _ = engine.forward(call, keep=False)
+                states = call.cell.states
+                return y, tuple(rest[:states]), tuple(rest[states:])
+        return _run(engine, call)
     except NotPlain:
-        y, final, _ = reference.forward(call)
-    return y, final
+        return _run(reference, call)
+
+
+def _run(engine: Any, call: Call) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+    y, final, kept = engine.forward(call, keep=call.all_states)
+    return y, final, engine.other_states(call, kept) if call.all_states else ()
 
 
 class _Sequence(torch.autograd.Function):
@@ -63,7 +71,11 @@ class _Sequence(torch.autograd.Function):
         y, final, kept = engine.forward(call, keep=True)
         ctx.save_for_backward(*tensors, y, *kept)
         ctx.set_materialize_grads(False)
-        return (y if windows is None else y.index_select(0, windows.rows), *final)
+        # Copies: what is kept must not change with what is given out.
+        others = [s.clone() for s in engine.other_states(call, kept)] if call.all_states else []
+        if windows is not None:
+            y, *others = (s.index_select(0, windows.rows) for s in (y, *others))
+        return (y, *final, *others)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
@@ -94,7 +106,8 @@ def gradients(
         engine: the one that ran forwards, or the reference.
         call: the sequence.
         saved: what the forward pass left.
-        grads: ∂L/∂y and ∂L/∂(final state); None where they are zero.
+        grads: ∂L/∂y, ∂L/∂(final state) and, where all states were asked for, those of the states
+            but h after each step; None where they are zero.
         needed: whether the gradient of each tensor is, in the order of :meth:`Call.tensors`.
     """
     if engine is reference:
@@ -103,9 +116,10 @@ def gradients(
         engine, (y, _, kept) = twin, twin.forward(call, keep=True)
         saved = Saved(y, kept)
     states, windows = call.cell.states, call.windows
-    d_state = _of_final(call, grads[1:], any(needed[1 : 1 + states]))
+    d_state = _of_final(call, grads, any(needed[1 : 1 + states]))
     norms = norm_hooks.room(call.walk, states, call.x.device)
-    found = engine.backward(call, saved, Incoming(grads[0], d_state, needed, norms))
+    incoming = Incoming(grads[0], d_state, needed, norms, grads[1 + states :])
+    found = engine.backward(call, saved, incoming)
     norm_hooks.tell(call.w.hh, call.walk, norms)
     d_initial: tuple[Tensor | None, ...] = found.state or (None,) * states
     if found.state and windows is not None:
@@ -119,10 +133,11 @@ def gradients(
 def _of_final(call: Call, grads: tuple[Tensor | None, ...], needed: bool) -> State | None:
     """The gradients of the final state, to be worked on: of each sequence, or of each window.
 
-    None where they are zero and what becomes of them is not needed.
+    None where they are zero, as all but those of y are, and what becomes of them is not needed.
     """
-    if not needed and all(d is None for d in grads):
+    if not needed and all(d is None for d in grads[1:]):
         return None
+    grads = grads[1 : 1 + call.cell.states]
     windows = call.windows
     if windows is None:
         return tuple(

@@ -66,6 +66,7 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     layout, x, y = call.x.shape[:-1], call.x.flatten(0, -2), saved.y.flatten(0, -2)
     d_y = None if incoming.d_y is None else incoming.d_y.flatten(0, -2)
     d_state: Any = incoming.d_state
+    norms, others = incoming.row_norms, incoming.d_others
     if d_state is None:
         d_state = tuple(s.new_zeros(call.walk.batch, s.shape[-1]) for s in call.state)
     states = other_states(call, saved.kept)
@@ -77,7 +78,7 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     )
     run = recursion_of(cell, w).backward
     if windows is None:
-        after = FromAfter(d_y, _rows_of(d_state), incoming.row_norms)
+        after = FromAfter(d_y, _rows_of(d_state), norms, others)
         deltas = total = run(kept, before, after, Setting(w, call.steps, boundary))
     else:
         # One recursion over all windows; their deltas of the same step are then summed.
@@ -87,7 +88,7 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
         deltas = run(
             Kept(*(tuple(map(windowed, rows)) for rows in kept)),
             tuple(map(windowed, before)),
-            FromAfter(d_y, d_state, incoming.row_norms),
+            FromAfter(d_y, d_state, norms, others),
             Setting(w, windows.steps, Boundary(*map(windowed, boundary))),
         )
         total = deltas

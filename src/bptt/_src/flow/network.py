@@ -100,7 +100,7 @@ class Network:
 
     def outputs(self, y: Tensor) -> Tensor:
         """Lay out outputs [N, P] as the module does."""
-        return cast(Tensor, self.module._output(self.rows, y))
+        return cast(Tensor, self.rows.output(y, self.module.batch_first))
 
     def of_rows(self, d_y: Tensor) -> Tensor:
         """Lay out what is like the module's outputs as rows, [N, P]."""

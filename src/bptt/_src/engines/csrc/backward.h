@@ -21,7 +21,7 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     const T *const gates = S::template at<T>(q.kept);
     const T *const kept_apart = gates + N * G * Hp;
     const T *const kept_states = kept_apart + A * N * Hp;
-    const T *const d_y = S::template at<T>(q.d_y), *const carry = S::template at<T>(q.carry);
+    const T *const carry = S::template at<T>(q.carry);
     T *const d_x = S::template at<T>(q.d_x), *const d_h = S::template at<T>(q.d_state[0]);
     T *const d_w_ih = S::template at<T>(q.d_w_ih), *const d_w_hh = S::template at<T>(q.d_w_hh);
     // Whether the windows' deltas of the same row are wanted together.
@@ -172,11 +172,13 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     int64_t source(int64_t row) const { return windowed ? q.window_rows[row] : row; }
 
     void row(const Chunk &chunk, int64_t row, int64_t b, const Range &units) {
-        T *const dh = d_state(0, b);
         if (q.row_norms) square(b, row - chunk.low, units);
-        if (d_y)
-            for (int64_t u = units.begin; u < units.end; u += WIDTH<T>)
-                store(dh + u, load(dh + u) + load(d_y + row * H + u, H - u));
+        for (int i = 0; i < STATES; i++) {
+            T *const d = d_state(i, b);
+            const T *const more = S::template at<T>(q.d_after[i]);
+            for (int64_t u = units.begin; more && u < units.end; u += WIDTH<T>)
+                store(d + u, load(d + u) + load(more + row * H + u, H - u));
+        }
         step(source(row), row - chunk.low, b, units);
         if (summed) add_to_total(source(row), row - chunk.low, units);
     }

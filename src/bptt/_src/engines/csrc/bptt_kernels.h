@@ -20,7 +20,7 @@ extern "C" {
 enum bptt_isa { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_ISAS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 9
+#define BPTT_INTERFACE 10
 
 /* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
    are null. */
@@ -54,7 +54,8 @@ typedef struct bptt_sequence {
     /* The backward pass. */
     const void *carry; /* [N], or null: factors of the state's gradient where it leaves a row's step;
                           at 0, as at a reset, nothing passes, not even what is not finite */
-    const void *d_y;   /* ∂L/∂y, [N, H], by windows [rows of windows, H]; or null */
+    const void *d_after[BPTT_STATES]; /* ∂L/∂(state after each step), the first ∂L/∂y; each [N, H],
+                                         by windows [rows of windows, H]; or null */
     void *d_state[BPTT_STATES]; /* in: ∂L/∂state_n, out: ∂L/∂state_0; each [B, H], or one row for
                                    each window. All null: zero, and nothing comes out */
     void *d_x;         /* out: [N, I], or null; by windows where by_windows says so */
@@ -62,7 +63,7 @@ typedef struct bptt_sequence {
     void *d_b_ih, *d_b_hh; /* out: [G*H], or null */
     void *d_units;     /* out: [U, H], or null */
     double *row_norms; /* out: for each row of the walk ‖∂L/∂state_t‖, of one state beside the other,
-                          as the step after hands them down (or d_state), d_y not added yet;
+                          as the step after hands them down (or d_state), d_after not added yet;
                           [rows of the walk, states]; or null */
 
     /* Windows that overlap, side by side as one batch; walk_steps is 0 where there are none. Their

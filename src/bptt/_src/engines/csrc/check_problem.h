@@ -169,7 +169,8 @@ public:
         w_ih = normal(gates * H * I, 1 / std::sqrt(double(I)));
         w_hh = normal(gates * H * H, 1 / std::sqrt(double(H)));
         b_ih = normal(has(BIAS) ? gates * H : 0), b_hh = normal(has(BIAS) ? gates * H : 0);
-        units = normal(of_cell.units * H), d_y = normal(has(D_Y) ? walk_rows * H : 0);
+        units = normal(of_cell.units * H), d_y = normal(has(D_Y) ? walk_rows * H : 0),
+        d_other = normal(has(D_Y) && of_cell.states > 1 ? walk_rows * H : 0);
         for (int64_t i = 0; i < of_cell.states; i++) {
             state_0[i] = normal(B * H), d_state[i] = normal(walk_batch * H);
             q.state_0[i] = state_0[i].data();
@@ -181,7 +182,7 @@ public:
         q.sizes = sizes.data(), q.resets = at(resets), q.carry = at(carry);
         q.x = x.data(), q.w_ih = w_ih.data(), q.w_hh = w_hh.data();
         q.b_ih = at(b_ih), q.b_hh = at(b_hh), q.units = at(units);
-        q.d_y = at(d_y), q.walk_steps = int64_t(walk_sizes.size());
+        q.d_after[0] = at(d_y), q.d_after[1] = at(d_other), q.walk_steps = int64_t(walk_sizes.size());
         q.walk_sizes = at(walk_sizes), q.window_rows = at(window_rows);
         q.by_windows = has(BY_WINDOWS);
     }
@@ -231,7 +232,7 @@ private:
     int64_t gates, rows = 0, walk_rows, walk_batch;
     std::mt19937 random;
     Numbers sizes, walk_sizes, window_rows;
-    std::vector<T> x, w_ih, w_hh, b_ih, b_hh, units, carry, d_y;
+    std::vector<T> x, w_ih, w_hh, b_ih, b_hh, units, carry, d_y, d_other;
     std::vector<T> state_0[BPTT_STATES], d_state[BPTT_STATES];
     std::vector<uint8_t> resets;
     bptt_sequence q = {};
