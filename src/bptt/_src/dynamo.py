@@ -9,43 +9,16 @@ nothing is changed.
 
 from __future__ import annotations
 
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-_MODULE = "torch._dynamo.variables.builder"
+from bptt._src.when_loaded import when_loaded
 
 
 def allow(kind: type) -> None:
     """Allow the instances of a class, now or when the compiler is loaded."""
-    if _MODULE in sys.modules:
-        _allow(sys.modules[_MODULE], kind)
-    else:
-        sys.meta_path.insert(0, _WhenLoaded(kind))
-
-
-class _WhenLoaded(MetaPathFinder):
-    """Finds that one module where it is, and sees to it after it is loaded."""
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != _MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            run, kind = spec.loader.exec_module, self.kind
-
-            def exec_module(module: ModuleType) -> None:
-                run(module)
-                _allow(module, kind)
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+    when_loaded("torch._dynamo.variables.builder", partial(_allow, kind=kind))
 
 
 def _allow(module: ModuleType, kind: type) -> None:

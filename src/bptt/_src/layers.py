@@ -17,6 +17,7 @@ from bptt._src.engines.guard import only_by_autograd, without_autocast
 from bptt._src.engines.plan_operator import Crossing, plan_of
 from bptt._src.engines.recording import are_recorded
 from bptt._src.engines.windows import windows_of
+from bptt._src.exported import Exported, is_by_tracing, is_onnx_export
 from bptt._src.layout import Layout
 from bptt._src.leaf import leaf
 from bptt._src.rows import Rows, order_of, sizes_of
@@ -97,24 +98,18 @@ class Layers(nn.Module):
                 given, or the credit has windows that overlap and the module two directions.
             RuntimeError: a size does not fit the module.
         """
+        asked = credit, carry, resets, generator, return_states
+        recorded = are_recorded()
+        if recorded and is_onnx_export():
+            return self._export(input, hx, asked)
         plain = credit is None and carry is None and resets is None and not return_states
         if plain and self._leaves_it_to_torch(input):
             return self._leave_it_to_torch(input, hx)
-        if are_recorded():
-            return self._record(input, hx, credit, carry, resets, generator, return_states)
-        return self._run(input, hx, credit, carry, resets, generator, return_states)
+        return self._record(input, hx, asked) if recorded else self._run(input, hx, asked)
 
     @uncompiled
-    def _run(
-        self,
-        input: Any,
-        hx: Any,
-        credit: Any,
-        carry: Any,
-        resets: Any,
-        generator: Any,
-        return_states: bool,
-    ) -> Any:
+    def _run(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
+        credit, carry, resets, generator, return_states = asked
         rows = self._rows(input)
         state = self._initial_state(rows, hx)
         windows = None
@@ -130,17 +125,9 @@ class Layers(nn.Module):
         run = Directly(rows.sizes, carry, resets, windows, self._directions, return_states)
         return self._through(rows, state, run)
 
-    def _record(
-        self,
-        input: Any,
-        hx: Any,
-        credit: Any,
-        carry: Any,
-        resets: Any,
-        generator: Any,
-        return_states: bool,
-    ) -> Any:
+    def _record(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
         """Run the network for whoever records the operations: one for each layer and direction."""
+        credit, carry, resets, generator, return_states = asked
         rows = self._rows(input, recorded=True)
         state, blocks = self._initial_state(rows, hx), None
         if credit is not None:
@@ -171,23 +158,34 @@ class Layers(nn.Module):
         states = [tuple(rows.output(s, self.batch_first) for s in of_layer) for of_layer in each]
         return rows.output(y, self.batch_first), final, states
 
+    def _export(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
+        """Run the network for ONNX, which has outputs alone, so that no credit changes anything."""
+        credit, carry, resets, _, return_states = asked
+        if credit is not None:
+            self._refuse_both(carry)
+            as_credit(credit)
+        simple = self._is_torchs and not self.proj_size and resets is None and not return_states
+        if is_by_tracing(self._called, input, simple):
+            return self._leave_it_to_torch(input, hx)
+        rows = self._rows(input, recorded=True)
+        state = self._initial_state(rows, hx)
+        _, resets = self._crossing(rows, carry, resets)
+        return self._through(rows, state, Exported(resets, return_states))
+
     @property
     def _is_torchs(self) -> bool:
         """Whether torch.nn has this module, with these equations."""
         return False
 
     def _leaves_it_to_torch(self, input: Tensor | PackedSequence) -> bool:
-        """Whether torch has this cell, and does better: on a GPU, in TorchScript and ONNX."""
+        """Whether torch has this cell, and does better: on a GPU and in TorchScript."""
         if not self._is_torchs:
             return False
         x = input.data if isinstance(input, PackedSequence) else input
         if x.is_cuda:
             return torch.compiler.is_compiling() or only_by_autograd(x) is None
-        if torch.compiler.is_dynamo_compiling():
-            return False
-        if torch._C._get_tracing_state() is not None:
-            return True
-        return type(x) is not Tensor and torch.onnx.is_in_onnx_export()
+        compiling = torch.compiler.is_dynamo_compiling()
+        return not compiling and torch._C._get_tracing_state() is not None
 
     @uncompiled  # torch.compile would write out every step
     def _leave_it_to_torch(self, input: Any, hx: Any) -> tuple[Tensor | PackedSequence, Any]:

@@ -46,13 +46,13 @@ def are_recorded() -> bool:
 # -------------------------------------------------------------- what is named by a string
 
 
-def _at_compile_time(function: Callable[..., Any]) -> Callable[..., Any]:
+def at_compile_time(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let torch.compile call a function while it compiles, and take the result as a constant."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # without importing it
     return function
 
 
-@_at_compile_time
+@at_compile_time
 def _remember(thing: Any) -> str:
     name = _names.setdefault(id(thing), str(len(_known)))
     _known[name] = thing
