@@ -361,17 +361,15 @@ def test_an_empty_batch(credit):
     assert not module.weight_hh_l0.grad.any()
 
 
-def test_autocast_and_compilation_change_nothing():
+def test_autocast_changes_no_gradient_of_float32_outputs():
     module, x = bptt.GRU(2, 3), torch.randn(7, 2, 2)
 
     def gradients(run):
         return torch.autograd.grad(run(x, credit=WINDOWS)[0].sin().sum(), module.parameters())
 
     plain = gradients(module)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # a GRU's outputs are float32 there
         assert all(map(torch.equal, gradients(module), plain))
-    compiled = torch.compile(module, backend="eager")
-    assert all(map(torch.equal, gradients(compiled), plain))
 
 
 # --------------------------------------------------------------------------- what is refused

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import using
 from problems import lengths
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
@@ -545,7 +546,7 @@ def test_copies_pickles_and_dtypes(name):
 
 
 @EACH
-def test_autocast_leaves_the_computation_in_the_weights_precision(name):
+def test_under_autocast_the_computation_is_in_the_weights_precision(name):
     ours = getattr(bptt, name)(2, 3)
     x, hx = torch.randn(4, 2, 2).bfloat16(), tuple(torch.randn(1, 2, 3).bfloat16() for _ in "hc")
     hx = hx if name == "LSTM" else hx[0]
@@ -558,7 +559,7 @@ def test_autocast_leaves_the_computation_in_the_weights_precision(name):
         for wrong in (x.long(), x.double()):
             with pytest.raises(ValueError, match="convert one of them"):
                 ours(wrong)
-    assert torch.equal(y, expected)
+    assert torch.equal(y, expected.bfloat16())
     assert all(map(torch.equal, found, gradients))
 
 
@@ -623,3 +624,35 @@ def test_where_torch_has_faster_kernels_they_are_used(name, monkeypatch):
     assert not calls
     ours(x, hx, resets=torch.zeros(5, dtype=torch.bool))
     assert len(calls) == 2
+
+
+OF_INPUT = {
+    "batched": lambda: torch.randn(5, 2, 3),
+    "one sequence": lambda: torch.randn(5, 1, 3),
+    "one step": lambda: torch.randn(1, 1, 3),
+    "unbatched": lambda: torch.randn(5, 3),
+    "packed": lambda: pack_sequence([torch.randn(n, 3) for n in (2, 5)], enforce_sorted=False),
+    "one packed": lambda: pack_sequence([torch.randn(4, 3)]),
+}
+CREDITS = [None, "truncated:2", "truncated:every=1,reach=2", "randomized:2"]
+
+
+@pytest.mark.parametrize("kernels", ["twin", "native"])
+@pytest.mark.parametrize("kind", OF_INPUT)
+@pytest.mark.parametrize("credit", CREDITS)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_final_states_can_be_detached_in_place(kernels, kind, credit, layers):
+    made = [
+        *(bptt.RNN(3, 4, layers), bptt.GRU(3, 4, layers), bptt.LSTM(3, 4, layers)),
+        bptt.LSTM(3, 4, layers, proj_size=2),
+        bptt.Recurrent(bptt.cells.MGU, 3, 4, layers),
+    ]
+    with using(kernels):
+        for module in made:
+            y, state = module(OF_INPUT[kind](), credit=credit)
+            for s in flat(state):
+                before = s.clone()
+                s.detach_()
+                assert torch.equal(s, before)
+            y, _ = module(OF_INPUT[kind](), state, credit=credit)
+            flat(y)[0].sum().backward()

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt._src.credit.credit import Credit
 from bptt._src.credit.plan import Plan, check_directions, plan_for
 from bptt._src.credit.spelling import as_credit
+from bptt._src.dtypes import check_dtype, rounded
 from bptt._src.dynamo import allow
 from bptt._src.engines.guard import only_by_autograd, without_autocast
 from bptt._src.engines.plan_operator import Crossing, plan_of
@@ -123,7 +124,7 @@ class Layers(nn.Module):
                 windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
         carry, resets = self._crossing(rows, carry, resets)
         run = Directly(rows.sizes, carry, resets, windows, self._directions, return_states)
-        return self._through(rows, state, run)
+        return self._through(rows, hx, state, run)
 
     def _record(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
         """Run the network for whoever records the operations: one for each layer and direction."""
@@ -146,12 +147,13 @@ class Layers(nn.Module):
         of_rows = tuple(rows.x.shape[:-1])
         crossing = Crossing(carry, resets, blocks)
         run = Recorded(crossing, sizes, of_rows, self.num_layers, return_states)
-        return self._through(rows, state, run)
+        return self._through(rows, hx, state, run)
 
-    def _through(self, rows: Rows, state: State, run: LayerRun) -> Any:
+    def _through(self, rows: Rows, hx: Any, state: State, run: LayerRun) -> Any:
         """Run all layers, and lay the results out as the caller expects them."""
         with without_autocast(rows.x.device):
-            y, finals, each = self._layers(rows.x, state, run)
+            found = self._layers(rows.x, state, run)
+        y, finals, each = rounded(rows, hx, self._dtype, self._under_autocast, *found)
         final = rows.final_state(finals)
         if not run.all_states:
             return rows.output(y, self.batch_first), final
@@ -170,7 +172,12 @@ class Layers(nn.Module):
         rows = self._rows(input, recorded=True)
         state = self._initial_state(rows, hx)
         _, resets = self._crossing(rows, carry, resets)
-        return self._through(rows, state, Exported(resets, return_states))
+        return self._through(rows, hx, state, Exported(resets, return_states))
+
+    def _under_autocast(
+        self, dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool
+    ) -> list[torch.dtype]:
+        return [dtype] * len(state)
 
     @property
     def _is_torchs(self) -> bool:
@@ -310,23 +317,8 @@ class Layers(nn.Module):
                 f"{name}: expected {self.input_size} inputs a step (input_size), got "
                 f"{x.shape[-1]}: {tuple(input.data.shape)}"
             )
-        self._check_dtype("the input", x)
+        check_dtype(name, "the input", x, self._dtype)
         return Rows(x, sizes, input, steps, batch)
-
-    def _check_dtype(self, what: str, x: Tensor) -> None:
-        """Refuse another dtype than the weights'; under autocast its own is taken, too."""
-        dtype = self._dtype
-        if x.dtype == dtype:
-            return
-        device = x.device.type
-        allowed = [dtype]
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            allowed += [torch.get_autocast_dtype(device), torch.float32]
-        if x.dtype not in allowed:
-            raise (ValueError if what == "the input" else RuntimeError)(
-                f"{self._called}: {what} is {x.dtype} and the weights are {dtype}; "
-                f"convert one of them: .to({dtype}), or module.to({x.dtype})"
-            )
 
     def _state_sizes(self) -> tuple[int, ...]:
         """The sizes of the state's tensors, (P, H, H, ...)."""
@@ -343,7 +335,7 @@ class Layers(nn.Module):
         if rows.is_unbatched:
             shapes = [(cells, size) for size in sizes]
         for s in given:
-            self._check_dtype("the initial state", s)
+            check_dtype(self._called, "the initial state", s, self._dtype)
             if s.device != rows.x.device:
                 raise RuntimeError(
                     f"{self._called}: the input and the initial state are not at the "

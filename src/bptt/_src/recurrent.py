@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bptt._src.layers import Layers, parameter_names
 from bptt.cells import BY_NAME, Cell
@@ -229,6 +229,11 @@ class GRU(_OfTorch, nn.GRU):
     (torch.Size([5, 3, 40]), torch.Size([2, 3, 20]))
     """
 
+    def _under_autocast(
+        self, dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool
+    ) -> list[torch.dtype]:
+        return [_promoted(dtype, s) for s in state]
+
 
 class LSTM(_OfTorch, nn.LSTM):
     """The long short-term memory, with every argument of :class:`torch.nn.LSTM`.
@@ -244,3 +249,16 @@ class LSTM(_OfTorch, nn.LSTM):
     >>> output.shape, c_n.shape
     (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
+
+    def _under_autocast(
+        self, dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool
+    ) -> list[torch.dtype]:
+        if not (is_packed or self.proj_size):
+            return [dtype, dtype]  # oneDNN's and cuDNN's
+        of_c = _promoted(dtype, state[1])
+        return [dtype if self.proj_size else of_c, of_c]
+
+
+def _promoted(autocast: torch.dtype, state: Tensor) -> torch.dtype:
+    """Of what torch computes step by step on a CPU, from products and the state before."""
+    return torch.promote_types(autocast, state.dtype) if state.is_cpu else autocast

@@ -52,6 +52,9 @@ class Rows(NamedTuple):
             stacked = [s.index_select(1, order) for s in stacked]
         if self.is_unbatched:
             stacked = [s.squeeze(1) for s in stacked]
+        # No views, which could not be detached in place; those that are compiled are none.
+        if self.is_unbatched or not torch.compiler.is_compiling():
+            stacked = [s.clone() if self.is_unbatched or s._is_view() else s for s in stacked]
         return stacked[0] if len(stacked) == 1 else tuple(stacked)
 
 

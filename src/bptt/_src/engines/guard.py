@@ -81,13 +81,20 @@ _is_in_export = getattr(torch.compiler, "is_exporting", torch.compiler.is_compil
 _NOTHING = nullcontext()
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Switch autocast off, where it is on."""
+def dtype_of_autocast(device: torch.device) -> torch.dtype | None:
+    """Return the dtype of autocast for a device, where it is on."""
     kind = device.type
     available = kind == "cpu" or torch.amp.is_autocast_available(kind)
     if available and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return _NOTHING
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch autocast off, where it is on."""
+    if dtype_of_autocast(device) is None:
+        return _NOTHING
+    return torch.autocast(device.type, enabled=False)
 
 
 def all_dense(
