@@ -21,6 +21,7 @@ from bptt._src.engines.windows import windows_of
 from bptt._src.exported import Exported, is_by_tracing, is_onnx_export
 from bptt._src.layout import Layout
 from bptt._src.leaf import leaf
+from bptt._src.pieces import in_pieces, is_cut_for_torch
 from bptt._src.rows import Rows, order_of, sizes_of
 from bptt._src.run_layer import Directly, LayerRun, Recorded
 from bptt._src.uncompiled import uncompiled
@@ -123,6 +124,10 @@ class Layers(nn.Module):
             if plan.blocks and rows.batch and torch.is_grad_enabled():
                 windows = windows_of(plan.blocks, rows.sizes).to(rows.x.device)
         carry, resets = self._crossing(rows, carry, resets)
+        if windows is None and not return_states and is_cut_for_torch(self, rows):
+            found = in_pieces(self, rows.x, state, carry, resets)
+            if found is not None:
+                return self._laid_out(rows, hx, False, found[0], [found[1]], [])
         run = Directly(rows.sizes, carry, resets, windows, self._directions, return_states)
         return self._through(rows, hx, state, run)
 
@@ -133,10 +138,8 @@ class Layers(nn.Module):
         state, blocks = self._initial_state(rows, hx), None
         if credit is not None:
             self._refuse_both(carry)
-            name, both = self._called, self.bidirectional
-            carry, blocks = plan_of(
-                credit, rows.steps, rows.batch, generator, where=name, both=both
-            )
+            asked = credit, rows.steps, rows.batch, generator
+            carry, blocks = plan_of(*asked, where=self._called, both=self.bidirectional)
             if rows.is_unbatched:
                 carry = carry[:, 0]
             elif self.batch_first:
@@ -153,9 +156,12 @@ class Layers(nn.Module):
         """Run all layers, and lay the results out as the caller expects them."""
         with without_autocast(rows.x.device):
             found = self._layers(rows.x, state, run)
+        return self._laid_out(rows, hx, run.all_states, *found)
+
+    def _laid_out(self, rows: Rows, hx: Any, all_states: bool, *found: Any) -> tuple[Any, ...]:
         y, finals, each = rounded(rows, hx, self._dtype, self._under_autocast, *found)
         final = rows.final_state(finals)
-        if not run.all_states:
+        if not all_states:
             return rows.output(y, self.batch_first), final
         states = [tuple(rows.output(s, self.batch_first) for s in of_layer) for of_layer in each]
         return rows.output(y, self.batch_first), final, states
