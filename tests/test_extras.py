@@ -63,6 +63,13 @@ def test_figures_need_theirs_before_the_work_begins(arguments):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_onnx_needs_its_own_before_a_run_is_looked_for(package):
+    done = run(package, "from bptt._src.cli import main\nmain()", "export", "run", "model.onnx")
+    said = f"error: {package} is not installed: pip install 'bptt[onnx]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
 def test_a_plan_is_drawn_by_an_extra():
     done = run("matplotlib", "import bptt; bptt.Full().plan(3).figure()")
     assert done.stderr.splitlines()[-1] == (

@@ -33,6 +33,9 @@ class Offered(NamedTuple):
 
 def loaded() -> dict[str, Command]:
     """The commands; with all that they may import, so that forks need not."""
+    import onnxruntime  # noqa: F401
+    import torch.onnx._internal.exporter._core  # noqa: F401
+
     import bptt._src.bench.figure
     import bptt._src.comparison.figure
     import bptt._src.report.flow  # noqa: F401
@@ -64,6 +67,7 @@ BASE: dict[str, dict[str, Any]] = {
     },
     "evaluate": {RUN: "run"},
     "sample": {RUN: "run", "--length": 12, "--seed": 3},
+    "export": {RUN: "run", TEXT: "model.onnx"},
     "flow": {RUN: "run", "--tokens": 6},
     "compare": {
         **{"--credit": "full", "--seeds": 1, "--hidden": 4, "--updates": 2, "--batch-size": 2},

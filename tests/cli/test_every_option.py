@@ -113,6 +113,11 @@ SAMPLE = {
     "seed": to("--seed", 4),
     "device": "--device",
 }
+EXPORT = {
+    "run": Change({RUN: "other"}),
+    "file": Change({TEXT: "elsewhere.onnx"}),
+    "overwrite": Change({"--overwrite": None}, {TEXT: "there.onnx"}),
+}
 NETWORK = {RUN: LEAVE_OUT, "--cell": "rnn"}
 FLOW = {
     "runs": Change({RUN: "other"}),
@@ -180,7 +185,7 @@ BENCH = {
 }
 CASES: dict[str, dict[str, Any]] = {
     **{"train": TRAIN, "evaluate": EVALUATE, "sample": SAMPLE},
-    **{"flow": FLOW, "compare": COMPARE, "bench": BENCH},
+    **{"export": EXPORT, "flow": FLOW, "compare": COMPARE, "bench": BENCH},
 }
 ALL = [(o.command, o.name) for o in offered.everything()]
 
@@ -200,6 +205,7 @@ def world(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BPTT_CACHE", str(where / "cache"))
         offered.make_world(where)
+        (where / "there.onnx").write_bytes(b"of before")
         (where / "code.json").write_text(json.dumps({"credit": "mine.Own"}))
         (where / "lines.json").write_text(json.dumps({"reading": "lines"}))
         options = {"epochs": 1, "threads": 1, "flow_every": 0, "batch_size": 2, "steps": 5}
@@ -306,7 +312,7 @@ def outcome(world, tmp_path_factory):
 
 
 MAY_FAIL = {("train", "overwrite"), ("train", "on_divergence"), ("train", "most_rewinds")}
-MAY_FAIL |= {("compare", "overwrite"), ("train", "allow_code")}
+MAY_FAIL |= {("compare", "overwrite"), ("train", "allow_code"), ("export", "overwrite")}
 
 
 # A sample of them is quick, and all together are not.

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Train a recurrent language model on a text.",
     "evaluate": "Measure how well a run's best model predicts a text.",
     "sample": "Print text drawn from a run's best model, as it is drawn.",
+    "export": "Write a run's best model as a file of ONNX, and check it.",
     "flow": "Show how far back the gradient of each token's loss reaches, and what to do about it.",
     "compare": "Compare ways of assigning credit: same task, weights and batches, trained with "
     "each.",

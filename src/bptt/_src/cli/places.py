@@ -9,6 +9,7 @@ from bptt.errors import ConfigError, require
 
 PICTURES = (".png", ".svg", ".pdf")
 STANDARD_OUTPUT = "-"
+_ARGUMENTS = {"file": "FILE"}
 
 
 def check_places(**places: Path | None) -> None:
@@ -25,7 +26,7 @@ def check_places(**places: Path | None) -> None:
     for name, path in places.items():
         if path is None or (name == "json" and str(path) == STANDARD_OUTPUT):
             continue
-        option = f"--{name}"
+        option = _ARGUMENTS.get(name, f"--{name}")
         if str(path) == STANDARD_OUTPUT:
             raise ConfigError(f"{option} -: only --json writes to the standard output; give a file")
         if name == "figure" and path.suffix.lower() not in PICTURES:

@@ -41,7 +41,7 @@ _BACKWARD = f"""(
 
 
 class _Operands:
-    """The operands of the operators, in the order of their schema."""
+    """The operands of the operators, in the order of their schema; sizes may be symbols."""
 
     def __init__(self, *operands: Any) -> None:
         self.cell, self.engine = cell_of(operands[0]), operands[1]
@@ -59,7 +59,7 @@ class _Operands:
         """Those that may need a gradient: x, the initial state, the weights."""
         return (self.x, *self.state, *self.w)
 
-    def kept(self, rows: int) -> list[tuple[int, ...]]:
+    def kept(self, rows: Any) -> list[tuple[Any, ...]]:
         """The shapes of what the engine keeps of so many rows."""
         if not self.engine:
             return []
@@ -70,7 +70,7 @@ class _Operands:
         return [(rows * first, *rest) for first, *rest in of_a_row]
 
     @property
-    def rows(self) -> tuple[int, ...]:
+    def rows(self) -> tuple[Any, ...]:
         """[T, B], or [N] where they are packed: of outputs that are not laid out by windows."""
         return tuple(self.x.shape[:1] if self.sizes is not None else self.steps_and_batch)
 

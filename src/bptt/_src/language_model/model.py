@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bptt import unroll
 from bptt._src.language_model.config import Config
+from bptt._src.language_model.elsewhere import as_onnx, in_torch
 from bptt._src.language_model.evaluation import evaluate
 from bptt._src.language_model.sampling import sample_stream
 from bptt._src.language_model.score import Score, warn_of_unknown
@@ -158,6 +159,42 @@ class LanguageModel(nn.Module):
     def sample_stream(self, prompt: str = "", **options: Any) -> Iterator[str]:
         """Sample as :meth:`sample` does, but yield the text piece by piece as it is drawn."""
         return sample_stream(self, prompt, **options)
+
+    def to_torch(self) -> nn.Module:
+        """Copy the model into plain modules of torch.nn.
+
+        Returns:
+            A module with an :class:`torch.nn.Embedding`, an :class:`torch.nn.RNN`, ``GRU`` or
+            ``LSTM``, a :class:`torch.nn.Linear` and dropout; its ``state_dict`` is this one's, and
+            ``forward(tokens, state)`` gives the same logits and state.
+
+        Raises:
+            bptt.errors.ConfigError: torch.nn has no such cell: a sigmoid RNN, an MGU or an LSTM
+                with peepholes.
+
+        >>> import bptt
+        >>> from bptt.language_model import Config
+        >>> model = bptt.LanguageModel(bptt.data.Tokenizer.train(["abc"], level="char"), Config())
+        >>> type(model.to_torch().recurrent)
+        <class 'torch.nn.modules.rnn.LSTM'>
+        """
+        return in_torch(self)
+
+    def to_onnx(self) -> bytes:
+        """Return the content of a file of ONNX, as ``bptt export`` writes it.
+
+        Inputs are ``tokens``, int64 [T, B], and the state before them, ``h_0`` and, of an LSTM,
+        ``c_0``, each [L, B, H]: zeros at the beginning of a text. Outputs are ``logits``,
+        [T, B, V], and the state after the last step, ``h_n`` and ``c_n``. T and B are dynamic.
+        The metadata hold ``tokenizer.json``, in the format of the tokenizers library, and
+        ``language_model.json``: the cell, the sizes, and ``first_token``, which comes before the
+        text.
+
+        Raises:
+            bptt.errors.ConfigError: the weights have more than 2 GB.
+            bptt.errors.MissingExtraError: onnx or onnxscript is not installed.
+        """
+        return as_onnx(self)
 
     def score(self, text: str) -> Score:
         """Measure how well the model predicts a text.

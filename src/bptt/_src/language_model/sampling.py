@@ -102,7 +102,7 @@ def _draw(
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
     never = [i for i in (tokenizer.unknown, tokenizer.start) if i is not None]
-    first = [tokenizer.start] if tokenizer.start is not None else [_line_end(model)]
+    first = [first_token(model)]
     # A stream's prompt follows a line end; a sentence's its start.
     tokens, state = [*first, *given], None
     training = model.training
@@ -123,8 +123,10 @@ def _draw(
         model.train(training)
 
 
-def _line_end(model: LanguageModel) -> int:
-    """The token from which a text without a prompt starts."""
+def first_token(model: LanguageModel) -> int:
+    """Return the token before a text: the start of a sentence, or the end of a line."""
+    if model.tokenizer.start is not None:
+        return model.tokenizer.start
     found = [i for i in model.tokenizer.encode("\n") if i != model.tokenizer.unknown]
     return found[0] if found else 0
 
