@@ -26,6 +26,9 @@ class Docstrings(griffe.Extension):
 def _rewrite(obj: griffe.Object) -> None:
     if obj.docstring:
         obj.docstring.value = to_markdown(obj.docstring.value, obj)
+    if isinstance(obj, griffe.Class):  # what type checkers alone see hides what is inherited
+        for name in [name for name, member in obj.members.items() if not member.runtime]:
+            obj.del_member(name)
     for member in obj.members.values():
         if isinstance(member, griffe.Object):  # an alias is another object's
             _rewrite(member)

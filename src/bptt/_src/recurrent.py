@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from bptt._src.layers import Layers, parameter_names
+from bptt._src.signatures import Device, Run
 from bptt.cells import BY_NAME, Cell
 from bptt.cells.check import check_equations
 from bptt.cells.elman import SIGMOID
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
 class Recurrent(Layers):
@@ -53,6 +58,10 @@ class Recurrent(Layers):
     takes_unbatched = True
     """What the layout asks: an input of two dimensions is [T, I]."""
 
+    if TYPE_CHECKING:
+        forward: Run[Any]
+        __call__: Run[Any]
+
     def __init__(
         self,
         cell: Cell,
@@ -64,7 +73,7 @@ class Recurrent(Layers):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        device: Any = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -133,6 +142,21 @@ class _OfTorch(Layers, nn.RNNBase):
         return self.cell is not SIGMOID
 
 
+def _no_projection(init: Init) -> Init:
+    """Refuse ``proj_size`` as torch.nn's RNN and GRU do: with another error than what they lack."""
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        if "proj_size" in options:
+            raise ValueError(
+                f"bptt.{type(self).__name__}: proj_size is for an LSTM, not for an RNN or GRU; "
+                "bptt.Recurrent projects the output of any cell that does not read it back"
+            )
+        init(self, *args, **options)
+
+    return cast(Init, checked)
+
+
 _SINGLE_STEPS = {nn.RNNCell: "RNN", nn.GRUCell: "GRU", nn.LSTMCell: "LSTM"}
 
 
@@ -175,6 +199,11 @@ class RNN(_OfTorch, nn.RNN):
     (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
 
+    if TYPE_CHECKING:
+        forward: Run[Tensor]
+        __call__: Run[Tensor]
+
+    @_no_projection
     def __init__(
         self,
         input_size: int,
@@ -185,7 +214,7 @@ class RNN(_OfTorch, nn.RNN):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        device: Any = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         if nonlinearity not in ("tanh", "relu", "sigmoid"):
@@ -217,8 +246,20 @@ class RNN(_OfTorch, nn.RNN):
 class GRU(_OfTorch, nn.GRU):
     """The gated recurrent unit, with every argument of :class:`torch.nn.GRU`.
 
+    Args:
+        input_size: the number of inputs I.
+        hidden_size: the number of hidden units H.
+        num_layers: layers stacked on each other.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are [B, T, ...] instead of [T, B, ...].
+        dropout: the probability with which an output of each layer but the last is dropped.
+        bidirectional: whether a second network runs from the last step to the first.
+        device: where the parameters are.
+        dtype: of the parameters.
+
     The equations, the order of the gates (r, z, n) and the parameters' names, shapes and
-    initial values are torch.nn's; see :mod:`bptt.cells.gru`.
+    initial values are torch.nn's: ``weight_ih_l0`` [3·H, I], ``weight_hh_l0`` [3·H, H],
+    ``bias_ih_l0`` and ``bias_hh_l0`` [3·H]; see :mod:`bptt.cells.gru`.
 
     >>> import torch, bptt
     >>> gru = bptt.GRU(10, 20, bidirectional=True)
@@ -229,6 +270,37 @@ class GRU(_OfTorch, nn.GRU):
     (torch.Size([5, 3, 40]), torch.Size([2, 3, 20]))
     """
 
+    if TYPE_CHECKING:
+        forward: Run[Tensor]
+        __call__: Run[Tensor]
+
+    @_no_projection
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.RNNBase.__init__(
+            self,
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
+
     def _under_autocast(
         self, dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool
     ) -> list[torch.dtype]:
@@ -238,8 +310,22 @@ class GRU(_OfTorch, nn.GRU):
 class LSTM(_OfTorch, nn.LSTM):
     """The long short-term memory, with every argument of :class:`torch.nn.LSTM`.
 
-    The equations, the order of the gates (i, f, g, o), the projection (``proj_size``) and the
-    parameters' names, shapes and initial values are torch.nn's; see :mod:`bptt.cells.lstm`.
+    Args:
+        input_size: the number of inputs I.
+        hidden_size: the number of hidden units H.
+        num_layers: layers stacked on each other.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are [B, T, ...] instead of [T, B, ...].
+        dropout: the probability with which an output of each layer but the last is dropped.
+        bidirectional: whether a second network runs from the last step to the first.
+        proj_size: the size P of the output, W_hr times what the equations call h; 0: it is H.
+        device: where the parameters are.
+        dtype: of the parameters.
+
+    The equations, the order of the gates (i, f, g, o), the projection and the parameters' names,
+    shapes and initial values are torch.nn's: ``weight_ih_l0`` [4·H, I], ``weight_hh_l0`` [4·H, P],
+    ``bias_ih_l0`` and ``bias_hh_l0`` [4·H], and ``weight_hr_l0`` [P, H] where there is a
+    projection; see :mod:`bptt.cells.lstm`.
 
     >>> import torch, bptt
     >>> lstm = bptt.LSTM(10, 20, num_layers=2)
@@ -249,6 +335,38 @@ class LSTM(_OfTorch, nn.LSTM):
     >>> output.shape, c_n.shape
     (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
     """
+
+    if TYPE_CHECKING:
+        forward: Run[tuple[Tensor, Tensor]]
+        __call__: Run[tuple[Tensor, Tensor]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.RNNBase.__init__(
+            self,
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device=device,
+            dtype=dtype,
+        )
 
     def _under_autocast(
         self, dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool
