@@ -87,6 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.compile(lambda x: x + 1)(torch.ones(2))  # the compiler itself is loaded once
+    torch._inductor.config.force_disable_caches = True  # what an earlier run compiled
     print(f"torch {torch.__version__}, {bptt.kernels.backend()}\n")
     print(f"{'time to compile':32}" + "".join(f"{f'T = {T}':>12}" for T in LENGTHS))
     for name, kind, allow in (
