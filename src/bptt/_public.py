@@ -9,12 +9,15 @@ from bptt._src.flow.lyapunov import lyapunov_exponents
 from bptt._src.flow.meter import FlowMeter
 from bptt._src.flow.penalty import vanishing_penalty
 from bptt._src.recurrent import GRU, LSTM, RNN, Recurrent
+from bptt._src.safe_globals import register
 from bptt._src.unroll.stepwise import Stepwise
 from bptt._src.unroll.stream import Stream
 from bptt._src.unroll.unroll import unroll
 from bptt.cells import Cell
 from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
 from bptt.memory import Recompute, Store
+
+register()
 
 __all__ = [  # noqa: RUF022  # grouped by part
     # Networks

@@ -4,6 +4,10 @@ Everything else in the package is checked against these: they are differentiable
 forwards and backwards, any number of times, and say nothing about how fast it can be done.
 """
 
+import copyreg
+from dataclasses import fields
+from typing import Any
+
 from bptt.cells import elman, gru, lstm, mgu, peephole
 from bptt.cells.cell import Cell, Keeping, Nonlinearity
 from bptt.cells.weights import WEIGHT_NAMES, Blocks, State, Weights
@@ -16,6 +20,20 @@ CELLS = (
 
 BY_NAME = {cell.name: cell for cell in CELLS}
 """The same by name."""
+
+
+def _named(name: str) -> Cell:  # pickles refer to it
+    return BY_NAME[name]
+
+
+def _reduced(cell: Cell) -> Any:
+    """Pickle a cell of bptt by its name; one of the user's by what it is made of."""
+    if BY_NAME.get(cell.name) is cell:
+        return _named, (cell.name,)
+    return Cell, tuple(getattr(cell, field.name) for field in fields(cell))
+
+
+copyreg.pickle(Cell, _reduced)
 
 MGU = mgu.MGU
 """The minimal gated unit."""

@@ -47,6 +47,10 @@ class Cell:
     computes. Therefore every local derivative is diagonal, and the backward pass through a whole
     sequence follows from the equations alone (:mod:`bptt.cells.derived`).
 
+    A cell of bptt is pickled by its name. One of your own is pickled with its equations, which
+    pickle finds by their name only where they are defined at the top of a module; ``state_dict``
+    needs none of this.
+
     Raises:
         ValueError: a number of blocks, states or vectors is too small, or ``phi`` or ``keeping``
             do not fit the cell.
@@ -115,6 +119,9 @@ class Cell:
                     f"bptt.Cell: keeping names block {block}, and weight_ih has the blocks 0 to "
                     f"{self.gates_x - 1}"
                 )
+
+    def __copy__(self) -> Cell:
+        return self
 
     def __deepcopy__(self, memo: dict[int, object]) -> Cell:
         return self  # nothing of it changes

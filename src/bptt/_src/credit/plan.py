@@ -91,6 +91,10 @@ class Plan:
             windows = ()
         self.steps, self.carry, self.blocks = steps, factors, windows
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without arrays, which torch.load(weights_only=True) does not read.
+        return type(self), (self.steps, self.carry.tolist(), self.blocks)
+
     @classmethod
     def windows(cls, steps: int, *, every: int, reach: int) -> Plan:
         """Make the plan of Williams and Peng's BPTT(reach; every).

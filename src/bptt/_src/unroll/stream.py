@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from bptt._src.credit.full import Full
 from bptt._src.credit.spelling import as_credit
 from bptt._src.layout import Layout, join
-from bptt._src.pytree import map_tensors, tensors_of
+from bptt._src.pytree import is_float, map_tensors, tensors_of
 from bptt._src.unroll.buffers import Buffers, modules_in
 from bptt._src.unroll.unroll import unroll
 from bptt.errors import ConfigError
@@ -113,6 +113,54 @@ class Stream:
 
         buffers = Buffers(modules_in(module)) if length else None
         return self.through(run, inputs, length, layout.time, resets=at, buffers=buffers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what there is to save: ``state``, ``past``, ``before`` and ``resets``.
+
+        Tensors are not copied; nothing changes them in place. ``torch.save``, ``torch.load`` and
+        torch.distributed.checkpoint take it. The latter fills tensors that are there: load into
+        the ``state_dict`` of a stream that has advanced before.
+        """
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go to the position that :meth:`state_dict` returned, in place.
+
+        Nothing else changes a stream: :meth:`advance` and :meth:`to` return another one.
+
+        Raises:
+            ConfigError: an entry is missing, or there is another one.
+        """
+        names = {f.name for f in fields(self)}
+        if set(state_dict) != names:
+            raise ConfigError(
+                f"Stream.load_state_dict: expected the entries {', '.join(sorted(names))}, as "
+                f"Stream.state_dict gives them, got {', '.join(map(repr, state_dict)) or 'none'}"
+            )
+        for name in names:
+            object.__setattr__(self, name, state_dict[name])
+
+    def to(self, *args: Any, **options: Any) -> Stream:
+        """Return the stream on another device, or in another dtype.
+
+        Args:
+            args: a device, a dtype, or both, as for :meth:`torch.nn.Module.to`; a dtype is for
+                what is in floating point, and leaves tokens and ``resets`` as they are.
+            options: ``device``, ``dtype`` or ``non_blocking``.
+
+        >>> import torch, bptt
+        >>> y, stream = bptt.Stream().advance(bptt.GRU(3, 8), torch.randn(5, 2, 3))
+        >>> stream.to(torch.float64).state.dtype
+        torch.float64
+        """
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **options)
+        if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+            raise TypeError(f"Stream.to: expected a dtype in floating point, got {dtype}")
+
+        def moved(x: Tensor) -> Tensor:
+            return x.to(device, dtype if is_float(x) else None, non_blocking)
+
+        return Stream(*(map_tensors(moved, getattr(self, f.name)) for f in fields(self)))
 
     def through(
         self,

@@ -1,0 +1,24 @@
+"""What ``torch.load(weights_only=True)`` may read: classes that hold data and run nothing of it."""
+
+from __future__ import annotations
+
+import torch
+
+from bptt import cells
+from bptt._src.recurrent import GRU, LSTM, RNN, Recurrent
+from bptt._src.unroll.stepwise import Stepwise
+from bptt._src.unroll.stream import Stream
+from bptt.cells.recursion import Recursion
+from bptt.credit import Adaptive, Block, Full, Plan, Randomized, Truncated
+from bptt.memory import Recompute, Store
+
+
+def register() -> None:
+    """Let ``torch.load`` read a module, a credit, a plan or a stream with ``weights_only=True``."""
+    torch.serialization.add_safe_globals(
+        [
+            *(RNN, GRU, LSTM, Recurrent, Stepwise, Stream),
+            *(Full, Truncated, Randomized, Adaptive, Plan, Block, Store, Recompute),
+            *(cells.Cell, cells.Nonlinearity, cells.Keeping, Recursion, cells._named),
+        ]
+    )
