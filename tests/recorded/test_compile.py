@@ -15,8 +15,12 @@ def _compiled_anew():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("name", MODULES)
+# Every way of calling two of them, and some of the others.
+SOME = ("plain", "batch first", "windows, stacked")
+WAYS = [(n, h) for n in MODULES for h in HOW if n in ("LSTM", "own") or h in SOME]
+
+
+@pytest.mark.parametrize(("name", "how"), WAYS)
 def test_a_module_compiles_whole_and_gives_the_same_bits(name, how):
     options, call = HOW[how]
     network = MODULES[name](**options)
@@ -179,3 +183,29 @@ def test_the_loss_of_a_readout_compiles_whole(reduction, ignored, weighted):
     torch.testing.assert_close(
         torch.autograd.grad(found, given, d), torch.autograd.grad(expected, given, d)
     )
+
+
+def test_a_packed_sequence_breaks_the_graph_and_is_right():
+    network = bptt.LSTM(4, 5, num_layers=2)
+    packed = torch.nn.utils.rnn.pack_sequence(
+        [torch.randn(n, 4) for n in (5, 2, 3)], enforce_sorted=False
+    )
+    compiled = torch.compile(network, backend="aot_eager")
+    (found, _), (expected, _) = compiled(packed), network(packed)
+    torch.testing.assert_close(tuple(found), tuple(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_transforms_run_step_by_step_as_without_compiling(transform):
+    network, x = bptt.GRU(4, 5), torch.randn(2, 6, 3, 4)
+    weights = {name: p.detach() for name, p in network.named_parameters()}
+
+    def loss(weights, x):
+        return torch.func.functional_call(network, weights, (x,))[0].square().sum()
+
+    function, given = {
+        "grad": (torch.func.grad(loss), (weights, x[0])),
+        "vmap": (torch.vmap(loss, in_dims=(None, 0)), (weights, x)),
+    }[transform]
+    compiled = torch.compile(function, backend="aot_eager")
+    torch.testing.assert_close(compiled(*given), function(*given))

@@ -104,6 +104,8 @@ class Layers(nn.Module):
         recorded = are_recorded()
         if recorded and is_onnx_export():
             return self._export(input, hx, asked)
+        if isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling():
+            recorded = False  # torch's compiler makes no PackedSequence
         plain = credit is None and carry is None and resets is None and not return_states
         if plain and self._leaves_it_to_torch(input):
             return self._leave_it_to_torch(input, hx)

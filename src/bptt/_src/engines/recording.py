@@ -28,8 +28,11 @@ _names: dict[int, str] = {}
 def are_recorded() -> bool:
     """Whether operations are being written down, or run on tensors without values.
 
-    A mode of somebody's own, who wants to see every operation, is something else.
+    A mode of somebody's own, who wants to see every operation, is something else; and so are the
+    transforms of torch.func, for which the operators have no rules.
     """
+    if torch._C._are_functorch_transforms_active():
+        return False
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
     if not torch._C._len_torch_dispatch_stack():
