@@ -22,13 +22,14 @@ from bptt._src.exported import Exported, is_by_tracing, is_onnx_export
 from bptt._src.layout import Layout
 from bptt._src.leaf import leaf
 from bptt._src.pieces import in_pieces, is_cut_for_torch
+from bptt._src.quantizing import NotQuantized
 from bptt._src.rows import Rows, order_of, sizes_of
 from bptt._src.run_layer import Directly, LayerRun, Recorded
 from bptt._src.uncompiled import uncompiled
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
 
-class Layers(nn.Module):
+class Layers(NotQuantized, nn.Module):
     """What all recurrent modules share: everything but their parameters.
 
     Subclasses have the attributes of :class:`torch.nn.RNNBase`, and its parameters by name. Those
