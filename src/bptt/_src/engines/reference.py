@@ -137,7 +137,7 @@ def gradients(
         for t in inputs:
             if not t.requires_grad:  # whoever calls an engine's own backward pass records nothing
                 t.requires_grad_()
-        y, state, others = forward(call.filled(given), keep=call.all_states)
+        y, state, others = forward(call.filled(given), call.all_states)
         results = (y, *state, *others)
         used = [(t, d) for t, d in zip(results, grads, strict=True) if d is not None]
         found = iter(
