@@ -24,7 +24,7 @@ ARE_NATIVE := from bptt import kernels; print("set-up:", b := kernels.backend())
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels demo test test-long check lint types docs format clean
+.PHONY: help setup kernels demo test test-long test-integrations check lint types docs format clean
 
 help: ## this list
 	@echo "usage: make TARGET"
@@ -44,6 +44,10 @@ test: $(VENV)/ready-test ## every test and docstring example
 
 test-long: $(VENV)/ready-test ## kills, damaged files, bad options and random cases by the thousand, under 40 minutes
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS) tests
+
+test-integrations: $(VENV)/integrations/ready ## bptt in Lightning, skorch, accelerate, ignite and sb3-contrib
+	$(VENV)/integrations/bin/python -m pytest -o "addopts=--strict-markers --import-mode=importlib" \
+	    -o filterwarnings=default tests/integrations
 
 check: lint types docs ## lint, format, types and the documentation
 
@@ -96,6 +100,16 @@ $(VENV)/kernels: $(VENV)/ready $(KERNELS)
 $(VENV)/ready-test: $(VENV)/ready | $(VENV)/kernels
 	@echo "set-up: installing what the tests use"
 	@$(INSTALL) $(PIP_ARGS) --group test
+	@touch $@
+
+# Those libraries bring many packages: they get an environment that sees the packages of .venv.
+$(VENV)/integrations/ready: $(VENV)/ready-test
+	@echo "set-up: installing the libraries that take modules into $(VENV)/integrations"
+	@$(BIN)/python -m venv --without-pip $(VENV)/integrations
+	@$(BIN)/python -c 'import pathlib, sysconfig as s; \
+	    here = s.get_path("purelib"); inner = s.get_path("purelib", vars={"base": "$(abspath $(VENV))/integrations"}); \
+	    pathlib.Path(inner, "outer.pth").write_text(f"import site; site.addsitedir({here!r})\n")'
+	@$(PIP) --python $(VENV)/integrations install -qq --constraint constraints.txt $(PIP_ARGS) --group integrations
 	@touch $@
 
 $(VENV)/ready-check: $(VENV)/ready-test

@@ -30,9 +30,19 @@ for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.S
 
 
 def pytest_ignore_collect(collection_path, config):
-    """``test_recorded.py`` runs those in processes of their own, without checks of annotations."""
-    if collection_path.name == "recorded" and config.getoption("jaxtyping_packages"):
-        return True
+    """Two folders are run without checks of annotations, which these options switch on.
+
+    ``test_recorded.py`` runs the one in processes of their own, ``make test-integrations`` the
+    other, with the libraries that it needs.
+    """
+    if collection_path.name in ("recorded", "integrations"):
+        return bool(config.getoption("jaxtyping_packages")) or None
+    return None
+
+
+def pytest_report_header(config):
+    if config.getoption("jaxtyping_packages"):
+        return "tests/integrations are run by `make test-integrations`"
     return None
 
 
