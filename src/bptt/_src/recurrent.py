@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt._src.layers import Layers, parameter_names
-from bptt._src.signatures import Device, Run
+from bptt._src.signatures import Device, Forward
 from bptt.cells import BY_NAME, Cell
 from bptt.cells.check import check_equations
 from bptt.cells.elman import SIGMOID
@@ -59,8 +59,8 @@ class Recurrent(Layers):
     """What the layout asks: an input of two dimensions is [T, I]."""
 
     if TYPE_CHECKING:
-        forward: Run[Any]
-        __call__: Run[Any]
+        forward: Forward[Any]
+        __call__: Forward[Any]
 
     def __init__(
         self,
@@ -200,8 +200,8 @@ class RNN(_OfTorch, nn.RNN):
     """
 
     if TYPE_CHECKING:
-        forward: Run[Tensor]
-        __call__: Run[Tensor]
+        forward: Forward[Tensor]
+        __call__: Forward[Tensor]
 
     @_no_projection
     def __init__(
@@ -271,8 +271,8 @@ class GRU(_OfTorch, nn.GRU):
     """
 
     if TYPE_CHECKING:
-        forward: Run[Tensor]
-        __call__: Run[Tensor]
+        forward: Forward[Tensor]
+        __call__: Forward[Tensor]
 
     @_no_projection
     def __init__(
@@ -337,8 +337,8 @@ class LSTM(_OfTorch, nn.LSTM):
     """
 
     if TYPE_CHECKING:
-        forward: Run[tuple[Tensor, Tensor]]
-        __call__: Run[tuple[Tensor, Tensor]]
+        forward: Forward[tuple[Tensor, Tensor]]
+        __call__: Forward[tuple[Tensor, Tensor]]
 
     def __init__(
         self,

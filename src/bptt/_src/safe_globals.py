@@ -19,6 +19,6 @@ def register() -> None:
         [
             *(RNN, GRU, LSTM, Recurrent, Stepwise, Stream),
             *(Full, Truncated, Randomized, Adaptive, Plan, Block, Store, Recompute),
-            *(cells.Cell, cells.Nonlinearity, cells.Keeping, Recursion, cells._named),
+            *(cells.Cell, cells.Nonlinearity, cells.Keeping, Recursion, cells.named),
         ]
     )

@@ -17,7 +17,7 @@ State = TypeVar("State")
 Device = torch.device | str | int | None
 
 
-class Run(Protocol[State]):
+class Forward(Protocol[State]):
     """:meth:`bptt._src.layers.Layers.forward`, with the types of what it returns."""
 
     @overload

@@ -22,14 +22,15 @@ BY_NAME = {cell.name: cell for cell in CELLS}
 """The same by name."""
 
 
-def _named(name: str) -> Cell:  # pickles refer to it
+def named(name: str) -> Cell:
+    """Return the cell of bptt with this name; pickles refer to this function."""
     return BY_NAME[name]
 
 
 def _reduced(cell: Cell) -> Any:
     """Pickle a cell of bptt by its name; one of the user's by what it is made of."""
     if BY_NAME.get(cell.name) is cell:
-        return _named, (cell.name,)
+        return named, (cell.name,)
     return Cell, tuple(getattr(cell, field.name) for field in fields(cell))
 
 
