@@ -53,6 +53,14 @@ def _same_randomness_for_every_test():
 
 
 @pytest.fixture
+def compiled_as_written():
+    """What torch.compile makes is there, and runs as written: the checks of annotations that wrap
+    every function here are not for the compiler to look through. ``recorded`` compiles."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.fixture
 def survived(request):
     """Count the cases that a test went through: ``survived("byte flips", 600)``.
 

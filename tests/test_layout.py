@@ -16,6 +16,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import bptt
 from bptt._src.layout import Layout, unwrapped
 
+pytestmark = pytest.mark.usefixtures("compiled_as_written")
+
 B, T, I, H = 4, 6, 3, 5
 
 

@@ -9,6 +9,8 @@ from torch import nn
 import bptt
 from bptt import gradient_flow
 
+pytestmark = pytest.mark.usefixtures("compiled_as_written")
+
 T, B = 12, 12  # as many of the one as of the other, so that shapes do not tell them apart
 
 

@@ -20,16 +20,7 @@ CHECKS = (
 )
 
 
-def operands(
-    name,
-    *,
-    credit=None,
-    resets=False,
-    packed=False,
-    reverse=False,
-    engine="native",
-    all_states=False,
-):
+def operands(name, engine, *, credit=None, resets=False, packed=False, reverse=False, states=False):
     """What a call of an operator for one layer is given."""
     network = MODULES[name]()
     w = network._weights(0, False)
@@ -45,21 +36,8 @@ def operands(
     for t in (x, *state):
         t.requires_grad_()
     cell = network.cell.name if name != "own" else "LEAKY"
-    return (
-        cell,
-        engine,
-        x,
-        state,
-        *w,
-        sizes,
-        reverse,
-        carry,
-        starts,
-        blocks,
-        False,
-        False,
-        all_states,
-    )
+    crossing = carry, starts, blocks
+    return (cell, engine, x, state, *w, sizes, reverse, *crossing, False, False, states)
 
 
 @pytest.mark.parametrize("engine", ["native", "twin", ""])
