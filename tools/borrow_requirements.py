@@ -1,8 +1,9 @@
 """Put into an environment what a package requires, by links to this one's files.
 
-``python tools/borrow_requirements.py ENVIRONMENT PACKAGE[EXTRA,...]``: ENVIRONMENT is the
-site-packages of another one with the same Python. So what a package asks for can be tried without
-installing torch again; what it does not ask for is not there.
+``python tools/borrow_requirements.py ENVIRONMENT PACKAGE[EXTRA,...] [TOOL ...]``: ENVIRONMENT is
+the site-packages of another one with the same Python. So what a package asks for can be tried
+without installing torch again; what it does not ask for is not there. Of the tools it borrows
+themselves, too.
 """
 
 import sys
@@ -46,8 +47,11 @@ def link(found: Distribution, place: Path) -> None:
 
 def main() -> None:
     """Borrow."""
-    place, wanted = Path(sys.argv[1]), Requirement(sys.argv[2])
-    for name in sorted(closure(wanted)):
+    place, wanted, *tools = Path(sys.argv[1]), *map(Requirement, sys.argv[2:])
+    names = closure(wanted)
+    for tool in tools:
+        names |= closure(tool) | {canonicalize_name(tool.name)}
+    for name in sorted(names):
         link(distribution(name), place)
 
 

@@ -8,7 +8,7 @@ private and may change. Nothing is loaded before it is asked for.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from bptt._public import *  # noqa: F403

@@ -124,7 +124,9 @@ typedef struct bptt_flow_step {
 typedef void (*bptt_parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 typedef int (*bptt_number)(void);
 
-#if defined(__GNUC__)
+#if defined(_WIN32)
+#define BPTT_API __declspec(dllexport)
+#elif defined(__GNUC__)
 #define BPTT_API __attribute__((visibility("default")))
 #else
 #define BPTT_API
