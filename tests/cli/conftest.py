@@ -7,13 +7,23 @@ import sys
 import warnings
 
 import pytest
-from cli import processes
+from cli import offered, processes
 
 
 @pytest.fixture(autouse=True)
 def _a_cache_of_its_own(monkeypatch, tmp_path_factory):
     """Not the one of whoever runs the tests."""
     monkeypatch.setenv("BPTT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A directory with texts, a table and a trained run."""
+    where = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BPTT_CACHE", str(where / "cache"))
+        offered.make_world(where)
+    return where
 
 
 @pytest.fixture(autouse=True)

@@ -9,20 +9,10 @@ import onnxruntime
 import pytest
 import tokenizers
 import torch
-from cli import offered
 
 import bptt
 from bptt._src.cli import export
 from bptt._src.language_model import elsewhere
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    where = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BPTT_CACHE", str(where / "cache"))
-        offered.make_world(where)
-    return where
 
 
 @pytest.fixture

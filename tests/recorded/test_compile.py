@@ -8,6 +8,7 @@ import torch._inductor.config
 from recorded_cases import HOW, MODULES, WINDOWS, Learning, gradients
 
 import bptt
+from bptt._src.engines import norm_hooks
 
 
 @pytest.fixture(autouse=True)
@@ -209,3 +210,30 @@ def test_transforms_run_step_by_step_as_without_compiling(transform):
     }[transform]
     compiled = torch.compile(function, backend="aot_eager")
     torch.testing.assert_close(compiled(*given), function(*given))
+
+
+def test_who_listens_to_backward_passes_hears_those_of_compiled_modules():
+    network, x = bptt.LSTM(4, 5, num_layers=2), torch.randn(6, 3, 4)
+    heard = []
+    for run in (network, torch.compile(network, fullgraph=True, backend="aot_eager")):
+        with norm_hooks.listen() as reports:
+            run(x)[0].square().sum().backward()
+        heard.append(norm_hooks.by_layer(reports))
+    assert len(heard[0]) == 2
+    assert heard[0] == heard[1]
+
+
+def test_what_a_credit_has_learnt_is_seen():
+    network, x = Inline(bptt.Adaptive(0.1)), torch.randn(40, 3, 4)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    found = []
+    for reach in (15, 3):
+        network.credit.load_state_dict({**network.credit.state_dict(), "reach": reach})
+        found.append(
+            [
+                torch.autograd.grad(n(x).square().sum(), list(network.parameters()))
+                for n in (compiled, network)
+            ]
+        )
+        torch.testing.assert_close(*found[-1], rtol=0, atol=0)
+    assert not torch.equal(found[0][0][0], found[1][0][0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -191,3 +193,57 @@ def test_jit_trace_keeps_length_and_batch_open(name):
         x = torch.randn(*shape, 4)
         torch.testing.assert_close(traced(x), network(x))
     assert len(list(traced.graph.nodes())) < 100
+
+
+def test_an_exported_loss_has_gradients_that_were_not_needed_when_it_was_recorded():
+    class Loss(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(7, 5))
+
+        def forward(self, hidden, targets):
+            return bptt.losses.linear_cross_entropy(hidden, self.weight, None, targets)
+
+    loss, hidden, targets = Loss(), torch.randn(6, 5), torch.randint(7, (6,))
+    exported = torch.export.export(loss, (hidden, targets)).module()
+    given = hidden.requires_grad_()
+    found, expected = (
+        torch.autograd.grad(run(given, targets), [given, *run.parameters()])
+        for run in (exported, loss)
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_saved_program_runs_in_another_process(tmp_path):
+    network, x = bptt.GRU(4, 5), torch.randn(6, 3, 4)
+    torch.export.save(torch.export.export(network, (x,)), tmp_path / "network.pt2")
+    torch.save((x, network(x)[0].detach()), tmp_path / "values.pt")
+    script = (
+        "import sys, torch\nfrom bptt import GRU\n"
+        "x, y = torch.load(sys.argv[2])\n"
+        "found = torch.export.load(sys.argv[1]).module()(x)[0]\n"
+        "torch.testing.assert_close(found, y)"
+    )
+    files = (tmp_path / "network.pt2", tmp_path / "values.pt")
+    done = subprocess.run([sys.executable, "-c", script, *files], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+def test_jit_trace_with_a_credit_refuses_another_length():
+    class Credited(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recurrent = bptt.GRU(4, 5)
+
+        def forward(self, x):
+            return self.recurrent(x, credit="truncated:2")[0]
+
+    network = Credited()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit is deprecated
+        traced = torch.jit.trace(network, torch.randn(6, 3, 4), check_trace=False)
+    x = torch.randn(6, 3, 4)
+    torch.testing.assert_close(traced(x), network(x))
+    for shape in ((9, 3), (6, 2)):
+        with pytest.raises(RuntimeError):
+            traced(torch.randn(*shape, 4))

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt._src.engines import operators
 from bptt._src.engines.onnx_operators import has_operator
 from bptt._src.engines.plan_operator import Crossing
-from bptt._src.engines.recording import at_compile_time
+from bptt._src.uncompiled import at_compile_time
 from bptt.cells import Cell, State, Weights
 
 

@@ -14,7 +14,7 @@ from bptt._src.credit.plan import Plan, check_directions, plan_for
 from bptt._src.credit.spelling import as_credit
 from bptt._src.dtypes import check_dtype, rounded
 from bptt._src.dynamo import allow
-from bptt._src.engines.guard import only_by_autograd, without_autocast
+from bptt._src.engines.guard import is_exporting, only_by_autograd, without_autocast
 from bptt._src.engines.plan_operator import Crossing, plan_of
 from bptt._src.engines.recording import are_recorded
 from bptt._src.engines.windows import windows_of
@@ -33,8 +33,8 @@ class Layers(NotQuantized, nn.Module):
     """What all recurrent modules share: everything but their parameters.
 
     Subclasses have the attributes of :class:`torch.nn.RNNBase`, and its parameters by name. Those
-    that are torch.nn's modules too leave it the computation on a GPU, unless ``credit``, ``carry``
-    or ``resets`` is given.
+    that are torch.nn's modules too leave it the computation on a GPU, where it knows or can be made
+    to know what is asked (:mod:`bptt._src.pieces`).
     """
 
     cell: Cell
@@ -198,10 +198,11 @@ class Layers(NotQuantized, nn.Module):
         if not self._is_torchs:
             return False
         x = input.data if isinstance(input, PackedSequence) else input
+        if torch.compiler.is_dynamo_compiling():
+            return x.is_cuda and not is_exporting()
         if x.is_cuda:
-            return torch.compiler.is_compiling() or only_by_autograd(x) is None
-        compiling = torch.compiler.is_dynamo_compiling()
-        return not compiling and torch._C._get_tracing_state() is not None
+            return only_by_autograd(x) is None
+        return torch._C._get_tracing_state() is not None
 
     @uncompiled  # torch.compile would write out every step
     def _leave_it_to_torch(self, input: Any, hx: Any) -> tuple[Tensor | PackedSequence, Any]:

@@ -101,7 +101,7 @@ def _one_after_the_other(
 
 
 def _begun_anew(s: Tensor, is_reset: bool) -> Tensor:
-    """A state through which no gradient passes, to which it is zero, as where it is multiplied."""
+    """Begin at zero or at the state's value; the gradient of the state is zero, and not missing."""
     value = torch.zeros_like(s) if is_reset else s.detach()
     return torch.where(torch.ones_like(s, dtype=torch.bool), value, s)
 

@@ -1,4 +1,4 @@
-"""Tells whoever quantizes a model what torch's quantization does with our modules: nothing."""
+"""The warning that torch.ao.quantization leaves our modules as they are."""
 
 from __future__ import annotations
 

@@ -236,12 +236,19 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     elif torch.is_grad_enabled():
         d = _differentiable(readout, options, needed, grad)
     else:
+        there = list(needed) if ctx.reduction == "none" else ctx.needed
         if ctx.reduction == "none":
             run = torch.ops.bptt.linear_cross_entropy_backward.default
-            each = iter(run(grad, *readout[:4], *options, list(needed)))
+            found = run(grad, *readout[:4], *options, there)
         else:
-            each = iter([t * grad for t in found])
-        d = [next(each) if need else None for need in needed]
+            if any(need and not is_there for need, is_there in zip(needed, there, strict=True)):
+                there = list(needed)  # of an exported program, more than when it was recorded
+                _, *found = torch.ops.bptt.linear_cross_entropy.default(
+                    *readout[:4], *options, there
+                )
+            found = [t * grad for t in found]
+        each = iter(found)
+        d = [next(each) if is_there else None for is_there in there]
     return (*d, *(None,) * 5)
 
 

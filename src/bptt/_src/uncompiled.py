@@ -1,4 +1,4 @@
-"""``torch.compiler.disable`` for functions whose import must not load the compiler."""
+"""What torch.compile is told of our functions, without loading it."""
 
 from __future__ import annotations
 
@@ -34,3 +34,9 @@ def uncompiled(function: Function) -> Function:
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]  # it is not traced into
     return call  # type: ignore[return-value]
+
+
+def at_compile_time(function: Function) -> Function:
+    """Let torch.compile call a function while it compiles, and take the result as a constant."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

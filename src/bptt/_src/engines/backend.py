@@ -13,6 +13,7 @@ import torch
 from bptt._src.engines import kernel_library, native, reference, threads, twin
 from bptt._src.engines.call import AnyCall, Engine
 from bptt._src.engines.guard import is_watched
+from bptt._src.uncompiled import at_compile_time
 from bptt.errors import KernelError
 
 VARIABLE = "BPTT_KERNELS"
@@ -97,11 +98,9 @@ def is_chosen_native() -> bool:
     return _choice.native
 
 
+@at_compile_time
 def _make_choice() -> None:
     runs_native()
-
-
-_make_choice._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def engine_for(call: AnyCall, recorded: bool = True) -> Engine:

@@ -28,6 +28,7 @@ from bptt._src.engines.guard import (
 )
 from bptt._src.engines.kernel_library import cells, has, library
 from bptt._src.engines.readout import Found, Readout
+from bptt._src.uncompiled import at_compile_time
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
 RECORDS = False
@@ -76,11 +77,9 @@ def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
     return None
 
 
+@at_compile_time
 def _has(cell: Cell) -> bool:
     return has(cell)
-
-
-_has._dynamo_marked_constant = True  # type: ignore[attr-defined]  # asked while it compiles
 
 
 def _refuses_readout(call: Readout) -> str | None:

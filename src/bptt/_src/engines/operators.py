@@ -2,7 +2,7 @@
 
 ``torch.compile``, ``torch.export``, ``make_fx``, AOTAutograd and fake tensors see a call of a layer
 as one operation, whatever the number of steps, and know its shapes and its gradient. An eager call
-does without: an operator costs some 50 µs.
+does without, because an operator costs more than a small call.
 """
 
 from __future__ import annotations

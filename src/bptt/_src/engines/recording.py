@@ -6,7 +6,6 @@ they are known in this process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from bptt._src.credit.spelling import as_credit
+from bptt._src.uncompiled import at_compile_time
 from bptt.cells import BY_NAME, Cell
 
 _INFRASTRUCTURE = tuple(
@@ -49,12 +49,6 @@ def are_recorded() -> bool:
 # -------------------------------------------------------------- what is named by a string
 
 
-def at_compile_time(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let torch.compile call a function while it compiles, and take the result as a constant."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]  # without importing it
-    return function
-
-
 @at_compile_time
 def _remember(thing: Any) -> str:
     name = _names.setdefault(id(thing), str(len(_known)))
@@ -74,7 +68,7 @@ def name_of_credit(credit: Any) -> str:
     if spelled is not None:
         return spelled
     id(credit)  # a guard on the object
-    return cast(str, _remember(credit))
+    return _remember(credit)
 
 
 def credit_of(name: str) -> Any:
@@ -84,8 +78,8 @@ def credit_of(name: str) -> Any:
 def name_of_cell(cell: Cell) -> str:
     if cell.name in BY_NAME and BY_NAME[cell.name] is cell:
         return cell.name
-    id(cell)
-    return cast(str, _remember(cell))
+    id(cell)  # a guard on the object
+    return _remember(cell)
 
 
 def cell_of(name: str) -> Cell:
