@@ -64,6 +64,14 @@ class DivergedError(BpttError, ArithmeticError):
         self.what = what
 
 
+class RanksError(BpttError, RuntimeError):
+    """The processes of a job have lost each other, or do not have the same."""
+
+
+class ElsewhereError(RanksError):
+    """Another process of the job has failed, and has reported that itself."""
+
+
 class BpttWarning(UserWarning):
     """Something the user should know that does not stop the work."""
 

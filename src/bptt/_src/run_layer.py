@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from bptt._src.dropout import dropout
 from bptt._src.engines import operators
 from bptt._src.engines.call import Call
 from bptt._src.engines.plan_operator import Crossing, by_windows, own_rows
@@ -66,10 +67,10 @@ class Directly:
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
         windows = self.windows
         if windows is None:
-            return nn.functional.dropout(x, p, training)
+            return dropout(x, p, training)
         # The copies of a step in several windows lose the same units.
         one = x.new_ones(len(windows.own), x.shape[1])
-        return x * nn.functional.dropout(one, p, training).index_select(0, windows.rows)
+        return x * dropout(one, p, training).index_select(0, windows.rows)
 
     def result(self, x: Tensor, last: bool = True) -> Tensor:
         return x if self.windows is None else x.index_select(0, self.windows.own)
@@ -105,9 +106,9 @@ class Recorded:
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
         if self.crossing.blocks is None:
-            return nn.functional.dropout(x, p, training)
+            return dropout(x, p, training)
         one = x.new_ones(*self.rows, x.shape[1])
-        kept = nn.functional.dropout(one, p, training)
+        kept = dropout(one, p, training)
         return x * by_windows(kept, x, self.crossing, self.sizes)
 
     def result(self, x: Tensor, last: bool = True) -> Tensor:

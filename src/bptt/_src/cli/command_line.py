@@ -15,8 +15,14 @@ from typer.completion import get_completion_inspect_parameters
 import bptt
 from bptt._src.cli.commands import Group
 from bptt._src.cli.interrupts import Interrupts
-from bptt._src.cli.terminal import complain, discard, set_up_streams, show_warning
-from bptt.errors import BpttError, spell_options
+from bptt._src.cli.running import rank_here
+from bptt._src.cli.terminal import (
+    complain,
+    discard,
+    set_up_streams,
+    show_warning,
+)
+from bptt.errors import BpttError, ElsewhereError, spell_options
 
 # The class is typer's own in new versions and click's in old ones.
 ClickException: Any = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
@@ -57,8 +63,11 @@ def run(interrupts: Interrupts) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        complain(interrupts.words)
+        if not rank_here():
+            complain(interrupts.words)
         return interrupts.status
+    except ElsewhereError:  # which has said so itself
+        return 1
     except BpttError as e:
         complain(f"error: {e}")
         return 1
@@ -79,7 +88,8 @@ def _run(interrupts: Interrupts) -> int:
     except typer.Exit as e:
         return e.exit_code
     except ClickException as e:
-        complain(f"error: {e.format_message()}")
+        if not rank_here():  # the others were given the same
+            complain(f"error: {e.format_message()}")
         return int(e.exit_code)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
@@ -12,7 +13,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from bptt._src.cli.interrupts import Interrupts
-from bptt.errors import ConfigError
+from bptt._src.cli.running import rank_here
+from bptt.errors import ConfigError, ElsewhereError
 
 COMMANDS = {
     "train": "Train a recurrent language model on a text.",
@@ -52,6 +54,11 @@ class Command(TyperCommand):
         """Run the command; from here on there is something that an interrupt must put away."""
         if isinstance(ctx.obj, Interrupts):
             ctx.obj.working()
+        several = os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ
+        if several and self.name != "train":
+            if rank_here():
+                raise ElsewhereError("rank 0 refuses it")
+            raise ConfigError(f"bptt {self.name} runs in one process: start it without torchrun")
         return super().invoke(ctx)
 
     def _check_text(self, parameter: Any, value: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import (
     BarColumn,
     Progress,
@@ -88,6 +89,8 @@ class Display(Watch):
             again = training.reach_back
             back = f"; each update runs the {again} steps before its window again" if again else ""
             self.say(f"Credit: {training.credit!r}{back}.")
+        if not training.job.is_alone:
+            self.say(_processes(training))
         verb = f"going on after update {training.progress.updates:,}" if resumed else "new"
         self.say(f"Run: {training.run.path} ({verb}).")
 
@@ -233,6 +236,19 @@ class Display(Watch):
             "  " + best.sample(length=length, temperature=0.7, seed=0).strip().replace("\n", "\n  ")
         )
         self.say(f"The run is in {quoted(training.run.path)}.")
+
+
+def _processes(training: Training) -> str:
+    """How many processes there are, and what each has."""
+    ranks, B = training.job.ranks, training.config.batch_size
+    most, least = ranks.share(B, 0), ranks.share(B, ranks.world_size - 1)
+    each = f"{most}" if most == least else f"{least} or {most}"
+    what = "streams" if training.config.is_carried else "sequences of a batch"
+    threads = torch.get_num_threads()
+    return (
+        f"Processes: {ranks.world_size}, of {threads} thread{'s' * (threads > 1)} each; each has "
+        f"{each} of the {B} {what}."
+    )
 
 
 def _horizon(line: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from bptt._src.cli.running import rank_here
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -61,7 +63,8 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         is_first, self.received = self.received is None, number
         if not (self._is_working and is_first):
-            os.write(2, f"{self.words}\n".encode())
+            if not rank_here():  # of several processes one says so
+                os.write(2, f"{self.words}\n".encode())
             os._exit(self.status)
         raise KeyboardInterrupt
 

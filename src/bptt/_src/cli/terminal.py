@@ -18,6 +18,7 @@ from typing import Any
 import rich.console
 from rich.segment import Segment
 
+from bptt._src.cli.running import rank_here
 from bptt.errors import BpttWarning
 
 LONGEST = 1000  # characters of an error's message; of a longer one both ends are shown
@@ -98,8 +99,8 @@ def echo(text: str, *, end: str = "\n", raw: bool = False) -> None:
 
 
 def complain(text: str) -> None:
-    """Print one line on standard error."""
-    text = on_one_line(text)
+    """Print one line on standard error; of several processes, the others than rank 0 say which."""
+    text = on_one_line(f"rank {rank_here()}: {text}" if rank_here() else text)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} [...] {text[-LONGEST // 2 :]}"
     try:

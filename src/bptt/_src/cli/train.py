@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +16,10 @@ import typer
 from bptt._src.cli.display import Display
 from bptt._src.cli.options import with_config_options
 from bptt._src.cli.running import Signals
+from bptt._src.cli.several import check_restarts, heard_from_all
 from bptt._src.language_model.config import read_options
-from bptt._src.language_model.lock import Lock
+from bptt._src.language_model.job import Job, joined
+from bptt._src.language_model.lock import Lock, was_made_by_this_job
 from bptt._src.language_model.making import claim_first_free, give_up
 from bptt._src.language_model.session import refuse_code
 from bptt._src.shell import quoted
@@ -105,33 +107,48 @@ def train(
         raise ConfigError("--overwrite has no effect without --out: leave it out")
     if allow_code and not (resume_ or config):
         raise ConfigError("--allow-code has no effect without --resume or --config: leave it out")
-    display = Display(quiet)
-    with display.preparing() as progress:
-        if resume_:
-            training = resume(
-                resume_, options, allow_code=allow_code, watch=display, progress=progress
-            )
-        else:
-            given = read_options(config) if config else {}
-            if config and "credit" not in options and not allow_code:
-                refuse_code(given.get("credit", "full"), config)
-            settled = Config(**given).changed(**options)
-            settled.check_together(options)
-            with _directory(out, settled) as (where, lock):
-                training = start(
-                    settled,
-                    where,
-                    overwrite=overwrite,
-                    lock=lock,
-                    watch=display,
-                    progress=progress,
-                )
-    display.begin(training, resumed=resume_ is not None)
-    _run(training, display)
+    with joined() as job:
+        display = Display(quiet or not job.is_first)
+        with display.preparing() as progress, heard_from_all(job):
+            how: dict[str, Any] = {"watch": display, "progress": progress, "job": job}
+            if resume_:
+                training = resume(resume_, options, allow_code=allow_code, **how)
+            else:
+                job.together(lambda: check_restarts(out))
+                settled = job.together(lambda: _settled(config, options, allow_code=allow_code))
+                training = _begin(out, settled, overwrite=overwrite, **how)
+        display.begin(training, resumed=resume_ is not None or training.progress.updates > 0)
+        reason = _fit(training, display)
+    _end(training, display, reason)
 
 
-def _run(training: Training, display: Display) -> None:
-    """Train, and say how it ended; everything is saved in any case."""
+def _settled(config: Path | None, options: dict[str, Any], *, allow_code: bool) -> Config:
+    """The options from the file and from the command line."""
+    given = read_options(config) if config else {}
+    if config and "credit" not in options and not allow_code:
+        refuse_code(given.get("credit", "full"), config)
+    settled = Config(**given).changed(**options)
+    settled.check_together(options)
+    return settled
+
+
+def _begin(out: Path | None, config: Config, *, overwrite: bool, job: Job, **how: Any) -> Training:
+    """Make a new run; where torchrun has started this job again, go on with the one it made."""
+    if out is not None and job.lead(lambda: was_made_by_this_job(out)):
+        return resume(out, allow_code=True, job=job, **how)
+    with ExitStack() as stack:
+        locks: list[Lock | None] = [None]
+
+        def claim() -> Path:
+            path, locks[0] = stack.enter_context(_directory(out, config))
+            return path
+
+        where = job.lead(claim)
+        return start(config, where, overwrite=overwrite, lock=locks[0], job=job, **how)
+
+
+def _fit(training: Training, display: Display) -> str:
+    """Train; everything is saved in any case. Return why it ended."""
     if training.reader.epoch >= training.config.epochs:
         display.say(
             f"It has been trained for all its epochs, {training.reader.epoch}; ask for more with "
@@ -139,7 +156,7 @@ def _run(training: Training, display: Display) -> None:
         )
     limit = training.config.max_minutes
     deadline = math.inf if limit is None else time.monotonic() + 60 * limit
-    if training.config.tensorboard:
+    if training.config.tensorboard and training.job.is_first:
         display.open_tensorboard(training.run.path / "tensorboard")
     with Signals() as signals:
 
@@ -153,7 +170,7 @@ def _run(training: Training, display: Display) -> None:
         go_on += " --allow-code"
     if reason in ("SIGTERM", "SIGHUP"):
         display.say(f"{reason} came, all is saved; {go_on}")
-        raise typer.Exit(128 + signal.Signals[reason])
+        return reason
     if reason == "Ctrl-C":
         display.say(f"Interrupted and saved; {go_on}")
     elif reason == "time":
@@ -161,7 +178,15 @@ def _run(training: Training, display: Display) -> None:
     elif reason == "patience":
         display.say(f"Stopped: {training.progress.worse} evaluations brought nothing better.")
     training.evaluate_unsaved()
-    display.conclude(training)
+    return reason
+
+
+def _end(training: Training, display: Display, reason: str) -> None:
+    """Show how good the model is, and leave with the status that shells expect."""
+    if reason in ("SIGTERM", "SIGHUP"):
+        raise typer.Exit(128 + signal.Signals[reason])
+    if training.job.is_first:
+        display.conclude(training)
     if reason == "Ctrl-C":
         raise typer.Exit(128 + signal.SIGINT)
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bptt._src.ranks import ALONE, whole_batch
 from bptt.errors import ConfigError
 
 
@@ -171,6 +172,12 @@ class Plan:
         """The number of backward steps over all blocks: T unless windows overlap."""
         return sum(b.end - b.since for b in self.blocks) or self.steps
 
+    def of_sequences(self, chosen: slice) -> Plan:
+        """Return the plan of some of the sequences."""
+        if self.batch is None:
+            return self
+        return Plan(self.steps, self.carry[:, chosen], self.blocks)
+
     def slice(self, first: int, end: int) -> Plan:
         """Return the part of a product plan for the steps ``first`` to ``end - 1``."""
         if not self.is_product:
@@ -255,6 +262,9 @@ def plan_for(
 ) -> Plan:
     """Ask a credit for a plan, and check that it fits.
 
+    Where several processes share the batch, the credit plans for all of it, so that each sequence
+    has the plan that it has in one process; the processes' generators must be in step.
+
     Args:
         credit: anything with a ``plan``.
         steps: T.
@@ -267,11 +277,14 @@ def plan_for(
         TypeError: what it returns is no plan.
         ValueError: the plan is for other inputs.
     """
-    plan = credit.plan(steps, 1 if together or batch is None else batch, generator)
+    ranks, whole = (ALONE, 1) if together or batch is None else whole_batch(batch)
+    plan = credit.plan(steps, whole, generator)
     if not isinstance(plan, Plan):
         raise TypeError(
             f"{where}: {credit!r} must plan by returning a bptt.Plan, got {type(plan).__name__}"
         )
+    if ranks != ALONE and plan.batch == whole:
+        plan = plan.of_sequences(ranks.own())
     if plan.steps != steps or plan.batch not in (None, 1, batch):
         raise ValueError(
             f"{where}: {credit!r} has planned for {plan.steps} steps and "

@@ -69,6 +69,8 @@ class Randomized(Credit):
             raise ConfigError(f"Randomized: mean must be above 1 and finite, got {self.mean}")
         if self.tail not in ("heavy", "constant"):
             raise ConfigError(f"Randomized: tail must be heavy or constant, got {self.tail!r}")
+        if not isinstance(self.shared, bool):  # "false" is a true value
+            raise ConfigError(f"Randomized: shared must be True or False, got {self.shared!r}")
         if not 2 < self.alpha < np.inf:
             raise ConfigError(f"Randomized: alpha must be above 2 and finite, got {self.alpha}")
         if self.pi is not None:

@@ -1,7 +1,8 @@
 """Readers of batches for training: of contiguous streams, or of whole sentences.
 
 Everything random is a function of the seed and the epoch alone, so a position is two integers
-and resuming is exact.
+and resuming is exact. Where several processes share the batches, each reads its own sequences of
+every batch; the position is that of all of them, so that any number of processes can resume.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bptt._src.data.tokens import Tokens
+from bptt._src.ranks import ALONE, Ranks, ranks_of
 from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, spelled
 
 IGNORED = -100
@@ -38,12 +40,30 @@ class Batch:
         fresh: Whether every sequence starts here, from a zero state; otherwise each continues
             from the end of the same column in the previous batch.
         tokens: The number of targets that count.
+        total: The number of targets that count on all processes together, ``tokens`` in one. The
+            batch's loss is the sum of the tokens' losses over all processes, divided by it.
+        size: The number of sequences on all processes together, B in one.
     """
 
     inputs: Tensor
     targets: Tensor
     fresh: bool
     tokens: int
+    total: int
+    size: int
+
+
+def check_share(batch_size: int, ranks: Ranks) -> None:
+    """Refuse a batch of which some processes would have nothing.
+
+    Raises:
+        ConfigError: there are fewer sequences than processes.
+    """
+    if batch_size < ranks.world_size:
+        raise ConfigError(
+            f"{spelled('batch_size', batch_size)} leaves {ranks.world_size - batch_size} of the "
+            f"{ranks.world_size} processes without a sequence: raise it, or start fewer"
+        )
 
 
 class _Reader:
@@ -51,10 +71,11 @@ class _Reader:
 
     _kind: str
 
-    def __init__(self, tokens: Tokens, batch_size: int, seed: int) -> None:
+    def __init__(self, tokens: Tokens, batch_size: int, seed: int, ranks: Ranks) -> None:
         if batch_size < 1:
             raise ConfigError(f"{spelled('batch_size')} must be at least 1, got {batch_size}")
-        self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
+        check_share(batch_size, ranks)
+        self.tokens, self.batch_size, self.seed, self.ranks = tokens, batch_size, seed, ranks
         self.epoch = 0
         self.position = 0
 
@@ -62,13 +83,17 @@ class _Reader:
         """Number of batches in the current epoch, those already yielded included."""
         raise NotImplementedError
 
-    def _batch(self, position: int) -> Batch:
+    def _batch(self, position: int, ranks: Ranks) -> Batch:
         raise NotImplementedError
+
+    def whole(self) -> Batch:
+        """Read the batch that was yielded last, with the sequences of all processes."""
+        return self._batch(self.position - 1, ALONE)
 
     def __iter__(self) -> Iterator[Batch]:
         """The remaining batches of this epoch; after the last one the next epoch begins."""
         while self.position < len(self):
-            batch = self._batch(self.position)
+            batch = self._batch(self.position, self.ranks)
             self.position += 1  # before the yield, so that a state saved later resumes after it
             yield batch
         self.epoch += 1
@@ -146,21 +171,26 @@ class Streams(_Reader):
         steps: int,
         sampling: str = "sequential",
         seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         """Start before the first batch of epoch 0.
 
         Args:
             tokens: The text; boundaries of sequences are ignored.
-            batch_size: Number of streams, B.
+            batch_size: Number of streams, B, of all processes together.
             steps: Tokens in a window, T.
             sampling: ``"sequential"`` or ``"random"``.
             seed: Seed of the offsets and the order.
+            rank: The number of this process; it reads the streams ``rank``, ``rank + world_size``
+                and so on. By default that of torch.distributed, if it is initialised.
+            world_size: The number of processes that share the streams; by default likewise.
 
         Raises:
             ConfigError: If an argument is out of range.
             CorpusError: If the text is too short.
         """
-        super().__init__(tokens, batch_size, seed)
+        super().__init__(tokens, batch_size, seed, ranks_of(rank, world_size))
         if steps < 1:
             raise ConfigError(f"{spelled('steps')} must be at least 1, got {steps}")
         if sampling not in ("sequential", "random"):
@@ -205,7 +235,7 @@ class Streams(_Reader):
             self._drawn = (self.epoch, offset, order)
         return self._drawn[1:]
 
-    def _batch(self, position: int) -> Batch:
+    def _batch(self, position: int, ranks: Ranks) -> Batch:
         offset, order = self._draw()
         steps, size = self.steps, self.batch_size
         if self.sampling == "random":
@@ -215,11 +245,15 @@ class Streams(_Reader):
             length = self._length(offset)
             starts = [offset + b * length + position * steps for b in range(size)]
             steps = min(steps, length - position * steps)
-        # One token more than the inputs: the target of the last one.
-        columns = np.stack([self.tokens.ids[s : s + steps + 1] for s in starts], axis=1)
-        window = torch.from_numpy(columns.astype(np.int64))  # [T + 1, B]
+        own = starts[ranks.own()]
+        columns = np.empty((steps + 1, len(own)), np.int64)
+        for column, s in enumerate(own):
+            # One token more than the inputs: the target of the last one.
+            columns[:, column] = self.tokens.ids[s : s + steps + 1]
+        window = torch.from_numpy(columns)
         fresh = self.sampling == "random" or position == 0
-        return Batch(window[:-1], window[1:], fresh, steps * len(starts))
+        counts = steps * len(own), steps * len(starts), len(starts)
+        return Batch(window[:-1], window[1:], fresh, *counts)
 
     def _identity(self) -> dict[str, int | str]:
         return {**super()._identity(), "steps": self.steps, "sampling": self.sampling}
@@ -253,18 +287,30 @@ class Sentences(_Reader):
 
     _kind = "sentences"
 
-    def __init__(self, tokens: Tokens, *, batch_size: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
         """Start before the first batch of epoch 0.
 
         Args:
             tokens: The sentences; tokens that were read as a stream have none.
-            batch_size: The largest number of sentences in a batch, B.
+            batch_size: The largest number of sentences in a batch, B, of all processes together.
             seed: Seed of the order.
+            rank: The number of this process; it reads the sentences ``rank``, ``rank + world_size``
+                and so on of each batch, padded to the batch's longest. By default that of
+                torch.distributed, if it is initialised.
+            world_size: The number of processes that share the batches; by default likewise.
 
         Raises:
             ConfigError: If the tokens are a stream, or the batch size is not positive.
         """
-        super().__init__(tokens, batch_size, seed)
+        super().__init__(tokens, batch_size, seed, ranks_of(rank, world_size))
         if tokens.offsets is None:
             raise ConfigError(
                 "these tokens are one stream without sentences: read the text as sentences or "
@@ -320,18 +366,24 @@ class Sentences(_Reader):
                 yield [_Part(chosen, s, self._most) for s in range(0, longest, self._most)]
             first = end
 
-    def _batch(self, position: int) -> Batch:
+    def _batch(self, position: int, ranks: Ranks) -> Batch:
         part = self._draw()[position]
         starts = self._offsets[part.sequences] + part.first
         ends = self._offsets[part.sequences + 1]
         if part.steps is not None:
             ends = np.minimum(ends, starts + part.steps + 1)
-        longest = int((ends - starts).max()) - 1
+        longest, total, size = int((ends - starts).max()) - 1, _counted(starts, ends), len(starts)
+        starts, ends = starts[ranks.own()], ends[ranks.own()]
         inputs = np.zeros((longest, len(starts)), np.int64)  # the padding's value does not matter
         targets = np.full((longest, len(starts)), IGNORED, np.int64)
         for column, (start, end) in enumerate(zip(starts, ends, strict=True)):
             ids: NDArray[Any] = self.tokens.ids[start:end]
             inputs[: len(ids) - 1, column] = ids[:-1]
             targets[: len(ids) - 1, column] = ids[1:]
-        counted = int((ends - starts).sum()) - len(starts)
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), part.first == 0, counted)
+        counts = _counted(starts, ends), total, size
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), part.first == 0, *counts)
+
+
+def _counted(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> int:
+    """The number of targets between these places, of which the first token is none."""
+    return int((ends - starts).sum()) - len(starts)

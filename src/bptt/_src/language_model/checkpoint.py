@@ -98,7 +98,11 @@ def read_about(about: dict[str, Any], path: Path) -> About:
 
 
 def checkpoint_of(training: Training) -> Checkpoint:
-    """Collect everything needed to continue from here; :func:`restore` takes it."""
+    """Collect everything needed to continue from here; :func:`restore` takes it.
+
+    It does not say how many processes there are: the states are those of all sequences.
+    """
+    job, B = training.job, training.sequences
     tensors = {f"model.{k}": v for k, v in weights_of(training.model).items()}
     for number, values in training.optimizer.state_dict()["state"].items():
         for name, value in values.items():
@@ -106,9 +110,9 @@ def checkpoint_of(training: Training) -> Checkpoint:
     stream = training.stream
     begin = stream.state if stream.past is None else stream.before
     for number, s in enumerate(optree.tree_leaves(begin)):
-        tensors[f"state.{number}"] = s
+        tensors[f"state.{number}"] = job.sequences(s, B)
     if stream.past is not None:
-        tensors["past"] = stream.past
+        tensors["past"] = job.sequences(stream.past, B)
     tensors["random.cpu"] = torch.get_rng_state()
     if training.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(training.device)
@@ -160,9 +164,13 @@ def _restore_tensors(training: Training, tensors: dict[str, Tensor]) -> None:
     groups = training.optimizer.state_dict()["param_groups"]  # given by the options
     training.optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
     device = training.device
-    states = [tensors[k].to(device) for k in sorted(tensors) if k.startswith("state.")]
+    own = training.job.ranks.own()
+    whole = [tensors[k] for k in sorted(tensors) if k.startswith("state.")]
+    training.sequences = whole[0].shape[1] if whole else 0
+    states = [s[:, own].contiguous().to(device) for s in whole]
     state = None if not states else states[0] if len(states) == 1 else tuple(states)
-    past = tensors["past"].to(device) if "past" in tensors else None
+    training.whole_past = tensors.get("past")
+    past = tensors["past"][:, own].contiguous().to(device) if "past" in tensors else None
     training.stream = Stream(state) if past is None else Stream(past=past, before=state)
     try:
         torch.set_rng_state(tensors["random.cpu"])

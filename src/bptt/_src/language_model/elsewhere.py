@@ -64,7 +64,7 @@ def in_torch(model: LanguageModel) -> TorchLanguageModel:
             f"LanguageModel.to_torch: torch.nn has no {cell.name}: use the model as it is, or "
             "write a file of ONNX by to_onnx"
         ) from None
-    new = TorchLanguageModel(of.embedding, recurrent, of.readout, of.dropout)
+    new = TorchLanguageModel(of.embedding, recurrent, of.readout, nn.Dropout(of.dropout.p))
     return new.train(model.training)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bptt._src.data.readers import IGNORED
+from bptt._src.language_model.job import Job
 from bptt._src.language_model.score import Score
 from bptt.data import Tokens
 from bptt.errors import CorpusError
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from bptt._src.language_model.model import LanguageModel
 
 
-@torch.inference_mode()
 def evaluate(
     model: LanguageModel, tokens: Tokens, *, batch_size: int = 20, steps: int = 500
 ) -> Score:
@@ -41,19 +42,32 @@ def evaluate(
     Raises:
         CorpusError: there is no token to predict.
     """
+    return evaluate_shared(model, tokens, None, batch_size=batch_size, steps=steps)
+
+
+@torch.inference_mode()
+def evaluate_shared(
+    model: LanguageModel, tokens: Tokens, job: Job | None, *, batch_size: int, steps: int = 500
+) -> Score:
+    """Measure a model's loss as :func:`evaluate` does, on all processes of a job.
+
+    Sequences are shared out. Of a stream the recurrent layers are run by each process, because a
+    step needs the state before it, and the readout is shared out. All get the same result, that of
+    one process to the bit: the chunks' losses are added in the order of the text.
+    """
     training = model.training
     model.eval()
     unknown = tokens.unknown
     try:
         if tokens.offsets is None:
-            nats, count = _stream(model, tokens.ids, steps)
+            nats, count = _stream(model, tokens.ids, steps, _Chunks(job))
             unknown -= int(tokens.ids[0]) == model.tokenizer.unknown
             protocol = (
                 "one stream, the state carried from the first token to the last; the first token "
                 "is not predicted"
             )
         else:
-            nats, count = _sequences(model, tokens.ids, tokens.offsets, batch_size)
+            nats, count = _sequences(model, tokens.ids, tokens.offsets, batch_size, _Chunks(job))
             protocol = (
                 f"{len(tokens.offsets) - 1:,} sequences, each from a zero state; its end is "
                 "predicted too"
@@ -70,19 +84,53 @@ def evaluate(
     )
 
 
-def _stream(model: LanguageModel, ids: NDArray[Any], steps: int) -> tuple[float, int]:
+class _Chunks:
+    """The losses of the chunks of a text, which the processes of a job compute in turn."""
+
+    def __init__(self, job: Job | None) -> None:
+        self.job, self.losses = job, [0.0]
+
+    def is_own(self, number: int) -> bool:
+        """Whether this process computes the chunk of this number."""
+        if self.job is None:
+            return True
+        rank, size = self.job.ranks
+        return number % size == rank
+
+    def add(self, nats: float) -> None:
+        """Note the loss of the next chunk."""
+        self.losses.append(nats)
+
+    def skip(self, count: int = 1) -> None:
+        """Leave the next chunks to another process."""
+        self.losses += [0.0] * count
+
+    def sum(self) -> float:
+        """Add up the losses of all chunks exactly, in whatever order they were computed."""
+        found = torch.tensor(self.losses, dtype=torch.float64, device="cpu")
+        if self.job is not None:
+            self.job.sum(found)
+        return math.fsum(found.tolist())
+
+
+def _stream(
+    model: LanguageModel, ids: NDArray[Any], steps: int, chunks: _Chunks
+) -> tuple[float, int]:
     if len(ids) < 2:
         raise CorpusError(
             f"the text has {len(ids)} token{'s' * (len(ids) != 1)}; at least 2 are needed, "
             "because the first is not predicted"
         )
     device = model.embedding.weight.device
-    nats, state = 0.0, None
-    for start in range(0, len(ids) - 1, steps):
+    state = None
+    for number, start in enumerate(range(0, len(ids) - 1, steps)):
         window = torch.from_numpy(ids[start : start + steps + 1].astype(np.int64)).to(device)
         hidden, state = model.hidden(window[:-1].unsqueeze(1), state)
-        nats += _summed_loss(model, hidden, window[1:].unsqueeze(1))
-    return nats, len(ids) - 1
+        if chunks.is_own(number):
+            chunks.add(_summed_loss(model, hidden, window[1:].unsqueeze(1)))
+        else:
+            chunks.skip()
+    return chunks.sum(), len(ids) - 1
 
 
 def _sequences(
@@ -90,15 +138,21 @@ def _sequences(
     ids: NDArray[Any],
     offsets: NDArray[Any],
     batch_size: int,
+    chunks: _Chunks,
 ) -> tuple[float, int]:
     device = model.embedding.weight.device
     lengths = np.diff(offsets)
     order = np.argsort(lengths, kind="stable")
-    nats, count = 0.0, 0
-    for start in range(0, len(order), batch_size):
+    count = 0
+    for number, start in enumerate(range(0, len(order), batch_size)):
         chosen = order[start : start + batch_size]
+        count += int((lengths[chosen] - 1).sum())
+        windows = range(0, int(lengths[chosen].max()) - 1, WINDOW)
+        if not chunks.is_own(number):
+            chunks.skip(len(windows))
+            continue
         state = None
-        for first in range(0, int(lengths[chosen].max()) - 1, WINDOW):
+        for first in windows:
             starts = offsets[chosen] + first
             ends = np.minimum(offsets[chosen + 1], starts + WINDOW + 1)
             batch = np.full((int((ends - starts).max()), len(chosen)), IGNORED, dtype=np.int64)
@@ -107,11 +161,10 @@ def _sequences(
             targets = torch.from_numpy(batch[1:]).to(device)
             inputs = torch.from_numpy(np.maximum(batch[:-1], 0)).to(device)
             hidden, state = model.hidden(inputs, state)
-            nats += _summed_loss(model, hidden, targets)
-        count += int((lengths[chosen] - 1).sum())
+            chunks.add(_summed_loss(model, hidden, targets))
     if not count:
         raise CorpusError("the text has no sentence to predict")
-    return nats, count
+    return chunks.sum(), count
 
 
 def _summed_loss(model: LanguageModel, hidden: Tensor, targets: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import warnings
 import weakref
@@ -43,6 +44,9 @@ class Lock:
             self.release = weakref.finalize(self, os.close, descriptor)
             self._take(descriptor, run)
             if _is_at(descriptor, path):
+                if os.pread(descriptor, 1000, 0) != _job():
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, _job())
                 return
             self.release()  # the previous holder has removed the file
 
@@ -60,6 +64,24 @@ class Lock:
                 BpttWarning,
                 stacklevel=3,
             )
+
+
+def was_made_by_this_job(run: Path) -> bool:
+    """Whether torchrun has started this job again, and it was the last to train the run."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    try:
+        return (run / ".lock").read_bytes() == _job()
+    except FileNotFoundError:
+        return False
+
+
+def _job() -> bytes:
+    """The job that torchrun has started, which is the same when it starts it again."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return (
+        b"" if name is None else f"{name} of process {os.getppid()} on {platform.node()}".encode()
+    )
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bptt import unroll
+from bptt._src.dropout import dropout
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.elsewhere import as_onnx, in_torch
 from bptt._src.language_model.evaluation import evaluate
@@ -21,6 +22,13 @@ from bptt._src.networks import make_network
 from bptt.data import Tokenizer, encode_text
 from bptt.errors import ConfigError, spelled
 from bptt.memory import Memory
+
+
+class _Dropout(nn.Dropout):
+    """torch.nn's, except that in training a sequence's masks do not depend on its process."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return dropout(input, self.p, self.training)
 
 
 class LanguageModel(nn.Module):
@@ -52,7 +60,7 @@ class LanguageModel(nn.Module):
             config.cell, E, H, nonlinearity=config.nonlinearity, **options
         )
         self.readout = nn.Linear(H, V)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = _Dropout(config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

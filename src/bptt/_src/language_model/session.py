@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bptt._src.atomic import expanded, named
+from bptt._src.data.readers import check_share
 from bptt._src.language_model.checkpoint import read_about
 from bptt._src.language_model.config import RUNNING, Config, fields_by_name
+from bptt._src.language_model.job import Job, threads_here
 from bptt._src.language_model.lock import Lock
 from bptt._src.language_model.making import check_free, refuse_links, remove_leavings
 from bptt._src.language_model.run import Run
@@ -41,8 +44,11 @@ def start(
     lock: Lock | None = None,
     watch: Watch | None = None,
     progress: Progress | None = None,
+    job: Job | None = None,
 ) -> Training:
     """Prepare the text and make a new run, saved before its first update.
+
+    Where torch.distributed is initialised, all processes call this with the same arguments.
 
     Args:
         config: the options.
@@ -51,6 +57,7 @@ def start(
         lock: the directory's lock, if it is held already.
         watch: callbacks for the training.
         progress: callback for the preparation of the text.
+        job: the processes that train together; by default those of torch.distributed.
 
     Raises:
         ConfigError: there is a run already, another process trains it, or options contradict
@@ -58,23 +65,27 @@ def start(
         CorpusError: the text cannot be used.
         KernelError: the kernels that the environment asks for are not available.
         OSError: a file cannot be written.
+        ElsewhereError: one of these was raised on another process.
     """
-    run = Run(out)
-    check_free(run.path, overwrite=overwrite)
-    config.make_credit()  # imports a user's own class, which was not needed until now
-    backend()  # refuses unavailable kernels before a run is made
-    _use_threads(config.threads)
-    text = _prepare(config, progress)
-    name = f"the held-out part of {text.name}"
-    warn_of_unknown(text.valid.unknown_share, name, config.level)
+    run, job = Run(out), job or Job()
+    job.lead(lambda: check_free(run.path, overwrite=overwrite))
+    job.together(lambda: _check_here(config, job, config.threads))
+    text = _shared_text(job, lambda: _prepare(config, progress))
+    if job.is_first:
+        name = f"the held-out part of {text.name}"
+        warn_of_unknown(text.valid.unknown_share, name, config.level)
     # So that the run can be resumed, and its config.json used, from another directory.
     config = config.changed(corpus=_absolute(config.corpus), valid=_absolute(config.valid))
-    training = Training(config, run, text, watch or Watch())
+    training = job.together(lambda: Training(config, run, text, watch or Watch(), job=job))
     about, checkpoint = describe_text(text), training.checkpoint()
-    with named(out):
-        training.lock = run.create(
-            config, text.tokenizer, about, checkpoint, overwrite=overwrite, lock=lock
-        )
+
+    def make() -> None:
+        with named(out):
+            training.lock = run.create(
+                config, text.tokenizer, about, checkpoint, overwrite=overwrite, lock=lock
+            )
+
+    job.lead(make)
     return training
 
 
@@ -85,8 +96,12 @@ def resume(
     allow_code: bool = False,
     watch: Watch | None = None,
     progress: Progress | None = None,
+    job: Job | None = None,
 ) -> Training:
-    """Continue a run from its last checkpoint.
+    """Continue a run from its last checkpoint, with any number of processes.
+
+    Where torch.distributed is initialised, all processes call this with the same arguments; only
+    rank 0 needs the run.
 
     Args:
         path: the run's directory.
@@ -95,14 +110,39 @@ def resume(
             runs code. Naming the same credit in ``changes`` allows it too.
         watch: callbacks for the training.
         progress: callback for the preparation of the text.
+        job: the processes that train together; by default those of torch.distributed.
 
     Raises:
         CheckpointError: the run is damaged, or its text has changed.
         ConfigError: an option cannot change, or another process trains the run.
         OSError: a file cannot be written.
+        ElsewhereError: one of these was raised on another process.
     """
-    run = Run(path)
-    was, changes = run.config(), changes or {}
+    run, changes, job = Run(path), changes or {}, job or Job()
+    was, config = job.lead(lambda: _changed(run, changes, allow_code=allow_code))
+    held: list[Lock] = []
+
+    def take() -> None:
+        refuse_links(path)
+        held.append(Lock(path))
+        remove_leavings(path)
+
+    try:
+        job.lead(take)
+        training = _resumed(run, config, watch or Watch(), progress, job)
+        if config != was:
+            job.lead(lambda: run.save_config(config))
+    except BaseException:
+        for lock in held:
+            lock.release()
+        raise
+    training.lock = held[0] if held else None
+    return training
+
+
+def _changed(run: Run, changes: dict[str, Any], *, allow_code: bool) -> tuple[Config, Config]:
+    """The options of a run as they were, and as they are to be."""
+    was = run.config()
     config = was.changed(**changes)
     config.check_together(changes)
     for name in fields_by_name():
@@ -112,19 +152,8 @@ def resume(
                 + ", ".join(map(spelled, sorted(MAY_CHANGE)))
             )
     if "credit" not in changes and not allow_code:
-        refuse_code(was.credit, path / "config.json")
-    refuse_links(path)
-    lock = Lock(path)
-    try:
-        remove_leavings(path)
-        training = _resumed(run, config, watch or Watch(), progress)
-        if config != was:
-            run.save_config(config)
-    except BaseException:
-        lock.release()
-        raise
-    training.lock = lock
-    return training
+        refuse_code(was.credit, run.path / "config.json")
+    return was, config
 
 
 def refuse_code(credit: str, path: Path) -> None:
@@ -140,8 +169,22 @@ def refuse_code(credit: str, path: Path) -> None:
         )
 
 
-def _resumed(run: Run, config: Config, watch: Watch, progress: Progress | None) -> Training:
-    tokenizer, checkpoint = run.tokenizer(), run.load_checkpoint()
+def _check_here(config: Config, job: Job, threads: int | None) -> None:
+    """Refuse what this process cannot do, before the text is prepared; set its threads."""
+    check_share(config.batch_size, job.ranks)
+    config.make_credit()  # imports a user's own class, which was not needed until now
+    backend()  # refuses unavailable kernels before a run is made
+    threads = threads or threads_here()
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
+def _resumed(
+    run: Run, config: Config, watch: Watch, progress: Progress | None, job: Job
+) -> Training:
+    tokenizer, checkpoint, fingerprint = job.lead(
+        lambda: (run.tokenizer().to_json(), run.load_checkpoint(), run.text()["fingerprint"])
+    )
     about = read_about(checkpoint[1], run.path / "checkpoint.safetensors")
     if about.torch != torch.__version__:
         warnings.warn(
@@ -150,14 +193,19 @@ def _resumed(run: Run, config: Config, watch: Watch, progress: Progress | None) 
             BpttWarning,
             stacklevel=3,
         )
-    # The same number of threads, because sums are split between threads.
-    _use_threads(config.threads or about.threads)
-    text = _text_of(run, config, progress)
-    if tokenizer.to_json() != text.tokenizer.to_json():
-        raise CheckpointError(
-            f"{run.path / 'tokenizer.json'} is not the one the run was trained with"
-        )
-    training = Training(config, run, text, watch)
+    # In one process the same number of threads, because sums are split between threads.
+    threads = config.threads or (about.threads if job.is_alone else None)
+    job.together(lambda: _check_here(config, job, threads))
+    text = _shared_text(job, lambda: _text_of(run.path, config, fingerprint, progress))
+
+    def restored() -> Training:
+        if tokenizer != text.tokenizer.to_json():
+            raise CheckpointError(
+                f"{run.path / 'tokenizer.json'} is not the one the run was trained with"
+            )
+        return Training(config, run, text, watch, job=job)
+
+    training = job.together(restored)
     training.resume(checkpoint)
     return training
 
@@ -190,11 +238,6 @@ def describe_text(text: PreparedText) -> dict[str, Any]:
     }
 
 
-def _use_threads(threads: int | None) -> None:
-    if threads is not None and threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
-
-
 def _absolute(sources: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(s if s == "-" else str(expanded(s).absolute()) for s in sources)
 
@@ -220,26 +263,47 @@ def _prepare(config: Config, progress: Progress | None) -> PreparedText:
     )
 
 
-def _text_of(run: Run, config: Config, progress: Progress | None) -> PreparedText:
+def _shared_text(job: Job, prepare: Callable[[], PreparedText]) -> PreparedText:
+    """The text, prepared by one process of each machine; its others find it in the cache."""
+    if job.is_alone:
+        return prepare()
+    own = job.together(prepare if job.leads_machine else lambda: None)
+    fingerprint, name = job.lead(lambda: (own.fingerprint, own.name))  # type: ignore[union-attr]
+
+    def found() -> PreparedText:
+        text = own or load_prepared(fingerprint)
+        if text is None:
+            raise CorpusError(
+                "this process does not see the cache in which another one of its machine has "
+                "prepared the text: give both the same (the environment variable BPTT_CACHE)"
+            )
+        if text.fingerprint != fingerprint:
+            raise CorpusError(f"{text.name} is not the same text as on the machine of rank 0")
+        return replace(text, name=name)
+
+    return job.together(found)
+
+
+def _text_of(
+    path: Path, config: Config, fingerprint: str, progress: Progress | None
+) -> PreparedText:
     """The text that a run was trained on: from the cache, or read again if it is unchanged."""
-    fingerprint = run.text()["fingerprint"]
     found = load_prepared(fingerprint)
     if found is not None:
         return found
     if "-" in config.corpus or "-" in config.valid:
         raise CheckpointError(
-            f"the text of {run.path} came from standard input and is no longer in the cache; "
+            f"the text of {path} came from standard input and is no longer in the cache; "
             "train again from a file"
         )
     text = _prepare(config, progress)
     if text.fingerprint != fingerprint:
         raise CheckpointError(
-            f"the text of {run.path} has changed since it was trained; train again, or restore "
-            "the text"
+            f"the text of {path} has changed since it was trained; train again, or restore the text"
         )
     return text
 
 
 def text_of_run(run: Run) -> PreparedText:
     """Find the text that a run was trained and validated on."""
-    return _text_of(run, run.config(), None)
+    return _text_of(run.path, run.config(), run.text()["fingerprint"], None)

@@ -11,6 +11,7 @@ from bptt._src.language_model.config import Config
 from bptt._src.language_model.expected import check_memory, no_memory
 from bptt._src.language_model.model import LanguageModel
 from bptt._src.language_model.monitor import STEPS
+from bptt._src.ranks import Ranks
 from bptt.credit import Credit
 from bptt.data import PreparedText, Sentences, Streams
 
@@ -39,14 +40,18 @@ def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Opti
     return kind(parameters, **options)
 
 
-def make_reader(config: Config, text: PreparedText, credit: Credit) -> Streams | Sentences:
+def make_reader(
+    config: Config, text: PreparedText, credit: Credit, ranks: Ranks
+) -> Streams | Sentences:
     """Make the reader of batches for a configuration, with windows that suit the credit."""
+    who = ranks._asdict()
     if config.reading != "stream":
-        return Sentences(text.train, batch_size=config.batch_size, seed=config.seed)
+        return Sentences(text.train, batch_size=config.batch_size, seed=config.seed, **who)
     return Streams(
         text.train,
         batch_size=config.batch_size,
         steps=config.steps or (config.is_carried and credit.window) or STEPS,
         sampling=config.sampling,
         seed=config.seed,
+        **who,
     )

@@ -12,6 +12,8 @@ from torch.nn.utils import get_total_norm
 
 from bptt import Stream
 from bptt._src.data.readers import IGNORED
+from bptt._src.language_model.gradient_sum import GradientSum, Share
+from bptt._src.language_model.job import Job
 from bptt._src.language_model.model import LanguageModel
 from bptt.credit import Credit
 from bptt.losses import linear_cross_entropy
@@ -27,6 +29,10 @@ class Taken(NamedTuple):
     """The gradient's norm before clipping."""
     stream: Stream
     """The state of the streams after the batch, without a graph."""
+    own_loss: float
+    """The part of the loss that comes from this process's sequences."""
+    votes: list[float]
+    """The sums of the votes of all processes."""
 
 
 def loss_of(
@@ -39,6 +45,7 @@ def loss_of(
     memory: Memory | None = None,
     reach_back: int = 0,
     generator: torch.Generator | None = None,
+    total: int | None = None,
 ) -> tuple[Float[Tensor, ""], Stream]:
     """Compute a batch's mean loss, without storing the logits, and the streams after it.
 
@@ -53,6 +60,8 @@ def loss_of(
         reach_back: number of steps before the batch to run again; the batch's losses reach all
             of them.
         generator: draws what is random in the credit; torch's own by default.
+        total: the number of targets that the sum of the losses is divided by, where the batch is
+            one process's share of another; None: those of the batch.
     """
     within = None if reach_back else credit
     how: dict[str, Any] = {"credit": within, "memory": memory, "generator": generator}
@@ -62,8 +71,13 @@ def loss_of(
 
     hidden, after = stream.through(run, inputs, reach_back)
     readout = model.readout
-    loss = linear_cross_entropy(hidden, readout.weight, readout.bias, targets, ignore_index=IGNORED)
-    return loss, after
+    reduction = "mean" if total is None else "sum"
+    loss = linear_cross_entropy(
+        *(hidden, readout.weight, readout.bias, targets),
+        ignore_index=IGNORED,
+        reduction=reduction,
+    )
+    return loss if total is None else loss / total, after
 
 
 class TrainingStep:
@@ -78,15 +92,25 @@ class TrainingStep:
         model: the model to train.
         optimizer: one of torch's, over all of the model's parameters, with ``fused=True``.
         clip: clip the gradient to this norm; 0: no clipping.
+        job: the processes that have a share of each batch; alone by default.
     """
 
-    def __init__(self, model: LanguageModel, optimizer: torch.optim.Optimizer, clip: float) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        clip: float,
+        job: Job | None = None,
+    ) -> None:
         self.model, self.optimizer, self.clip = model, optimizer, clip
         self.parameters = list(model.parameters())
         table = model.embedding
         self.is_plain = _is_plain(optimizer) and _is_on_cpu(table.weight)
         # A row-sparse gradient, with one row for each token of the batch.
         table.sparse = self.is_plain and not model.config.tied
+        self.sum = None
+        if job is not None and not job.is_alone:
+            self.sum = GradientSum(job, self.parameters, table)
 
     def __call__(
         self,
@@ -94,6 +118,7 @@ class TrainingStep:
         targets: Int[Tensor, "time batch"],
         stream: Stream,
         rate: float,
+        share: Share | None = None,
         **how: Any,
     ) -> Taken:
         """Take a step, unless the loss or the gradient is not finite.
@@ -103,13 +128,19 @@ class TrainingStep:
             targets: the token after each input, [T, B]; ``IGNORED`` where there is none.
             stream: the state of the streams before the batch.
             rate: the learning rate.
+            share: what there is to know of the whole batch, where several processes share it.
             how: ``credit``, ``memory`` and ``reach_back``, as for :func:`loss_of`.
         """
-        loss, after = loss_of(self.model, inputs, targets, stream, **how)
+        total = None if share is None else share.tokens
+        loss, after = loss_of(self.model, inputs, targets, stream, total=total, **how)
         for p in self.parameters:
             p.grad = None
         loss.backward()
-        taken = Taken(float(loss.detach()), self.norm(), after)
+        own = whole = float(loss.detach())
+        votes: list[float] = []
+        if self.sum is not None and share is not None:
+            whole, votes = self.sum(loss.detach(), share)
+        taken = Taken(whole, self.norm(), after, own, votes)
         if math.isfinite(taken.loss) and math.isfinite(taken.norm):
             self.update(rate, taken.norm)
         return taken

@@ -72,6 +72,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any])
     write_whole(path, whole[:start], digest, whole[start + len(_BLANK) :], follow_links=False)
 
 
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """Compute the SHA-256 of tensors, whose names are the same every time."""
+    found = hashlib.sha256()
+    for tensor in tensors.values():
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def read_tensors(path: Path, check: Check) -> Checkpoint:
     """Read a file of :func:`write_tensors`.
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bptt import Stream
+from bptt._src.dropout import numbered
 from bptt._src.language_model.checkpoint import Progress, checkpoint_of, restore
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.divergence import (
@@ -19,7 +21,9 @@ from bptt._src.language_model.divergence import (
     first_not_finite,
     norms_in_words,
 )
-from bptt._src.language_model.evaluation import evaluate
+from bptt._src.language_model.evaluation import evaluate_shared
+from bptt._src.language_model.gradient_sum import Share
+from bptt._src.language_model.job import Job, device_here
 from bptt._src.language_model.lock import Lock
 from bptt._src.language_model.model import check_device
 from bptt._src.language_model.monitor import LARGEST, Monitor, Reach, looks_every, reach_of
@@ -27,12 +31,13 @@ from bptt._src.language_model.probe import TextProbe
 from bptt._src.language_model.run import Run
 from bptt._src.language_model.score import Score, perplexity
 from bptt._src.language_model.setup import make_model, make_optimizer, make_reader
-from bptt._src.language_model.step import TrainingStep
-from bptt._src.language_model.tensors import Checkpoint
+from bptt._src.language_model.step import Taken, TrainingStep
+from bptt._src.language_model.tensors import Checkpoint, digest_of
+from bptt._src.ranks import sharing
 from bptt._src.shell import quoted
 from bptt.credit import is_own
 from bptt.data import Batch, PreparedText, Sentences, Streams
-from bptt.errors import DivergedError
+from bptt.errors import DivergedError, ElsewhereError, RanksError
 from bptt.memory import parse as parse_memory
 
 LOG_EVERY = 100  # updates between the lines of metrics.jsonl
@@ -64,21 +69,29 @@ class Training:
     watch: Watch = field(default_factory=Watch)
     lock: Lock | None = None
     """The run's lock; nothing else can train the run while this lives, or until :meth:`close`."""
+    job: Job = field(default_factory=Job)
+    """The processes that train together. Each has some sequences of every batch, and its own copy
+    of all else; rank 0 writes the run."""
 
     def __post_init__(self) -> None:
         """Make model, optimizer and reader from the configuration."""
         config = self.config
-        self.device = check_device(config.device)
+        self.device = check_device(device_here(config.device))
         torch.manual_seed(config.seed)
         self.model = make_model(config, self.text, self.device)
         self.optimizer = make_optimizer(config, list(self.model.parameters()))
-        self.step = TrainingStep(self.model, self.optimizer, config.clip)
+        self.step = TrainingStep(self.model, self.optimizer, config.clip, self.job)
         self.credit = config.make_credit()
         self.memory = parse_memory(config.memory) if config.memory else None
         self.reader = self.make_reader()
         self.progress = Progress()
-        self.monitor = Monitor(self.model, self.text.train, config, self._looks_every())
+        looks_every = self._looks_every() if self.job.is_first else 0
+        self.monitor = Monitor(self.model, self.text.train, config, looks_every)
         self.stream = Stream()
+        self.sequences = 0  # of which all processes hold the state
+        self.whole_past: Tensor | None = None  # of all processes, where updates run it again
+        self._votes = [0.0, 0.0]
+        self._asked: str | None = None
         self.saved_at, self.updates_saved = time.monotonic(), 0
 
     def close(self) -> None:
@@ -94,7 +107,8 @@ class Training:
         If training diverges, ``on_divergence`` decides whether to go back to the last checkpoint.
 
         Args:
-            stop: called after every update; training ends when it returns a reason.
+            stop: called after every update, or during it if several processes train together;
+                training ends, on all of them, when it returns a reason.
 
         Returns:
             Why training ended: ``"epochs"``, ``"patience"``, or the reason that ``stop`` returned.
@@ -118,14 +132,14 @@ class Training:
         config, progress = self.config, self.progress
         while self.reader.epoch < config.epochs and not self.out_of_patience():
             for batch in self.reader:
-                loss = self.update(batch)
+                loss = self.update(batch, stop)
                 self.watch.updated(self, loss)
                 self._adapt()
                 if config.eval_every and progress.updates % config.eval_every == 0:
                     self.evaluate()
-                if time.monotonic() - self.saved_at >= config.save_every:
+                if self._should_save():
                     self.save()
-                if reason := stop():
+                if reason := self._reason(stop):
                     self.save()
                     return reason
                 if self.out_of_patience():
@@ -135,34 +149,74 @@ class Training:
             self.save()
         return "patience" if self.out_of_patience() else "epochs"
 
-    def update(self, batch: Batch) -> float:
+    def update(self, batch: Batch, stop: Callable[[], str | None] = lambda: None) -> float:
         """Take one step of gradient descent; return the batch's loss in nats per token."""
         started = time.monotonic()
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
         before = Stream() if batch.fresh else self.stream
         self.progress.rate = self.rate()
-        with self.monitor.listening():
+        rank, size = self.job.ranks
+        share = None if self.job.is_alone else self._share(batch, stop)
+        numbers = range(rank, batch.size, size)
+        with sharing(self.job.ranks, batch.size), numbered(numbers), self.monitor.listening():
             taken = self.step(
-                inputs,
-                targets,
-                before,
-                self.progress.rate,
-                **self._how_credited(),
+                *(inputs, targets, before, self.progress.rate, share), **self._how_credited()
             )
-        if not (math.isfinite(taken.loss) and math.isfinite(taken.norm)):
-            raise self._diverged(
-                f"at update {self.progress.updates + 1}: the loss is {taken.loss:g}, the "
-                f"gradient's norm {taken.norm:g}; "
-                + first_not_finite(
-                    self.model, inputs, targets, before, taken.loss, self._how_credited()
-                )
-            )
-        self.stream = taken.stream
+            if not (math.isfinite(taken.loss) and math.isfinite(taken.norm)):
+                raise self._diverged_in(taken, inputs, targets, before)
+        self.stream, self.sequences, self._votes = taken.stream, batch.size, taken.votes
         self.progress.gradient_norm = taken.norm
         self.progress.norms = [*self.progress.norms, taken.norm][-NORMS_KEPT:]
         seen = self.monitor.updated(taken.norm, taken.loss, self.progress.updates + 1, self._reach)
-        self._count(taken.loss * batch.tokens, batch.tokens, time.monotonic() - started, **seen)
+        self._count(taken.loss * batch.total, batch.total, time.monotonic() - started, **seen)
         return taken.loss
+
+    # ------------------------------------------------------------------- with other processes
+
+    def _share(self, batch: Batch, stop: Callable[[], str | None]) -> Share:
+        """What a process knows of the batch that it has a share of, and what it asks for."""
+        self._asked = stop()
+        is_due = self.job.is_first and self._is_due()
+        rows, V = None, self.text.tokenizer.size
+        past, self.whole_past = self.whole_past, None
+        steps = len(batch.inputs) + (0 if past is None else len(past))
+        if not self.config.tied and (self.reach_back or steps * batch.size < V):
+            inputs = self.reader.whole().inputs
+            if self.reach_back:
+                seen = inputs if past is None or batch.fresh else torch.cat([past, inputs])
+                inputs, self.whole_past = seen, seen[-self.reach_back :]
+            if inputs.numel() < V:
+                rows = inputs.unique().to(self.device)
+        return Share(batch.total, rows, [float(self._asked is not None), float(is_due)])
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.config.save_every
+
+    def _should_save(self) -> bool:
+        """Whether a checkpoint is due; of several processes, by the clock of rank 0."""
+        return self._is_due() if self.job.is_alone else bool(self._votes[1])
+
+    def _reason(self, stop: Callable[[], str | None]) -> str | None:
+        """Why training should stop: of several processes, what the first that asked for it says."""
+        if self.job.is_alone:
+            return stop()
+        if not self._votes[0]:
+            return None
+        return next(asked for asked in self.job.exchange(self._asked) if asked is not None)
+
+    def _diverged_in(
+        self, taken: Taken, inputs: Tensor, targets: Tensor, before: Stream
+    ) -> DivergedError:
+        """Make the error of an update: from the process whose loss is not finite, if one's is."""
+        found = first_not_finite(
+            self.model, inputs, targets, before, taken.own_loss, self._how_credited()
+        )
+        heard = self.job.exchange((math.isfinite(taken.own_loss), found))
+        found = next((text for is_finite, text in heard if not is_finite), heard[0][1])
+        return self._diverged(
+            f"at update {self.progress.updates + 1}: the loss is {taken.loss:g}, the "
+            f"gradient's norm {taken.norm:g}; {found}"
+        )
 
     def _how_credited(self) -> dict[str, Any]:
         """The arguments of a step that determine how its gradient goes back."""
@@ -199,7 +253,8 @@ class Training:
         before = self.credit.state_dict()
         updates = self.progress.updates
         try:
-            self.credit.adapt(TextProbe(self.model, self.text.train, self.config, updates))
+            probe = TextProbe(self.model, self.text.train, self.config, updates)
+            self.credit.adapt(lambda lags: self.job.lead(lambda: probe(lags)))
         except DivergedError as e:
             raise self._diverged(f"after update {updates}: {e}") from None
         if self.credit.state_dict() != before:
@@ -211,7 +266,7 @@ class Training:
 
     def make_reader(self) -> Streams | Sentences:
         """Make the reader of batches, at the first batch."""
-        return make_reader(self.config, self.text, self.credit)
+        return make_reader(self.config, self.text, self.credit, self.job.ranks)
 
     def _diverged(self, what: str) -> DivergedError:
         """Make the error: what happened, what led to it, what is kept and what to do."""
@@ -236,7 +291,7 @@ class Training:
     def _rewind(self, reason: str) -> None:
         """Go back to the last checkpoint with half the learning rate, and report it."""
         rewinds = self.progress.rewinds + 1
-        self.resume(self.run.load_checkpoint())
+        self.resume(self.job.lead(self.run.load_checkpoint))
         self.progress.rewinds = rewinds
         self._measure(rewind=rewinds, diverged=reason)
         self.save()  # so that a resumed run starts from here too
@@ -297,7 +352,7 @@ class Training:
         """Measure the loss on the validation text; keep the best model; halve the rate if due."""
         p = self.progress
         self._check_weights()
-        score = evaluate(self.model, self.text.valid, batch_size=self.config.batch_size)
+        score = self._score()
         if not math.isfinite(score.loss):
             raise self._diverged(f"by update {p.updates}: the validation loss is {score.loss:g}")
         is_best = self._keep_if_best(score)
@@ -324,8 +379,13 @@ class Training:
         checkpoint as if this had not happened.
         """
         if self.progress.evaluated_at != self.progress.updates:
-            score = evaluate(self.model, self.text.valid, batch_size=self.config.batch_size)
+            score = self._score()
             self.watch.evaluated(self, score, self._keep_if_best(score))
+
+    def _score(self) -> Score:
+        return evaluate_shared(
+            self.model, self.text.valid, self.job, batch_size=self.config.batch_size
+        )
 
     def _keep_if_best(self, score: Score) -> bool:
         best = self.progress.best_valid
@@ -336,7 +396,7 @@ class Training:
                 "updates": self.progress.updates,
                 "valid": score.to_dict(),
             }
-            self.run.save_model(self.model, about)
+            self.job.lead(lambda: self.run.save_model(self.model, about))
         return is_best
 
     def _measure(self, **values: Any) -> None:
@@ -352,7 +412,8 @@ class Training:
             "gradient_norm": p.gradient_norm,
             **values,
         }
-        self.run.append_metrics(p.measurements, line)
+        if self.job.is_first:
+            self.run.append_metrics(p.measurements, line)
         p.measurements += 1
         self.watch.measured(line)
 
@@ -360,6 +421,7 @@ class Training:
         """Write the checkpoint.
 
         Raises:
+            RanksError: the processes do not have the same weights.
             DivergedError: something in it is not finite; the previous checkpoint is kept.
             OSError: it cannot be written; the previous checkpoint is kept.
         """
@@ -367,8 +429,23 @@ class Training:
         bad = first_bad_tensor(tensors)
         if bad is not None:
             raise self._diverged(f"by update {self.progress.updates}: {bad} is not finite")
-        self.run.save_checkpoint(tensors, about)
+        self._check_same(tensors)
+        self.job.lead(lambda: self.run.save_checkpoint(tensors, about))
         self.saved_at, self.updates_saved = time.monotonic(), self.progress.updates
+
+    def _check_same(self, tensors: dict[str, Tensor]) -> None:
+        """Make sure that all processes have the same weights, and have drawn the same numbers."""
+        if self.job.is_alone:
+            return
+        digests = self.job.exchange(digest_of(tensors))
+        other = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+        if other:
+            what = (
+                f"after update {self.progress.updates}, rank {', '.join(other)} no longer has the "
+                "weights of rank 0: machines that round differently cannot train together; the "
+                f"checkpoint of update {self.updates_saved} is kept"
+            )
+            raise RanksError(what) if self.job.is_first else ElsewhereError(what)
 
     def checkpoint(self) -> Checkpoint:
         """Collect everything needed to continue from here; :meth:`resume` takes it."""
@@ -386,4 +463,5 @@ class Training:
         restore(self, checkpoint)
         self.updates_saved = self.progress.updates
         # Whatever was measured after the checkpoint will be measured again.
-        self.progress.measurements = self.run.keep_metrics(self.progress.measurements)
+        kept = self.progress.measurements
+        self.progress.measurements = self.job.lead(lambda: self.run.keep_metrics(kept))
