@@ -11,6 +11,7 @@ from bptt._src.data.entries import PreparedText
 from bptt._src.data.prepared import load_prepared, prepare
 from bptt._src.data.readers import IGNORED, Batch, Sentences, Streams
 from bptt._src.data.statistics import unigram_perplexity
+from bptt._src.data.streams import streams
 from bptt._src.data.task import Task, TaskBatch
 from bptt._src.data.tasks import TASKS, make_task
 from bptt._src.data.temporal_order import TemporalOrder
@@ -42,5 +43,6 @@ __all__ = [
     "make_task",
     "open_corpus",
     "prepare",
+    "streams",
     "unigram_perplexity",
 ]

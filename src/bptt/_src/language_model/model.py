@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bptt import unroll
+from bptt import Stream, unroll
 from bptt._src.dropout import dropout
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.elsewhere import as_onnx, in_torch
@@ -19,8 +19,10 @@ from bptt._src.language_model.evaluation import evaluate
 from bptt._src.language_model.sampling import sample_stream
 from bptt._src.language_model.score import Score, warn_of_unknown
 from bptt._src.networks import make_network
-from bptt.data import Tokenizer, encode_text
+from bptt.credit import as_credit
+from bptt.data import IGNORED, Tokenizer, encode_text
 from bptt.errors import ConfigError, spelled
+from bptt.losses import linear_cross_entropy
 from bptt.memory import Memory
 
 
@@ -76,20 +78,82 @@ class LanguageModel(nn.Module):
             self.readout.weight = self.embedding.weight
 
     def forward(
-        self, tokens: Int[Tensor, "time batch"], state: Any = None, **how: Any
-    ) -> tuple[Float[Tensor, "time batch vocabulary"], Any]:
-        """Predict each next token.
+        self,
+        tokens: Int[Tensor, "time batch"],
+        state: Any = None,
+        *,
+        targets: Int[Tensor, "time batch"] | None = None,
+        reduction: str = "mean",
+        **how: Any,
+    ) -> tuple[Tensor, Any]:
+        """Predict each next token, or compute the loss of such predictions.
+
+        The loss is that of :func:`bptt.losses.linear_cross_entropy`, which stores no logits. It
+        is computed in here, so that the model can be wrapped, as by DistributedDataParallel, which
+        sees calls of the wrapper alone.
 
         Args:
             tokens: token numbers, [T, B].
-            state: the recurrent layers' state, as for :class:`bptt.LSTM` and the others.
-            how: how the gradient goes back, as for :meth:`hidden`.
+            state: the recurrent layers' state, as for :class:`bptt.LSTM` and the others; or a
+                :class:`bptt.Stream`, to go along it by a window. The gradient then reaches back
+                beyond the window if the credit does.
+            targets: the token after each, [T, B]; ``bptt.data.IGNORED`` where there is none.
+            reduction: what becomes of the losses of the targets: their ``"mean"`` or ``"sum"``, or
+                ``"none"``: they stay [T, B].
+            how: how the gradient goes back, as for :meth:`hidden`; along a stream also
+                ``reach_back``, the number of steps before the window that are run again and that
+                all its losses reach: the credit's ``history`` by default.
 
         Returns:
-            The logits of the next token, [T, B, V], and the state after the last step.
+            The logits of the next token, [T, B, V], or with ``targets`` the loss in nats; and the
+            state after the last step, or the stream there.
+
+        Raises:
+            bptt.errors.ConfigError: the credit reaches back beyond the window, which is longer than
+                the block of losses that it is for.
+
+        >>> import torch, bptt
+        >>> from bptt.language_model import Config
+        >>> model = bptt.LanguageModel(bptt.data.Tokenizer.train(["abc"], level="char"), Config())
+        >>> tokens, stream = torch.randint(3, (13, 2)), bptt.Stream()
+        >>> for x, y in bptt.data.streams(tokens.flatten(), batch=2, steps=4):
+        ...     loss, stream = model(x, stream, targets=y, credit="truncated:every=4,reach=6")
+        ...     loss.backward()
         """
-        h, state = self.hidden(tokens, state, **how)
-        return self.readout(h), state
+        if isinstance(state, Stream):
+            h, state = self._along(tokens, state, **how)
+        else:
+            h, state = self.hidden(tokens, state, **how)
+        if targets is None:
+            return self.readout(h), state
+        given = h, self.readout.weight, self.readout.bias, targets
+        return linear_cross_entropy(*given, ignore_index=IGNORED, reduction=reduction), state
+
+    def _along(
+        self,
+        tokens: Tensor,
+        stream: Stream,
+        *,
+        credit: Any = None,
+        reach_back: int | None = None,
+        resets: Tensor | None = None,
+        **how: Any,
+    ) -> tuple[Tensor, Stream]:
+        """Compute the readout's input in a window of a stream, and the stream after it."""
+        if reach_back is None and credit is not None:
+            credit = as_credit(credit)
+            reach_back, most = getattr(credit, "history", 0), getattr(credit, "window", None)
+            if reach_back and most is not None and len(tokens) > most:
+                raise ConfigError(
+                    f"{credit!r} reaches back beyond a block of {most} steps, so a stream must be "
+                    f"trained in windows of {most}, got one of {len(tokens)}: split it"
+                )
+        within = None if reach_back else credit  # what is run again is reached by all losses
+
+        def run(x: Tensor, state: Any, at: Tensor | None) -> tuple[Tensor, Any]:
+            return self.hidden(x, state, credit=within, resets=at, **how)
+
+        return stream.through(run, tokens, reach_back or 0, resets=resets)
 
     def hidden(
         self,

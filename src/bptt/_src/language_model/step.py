@@ -11,12 +11,10 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from bptt import Stream
-from bptt._src.data.readers import IGNORED
 from bptt._src.language_model.gradient_sum import GradientSum, Share
 from bptt._src.language_model.job import Job
 from bptt._src.language_model.model import LanguageModel
 from bptt.credit import Credit
-from bptt.losses import linear_cross_entropy
 from bptt.memory import Memory
 
 
@@ -52,7 +50,7 @@ def loss_of(
     Args:
         model: the model.
         inputs: token numbers, [T, B].
-        targets: the token after each input, [T, B]; ``IGNORED`` where there is none.
+        targets: the token after each input, [T, B]; ``bptt.data.IGNORED`` where there is none.
         stream: the state of the streams before the batch.
         credit: how far back the losses are credited; within the batch, unless earlier steps are
             run again.
@@ -63,20 +61,10 @@ def loss_of(
         total: the number of targets that the sum of the losses is divided by, where the batch is
             one process's share of another; None: those of the batch.
     """
-    within = None if reach_back else credit
-    how: dict[str, Any] = {"credit": within, "memory": memory, "generator": generator}
-
-    def run(tokens: Tensor, state: Any, resets: Tensor | None) -> tuple[Tensor, Any]:
-        return model.hidden(tokens, state, resets=resets, **how)
-
-    hidden, after = stream.through(run, inputs, reach_back)
-    readout = model.readout
     reduction = "mean" if total is None else "sum"
-    loss = linear_cross_entropy(
-        *(hidden, readout.weight, readout.bias, targets),
-        ignore_index=IGNORED,
-        reduction=reduction,
-    )
+    how: dict[str, Any] = {"credit": credit, "memory": memory, "generator": generator}
+    asked = {"targets": targets, "reduction": reduction, "reach_back": reach_back}
+    loss, after = model(inputs, stream, **asked, **how)
     return loss if total is None else loss / total, after
 
 
@@ -125,7 +113,7 @@ class TrainingStep:
 
         Args:
             inputs: token numbers, [T, B].
-            targets: the token after each input, [T, B]; ``IGNORED`` where there is none.
+            targets: the token after each input, [T, B]; ``bptt.data.IGNORED`` where there is none.
             stream: the state of the streams before the batch.
             rate: the learning rate.
             share: what there is to know of the whole batch, where several processes share it.

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from bptt._src.credit.full import Full
 from bptt._src.credit.spelling import as_credit
 from bptt._src.layout import Layout, join
 from bptt._src.pytree import is_float, map_tensors, tensors_of
+from bptt._src.ranks import ranks_of, sharing
 from bptt._src.unroll.buffers import Buffers, modules_in
 from bptt._src.unroll.unroll import unroll
 from bptt.errors import ConfigError
 
 Run = Callable[[Any, Any, Tensor | None], tuple[Any, Any]]
 """``(inputs [T, B, ...], state, resets [T, B]) -> (outputs [T, B, ...], state)``."""
+
+_POSITION = ("state", "past", "before", "resets")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ class Stream:
     A forecast, or another window, starts from the current state:
 
     >>> y, _ = rnn(torch.randn(7, 2, 3), stream.state)
+
+    Where several processes share a batch, each has the sequences ``rank``, ``rank + world_size``
+    and so on, as :func:`bptt.data.streams` deals them out, and a stream of its own. A credit that
+    draws for each sequence draws for the whole batch, so that each sequence is cut where it would
+    be in one process, if all processes seed alike the generator that it draws from. If the batch
+    cannot be divided by the number of processes, say how large it is: ``Stream(batch=20)``. By
+    default the processes are those of torch.distributed, once it is initialised; say
+    ``rank`` and ``world_size`` where only some of these processes share the batch, and the others,
+    for instance, the model.
     """
 
     state: Any = None
@@ -63,6 +76,21 @@ class Stream:
     """The state before the ``past``, without a graph; None if there is none."""
     resets: Tensor | None = None
     """Where the sequences of the ``past`` begin anew, [P] or [P, B]; None: nowhere."""
+    rank: int | None = field(default=None, kw_only=True)
+    """The number of this process; None: that of torch.distributed, 0 if it is not initialised.
+    This and the next two are no part of the position that is saved."""
+    world_size: int | None = field(default=None, kw_only=True)
+    """The number of processes that share the batch; None: that of torch.distributed, or 1."""
+    batch: int | None = field(default=None, kw_only=True)
+    """The number of sequences of all processes together; None: each has as many as this one."""
+
+    def __post_init__(self) -> None:
+        """Check which process is meant.
+
+        Raises:
+            ConfigError: ``rank`` and ``world_size`` do not fit each other.
+        """
+        ranks_of(self.rank, self.world_size)
 
     def advance(
         self,
@@ -91,7 +119,8 @@ class Stream:
 
         Raises:
             ConfigError: the window is longer than the credit's block.
-            ValueError: the window's batch differs from that of the past.
+            ValueError: the window's batch differs from that of the past, or is not this process's
+                share of ``batch``.
         """
         credit = as_credit(Full() if credit is None else credit)
         length, window = getattr(credit, "history", 0), getattr(credit, "window", None)
@@ -121,7 +150,7 @@ class Stream:
         torch.distributed.checkpoint take it. The latter fills tensors that are there: load into
         the ``state_dict`` of a stream that has advanced before.
         """
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: getattr(self, name) for name in _POSITION}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go to the position that :meth:`state_dict` returned, in place.
@@ -131,13 +160,12 @@ class Stream:
         Raises:
             ConfigError: an entry is missing, or there is another one.
         """
-        names = {f.name for f in fields(self)}
-        if set(state_dict) != names:
+        if set(state_dict) != set(_POSITION):
             raise ConfigError(
-                f"Stream.load_state_dict: expected the entries {', '.join(sorted(names))}, as "
+                f"Stream.load_state_dict: expected the entries {', '.join(sorted(_POSITION))}, as "
                 f"Stream.state_dict gives them, got {', '.join(map(repr, state_dict)) or 'none'}"
             )
-        for name in names:
+        for name in _POSITION:
             object.__setattr__(self, name, state_dict[name])
 
     def to(self, *args: Any, **options: Any) -> Stream:
@@ -160,7 +188,7 @@ class Stream:
         def moved(x: Tensor) -> Tensor:
             return x.to(device, dtype if is_float(x) else None, non_blocking)
 
-        return Stream(*(map_tensors(moved, getattr(self, f.name)) for f in fields(self)))
+        return self._at(*(map_tensors(moved, getattr(self, name)) for name in _POSITION))
 
     def through(
         self,
@@ -182,9 +210,11 @@ class Stream:
             resets: the window's resets, [T] or [T, B], time first.
             buffers: the network's buffers, which a repeated run must not change.
         """
+        self._check_share(inputs, time)
         if not length:  # a past left by a longer credit is no longer needed
-            y, state = run(inputs, self._now(run, time), resets)
-            return y, Stream(_detached(state))
+            with self._sharing():
+                y, state = run(inputs, self._now(run, time), resets)
+            return y, self._at(_detached(state))
         both, at = self._with_past(inputs, resets, time)
         new, steps = _length(inputs, time), _length(both, time)
         old, kept = steps - new, max(0, steps - length)
@@ -196,13 +226,38 @@ class Stream:
         for first, end in pairwise(sorted(cuts)):
             before = state if first == kept else before
             counted = buffers is None or end > old
-            with nullcontext() if counted else buffers.aside():  # type: ignore[union-attr]
+            aside = nullcontext() if counted else buffers.aside()  # type: ignore[union-attr]
+            with self._sharing(), aside:
                 x, here = _piece(both, first, end, time), None if at is None else at[first:end]
                 y, state = run(x, state, here)
             outputs.append(y)
         past = None if at is None else at[kept:]
-        after = Stream(_detached(state), _piece(both, kept, steps, time), _detached(before), past)
+        after = self._at(_detached(state), _piece(both, kept, steps, time), _detached(before), past)
         return _piece(join(outputs, time), old, steps, time), after
+
+    def _at(
+        self, state: Any, past: Any = None, before: Any = None, resets: Tensor | None = None
+    ) -> Stream:
+        """Return this stream, of the same process, at another position."""
+        return replace(self, state=state, past=past, before=before, resets=resets)
+
+    def _sharing(self) -> AbstractContextManager[None]:
+        """Plan for the whole batch; if nothing is said here, for that of torch.distributed."""
+        if self.world_size is None and self.batch is None:
+            return nullcontext()
+        return sharing(ranks_of(self.rank, self.world_size), self.batch)
+
+    def _check_share(self, inputs: Any, time: int) -> None:
+        if self.batch is None:
+            return
+        rank, size = ranks = ranks_of(self.rank, self.world_size)
+        found = _batch(inputs, time)
+        if found != ranks.share(self.batch):
+            raise ValueError(
+                f"Stream.advance: of batch={self.batch} sequences, rank {rank} of {size} has "
+                f"{ranks.share(self.batch)}, got {found}; batch counts those of all ranks, which "
+                "bptt.data.streams deals out like this"
+            )
 
     def _now(self, run: Run, time: int) -> Any:
         """Return the state before the next window; recompute it if a resumed stream lacks it."""
@@ -238,6 +293,13 @@ class Stream:
         if batch is not None:
             given = [r if r.dim() == 2 else r.unsqueeze(1).expand(-1, batch) for r in given]
         return both, torch.cat([r.to(device) for r in given])
+
+
+def _batch(inputs: Any, time: int) -> int:
+    if isinstance(inputs, PackedSequence):
+        return int(inputs.batch_sizes[0])
+    x = tensors_of(inputs)[0]
+    return int(x.shape[1 - time]) if x.dim() > 1 else 1
 
 
 def _length(tree: Any, time: int) -> int:

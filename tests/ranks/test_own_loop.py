@@ -1,0 +1,66 @@
+"""Training loops of one's own: N processes give the losses and the weights of one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks.launched import HERE, run, torchrun
+from ranks.own_loops import LOOPS, UPDATES, WRAPPERS
+from ranks.own_loops import run as train
+
+EXAMPLE = HERE.parents[1] / "examples/several_processes.py"
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def several(request, tmp_path_factory):
+    """What every process found, by rank."""
+    directory = tmp_path_factory.mktemp("own")
+    done = run(torchrun(request.param, str(HERE / "own_loops.py"), str(directory)), cwd=directory)
+    assert done.returncode == 0, done.stderr[-4000:]
+    files = [directory / f"own-{request.param}-{rank}.pt" for rank in range(request.param)]
+    return [torch.load(file) for file in files]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    found = {}
+
+    def of(name):
+        if name not in found:
+            torch.set_num_threads(1)
+            found[name] = train(name, lambda m: m)
+        return found[name]
+
+    return of
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("name", LOOPS)
+def test_same_as_one(name, wrapper, several, alone):
+    one = alone(name)
+    assert one["losses"][-1] < 0.999 * one["losses"][0]
+    for of_rank in several:
+        found = of_rank[f"{name}, {wrapper}"]
+        assert found["losses"] == pytest.approx(one["losses"], rel=1e-12)
+        assert found["weights"].keys() == one["weights"].keys()
+        for k, w in one["weights"].items():
+            torch.testing.assert_close(found["weights"][k], w, rtol=1e-10, atol=1e-12)
+        assert torch.equal(found["plans"], one["plans"])  # drawn in step
+        assert found["calls"] == one["calls"]
+        assert found["saved"].keys() == {"state", "past", "before", "resets"}
+
+
+def test_a_wrapped_module_is_called_once_for_all_cuts(several):
+    for of_rank in several:
+        for wrapper in WRAPPERS:
+            assert of_rank[f"own, randomized, {wrapper}"]["calls"] == UPDATES
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_example_prints_the_same(wrapper, size, tmp_path):
+    one = run([torchrun(1)[0], str(EXAMPLE)], cwd=tmp_path)
+    many = run(torchrun(size, str(EXAMPLE), wrapper), cwd=tmp_path)
+    assert many.returncode == 0, many.stderr[-4000:]
+    assert len(one.stdout.split()) == 50
+    assert many.stdout == one.stdout
