@@ -458,3 +458,16 @@ def test_errors_name_what_is_there(name, options, message):
     with pytest.raises(ConfigError) as raised:
         make_task(name, **options)
     assert str(raised.value) == message
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_processes_share_a_batch_and_the_mean_of_its_loss(name):
+    task = make_task(name, batch_size=5)
+    batch = next(iter(task))
+    answers = torch.rand(*batch.targets.shape, task.outputs)
+    shares = [batch.of_process(rank, 3) for rank in range(3)]
+    assert [s.inputs.shape[1] for s in shares] == [2, 2, 1]
+    for rank, share in enumerate(shares):
+        assert torch.equal(share.inputs, batch.inputs[:, rank::3])
+    means = [task.loss(answers[:, r::3], s) * s.inputs.shape[1] / 5 for r, s in enumerate(shares)]
+    torch.testing.assert_close(sum(means), task.loss(answers, batch))

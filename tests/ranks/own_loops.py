@@ -1,4 +1,4 @@
-"""Training loops as users write them, each for any number of processes; and a script to run them."""
+"""Training loops as users write them, for any number of processes; and a script to run them."""
 
 from __future__ import annotations
 

@@ -218,3 +218,62 @@ def test_batch_first_may_be_given():
     torch.testing.assert_close(torch.cat(found, 1), outputs)
     for a, b in zip(total, want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+# ------------------------------------------------------------------------ several processes
+
+
+def of_ranks(module, x, credit, size, **given):
+    """The gradients of all processes, each along its own sequences, and their streams."""
+    total, streams = [torch.zeros_like(p) for p in module.parameters()], []
+    for rank in range(size):
+        plans = torch.Generator().manual_seed(5)
+        stream = bptt.Stream(rank=rank, world_size=size, **given)
+        for window in x[:, rank::size].split(4):
+            y, stream = stream.advance(module, window, credit=credit, generator=plans)
+            found = torch.autograd.grad(y.square().sum(), list(module.parameters()))
+            total = [a + b for a, b in zip(total, found, strict=True)]
+        streams.append(stream)
+    return total, streams
+
+
+@pytest.mark.parametrize("batch", [5, 6])
+@pytest.mark.parametrize("kind", ["lstm", "torch"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_sequence_is_cut_where_one_process_cuts_it(kind, shared, batch):
+    module, x = network(kind), torch.randn(16, batch, 3).double()
+    credit = bptt.Randomized(2, shared=shared)
+    whole, _ = of_ranks(module, x, credit, 1)
+    found, streams = of_ranks(module, x, credit, 3, **({} if batch == 6 else {"batch": 5}))
+    for a, b in zip(found, whole, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert [s.rank for s in streams] == [0, 1, 2]
+    if kind == "lstm" and not shared:
+        parts = [of_ranks(module, x[:, own], credit, 1)[0] for own in (slice(2), slice(2, None))]
+        sums = [a + b for a, b in zip(*parts, strict=True)]
+        assert any((a - b).norm() > 0.01 * b.norm() for a, b in zip(sums, whole, strict=True))
+
+
+def test_what_is_saved_knows_no_ranks():
+    credit = bptt.Truncated(every=4, reach=9)
+    stream = bptt.Stream(rank=1, world_size=3, batch=7)
+    _, stream = stream.advance(bptt.GRU(3, 4), torch.randn(4, 2, 3), credit=credit)
+    saved = stream.to(torch.float64).state_dict()
+    assert set(saved) == {"state", "past", "before", "resets"}
+    other = bptt.Stream(rank=1, world_size=2)
+    other.load_state_dict(saved)
+    assert (other.rank, other.world_size, other.batch) == (1, 2, None)
+    assert stream.to("cpu").batch == stream.batch == 7
+
+
+def test_a_share_that_is_not_the_processs_is_refused():
+    stream, gru = bptt.Stream(rank=2, world_size=3, batch=5), bptt.GRU(3, 4)
+    with pytest.raises(ValueError, match=r"of batch=5 sequences, rank 2 of 3 has 1, got 2"):
+        stream.advance(gru, torch.randn(4, 2, 3))
+    stream.advance(gru, torch.randn(4, 1, 3))
+    packed = torch.nn.utils.rnn.pack_sequence([torch.randn(4, 3)])
+    stream.advance(gru, packed)
+    with pytest.raises(ConfigError, match=r"`?rank`? must be from 0 to"):
+        bptt.Stream(rank=3, world_size=3)
+    with pytest.raises(ConfigError, match="belong together"):
+        bptt.Stream(rank=1)

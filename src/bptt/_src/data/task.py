@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bptt._src.data.readers import IGNORED
+from bptt._src.ranks import ranks_of
 from bptt.errors import ConfigError, spelled
 
 MOST = 10**6  # of what is counted: steps, sequences, symbols
@@ -33,6 +34,28 @@ class TaskBatch:
     inputs: Float[Tensor, "time batch input"]
     targets: Int64[Tensor, "time batch"] | Float[Tensor, "time batch"]
     fresh: bool
+
+    def of_process(self, rank: int | None = None, world_size: int | None = None) -> TaskBatch:
+        """Return the sequences that one of several processes has: rank, rank + world_size...
+
+        A task draws the same whole batches in every process. All sequences of a batch are
+        asked equally much, so a process's mean loss counts as much as its share of them.
+
+        Args:
+            rank: the number of the process; by default that of torch.distributed, if it is
+                initialised.
+            world_size: the number of processes that share the batch; by default likewise.
+
+        Raises:
+            ConfigError: one is given without the other, or they do not fit each other.
+
+        >>> import bptt
+        >>> batch = next(iter(bptt.data.make_task("copy", batch_size=5)))
+        >>> [batch.of_process(rank, 2).inputs.shape[1] for rank in range(2)]
+        [3, 2]
+        """
+        own = ranks_of(rank, world_size).own()
+        return replace(self, inputs=self.inputs[:, own], targets=self.targets[:, own])
 
 
 @dataclass(frozen=True, kw_only=True)
