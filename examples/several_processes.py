@@ -61,6 +61,7 @@ def main():
         if not several or dist.get_rank() == 0:
             print(f"{loss:.4f}")
     if several:
+        dist.barrier()  # gloo's threads must be done with the last sum before the process ends
         dist.destroy_process_group()
 
 

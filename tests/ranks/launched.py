@@ -24,8 +24,7 @@ def environment(**more: str) -> dict[str, str]:
     """One thread for each process, and no trace of a job that this one may be part of."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {k: v for k, v in os.environ.items() if k not in names}
-    path = os.pathsep.join([str(HERE.parent), *filter(None, [kept.get("PYTHONPATH")])])
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), **more}
 
 
 def run(command: list[str], *, cwd: Path, timeout: float = 240, **more: str):

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
-from ranks.launched import HERE, run, torchrun
+from ranks.launched import HERE, torchrun
+from ranks.launched import run as run_to_end
 from ranks.own_loops import LOOPS, UPDATES, WRAPPERS
 from ranks.own_loops import run as train
 
+PATH = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 EXAMPLE = HERE.parents[1] / "examples/several_processes.py"
+
+
+def run(command, directory):
+    return run_to_end(command, cwd=directory, PYTHONPATH=PATH)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def several(request, tmp_path_factory):
     """What every process found, by rank."""
     directory = tmp_path_factory.mktemp("own")
-    done = run(torchrun(request.param, str(HERE / "own_loops.py"), str(directory)), cwd=directory)
+    done = run(torchrun(request.param, str(HERE / "own_loops.py"), str(directory)), directory)
     assert done.returncode == 0, done.stderr[-4000:]
     files = [directory / f"own-{request.param}-{rank}.pt" for rank in range(request.param)]
     return [torch.load(file) for file in files]
@@ -59,8 +67,8 @@ def test_a_wrapped_module_is_called_once_for_all_cuts(several):
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_example_prints_the_same(wrapper, size, tmp_path):
-    one = run([torchrun(1)[0], str(EXAMPLE)], cwd=tmp_path)
-    many = run(torchrun(size, str(EXAMPLE), wrapper), cwd=tmp_path)
+    one = run([torchrun(1)[0], str(EXAMPLE)], tmp_path)
+    many = run(torchrun(size, str(EXAMPLE), wrapper), tmp_path)
     assert many.returncode == 0, many.stderr[-4000:]
     assert len(one.stdout.split()) == 50
     assert many.stdout == one.stdout
