@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
-from bptt._src.bench import run
+from bptt._src.bench import ranks, run
 from bptt._src.bench.figure import draw_bench
 from bptt._src.bench.result import (
     ALONE,
     EXACT,
     HEARD,
+    IN_PROCESSES,
     JAX,
     LOOK,
     OURS,
@@ -43,6 +44,13 @@ def no_process(situation, cells, shapes, effort, pace):
     ]
 
 
+def no_processes(shape, effort, pace):
+    """What measure_ranks returns, without other processes."""
+    names = [ranks.how(who, trained) for who in (OURS, TORCH) for trained in IN_PROCESSES]
+    times = {name: [0.1 * (1 + n % 4)] for n, name in enumerate(names)}
+    return Row("ranks", shape.name, str(shape), 1, times, tokens=4, base=names[0])
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Everything that a run measures, tiny, and without other processes."""
@@ -53,6 +61,7 @@ def small(monkeypatch):
     monkeypatch.setattr(run, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0}))
     monkeypatch.setattr(run, "_measure_start", lambda: Start(None, 2.0, 1.0))
     monkeypatch.setattr(run.crowded, "measure_crowded", no_process)
+    monkeypatch.setattr(run, "measure_ranks", no_processes)
     monkeypatch.setattr(run.sharing, "processors_to_choose", lambda: [0, 1])
     monkeypatch.setattr(run.jax_scan, "load", lambda threads: (None, "JAX is not installed"))
 
@@ -71,7 +80,7 @@ def test_everything_is_measured(small):
     assert parts(found) == list(SECTIONS)
     layers = ["RNN", "GRU", "LSTM"]
     rows = [row.name for row in found.rows if row.section != "threads"]
-    assert rows == [*layers, "RNN", *layers, "RNN"]
+    assert rows == [*layers, "RNN", *layers, "RNN", "RNN"]
     crowded = [f"{row.name} {row.shape}" for row in found.rows if row.section == "threads"]
     assert crowded == [
         f"LSTM, {situation} {shape}"
@@ -136,10 +145,10 @@ def test_threads_are_set_for_the_run_alone(small, monkeypatch):
         ({"cells": ["tree"]}, "cell must be one of rnn, gru, lstm, got 'tree'"),
         (
             {"only": ["all"]},
-            "only must be one of kernels, model, credit, sight, seed, start, threads, got 'all'",
+            "only must be one of kernels, model, credit, sight, ranks, seed, start, threads",
         ),
         ({"threads": 0}, "threads must be from 1 to 1024, got 0"),
-        ({"threads": 2, "only": ["threads"]}, "threads: the part threads has numbers of its own"),
+        ({"threads": 2, "only": ["threads"]}, "threads has no effect on threads, with numbers"),
         ({"only": ["seed"], "cells": ["rnn"]}, "cell has no effect on seed: leave it out, or add"),
         ({"only": ["model", "credit"], "shapes": [Shape(1, 1, 1, 1)]}, "shape has no effect on"),
     ],

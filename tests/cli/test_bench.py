@@ -33,6 +33,7 @@ def run(monkeypatch):
         everything, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0})
     )
     monkeypatch.setattr(everything, "_measure_start", lambda: Start(None, 2.0, 1.0))
+    monkeypatch.setattr(everything.os, "cpu_count", lambda: 1)  # too few for the part ranks
     monkeypatch.setattr(
         everything.sharing, "processors_to_choose", list
     )  # none for the part threads
@@ -159,7 +160,8 @@ def test_the_files(bptt, tmp_path):
     [
         (["--shape", "1/2/3"], "--shape 1/2/3: give T/B/I/H"),
         (["--cell", "tree"], "--cell must be one of rnn, gru, lstm, got 'tree'"),
-        (["--only", "all"], "--only must be one of kernels, model, credit, sight, seed, start"),
+        (["--only", "all"], "--only must be one of kernels, model, credit, sight, ranks, seed"),
+        (["--only", "ranks", "--threads", "2"], "--threads has no effect on ranks"),
         (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--sentences", "0"], "--sentences must be at least 1, got 0"),

@@ -108,3 +108,21 @@ def crowded(
     from bptt._src.bench.timing import Effort
 
     return in_turns(jobs, Situation(**situation), Effort(**effort))
+
+
+def ranks(shape: dict[str, Any], effort: dict[str, Any]) -> Any:
+    """Time a language model in one process and in two: see :mod:`bench.together`."""
+    import json
+    import signal
+    import tempfile
+    from pathlib import Path
+
+    from torch.multiprocessing.spawn import spawn
+
+    from bptt._src.bench.ranks import PROCESSES
+    from bptt._src.bench.together import main
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends the run after it
+    with tempfile.TemporaryDirectory() as directory:
+        spawn(main, (directory, shape, effort), PROCESSES)
+        return json.loads((Path(directory) / "found.json").read_text())

@@ -16,6 +16,8 @@ from bptt import Stream
 from bptt._src.bench.result import OURS, TORCH, Row
 from bptt._src.bench.shapes import ModelShape
 from bptt._src.bench.timing import Effort, Pace, take_turns, timed
+from bptt._src.language_model.gradient_sum import Share
+from bptt._src.language_model.job import Job
 from bptt._src.language_model.setup import make_optimizer
 from bptt._src.language_model.step import TrainingStep
 from bptt.data import Tokenizer
@@ -37,9 +39,10 @@ class Ours:
     Args:
         shape: of the model and its windows.
         carried: whether each update goes on from the state where the one before it ended.
+        job: the processes that share each batch; alone by default.
     """
 
-    def __init__(self, shape: ModelShape, *, carried: bool = True) -> None:
+    def __init__(self, shape: ModelShape, *, carried: bool = True, job: Job | None = None) -> None:
         config = Config(
             cell=shape.cell,
             layers=shape.layers,
@@ -50,46 +53,66 @@ class Ours:
         )
         self.model = LanguageModel(tokenizer_of(shape.vocabulary), config)
         optimizer = make_optimizer(config, list(self.model.parameters()))
-        self.step = TrainingStep(self.model, optimizer, config.clip)
+        self.step = TrainingStep(self.model, optimizer, config.clip, job)
         self.rate, self.carried = shape.rate, carried
         self.stream = Stream()
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> float:
+    def __call__(self, inputs: Tensor, targets: Tensor, share: Share | None = None) -> float:
         """Make an update, the one that ``bptt train`` makes; give its loss."""
-        taken = self.step(inputs, targets, self.stream, self.rate)
+        taken = self.step(inputs, targets, self.stream, self.rate, share)
         self.stream = taken.stream if self.carried else Stream()
         return taken.loss
 
 
-class Plain(nn.Module):
-    """The same model in torch alone.
+class PlainModel(nn.Module):
+    """The same model in torch alone; its output is the loss, and the state after it."""
 
-    Args:
-        like: whose initial weights it takes.
-        shape: as for :class:`Ours`.
-        carried: as for :class:`Ours`.
-    """
-
-    def __init__(self, like: LanguageModel, shape: ModelShape, *, carried: bool = True) -> None:
+    def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         V, H = shape.vocabulary, shape.hidden
         kind = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[shape.cell]
         self.embedding = nn.Embedding(V, H)
         self.recurrent = kind(H, H, num_layers=shape.layers)
         self.readout = nn.Linear(H, V)
-        self.load_state_dict(like.state_dict())
-        self.optimizer = torch.optim.SGD(self.parameters(), lr=shape.rate, fused=True)
+
+    def forward(self, inputs: Tensor, targets: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Compute the mean loss of windows that begin with a state."""
+        h, state = self.recurrent(self.embedding(inputs), state)
+        return cross_entropy(self.readout(h).flatten(0, 1), targets.flatten()), state
+
+
+class Plain:
+    """That model in training.
+
+    Args:
+        like: whose initial weights it takes.
+        shape: as for :class:`Ours`.
+        carried: as for :class:`Ours`.
+        wrap: makes of the model the module that is called.
+    """
+
+    def __init__(
+        self,
+        like: LanguageModel,
+        shape: ModelShape,
+        *,
+        carried: bool = True,
+        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ) -> None:
+        model = PlainModel(shape)
+        model.load_state_dict(like.state_dict())
+        self.model = wrap(model)
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=shape.rate, fused=True)
         self.clip, self.carried = shape.clip, carried
         self.state: Any = None
 
-    def forward(self, inputs: Tensor, targets: Tensor) -> float:
+    def __call__(self, inputs: Tensor, targets: Tensor) -> float:
         """Make an update; give its loss."""
         self.optimizer.zero_grad()
-        h, state = self.recurrent(self.embedding(inputs), self.state)
-        loss = cross_entropy(self.readout(h).flatten(0, 1), targets.flatten())
+        loss, state = self.model(inputs, targets, self.state)
         loss.backward()
         if self.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters(), self.clip)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()
         self.state = detached(state) if self.carried else None
         return float(loss.detach())

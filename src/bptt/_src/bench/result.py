@@ -11,6 +11,8 @@ EXACT, WINDOWS = "exact", "windows"
 """Who is measured, and the two ways of assigning credit, both ours."""
 ALONE = "bptt on one thread"
 """Ours, beside itself on several."""
+IN_PROCESSES = ("1 thread", "2 threads", "2 processes", "2 processes, no sum")
+"""How ours and torch.nn's language models are trained in the section ranks."""
 UPDATE, HEARD, TOLD, LOOK = "update", "with norms", "recording", "measuring"
 """An update of a language model, one that notes norms, recording it, and measuring the text."""
 
@@ -31,7 +33,8 @@ class Row:
     """Contenders side by side in one job."""
 
     section: str
-    """``"kernels"``, ``"model"``, ``"credit"``, ``"sight"`` or ``"threads"``."""
+    """``"kernels"``, ``"model"``, ``"credit"``, ``"sight"``, ``"ranks"`` or
+    ``"threads"``."""
     name: str
     """The cell, the number of layers where it is not one, and the threads and processors."""
     shape: str
@@ -75,6 +78,7 @@ class Row:
         about |= {"flop": self.flop, "base": self.base}
         if self.tokens is not None:
             about["tokens"] = self.tokens
+        losses = self.losses or {}
         return about | {
             "contenders": {
                 name: {
@@ -82,7 +86,7 @@ class Row:
                     "gflop_per_second": self.gflops(name),
                     "share_of_peak": self.share(name, peak),
                     "ratio": self.ratio(name),
-                    **({"loss": self.losses[name]} if self.losses else {}),
+                    **({"loss": losses[name]} if name in losses else {}),
                     "milliseconds_of_rounds": [1e3 * s for s in times],
                 }
                 for name, times in self.seconds.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from bptt._src.bench import crowded, fresh, jax_scan, sharing
 from bptt._src.bench.layers import measure_credit, measure_layer
 from bptt._src.bench.models import measure_model
 from bptt._src.bench.processor import conditions, measure_limits
+from bptt._src.bench.ranks import PROCESSES, measure_ranks
 from bptt._src.bench.result import Bench, Limits, Row, SeedEpoch, Start
 from bptt._src.bench.shapes import GATES, MODELS, SHAPES, Shape
 from bptt._src.bench.sight import measure_sight
@@ -27,6 +29,7 @@ SECTIONS = {
     "model": "a training step of a whole language model",
     "credit": "windows behind each loss beside the exact gradient",
     "sight": "seeing how far the gradient reaches, as a share of the training time",
+    "ranks": "a language model in one process and in two",
     "seed": "an epoch of the seed's job, beside the textbook",
     "start": "loading the library and the first call, in a fresh process",
     "threads": "a layer where threads have to share processors",
@@ -37,7 +40,7 @@ SECTIONS = {
 USED_BY = {
     "shape": ("kernels", "threads"),
     "cell": ("kernels", "credit", "threads"),
-    "rounds": ("kernels", "model", "credit", "sight", "threads"),
+    "rounds": ("kernels", "model", "credit", "sight", "ranks", "threads"),
     "sentences": ("seed",),
     "figure": ("kernels", "model"),
 }
@@ -101,8 +104,8 @@ def bench(
         cells: of ``"rnn"``, ``"gru"``, ``"lstm"``; all by default. They choose among the layers,
             not among the language models.
         only: sections of :data:`SECTIONS`; all by default.
-        threads: of the processor, for everyone; torch's number by default. The section
-            ``"threads"`` has numbers of its own.
+        threads: of the processor, for everyone; torch's number by default. The sections
+            ``"ranks"`` and ``"threads"`` have numbers of their own.
         effort: how many rounds, and how long a turn; ``Effort()`` by default, ``Effort.quick()``
             for a first look.
         watch: is told how it goes.
@@ -119,9 +122,10 @@ def bench(
     check_used([n for n, given in (("shape", shapes), ("cell", cells)) if given], only)
     if threads is not None and not 1 <= threads <= 1024:
         raise ConfigError(f"{spelled('threads')} must be from 1 to 1024, got {threads}")
-    if threads is not None and list(only) == ["threads"]:
+    if threads is not None and only and {*only} <= {"ranks", "threads"}:
         raise ConfigError(
-            f"{spelled('threads')}: the part threads has numbers of its own; leave it out"
+            f"{spelled('threads')} has no effect on {' and '.join(only)}, with numbers of their "
+            "own: leave it out"
         )
     watch, effort = watch or BenchWatch(), effort or Effort()
     with _threads(threads):
@@ -186,6 +190,10 @@ def _jobs(
         for m in MODELS:
             work = partial(measure_sight, m, effort, pace)
             jobs.append((f"sight, {m.name} {m}", work))
+    if "ranks" in only and _why_not_ranks() is None:
+        for m in MODELS:
+            work = partial(measure_ranks, m, effort, pace)
+            jobs.append((f"ranks, {m.name} {m}", work))
     if "seed" in only:
         jobs.append(("the seed's epoch", partial(measure_seed_epoch, effort, pace)))
     if "start" in only:
@@ -200,14 +208,26 @@ def _jobs(
     return jobs
 
 
+def _why_not_ranks() -> str | None:
+    """Return why the section ranks cannot be measured here."""
+    have = len(sharing.processors_to_choose()) or os.cpu_count() or 1
+    if have < PROCESSES:
+        return f"ranks: not measured, {PROCESSES} processes on {have} processor say nothing"
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        return "ranks: not measured, this torch has no gloo for processes to talk by"
+    return None
+
+
 def _not_possible(only: Sequence[str]) -> list[str]:
-    """Describe what of the section threads cannot be measured here."""
+    """Describe what of the sections ranks and threads cannot be measured here."""
     have = len(sharing.processors_to_choose())
+    reason = _why_not_ranks() if "ranks" in only else None
+    notes = [] if reason is None else [reason]
     if "threads" not in only:
-        return []
+        return notes
     if have == 0:
-        return ["threads: not measured, this system lets no process choose its processors"]
-    return [
+        return [*notes, "threads: not measured, this system lets no process choose its processors"]
+    return notes + [
         f"{s}: not measured, this process may run on {have} only"
         for s in crowded.SITUATIONS
         if s.processors > have

@@ -14,6 +14,7 @@ with needs("lm"):
     from rich.console import Console
     from rich.table import Table
 
+from bptt._src.bench.ranks import ONE, SEVERAL, THREADS, how, share_of_sum, updates_per_second
 from bptt._src.bench.result import (
     ALONE,
     EXACT,
@@ -56,6 +57,11 @@ def write_bench(found: Bench, width: int = WIDTH) -> str:
             "What seeing how far the gradient reaches adds; shape: V/H/B/T",
             "sight",
             _sight,
+        ),
+        (
+            "Updates/s in one process and in two; shape: V/H/B/T; sum: its share of the time",
+            "ranks",
+            _ranks,
         ),
         (
             "A training step of a layer whose threads have to share processors; shape: T/B/I/H",
@@ -147,6 +153,21 @@ def _sight(rows: Sequence[Row], peak: float | None, width: int) -> Table:
         for name in (UPDATE, HEARD, TOLD, LOOK)
     ]
     return _table(rows, [*columns, ("share\nof time", lambda row: percent(share_of(row)))])
+
+
+def _ranks(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+    columns: list[Column] = []
+    short = {ONE: "1 thread", THREADS: "2 thr.", SEVERAL: "2 proc."}
+    for who in (OURS, TORCH):
+        for trained, header in short.items():
+            value = partial(_write, lambda row, n: number(updates_per_second(row, n)))
+            columns.append((f"{SHORT[who]}\n{header}", partial(value, how(who, trained))))
+        columns.append((f"{SHORT[who]}\nsum", partial(_write, _share_of_sum, who)))
+    return _table(rows, columns)
+
+
+def _share_of_sum(row: Row, who: str) -> str:
+    return percent(share_of_sum(row, who))
 
 
 def _crowded(rows: Sequence[Row], peak: float | None, width: int) -> Table:
