@@ -49,7 +49,7 @@ _ORIGINAL = TrainingStep.__call__
 
 
 def _slowly(*rest, **how):
-    time.sleep(0.02)
+    time.sleep(0.05)
     return _ORIGINAL(*rest, **how)
 
 
@@ -65,9 +65,15 @@ FAULTS = {
     "slow": (TrainingStep, "__call__", _slowly),
 }
 
+
+def break_it(rank: str, fault: str) -> None:
+    """Put a fault, "RANK WHERE" or "all WHERE", into this process if it is of that rank."""
+    where, _, what = fault.partition(" ")
+    if where in ("all", rank):
+        setattr(*FAULTS[what])
+
+
 if __name__ == "__main__":
-    rank, _, where = os.environ.get("FAULT", "").partition(" ")
-    first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-    if first and rank in ("all", os.environ["RANK"]):
-        setattr(*FAULTS[where])
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        break_it(os.environ["RANK"], os.environ["FAULT"])
     main()

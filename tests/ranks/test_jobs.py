@@ -8,14 +8,14 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from ranks.launched import HERE, environment, run, torchrun
+from ranks.broken import break_it
+from ranks.launched import HERE, Forked, environment, run, torchrun
 from ranks.trainings import text
 
 OPTIONS = (
@@ -37,10 +37,19 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def job(place, *arguments, size=2, restarts=0, fault="", **more):
-    start = (str(HERE / "broken.py"),) if fault else ("-m", "bptt")
-    command = torchrun(size, *start, *arguments, restarts=restarts)
-    return run(command, cwd=place, timeout=120, FAULT=fault, **more)
+def job(place, *arguments, size=2, fault=""):
+    """A job in forks, at its end."""
+    return begun(place, *arguments, size=size, fault=fault).wait()
+
+
+def begun(place, *arguments, size=2, fault=""):
+    return Forked(
+        place, *arguments, size=size, setup=lambda rank: break_it(str(rank), fault) if fault else 0
+    )
+
+
+def by_torchrun(place, *arguments, size=2, restarts=0):
+    return run(torchrun(size, "-m", "bptt", *arguments, restarts=restarts), cwd=place)
 
 
 def checkpoint(run):
@@ -48,7 +57,8 @@ def checkpoint(run):
 
 
 def updates(run):
-    return max(json.loads(line)["update"] for line in (run / "metrics.jsonl").open())
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return max(json.loads(line)["update"] for line in lines)
 
 
 def same(one, other):
@@ -59,7 +69,7 @@ def same(one, other):
 
 
 def test_rank_0_prints_and_the_others_are_silent(place):
-    done = job(place, *OPTIONS, "--out", "r")
+    done = by_torchrun(place, *OPTIONS, "--out", "r")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Text: ") == done.stdout.count("The run is in r.") == 1
     assert "Processes: 2" in done.stdout
@@ -88,43 +98,43 @@ def test_what_one_process_refuses_two_refuse_in_one_line(place, options, said):
     kept = OPTIONS[:6] + OPTIONS[8:] if given else OPTIONS
     kept = kept if "--out" in options else (*kept, "--out", "new")
     done = job(place, *kept, *options)
-    assert done.returncode != 0
-    (line,) = OURS.findall(done.stderr)
+    assert 0 not in done.status
+    (line,) = OURS.findall(done.err)
     assert said in line
     assert not (place / "new").exists()
 
 
 def test_a_run_is_trained_by_one_job(place):
-    command = torchrun(2, str(HERE / "broken.py"), *OPTIONS, "--out", "r")
-    first = subprocess.Popen(
-        command,
-        cwd=place,
-        env=environment(FAULT="all slow"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    first = begun(place, *OPTIONS, "--out", "r", fault="all slow")
     try:
         wait_for(lambda: (place / "r/metrics.jsonl").exists())
-        done = job(place, "train", "--resume", "r")
-        (line,) = OURS.findall(done.stderr)
-        assert "another process is training r" in line
-        assert done.returncode != 0
+        (place / "other").mkdir()
+        done = job(place / "other", "train", "--resume", "../r")
+        (line,) = OURS.findall(done.err)
+        assert "another process is training ../r" in line
+        assert 0 not in done.status
     finally:
-        first.send_signal(signal.SIGTERM)
-        first.wait(60)
+        first.end()
 
 
 def test_other_commands_are_for_one_process(place):
-    done = job(place, "evaluate", "r", "book.txt")
-    (line,) = OURS.findall(done.stderr)
+    def by_torchrun(rank):
+        os.environ["TORCHELASTIC_RUN_ID"] = "1"
+
+    done = Forked(place, "evaluate", "r", "book.txt", setup=by_torchrun).wait()
+    (line,) = OURS.findall(done.err)
     assert line == "error: bptt evaluate runs in one process: start it without torchrun"
-    assert done.returncode != 0
+    assert 0 not in done.status
 
 
 def test_an_environment_that_is_incomplete_is_named(place):
-    done = run([sys.executable, "-m", "bptt", *OPTIONS], cwd=place, WORLD_SIZE="2", RANK="0")
-    assert done.returncode == 1
-    assert "MASTER_ADDR, MASTER_PORT is not set: start them by torchrun" in done.stderr
+
+    def without(rank):
+        del os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+
+    done = Forked(place, *OPTIONS, setup=without).wait()
+    assert done.status == [1, 1]
+    assert "MASTER_ADDR, MASTER_PORT is not set: start them by torchrun" in done.err
 
 
 # ----------------------------------------------------------------------- failures on one rank
@@ -136,48 +146,47 @@ def test_an_environment_that_is_incomplete_is_named(place):
         ("0 text", "error: the text is not here"),
         ("1 model", "rank 1: "),
         ("1 update", "rank 1: "),
-        ("0 save", "error: No space left on device"),
-        ("1 evaluation", "rank 1: "),
+        ("0 save", "error: r: No space left on device"),
+        ("0 evaluation", ""),
         ("1 killed", "error: rank 1 has ended without a word, perhaps killed"),
-        ("1 killed in evaluation", "error: rank 1 has ended without a word, perhaps killed"),
+        ("0 killed in evaluation", "rank 1: error: rank 0 has ended"),
     ],
 )
 def test_a_failure_on_one_rank_ends_all(place, fault, said):
-    begun = time.monotonic()
     done = job(place, *OPTIONS, "--out", "r", fault=fault)
-    assert done.returncode != 0
-    assert time.monotonic() - begun < 60
-    found = OURS.findall(done.stderr)
-    if "Error: " in done.stderr and not found:  # a programming error keeps its traceback
-        assert fault.split()[1] in ("model", "update", "evaluation")
-        assert done.stderr.count("Traceback") == 2  # and torchrun's own
+    assert 0 not in done.status
+    found = OURS.findall(done.err)
+    if fault.split(" ", 1)[1] in ("model", "update", "evaluation"):
+        assert not found
+        assert done.err.count("Traceback") == 1  # a programming error keeps it
     else:
         (line,) = found
         assert line.startswith(said)
+        assert "Traceback" not in done.err
 
 
 def test_the_process_whose_numbers_are_not_finite_says_where(place):
     done = job(place, *OPTIONS, "--out", "r", fault="1 nan")
-    (line,) = OURS.findall(done.stderr)
+    (line,) = OURS.findall(done.err)
     assert "training diverged at update 3" in line
     assert "readout" in line
     assert "after update 2, is kept" in line
 
 
 def test_all_go_back_together(place):
-    options = ("--on-divergence", "rewind", "--most-rewinds", "2", "--lr", "1e30", "--clip", "0")
+    options = ("--on-divergence", "rewind", "--most-rewinds", "2", "--lr", "1e38", "--clip", "0")
     done = job(place, *OPTIONS, *options, "--out", "r")
-    (line,) = OURS.findall(done.stderr)
+    (line,) = OURS.findall(done.err)
     assert "after 2 rewinds" in line
-    assert done.stdout.count("back here with half the learning rate") == 2
+    assert done.out.count("back here with half the learning rate") == 2
 
 
 def test_all_run_out_of_patience_together(place):
     options = ("--patience", "2", "--eval-every", "1", "--lr", "0", "--epochs", "50")
     kept = [o for o in OPTIONS if o not in ("--epochs", "2")]
     done = job(place, *kept, *options, "--out", "r")
-    assert done.returncode == 0, done.stderr
-    assert "Stopped: 2 evaluations brought nothing better." in done.stdout
+    assert done.status == [0, 0], done.err
+    assert "Stopped: 2 evaluations brought nothing better." in done.out
     assert updates(place / "r") == 3
 
 
@@ -227,10 +236,26 @@ def ranks_of(process):
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
 
 
+def goes_on(place, straight):
+    """Whether the job goes on to the checkpoint of one that was not stopped."""
+    done = job(place, "train", "--resume", "r", size=2)
+    assert done.status == [0, 0], done.err
+    return same(checkpoint(place / "r"), checkpoint(straight))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, cache):
+    """A run of two processes that nothing has stopped."""
+    place = tmp_path_factory.mktemp("straight")
+    text(place / "book.txt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BPTT_CACHE", str(cache))
+        assert job(place, *OPTIONS, "--out", "r").status == [0, 0]
+    return place / "r"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_once_and_the_job_goes_on_from_there(place, number):
-    straight = job(place, *OPTIONS, "--out", "straight")
-    assert straight.returncode == 0
+def test_a_signal_saves_once_and_the_job_goes_on_from_there(place, number, straight):
     with running(place, *OPTIONS, "--out", "r") as process:
         wait_for(lambda: (place / "r/metrics.jsonl").exists())
         process.send_signal(number)
@@ -239,31 +264,50 @@ def test_a_signal_saves_once_and_the_job_goes_on_from_there(place, number):
     printed = (place / "printed").read_text()
     assert printed.count(said) == 1, printed
     assert not OURS.findall(printed)
-    assert job(place, "train", "--resume", "r").returncode == 0
-    assert same(checkpoint(place / "r"), checkpoint(place / "straight"))
+    assert goes_on(place, straight)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_process_stops_all(place, rank, straight):
+    first = begun(place, *OPTIONS, "--out", "r", fault="all slow")
+    wait_for(lambda: (place / "r/metrics.jsonl").exists())
+    first.kill(rank, signal.SIGTERM)
+    assert first.wait().status == [143, 143]
+    assert first.out.count("SIGTERM came, all is saved") == 1
+    assert goes_on(place, straight)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_killed_process_ends_those_that_no_one_watches(place, rank):
+    first = begun(place, *OPTIONS, "--out", "r", size=3, fault="all slow")
+    wait_for(lambda: (place / "r/metrics.jsonl").exists())
+    first.kill(rank)
+    first.wait(30)
+    (line,) = OURS.findall(first.err)
+    assert f"rank {rank} has ended" in line
+    assert sorted(first.status) == [-signal.SIGKILL, 1, 1]
 
 
 @needs_proc
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_killed_process_ends_the_job_and_a_restart_goes_on(place, rank):
-    straight = job(place, *OPTIONS, "--out", "straight", size=3)
-    assert straight.returncode == 0
-    with running(place, *OPTIONS, "--out", "r", size=3, restarts=1) as process:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_starts_a_job_again_that_goes_on(place, rank, straight):
+    with running(place, *OPTIONS, "--out", "r", restarts=1) as process:
         wait_for(lambda: (place / "r/metrics.jsonl").exists())
+        time.sleep(0.3)
         os.kill(ranks_of(process)[rank], signal.SIGKILL)
         process.wait(90)
         assert process.returncode == 0, (place / "printed").read_text()
     printed = (place / "printed").read_text()
     (line,) = OURS.findall(printed)
-    assert re.match(rf"(rank \d: )?error: rank {rank} has ended without a word", line)
+    assert re.match(rf"(rank 1: )?error: rank {rank} has ended without a word", line)
     assert "Run: r (going on after update" in printed
-    assert same(checkpoint(place / "r"), checkpoint(place / "straight"))
+    assert same(checkpoint(place / "r"), checkpoint(straight))
 
 
 def test_a_restart_does_not_take_a_strangers_run(place):
-    assert job(place, *OPTIONS, "--out", "r").returncode == 0
+    assert job(place, *OPTIONS, "--out", "r").status == [0, 0]
     before = (place / "r/checkpoint.safetensors").read_bytes()
-    done = job(place, *OPTIONS, "--out", "r", restarts=1)
+    done = by_torchrun(place, *OPTIONS, "--out", "r", restarts=1)
     assert done.returncode != 0
     lines = OURS.findall(done.stderr)
     assert len(lines) == 2  # of the first try and of the second
@@ -272,56 +316,10 @@ def test_a_restart_does_not_take_a_strangers_run(place):
 
 
 def test_a_restart_must_find_its_run(place):
-    done = job(place, *OPTIONS, restarts=1)
-    assert "torchrun --max-restarts needs --out" in done.stderr
+    def may_restart(rank):
+        os.environ["TORCHELASTIC_MAX_RESTARTS"] = "1"
+
+    done = Forked(place, *OPTIONS, setup=may_restart).wait()
+    (line,) = OURS.findall(done.err)
+    assert "torchrun --max-restarts needs --out" in line
     assert not (place / "runs").exists()
-
-
-# -------------------------------------------------------------------------- without torchrun
-
-
-def started_by_hand(place, size, port, *arguments):
-    """The processes of a job, as Slurm or a script may start them; rank 0 keeps the store."""
-    return [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "broken.py"), *arguments],
-            cwd=place,
-            env=environment(
-                RANK=str(rank),
-                WORLD_SIZE=str(size),
-                LOCAL_RANK=str(rank),
-                LOCAL_WORLD_SIZE=str(size),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-                FAULT="all slow",
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_ends_those_that_no_one_watches(place, rank, unused_port):
-    processes = started_by_hand(place, 2, unused_port, *OPTIONS, "--out", "r")
-    try:
-        wait_for(lambda: (place / "r/metrics.jsonl").exists())
-        processes[rank].kill()
-        out = [p.communicate(timeout=60) for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    (line,) = OURS.findall("".join(err for _, err in out))
-    assert f"rank {rank} has ended" in line
-    assert processes[1 - rank].returncode == 1
-
-
-@pytest.fixture
-def unused_port():
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import os
 import sys
 
 from bptt._src.cli.interrupts import Interrupts
@@ -11,6 +12,9 @@ __all__ = ["main"]
 def main() -> None:
     """Run ``bptt``, as its script does; what the user did wrong is one line and a status."""
     interrupts = Interrupts()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Where another process has ended, that is reported in one line, and not by torch as well.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     with interrupts.handled():
         # Not before a signal is heard, because it takes its time.
         try:

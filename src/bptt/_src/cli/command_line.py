@@ -22,7 +22,7 @@ from bptt._src.cli.terminal import (
     set_up_streams,
     show_warning,
 )
-from bptt.errors import BpttError, ElsewhereError, spell_options
+from bptt.errors import BpttError, DivergedError, ElsewhereError, spell_options
 
 # The class is typer's own in new versions and click's in old ones.
 ClickException: Any = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "ClickException")
@@ -69,7 +69,8 @@ def run(interrupts: Interrupts) -> int:
     except ElsewhereError:  # which has said so itself
         return 1
     except BpttError as e:
-        complain(f"error: {e}")
+        if not (isinstance(e, DivergedError) and rank_here()):  # all find that together
+            complain(f"error: {e}")
         return 1
     except OSError as e:
         return _failed(e)

@@ -111,13 +111,16 @@ def train(
         display = Display(quiet or not job.is_first)
         with display.preparing() as progress, heard_from_all(job):
             how: dict[str, Any] = {"watch": display, "progress": progress, "job": job}
-            if resume_:
-                training = resume(resume_, options, allow_code=allow_code, **how)
+            again = out is not None and job.lead(lambda: was_made_by_this_job(out))
+            going_on = out if again else resume_
+            if going_on is not None:  # torchrun starts a job again with the options that it had
+                changes = {} if again else options
+                training = resume(going_on, changes, allow_code=allow_code or again, **how)
             else:
                 job.together(lambda: check_restarts(out))
                 settled = job.together(lambda: _settled(config, options, allow_code=allow_code))
                 training = _begin(out, settled, overwrite=overwrite, **how)
-        display.begin(training, resumed=resume_ is not None or training.progress.updates > 0)
+        display.begin(training, resumed=going_on is not None)
         reason = _fit(training, display)
     _end(training, display, reason)
 
@@ -133,9 +136,7 @@ def _settled(config: Path | None, options: dict[str, Any], *, allow_code: bool) 
 
 
 def _begin(out: Path | None, config: Config, *, overwrite: bool, job: Job, **how: Any) -> Training:
-    """Make a new run; where torchrun has started this job again, go on with the one it made."""
-    if out is not None and job.lead(lambda: was_made_by_this_job(out)):
-        return resume(out, allow_code=True, job=job, **how)
+    """Make a new run, in the directory that is named or in the first that is free."""
     with ExitStack() as stack:
         locks: list[Lock | None] = [None]
 

@@ -11,13 +11,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from bptt._src.ranks import Ranks, ranks_of
 from bptt.errors import ConfigError, DivergedError, ElsewhereError, RanksError
@@ -27,7 +30,7 @@ T = TypeVar("T")
 _STALLED = timedelta(minutes=10)  # in an update, a process that is silent for so long is lost
 _WAITING = timedelta(days=14)  # the others may prepare a text meanwhile; a dead one is noticed
 _PATIENCE = 2.0  # seconds in which all that are left say so
-_FAILED, _LEFT = "bptt/failed", "bptt/left"
+_FAILED, _LEFT, _HEARD = "bptt/failed", "bptt/left", "bptt/heard"
 
 
 class Job:
@@ -153,10 +156,35 @@ class Job:
     # ------------------------------------------------------------------------- what failed
 
     def failed(self, e: BaseException) -> None:
-        """Tell the others that this process ends, before it does."""
-        if not self.is_alone and not isinstance(e, RanksError):
-            with suppress(RuntimeError):  # the store is gone, and so are the others
-                self._store.set(_FAILED, f"rank {self.ranks.rank} has failed: {_in_words(e)}")
+        """Tell the others that this process ends, and wait until they have heard it.
+
+        The store may lie in this process, and ends with it.
+        """
+        if self.is_alone:
+            return
+        rank, size = self.ranks
+        try:
+            if not isinstance(e, RanksError):
+                self._store.set(_FAILED, f"rank {rank} has failed: {_in_words(e)}")
+            for notice in (_LEFT, _HEARD):
+                self._store.set(f"{notice}/{rank}", "")
+            self._let_go()
+            deadline = time.monotonic() + _PATIENCE
+            while time.monotonic() < deadline and len(self._noticed(_HEARD)) < size:
+                time.sleep(0.02)
+        except RuntimeError:  # the store is gone, and so are the others
+            return
+
+    def _let_go(self) -> None:
+        """Close the connections, so that those who wait for this process hear that it ends."""
+        self._group = None
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _noticed(self, notice: str) -> list[int]:
+        """The processes that have left this notice."""
+        ranks = range(self.ranks.world_size)
+        return [r for r in ranks if self._store.check([f"{notice}/{r}"])]
 
     @contextmanager
     def _hearing(self, despite: BaseException | None = None) -> Iterator[None]:
@@ -171,15 +199,19 @@ class Job:
         rank, size = self.ranks
         try:
             self._store.set(f"{_LEFT}/{rank}", "")
-            dist.destroy_process_group()  # so that those who wait for this process hear it too
+            self._let_go()
             deadline, left = time.monotonic() + _PATIENCE, [rank]
             while time.monotonic() < deadline and len(left) < size:
                 if self._store.check([_FAILED]):
-                    return ElsewhereError(self._store.get(_FAILED).decode())
+                    words = self._store.get(_FAILED).decode()
+                    self._store.set(f"{_HEARD}/{rank}", "")
+                    return ElsewhereError(words)
                 time.sleep(0.02)
-                left = [r for r in range(size) if self._store.check([f"{_LEFT}/{r}"])]
-        except RuntimeError:  # it lies in the process of rank 0, unless torchrun keeps it
-            return RanksError("rank 0 has ended, perhaps killed: " + _GO_ON)
+                left = self._noticed(_LEFT)
+        except RuntimeError:  # the store lay in the process of rank 0, unless torchrun keeps it
+            what = "the others have" if rank == 0 else "rank 0 has"
+            what += " ended without a word, perhaps killed"
+            return RanksError(f"{what}: {_GO_ON}") if rank < 2 else ElsewhereError(what)
         if len(left) == size:
             what = f"the {size} processes have lost each other ({reason.splitlines()[0]})"
         else:
@@ -214,9 +246,17 @@ def joined() -> Iterator[Job]:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for so many processes, but "
             f"{', '.join(missing)} is not set: start them by torchrun, or unset WORLD_SIZE"
         )
+    # Loaded later, its functions' default arguments would keep the group, with its connections, alive.
+    import_module("torch.distributed.nn.functional")
     has_gpu = torch.cuda.is_available() and dist.is_nccl_available()
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_STALLED)
+        store, rank, size = next(rendezvous("env://", timeout=_STALLED))
+        # torchrun keeps the store, with the addresses in it, when it starts a job again.
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
+            **{"store": store, "rank": rank, "world_size": size, "timeout": _STALLED},
+        )
     except (RuntimeError, ValueError) as e:
         raise RanksError(f"the other processes cannot be reached: {_in_words(e)}") from None
     job = Job()

@@ -44,11 +44,14 @@ class Lock:
             self.release = weakref.finalize(self, os.close, descriptor)
             self._take(descriptor, run)
             if _is_at(descriptor, path):
-                if os.pread(descriptor, 1000, 0) != _job():
-                    os.ftruncate(descriptor, 0)
-                    os.write(descriptor, _job())
                 return
             self.release()  # the previous holder has removed the file
+
+    def sign(self, run: Path) -> None:
+        """Note which job has made the run, so that torchrun can start it again."""
+        job = _job()
+        if job is not None:
+            (run / ".lock").write_text(job)
 
     def _take(self, descriptor: int, run: Path) -> None:
         try:
@@ -67,21 +70,19 @@ class Lock:
 
 
 def was_made_by_this_job(run: Path) -> bool:
-    """Whether torchrun has started this job again, and it was the last to train the run."""
+    """Whether torchrun has started this job again, and it has made the run."""
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         return False
     try:
-        return (run / ".lock").read_bytes() == _job()
-    except FileNotFoundError:
+        return (run / ".lock").read_text() == _job()
+    except OSError:
         return False
 
 
-def _job() -> bytes:
+def _job() -> str | None:
     """The job that torchrun has started, which is the same when it starts it again."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return (
-        b"" if name is None else f"{name} of process {os.getppid()} on {platform.node()}".encode()
-    )
+    return None if name is None else f"{name}, {os.getppid()} on {platform.node()}"
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -84,6 +84,7 @@ def start(
             training.lock = run.create(
                 config, text.tokenizer, about, checkpoint, overwrite=overwrite, lock=lock
             )
+            training.lock.sign(out)
 
     job.lead(make)
     return training
