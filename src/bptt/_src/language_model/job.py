@@ -46,7 +46,8 @@ class Job:
         if not self.is_alone:
             self._store = dist.distributed_c10d._get_default_store()
             with self._hearing():
-                self._group = dist.new_group(backend="gloo", timeout=_WAITING)
+                self._group = dist.new_group(backend="gloo", timeout=_STALLED)
+                dist.distributed_c10d._set_pg_timeout(_WAITING, self._group)
 
     @property
     def is_alone(self) -> bool:
@@ -246,7 +247,8 @@ def joined() -> Iterator[Job]:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for so many processes, but "
             f"{', '.join(missing)} is not set: start them by torchrun, or unset WORLD_SIZE"
         )
-    # Loaded later, its functions' default arguments would keep the group, with its connections, alive.
+    # Loaded later, the default arguments of its functions would keep the group alive, and its
+    # connections open.
     import_module("torch.distributed.nn.functional")
     has_gpu = torch.cuda.is_available() and dist.is_nccl_available()
     try:
