@@ -88,6 +88,13 @@ def of_stream(module: Any, x: Tensor = X, time: int = 0, **how: Any) -> list[Ten
     return found
 
 
+def of_share(**of_process: Any) -> list[Tensor]:
+    """The gradient of a process's sequences, whose cuts are drawn with those of the others."""
+    torch.manual_seed(1)
+    y, _ = bptt.Stream(**of_process).advance(module := ours(), X, credit=bptt.Randomized(2))
+    return gradient(module, y)
+
+
 def of_errors(module: Any = None, inputs: Tensor = X, **how: Any) -> list[float]:
     torch.manual_seed(1)
     module = nn.GRU(I, H) if module is None else module
@@ -179,6 +186,9 @@ CASES: dict[Callable[..., Any], dict[str, Case]] = {
             bptt.Stream(past=X, resets=r).advance(ours(), X, credit="truncated:every=9,reach=18")[0]
             for r in (None, RESETS)
         ),
+        "rank": lambda: tuple(of_share(rank=r, world_size=2) for r in (0, 1)),
+        "world_size": lambda: tuple(of_share(rank=1, world_size=n) for n in (2, 3)),
+        "batch": lambda: tuple(of_share(rank=1, world_size=2, batch=b) for b in (None, 2 * B + 1)),
     },
     bptt.Stepwise.__init__: {
         "cell": lambda: tuple(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning
 import pytest
 import torch
@@ -86,3 +91,21 @@ def test_fabric(tmp_path):
         fabric.load(tmp_path / "fabric.ckpt", {"model": model})
         found[name] = losses
     assert found["bptt"] == pytest.approx(found["torch.nn"], rel=1e-4)
+
+
+@pytest.mark.parametrize("library", ["lightning", "fabric"])
+def test_two_processes_along_streams_are_as_one(library, tmp_path):
+    found = []
+    for processes in (1, 2):
+        script, file = Path(__file__).with_name("streams.py"), tmp_path / f"{processes}.pt"
+        command = [sys.executable, str(script), library, str(processes), str(file)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(torch.load(file))
+    one, two = found
+    assert one["losses"][-1] < 0.97 * one["losses"][0]
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-12)

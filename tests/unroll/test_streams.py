@@ -277,3 +277,10 @@ def test_a_share_that_is_not_the_processs_is_refused():
         bptt.Stream(rank=3, world_size=3)
     with pytest.raises(ConfigError, match="belong together"):
         bptt.Stream(rank=1)
+
+
+def test_a_stream_does_not_change():
+    stream = bptt.Stream(rank=0, world_size=2)
+    with pytest.raises(AttributeError, match="cannot assign to 'state'"):
+        stream.state = torch.zeros(1)
+    assert repr(stream) == "Stream(rank=0, world_size=2)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +26,6 @@ Run = Callable[[Any, Any, Tensor | None], tuple[Any, Any]]
 _POSITION = ("state", "past", "before", "resets")
 
 
-@dataclass(frozen=True)
 class Stream:
     """The position of training on a stream, between two updates.
 
@@ -76,21 +74,42 @@ class Stream:
     """The state before the ``past``, without a graph; None if there is none."""
     resets: Tensor | None = None
     """Where the sequences of the ``past`` begin anew, [P] or [P, B]; None: nowhere."""
-    rank: int | None = field(default=None, kw_only=True)
+    rank: int | None = None
     """The number of this process; None: that of torch.distributed, 0 if it is not initialised.
     This and the next two are no part of the position that is saved."""
-    world_size: int | None = field(default=None, kw_only=True)
+    world_size: int | None = None
     """The number of processes that share the batch; None: that of torch.distributed, or 1."""
-    batch: int | None = field(default=None, kw_only=True)
+    batch: int | None = None
     """The number of sequences of all processes together; None: each has as many as this one."""
 
-    def __post_init__(self) -> None:
-        """Check which process is meant.
+    def __init__(
+        self,
+        state: Any = None,
+        past: Any = None,
+        before: Any = None,
+        resets: Tensor | None = None,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+        batch: int | None = None,
+    ) -> None:
+        """Begin a stream, or go on from a position; the arguments are the attributes.
 
         Raises:
             ConfigError: ``rank`` and ``world_size`` do not fit each other.
         """
-        ranks_of(self.rank, self.world_size)
+        # No dataclass: Fabric refuses frozen ones, and FSDP's first version changes their copies.
+        ranks_of(rank, world_size)
+        self.__dict__.update(zip(_POSITION, (state, past, before, resets), strict=True))
+        self.__dict__.update(rank=rank, world_size=world_size, batch=batch)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse: :meth:`advance` returns another stream."""
+        raise AttributeError(f"a Stream does not change: cannot assign to {name!r}")
+
+    def __repr__(self) -> str:
+        """Write the call that makes it."""
+        return f"Stream({', '.join(f'{k}={v!r}' for k, v in vars(self).items() if v is not None)})"
 
     def advance(
         self,
@@ -166,7 +185,7 @@ class Stream:
                 f"Stream.state_dict gives them, got {', '.join(map(repr, state_dict)) or 'none'}"
             )
         for name in _POSITION:
-            object.__setattr__(self, name, state_dict[name])
+            self.__dict__[name] = state_dict[name]
 
     def to(self, *args: Any, **options: Any) -> Stream:
         """Return the stream on another device, or in another dtype.
@@ -239,7 +258,8 @@ class Stream:
         self, state: Any, past: Any = None, before: Any = None, resets: Tensor | None = None
     ) -> Stream:
         """Return this stream, of the same process, at another position."""
-        return replace(self, state=state, past=past, before=before, resets=resets)
+        where = {"rank": self.rank, "world_size": self.world_size, "batch": self.batch}
+        return Stream(state, past, before, resets, **where)
 
     def _sharing(self) -> AbstractContextManager[None]:
         """Plan for the whole batch; if nothing is said here, for that of torch.distributed."""
