@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from ranks.hosts import two_hosts, why_not
+from ranks.hosts import ADDRESSES, two_hosts, why_not
 from ranks.launched import HERE
 from ranks.test_same_as_one import same
 from ranks.trainings import text, train
@@ -58,6 +59,24 @@ def test_two_machines_give_the_result_of_one_process(hosts, tmp_path, monkeypatc
     assert not (second / f"{NAMES[0]} 2").exists()
     assert cached(first)
     assert cached(first) == cached(second)
+
+
+def test_machines_without_torchrun(hosts):
+    """As Kubernetes starts them: nobody says how many processes a machine has."""
+    processes = [
+        host.start(
+            *(sys.executable, "-m", "bptt", *OPTIONS, "--epochs", "1"),
+            RANK=str(host.number),
+            WORLD_SIZE="2",
+            MASTER_ADDR=ADDRESSES[0],
+            MASTER_PORT="29500",
+        )
+        for host in hosts
+    ]
+    assert ended(processes, 90) == [0, 0], [host.printed for host in hosts]
+    assert "Processes: 2" in hosts[0].printed
+    assert not hosts[1].printed
+    assert cached(hosts[1].directory)
 
 
 def cached(directory: Path) -> set[str]:

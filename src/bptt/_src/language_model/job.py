@@ -61,8 +61,11 @@ class Job:
 
     @property
     def leads_machine(self) -> bool:
-        """Whether this is the process that prepares what all of its machine use."""
-        return self.is_alone or _from_environment("LOCAL_RANK", self.ranks.rank) == 0
+        """Whether this is the process that prepares what all of its machine use.
+
+        One whose number on its machine is not known prepares for itself.
+        """
+        return _from_environment("LOCAL_RANK", 0) == 0
 
     # ------------------------------------------------------------------------- messages
 
