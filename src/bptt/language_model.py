@@ -7,7 +7,8 @@ from bptt._src.language_model.model import LanguageModel
 from bptt._src.language_model.run import Run
 from bptt._src.language_model.score import Score
 from bptt._src.language_model.session import resume, start, train
-from bptt._src.language_model.training import Training, Watch
+from bptt._src.language_model.training import Training
+from bptt._src.language_model.watch import Watch
 
 __all__ = [
     "Config",

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from bptt._src.documents import sealed
+from bptt._src.dropout import numbered
 from bptt._src.language_model.config import read_options
 from bptt._src.language_model.probe import TextProbe
 from bptt._src.language_model.setup import make_optimizer
@@ -210,7 +211,8 @@ def plain(config, text):
         for batch in reader:
             if batch.fresh:
                 state = None
-            logits, state = model(batch.inputs, state)
+            with numbered(range(batch.size)):  # dropout's masks are the sequences', not the batch's
+                logits, state = model(batch.inputs, state)
             nats = cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
             optimizer.zero_grad()
             (nats / batch.tokens).backward()

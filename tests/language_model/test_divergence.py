@@ -17,7 +17,8 @@ from bptt._src.language_model.divergence import (
     first_not_finite,
     norms_in_words,
 )
-from bptt._src.language_model.training import Training, Watch
+from bptt._src.language_model.training import Training
+from bptt._src.language_model.watch import Watch
 from bptt._src.steps import Steps
 from bptt._src.unroll.stream import Stream
 from bptt.credit import Decay

@@ -189,13 +189,13 @@ def test_linear_and_cosine_schedules_end_near_nothing_and_warmup_rises(small, tm
 
 def test_the_rate_is_halved_each_time_the_validation_loss_rises(small, tmp_path, monkeypatch):
     losses = iter([2.0, 1.5, 1.7, 1.6, 1.9, 1.9, 1.0])
-    real = training_module.evaluate
+    real = training_module.evaluate_shared
 
     def told(*arguments, **options):
         score = real(*arguments, **options)
         return type(score)(**{**score.__dict__, "nats": next(losses) * score.tokens})
 
-    monkeypatch.setattr(training_module, "evaluate", told)
+    monkeypatch.setattr(training_module, "evaluate_shared", told)
     training = start(small.changed(epochs=7, learning_rate=0.8), tmp_path / "run")
     seen = rates(training)
     per_epoch = len(seen) // 7
@@ -206,7 +206,7 @@ def test_the_rate_is_halved_each_time_the_validation_loss_rises(small, tmp_path,
 
 def test_patience_ends_training_and_the_best_model_is_kept(small, tmp_path, monkeypatch):
     losses = iter([2.0, 1.5, 1.7, 1.6, 1.9, 1.9, 1.0])
-    real = training_module.evaluate
+    real = training_module.evaluate_shared
     kept = {}
 
     def told(model, *arguments, **options):
@@ -215,7 +215,7 @@ def test_patience_ends_training_and_the_best_model_is_kept(small, tmp_path, monk
         kept[loss] = {k: v.clone() for k, v in model.state_dict().items()}
         return type(score)(**{**score.__dict__, "nats": loss * score.tokens})
 
-    monkeypatch.setattr(training_module, "evaluate", told)
+    monkeypatch.setattr(training_module, "evaluate_shared", told)
     training = start(small.changed(epochs=7, patience=2), tmp_path / "run")
     assert training.fit() == "patience"
     assert list(kept) == [2.0, 1.5, 1.7, 1.6]

@@ -169,7 +169,7 @@ def _restore_tensors(training: Training, tensors: dict[str, Tensor]) -> None:
     training.sequences = whole[0].shape[1] if whole else 0
     states = [s[:, own].contiguous().to(device) for s in whole]
     state = None if not states else states[0] if len(states) == 1 else tuple(states)
-    training.whole_past = tensors.get("past")
+    training.agreed.past = tensors.get("past")
     past = tensors["past"][:, own].contiguous().to(device) if "past" in tensors else None
     training.stream = Stream(state) if past is None else Stream(past=past, before=state)
     try:

@@ -49,7 +49,8 @@ class GradientSum:
         Returns:
             The batch's loss, and the sums of the votes.
         """
-        parts = [self._part(p, share.rows) for p in self.parameters]
+        rows = None if share.rows is None else share.rows.to(self.flat.device)
+        parts = [self._part(p, rows) for p in self.parameters]
         size = sum(part.numel() for part in parts) + 1 + len(share.votes)
         if self.flat.numel() < size:
             self.flat = self.flat.new_empty(size)
@@ -59,7 +60,7 @@ class GradientSum:
         self.job.sum(flat)
         sums = flat.split([*(part.numel() for part in parts), len(numbers)])
         for p, part, summed in zip(self.parameters, parts, sums[:-1], strict=True):
-            self._set(p, summed.view_as(part), share.rows)
+            self._set(p, summed.view_as(part), rows)
         total, *votes = sums[-1].tolist()
         return total, votes
 

@@ -123,6 +123,21 @@ def looks_every(tokens: float) -> int:
     return max(EVERY, math.ceil(TOKENS / tokens))
 
 
+def looks_of(config: Config, tokens: Tokens, window: int) -> int:
+    """Return the number of updates between two looks: as an option sets it, or by default.
+
+    Args:
+        config: the options.
+        tokens: the training text.
+        window: the number of steps that an update runs on a stream.
+    """
+    if config.flow_every is not None:
+        return config.flow_every
+    sequences = tokens.offsets
+    steps = window if sequences is None else len(tokens.ids) / max(1, len(sequences) - 1)
+    return looks_every(config.batch_size * max(1, steps))
+
+
 class Monitor:
     """Measures every so many updates how far the gradient reaches, and reports what matters.
 

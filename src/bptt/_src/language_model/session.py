@@ -20,7 +20,8 @@ from bptt._src.language_model.lock import Lock
 from bptt._src.language_model.making import check_free, refuse_links, remove_leavings
 from bptt._src.language_model.run import Run
 from bptt._src.language_model.score import warn_of_unknown
-from bptt._src.language_model.training import Training, Watch
+from bptt._src.language_model.training import Training
+from bptt._src.language_model.watch import Watch
 from bptt.credit import is_own
 from bptt.data import PreparedText, load_prepared, open_corpus, prepare, unigram_perplexity
 from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, spelled

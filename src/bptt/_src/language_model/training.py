@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bptt import Stream
 from bptt._src.dropout import numbered
+from bptt._src.language_model.agreed import Agreed
 from bptt._src.language_model.checkpoint import Progress, checkpoint_of, restore
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.divergence import (
@@ -22,41 +23,25 @@ from bptt._src.language_model.divergence import (
     norms_in_words,
 )
 from bptt._src.language_model.evaluation import evaluate_shared
-from bptt._src.language_model.gradient_sum import Share
 from bptt._src.language_model.job import Job, device_here
 from bptt._src.language_model.lock import Lock
 from bptt._src.language_model.model import check_device
-from bptt._src.language_model.monitor import LARGEST, Monitor, Reach, looks_every, reach_of
+from bptt._src.language_model.monitor import LARGEST, Monitor, Reach, looks_of, reach_of
 from bptt._src.language_model.probe import TextProbe
 from bptt._src.language_model.run import Run
 from bptt._src.language_model.score import Score, perplexity
 from bptt._src.language_model.setup import make_model, make_optimizer, make_reader
 from bptt._src.language_model.step import Taken, TrainingStep
-from bptt._src.language_model.tensors import Checkpoint, digest_of
+from bptt._src.language_model.tensors import Checkpoint
+from bptt._src.language_model.watch import Watch
 from bptt._src.ranks import sharing
 from bptt._src.shell import quoted
 from bptt.credit import is_own
 from bptt.data import Batch, PreparedText, Sentences, Streams
-from bptt.errors import DivergedError, ElsewhereError, RanksError
+from bptt.errors import DivergedError
 from bptt.memory import parse as parse_memory
 
 LOG_EVERY = 100  # updates between the lines of metrics.jsonl
-
-
-class Watch:
-    """Training callbacks; the base class does nothing. Override the ones you need."""
-
-    def updated(self, training: Training, loss: float) -> None:
-        """Called after each update with the loss of its batch, in nats per token."""
-
-    def evaluated(self, training: Training, score: Score, is_best: bool) -> None:
-        """Called after each evaluation on the validation text."""
-
-    def measured(self, line: dict[str, Any]) -> None:
-        """Called with each line of metrics.jsonl."""
-
-    def rewound(self, training: Training, reason: str) -> None:
-        """Called when training has diverged and is back at the last checkpoint, with the reason."""
 
 
 @dataclass
@@ -85,13 +70,14 @@ class Training:
         self.memory = parse_memory(config.memory) if config.memory else None
         self.reader = self.make_reader()
         self.progress = Progress()
-        looks_every = self._looks_every() if self.job.is_first else 0
-        self.monitor = Monitor(self.model, self.text.train, config, looks_every)
+        steps = self.reader.steps if isinstance(self.reader, Streams) else 0
+        every = looks_of(config, self.text.train, steps + self.reach_back)
+        self.monitor = Monitor(
+            self.model, self.text.train, config, every if self.job.is_first else 0
+        )
         self.stream = Stream()
         self.sequences = 0  # of which all processes hold the state
-        self.whole_past: Tensor | None = None  # of all processes, where updates run it again
-        self._votes = [0.0, 0.0]
-        self._asked: str | None = None
+        self.agreed = Agreed(self.job, 0 if config.tied else self.text.tokenizer.size)
         self.saved_at, self.updates_saved = time.monotonic(), 0
 
     def close(self) -> None:
@@ -137,9 +123,9 @@ class Training:
                 self._adapt()
                 if config.eval_every and progress.updates % config.eval_every == 0:
                     self.evaluate()
-                if self._should_save():
+                if self.agreed.to_save(self._is_due()):
                     self.save()
-                if reason := self._reason(stop):
+                if reason := self.agreed.to_stop(stop):
                     self.save()
                     return reason
                 if self.out_of_patience():
@@ -156,7 +142,7 @@ class Training:
         before = Stream() if batch.fresh else self.stream
         self.progress.rate = self.rate()
         rank, size = self.job.ranks
-        share = None if self.job.is_alone else self._share(batch, stop)
+        share = self.agreed.share(batch, self.reader, self.reach_back, stop, self._is_due())
         numbers = range(rank, batch.size, size)
         with sharing(self.job.ranks, batch.size), numbered(numbers), self.monitor.listening():
             taken = self.step(
@@ -164,45 +150,12 @@ class Training:
             )
             if not (math.isfinite(taken.loss) and math.isfinite(taken.norm)):
                 raise self._diverged_in(taken, inputs, targets, before)
-        self.stream, self.sequences, self._votes = taken.stream, batch.size, taken.votes
+        self.stream, self.sequences, self.agreed.votes = taken.stream, batch.size, taken.votes
         self.progress.gradient_norm = taken.norm
         self.progress.norms = [*self.progress.norms, taken.norm][-NORMS_KEPT:]
         seen = self.monitor.updated(taken.norm, taken.loss, self.progress.updates + 1, self._reach)
         self._count(taken.loss * batch.total, batch.total, time.monotonic() - started, **seen)
         return taken.loss
-
-    # ------------------------------------------------------------------- with other processes
-
-    def _share(self, batch: Batch, stop: Callable[[], str | None]) -> Share:
-        """What a process knows of the batch that it has a share of, and what it asks for."""
-        self._asked = stop()
-        is_due = self.job.is_first and self._is_due()
-        rows, V = None, self.text.tokenizer.size
-        past, self.whole_past = self.whole_past, None
-        steps = len(batch.inputs) + (0 if past is None else len(past))
-        if not self.config.tied and (self.reach_back or steps * batch.size < V):
-            inputs = self.reader.whole().inputs
-            if self.reach_back:
-                seen = inputs if past is None or batch.fresh else torch.cat([past, inputs])
-                inputs, self.whole_past = seen, seen[-self.reach_back :]
-            if inputs.numel() < V:
-                rows = inputs.unique().to(self.device)
-        return Share(batch.total, rows, [float(self._asked is not None), float(is_due)])
-
-    def _is_due(self) -> bool:
-        return time.monotonic() - self.saved_at >= self.config.save_every
-
-    def _should_save(self) -> bool:
-        """Whether a checkpoint is due; of several processes, by the clock of rank 0."""
-        return self._is_due() if self.job.is_alone else bool(self._votes[1])
-
-    def _reason(self, stop: Callable[[], str | None]) -> str | None:
-        """Why training should stop: of several processes, what the first that asked for it says."""
-        if self.job.is_alone:
-            return stop()
-        if not self._votes[0]:
-            return None
-        return next(asked for asked in self.job.exchange(self._asked) if asked is not None)
 
     def _diverged_in(
         self, taken: Taken, inputs: Tensor, targets: Tensor, before: Stream
@@ -226,18 +179,6 @@ class Training:
     def reach_back(self) -> int:
         """The number of steps before a window that an update runs again."""
         return self.credit.history if self.config.is_carried else 0
-
-    def _looks_every(self) -> int:
-        """The number of updates between two looks of the monitor, unless the option sets it."""
-        if self.config.flow_every is not None:
-            return self.config.flow_every
-        tokens = self.text.train
-        if tokens.offsets is None:
-            assert isinstance(self.reader, Streams)
-            steps: float = self.reader.steps + self.reach_back
-        else:
-            steps = len(tokens.ids) / max(1, len(tokens.offsets) - 1)
-        return looks_every(self.config.batch_size * max(1, steps))
 
     def _reach(self, steps: int) -> Reach:
         """How far back losses are credited, in a window or in a sequence of so many steps."""
@@ -417,6 +358,9 @@ class Training:
         p.measurements += 1
         self.watch.measured(line)
 
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.config.save_every
+
     def save(self) -> None:
         """Write the checkpoint.
 
@@ -429,23 +373,9 @@ class Training:
         bad = first_bad_tensor(tensors)
         if bad is not None:
             raise self._diverged(f"by update {self.progress.updates}: {bad} is not finite")
-        self._check_same(tensors)
+        self.agreed.check_same(tensors, f"after update {self.progress.updates}")
         self.job.lead(lambda: self.run.save_checkpoint(tensors, about))
         self.saved_at, self.updates_saved = time.monotonic(), self.progress.updates
-
-    def _check_same(self, tensors: dict[str, Tensor]) -> None:
-        """Make sure that all processes have the same weights, and have drawn the same numbers."""
-        if self.job.is_alone:
-            return
-        digests = self.job.exchange(digest_of(tensors))
-        other = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
-        if other:
-            what = (
-                f"after update {self.progress.updates}, rank {', '.join(other)} no longer has the "
-                "weights of rank 0: machines that round differently cannot train together; the "
-                f"checkpoint of update {self.updates_saved} is kept"
-            )
-            raise RanksError(what) if self.job.is_first else ElsewhereError(what)
 
     def checkpoint(self) -> Checkpoint:
         """Collect everything needed to continue from here; :meth:`resume` takes it."""
