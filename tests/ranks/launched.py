@@ -96,6 +96,12 @@ class Forked:
                 if found:
                     self.status[rank] = os.waitstatus_to_exitcode(status)
 
+    @property
+    def ended(self) -> bool:
+        """Whether one of them has ended."""
+        self._look()
+        return any(status is not None for status in self.status)
+
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
         os.kill(self.pids[rank], number)
 

@@ -289,6 +289,7 @@ def test_a_killed_process_ends_those_that_no_one_watches(place, rank):
 
 
 @needs_proc
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_torchrun_starts_a_job_again_that_goes_on(place, rank, straight):
     with running(place, *OPTIONS, "--out", "r", restarts=1) as process:
@@ -304,6 +305,7 @@ def test_torchrun_starts_a_job_again_that_goes_on(place, rank, straight):
     assert same(checkpoint(place / "r"), checkpoint(straight))
 
 
+@pytest.mark.long
 def test_a_restart_does_not_take_a_strangers_run(place):
     assert job(place, *OPTIONS, "--out", "r").status == [0, 0]
     before = (place / "r/checkpoint.safetensors").read_bytes()

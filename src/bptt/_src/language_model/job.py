@@ -8,6 +8,7 @@ error that names it.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -27,9 +28,12 @@ from bptt.errors import ConfigError, DivergedError, ElsewhereError, RanksError
 
 T = TypeVar("T")
 
+_JOINING = timedelta(minutes=10)  # from the start of the first process to that of the last
+_CONNECTING = timedelta(seconds=30)  # once all have started
 _STALLED = timedelta(minutes=10)  # in an update, a process that is silent for so long is lost
 _WAITING = timedelta(days=14)  # the others may prepare a text meanwhile; a dead one is noticed
-_PATIENCE = 2.0  # seconds in which all that are left say so
+_PATIENCE = 5.0  # seconds in which all that are left say so
+_NOWHERE = os.open(os.devnull, os.O_WRONLY)
 _FAILED, _LEFT, _HEARD = "bptt/failed", "bptt/left", "bptt/heard"
 
 
@@ -46,7 +50,7 @@ class Job:
         if not self.is_alone:
             self._store = dist.distributed_c10d._get_default_store()
             with self._hearing():
-                self._group = dist.new_group(backend="gloo", timeout=_STALLED)
+                self._group = dist.new_group(backend="gloo", timeout=_CONNECTING)
                 dist.distributed_c10d._set_pg_timeout(_WAITING, self._group)
 
     @property
@@ -179,11 +183,19 @@ class Job:
         except RuntimeError:  # the store is gone, and so are the others
             return
 
+    def left(self) -> None:
+        """Leave the others, all of which leave."""
+        self._group = None
+        dist.destroy_process_group()
+
     def _let_go(self) -> None:
         """Close the connections, so that those who wait for this process hear that it ends."""
         self._group = None
         if dist.is_initialized():
+            # gloo's thread may need Python's lock to end, while the destructor waits with it.
+            faulthandler.dump_traceback_later(10, exit=True, file=_NOWHERE)
             dist.destroy_process_group()
+            faulthandler.cancel_dump_traceback_later()
 
     def _noticed(self, notice: str) -> list[int]:
         """The processes that have left this notice."""
@@ -255,24 +267,26 @@ def joined() -> Iterator[Job]:
     import_module("torch.distributed.nn.functional")
     has_gpu = torch.cuda.is_available() and dist.is_nccl_available()
     try:
-        store, rank, size = next(rendezvous("env://", timeout=_STALLED))
+        store, rank, size = next(rendezvous("env://", timeout=_JOINING))
         # torchrun keeps the store, with the addresses in it, when it starts a job again.
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        store.set(f"bptt/started/{rank}", "")
+        store.wait([f"bptt/started/{r}" for r in range(size)], _JOINING)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
-            **{"store": store, "rank": rank, "world_size": size, "timeout": _STALLED},
+            **{"store": store, "rank": rank, "world_size": size, "timeout": _CONNECTING},
         )
+        dist.distributed_c10d._set_pg_timeout(_STALLED)
     except (RuntimeError, ValueError) as e:
         raise RanksError(f"the other processes cannot be reached: {_in_words(e)}") from None
     job = Job()
     try:
         yield job
+        job.exchange(None)  # all have had all messages
     except BaseException as e:
         job.failed(e)
         raise
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    job.left()
 
 
 def threads_here() -> int | None:
