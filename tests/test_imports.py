@@ -20,6 +20,9 @@ MODULES = {
 HIDDEN_CYCLES = {
     # LanguageModel.load and Run.load_model are two ways to say the same.
     ("bptt._src.language_model.model", "bptt._src.language_model.run"),
+    # Not imported: the function is the text of a new process.
+    ("bptt._src.bench.fresh", "bptt._src.bench.ranks"),
+    ("bptt._src.bench.fresh", "bptt._src.bench.together"),
 }
 """Imports inside a function, of a module that imports this one in turn."""
 

@@ -12,7 +12,11 @@ from pathlib import Path
 
 from cli import forked
 
+import bptt
+
 HERE = Path(__file__).parent
+PATH = os.pathsep.join(map(str, (HERE.parent, Path(bptt.__file__).parents[1])))
+"""Of the tests, and of the bptt that they test."""
 OF_A_JOB = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -29,7 +33,7 @@ def torchrun(processes: int, *arguments: str, restarts: int = 0) -> list[str]:
 def environment(**more: str) -> dict[str, str]:
     """One thread for each process, and no trace of a job that this one may be part of."""
     kept = {k: v for k, v in os.environ.items() if k not in OF_A_JOB}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), **more}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATH, **more}
 
 
 def run(command: list[str], *, cwd: Path, timeout: float = 240, **more: str):

@@ -24,14 +24,15 @@ from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from bptt._src.ranks import Ranks, ranks_of
-from bptt.errors import ConfigError, DivergedError, ElsewhereError, RanksError
+from bptt.errors import ConfigError, DivergedError, ElsewhereError, RanksError, spelled
 
 T = TypeVar("T")
 
 _JOINING = timedelta(minutes=10)  # from the start of the first process to that of the last
 _CONNECTING = timedelta(seconds=30)  # once all have started
 _STALLED = timedelta(minutes=10)  # in an update, a process that is silent for so long is lost
-_WAITING = timedelta(days=14)  # the others may prepare a text meanwhile; a dead one is noticed
+_WAITING = timedelta(days=14)  # while a text is prepared; one that has died is noticed
+_WORKING = timedelta(hours=1)  # afterwards: one may write or evaluate for so long
 _PATIENCE = 5.0  # seconds in which all that are left say so
 _NOWHERE = os.open(os.devnull, os.O_WRONLY)
 _FAILED, _LEFT, _HEARD = "bptt/failed", "bptt/left", "bptt/heard"
@@ -70,6 +71,11 @@ class Job:
         One whose number on its machine is not known prepares for itself.
         """
         return _from_environment("LOCAL_RANK", 0) == 0
+
+    def prepared(self) -> None:
+        """Note that from now on no process waits long for another."""
+        if not self.is_alone:
+            dist.distributed_c10d._set_pg_timeout(_WORKING, self._group)
 
     # ------------------------------------------------------------------------- messages
 
@@ -227,7 +233,7 @@ class Job:
         except RuntimeError:  # the store lay in the process of rank 0, unless torchrun keeps it
             what = "the others have" if rank == 0 else "rank 0 has"
             what += " ended without a word, perhaps killed"
-            return RanksError(f"{what}: {_GO_ON}") if rank < 2 else ElsewhereError(what)
+            return RanksError(f"{what}: {_go_on()}") if rank < 2 else ElsewhereError(what)
         if len(left) == size:
             what = f"the {size} processes have lost each other ({reason.splitlines()[0]})"
         else:
@@ -235,10 +241,11 @@ class Job:
             what = f"rank {gone} has ended without a word, perhaps killed"
         if rank != min(left):
             return ElsewhereError(what)
-        return RanksError(f"{what}: {_GO_ON}")
+        return RanksError(f"{what}: {_go_on()}")
 
 
-_GO_ON = "start the job again, with --resume RUN, to go on from the last checkpoint"
+def _go_on() -> str:
+    return f"start the job again, with {spelled('resume')} RUN, to go on from the last checkpoint"
 
 
 def _in_words(e: BaseException) -> str:
@@ -310,8 +317,8 @@ def device_here(name: str) -> str:
         return name
     if name != "cuda":
         raise ConfigError(
-            f"--device {name} is one GPU, but there are several processes on this machine: use "
-            "--device cuda, which gives each its own"
+            f"{spelled('device', name)} is one GPU, but there are several processes on this "
+            f"machine: use {spelled('device', 'cuda')}, which gives each its own"
         )
     return f"cuda:{_from_environment('LOCAL_RANK', 0)}"
 

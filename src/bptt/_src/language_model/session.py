@@ -283,7 +283,9 @@ def _shared_text(job: Job, prepare: Callable[[], PreparedText]) -> PreparedText:
             raise CorpusError(f"{text.name} is not the same text as on the machine of rank 0")
         return replace(text, name=name)
 
-    return job.together(found)
+    text = job.together(found)
+    job.prepared()
+    return text
 
 
 def _text_of(
