@@ -165,6 +165,11 @@ def test_a_failure_on_one_rank_ends_all(place, fault, said):
         assert "Traceback" not in done.err
 
 
+def test_the_text_is_prepared_once_a_machine(place):
+    done = job(place, *OPTIONS, "--out", "r", fault="1 text")  # which rank 1 never does
+    assert done.status == [0, 0], done.err
+
+
 def test_the_process_whose_numbers_are_not_finite_says_where(place):
     done = job(place, *OPTIONS, "--out", "r", fault="1 nan")
     (line,) = OURS.findall(done.err)

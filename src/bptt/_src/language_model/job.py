@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
+from pathlib import Path
+from traceback import clear_frames
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +36,6 @@ _STALLED = timedelta(minutes=10)  # in an update, a process that is silent for s
 _WAITING = timedelta(days=14)  # while a text is prepared; one that has died is noticed
 _WORKING = timedelta(hours=1)  # afterwards: one may write or evaluate for so long
 _PATIENCE = 5.0  # seconds in which all that are left say so
-_NOWHERE = os.open(os.devnull, os.O_WRONLY)
 _FAILED, _LEFT, _HEARD = "bptt/failed", "bptt/left", "bptt/heard"
 
 
@@ -184,7 +185,11 @@ class Job:
                 self._store.set(f"{notice}/{rank}", "")
             self._let_go()
             deadline = time.monotonic() + _PATIENCE
-            while time.monotonic() < deadline and len(self._noticed(_HEARD)) < size:
+            while time.monotonic() < deadline:
+                # Where another has died, it will not hear anything.
+                all_ = self._noticed(_LEFT) if isinstance(e, RanksError) else range(size)
+                if set(all_) <= set(self._noticed(_HEARD)):
+                    break
                 time.sleep(0.02)
         except RuntimeError:  # the store is gone, and so are the others
             return
@@ -199,9 +204,10 @@ class Job:
         self._group = None
         if dist.is_initialized():
             # gloo's thread may need Python's lock to end, while the destructor waits with it.
-            faulthandler.dump_traceback_later(10, exit=True, file=_NOWHERE)
-            dist.destroy_process_group()
-            faulthandler.cancel_dump_traceback_later()
+            with Path(os.devnull).open("w") as nowhere:
+                faulthandler.dump_traceback_later(10, exit=True, file=nowhere)
+                dist.destroy_process_group()
+                faulthandler.cancel_dump_traceback_later()
 
     def _noticed(self, notice: str) -> list[int]:
         """The processes that have left this notice."""
@@ -214,6 +220,7 @@ class Job:
         try:
             yield
         except RuntimeError as e:  # as are all of torch.distributed
+            clear_frames(e.__traceback__)  # which hold the connections
             raise (despite or self._lost(str(e))) from None
 
     def _lost(self, reason: str) -> RanksError:
@@ -230,6 +237,7 @@ class Job:
                     return ElsewhereError(words)
                 time.sleep(0.02)
                 left = self._noticed(_LEFT)
+            self._store.set(f"{_HEARD}/{rank}", "")
         except RuntimeError:  # the store lay in the process of rank 0, unless torchrun keeps it
             what = "the others have" if rank == 0 else "rank 0 has"
             what += " ended without a word, perhaps killed"
