@@ -88,23 +88,19 @@ def _needed(option: Offered) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(world):
     """A directory that each case gets a copy of."""
-    where = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BPTT_CACHE", str(where / "cache"))
-        offered.make_world(where)
-    os.mkfifo(where / "fifo")
-    (where / "loop").symlink_to("loop")
-    (where / "empty.json").write_text("{}")
-    (where / "list.json").write_text("[1, 2]")
-    (where / "deep.json").write_text("[" * 100_000)
-    (where / "closed").write_text("no one may read this")
-    (where / "closed").chmod(0)
+    os.mkfifo(world / "fifo")
+    (world / "loop").symlink_to("loop")
+    (world / "empty.json").write_text("{}")
+    (world / "list.json").write_text("[1, 2]")
+    (world / "deep.json").write_text("[" * 100_000)
+    (world / "closed").write_text("no one may read this")
+    (world / "closed").chmod(0)
     import bptt._src.report.flow  # noqa: F401  # what a case would import is imported once
 
     offered.loaded()
-    return where
+    return world
 
 
 @pytest.fixture

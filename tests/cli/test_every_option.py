@@ -198,22 +198,20 @@ def test_there_is_a_case_for_each():
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(world):
     from bptt.language_model import Config, train
 
-    where = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BPTT_CACHE", str(where / "cache"))
-        offered.make_world(where)
-        (where / "there.onnx").write_bytes(b"of before")
-        (where / "code.json").write_text(json.dumps({"credit": "mine.Own"}))
-        (where / "lines.json").write_text(json.dumps({"reading": "lines"}))
+        patch.setenv("BPTT_CACHE", str(world / "cache"))
+        (world / "there.onnx").write_bytes(b"of before")
+        (world / "code.json").write_text(json.dumps({"credit": "mine.Own"}))
+        (world / "lines.json").write_text(json.dumps({"reading": "lines"}))
         options = {"epochs": 1, "threads": 1, "flow_every": 0, "batch_size": 2, "steps": 5}
-        old = {"corpus": (str(where / "old.txt"),), "encoding": "latin-1", "level": "char"}
-        train(Config(**old, hidden=5, seed=2, **options), where / "other")
-        (where / "compared-before").mkdir()
-        (where / "compared-before" / "comparison.json").write_text("{}")
-    return where
+        old = {"corpus": (str(world / "old.txt"),), "encoding": "latin-1", "level": "char"}
+        train(Config(**old, hidden=5, seed=2, **options), world / "other")
+        (world / "compared-before").mkdir()
+        (world / "compared-before" / "comparison.json").write_text("{}")
+    return world
 
 
 TIMES = re.compile(

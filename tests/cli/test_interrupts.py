@@ -38,15 +38,11 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    where = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BPTT_CACHE", str(where / "cache"))
-        offered.make_world(where)
+def world(world):
     import bptt._src.report.flow  # noqa: F401
 
     offered.loaded()
-    return where
+    return world
 
 
 def setup() -> None:

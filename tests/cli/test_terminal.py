@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli import offered
 
 from bptt._src.cli.terminal import Console, on_one_line, visible
 from bptt._src.shell import quoted
@@ -87,20 +86,18 @@ def test_a_shell_reads_what_is_quoted_for_it(name, shell):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(world):
     """A directory with a text and a run, at the level of characters, whose names are evil."""
     from bptt.language_model import Config, train
 
-    where = tmp_path_factory.mktemp("world")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BPTT_CACHE", str(where / "cache"))
-        offered.make_world(where)
-        (where / "evil.txt").write_text("a\x1b[2J\u202eb\x07c [bold] é\n" * 60)
-        config = Config(corpus=(str(where / "evil.txt"),), level="char", hidden=8, epochs=3)
+        patch.setenv("BPTT_CACHE", str(world / "cache"))
+        (world / "evil.txt").write_text("a\x1b[2J\u202eb\x07c [bold] é\n" * 60)
+        config = Config(corpus=(str(world / "evil.txt"),), level="char", hidden=8, epochs=3)
         train(
-            config.changed(steps=9, batch_size=2, threads=1, flow_every=0), where / "my \x1b[2J run"
+            config.changed(steps=9, batch_size=2, threads=1, flow_every=0), world / "my \x1b[2J run"
         )
-    return where
+    return world
 
 
 ONE = {"OMP_NUM_THREADS": "1"}

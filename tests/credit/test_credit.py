@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ import torch
 
 import bptt
 from bptt import Adaptive, Credit, Full, Plan, Randomized, Truncated
+from bptt.errors import ConfigError
 
 
 class Mine(Credit):
@@ -102,3 +107,35 @@ def test_an_array_is_written_too():
 
     array = np.array([0.5, 1.0])
     assert repr(Arrayed(array, array)) == "Arrayed(array([0.5, 1. ]), more=array([0.5, 1. ]))"
+
+
+def not_refused():
+    """Yield the options of credits that take what they cannot mean, or refuse it unclearly."""
+    usual = {Truncated: {"k": 5}, Randomized: {"mean": 5.0}, Adaptive: {}}
+    every_reach = {"every": 3, "reach": 9}
+    for kind, f in [(k, f) for k in usual for f in fields(k) if f.init]:
+        others = every_reach if f.name in every_reach else {} if f.name == "pi" else usual[kind]
+        for bad in ("false", "abc", True, 0.5, -1, [1, "a"]):
+            if (f.name, bad) in [("shared", True), ("pi", 0.5), ("tolerance", 0.5)]:
+                continue
+            try:
+                kind(**{**others, f.name: bad})
+            except ConfigError as e:
+                if str(e).startswith(kind.__name__):
+                    continue
+            except (TypeError, ValueError):
+                pass
+            yield f"{kind.__name__}.{f.name}={bad!r}"
+
+
+def test_no_option_of_a_credit_takes_what_it_cannot_mean():
+    """In a process of its own: here the annotations are checked before the options are."""
+    text = "from credit.test_credit import not_refused; print(*not_refused(), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\n") == ["", ""]

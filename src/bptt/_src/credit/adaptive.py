@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bptt._src.credit.credit import Credit, Probe
+from bptt._src.credit.credit import Credit, Probe, is_number
 from bptt._src.credit.decay import Decay
 from bptt._src.credit.plan import Plan
 from bptt.errors import CheckpointError, ConfigError, DivergedError
@@ -82,12 +82,12 @@ class Adaptive(Credit):
 
     def __post_init__(self) -> None:
         """Check the options."""
-        is_number = isinstance(self.tolerance, int | float)
-        if not is_number or not 0 < self.tolerance < math.inf:
+        if not is_number(self.tolerance) or not 0 < self.tolerance < math.inf:
             raise ConfigError(f"Adaptive: tolerance must be above 0, got {self.tolerance!r}")
         for name in ("start", "least", "most", "tau", "adapt_every"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            is_integer = isinstance(value, int) and is_number(value)
+            if value is not None and (not is_integer or value < 1):
                 raise ConfigError(f"Adaptive: {name} must be a positive integer, got {value!r}")
         if not self.least <= self.start <= self.most:
             raise ConfigError(

@@ -96,6 +96,11 @@ def _options(credit: Credit, write: Callable[[Any], str]) -> list[str]:
     return options
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a number; a text or a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def note_spelling(credit: Credit) -> None:
     """Set :attr:`Credit.spelled`, unless it is a class of one's own, which is imported."""
     spelling = credit.spelling

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bptt._src.credit.credit import Credit, note_spelling
+from bptt._src.credit.credit import Credit, is_number, note_spelling
 from bptt._src.credit.plan import Plan
 from bptt.errors import ConfigError
 
@@ -65,18 +65,18 @@ class Randomized(Credit):
                 "Randomized takes a mean length, Randomized(mean=35), or probabilities pi, "
                 f"Randomized(pi=0.97); got {self!r}"
             )
-        if self.mean is not None and not 1 < self.mean < np.inf:
-            raise ConfigError(f"Randomized: mean must be above 1 and finite, got {self.mean}")
+        if self.mean is not None and not (is_number(self.mean) and 1 < self.mean < np.inf):
+            raise ConfigError(f"Randomized: mean must be above 1 and finite, got {self.mean!r}")
         if self.tail not in ("heavy", "constant"):
             raise ConfigError(f"Randomized: tail must be heavy or constant, got {self.tail!r}")
         if not isinstance(self.shared, bool):  # "false" is a true value
             raise ConfigError(f"Randomized: shared must be True or False, got {self.shared!r}")
-        if not 2 < self.alpha < np.inf:
-            raise ConfigError(f"Randomized: alpha must be above 2 and finite, got {self.alpha}")
+        if not (is_number(self.alpha) and 2 < self.alpha < np.inf):
+            raise ConfigError(f"Randomized: alpha must be above 2 and finite, got {self.alpha!r}")
         if self.pi is not None:
-            pi = np.asarray(self.pi, np.float64)
-            if pi.ndim > 1 or not ((pi > 0) & (pi <= 1)).all():
-                raise ConfigError(f"Randomized: pi must be above 0 and at most 1, got {self.pi}")
+            pi = np.asarray(self.pi)
+            if pi.ndim > 1 or pi.dtype.kind not in "fi" or not ((pi > 0) & (pi <= 1)).all():
+                raise ConfigError(f"Randomized: pi must be above 0 and at most 1, got {self.pi!r}")
         if self.pi is None or isinstance(self.pi, (int, float)):  # an array is not spelled
             note_spelling(self)
 

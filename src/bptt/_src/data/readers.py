@@ -53,17 +53,26 @@ class Batch:
     size: int
 
 
-def check_share(batch_size: int, ranks: Ranks) -> None:
+def check_share(batch: int, ranks: Ranks, name: str = "batch_size") -> None:
     """Refuse a batch of which some processes would have nothing.
 
     Raises:
         ConfigError: there are fewer sequences than processes.
     """
-    if batch_size < ranks.world_size:
+    if batch < ranks.world_size:
         raise ConfigError(
-            f"{spelled('batch_size', batch_size)} leaves {ranks.world_size - batch_size} of the "
-            f"{ranks.world_size} processes without a sequence: raise it, or start fewer"
+            f"{spelled(name, batch)} leaves {ranks.world_size - batch} of the {ranks.world_size} "
+            "processes without a sequence: raise it, or start fewer"
         )
+
+
+def window(ids: NDArray[Any], starts: list[int], steps: int) -> tuple[Tensor, Tensor]:
+    """Return the tokens from these places on, and those that follow each, int64 [T, B]."""
+    columns = np.empty((steps + 1, len(starts)), np.int64)
+    for column, start in enumerate(starts):
+        columns[:, column] = ids[start : start + steps + 1]
+    tokens = torch.from_numpy(columns)
+    return tokens[:-1], tokens[1:]
 
 
 class _Reader:
@@ -246,14 +255,9 @@ class Streams(_Reader):
             starts = [offset + b * length + position * steps for b in range(size)]
             steps = min(steps, length - position * steps)
         own = starts[ranks.own()]
-        columns = np.empty((steps + 1, len(own)), np.int64)
-        for column, s in enumerate(own):
-            # One token more than the inputs: the target of the last one.
-            columns[:, column] = self.tokens.ids[s : s + steps + 1]
-        window = torch.from_numpy(columns)
         fresh = self.sampling == "random" or position == 0
         counts = steps * len(own), steps * len(starts), len(starts)
-        return Batch(window[:-1], window[1:], fresh, *counts)
+        return Batch(*window(self.tokens.ids, own, steps), fresh, *counts)
 
     def _identity(self) -> dict[str, int | str]:
         return {**super()._identity(), "steps": self.steps, "sampling": self.sampling}

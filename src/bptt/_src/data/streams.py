@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bptt._src.data.readers import check_share, window
 from bptt._src.data.tokens import Tokens
 from bptt._src.ranks import ranks_of
 from bptt.errors import ConfigError, CorpusError
@@ -69,11 +69,7 @@ def streams(
         if given < 1:
             raise ConfigError(f"streams: {name} must be at least 1, got {given}")
     ranks = ranks_of(rank, world_size)
-    if batch < ranks.world_size:
-        raise ConfigError(
-            f"streams: batch={batch} leaves {ranks.world_size - batch} of the {ranks.world_size} "
-            "processes without a stream: raise it, or start fewer"
-        )
+    check_share(batch, ranks, "batch")
     length = (len(ids) - 1) // batch
     if length < 1:
         raise CorpusError(
@@ -82,16 +78,9 @@ def streams(
         )
     starts = [stream * length for stream in range(batch)[ranks.own()]]
     return (
-        _window(ids, starts, first, min(steps, length - first)) for first in range(0, length, steps)
+        window(ids, [start + first for start in starts], min(steps, length - first))
+        for first in range(0, length, steps)
     )
-
-
-def _window(ids: NDArray[Any], starts: list[int], first: int, steps: int) -> tuple[Tensor, Tensor]:
-    columns = np.empty((steps + 1, len(starts)), np.int64)
-    for column, start in enumerate(starts):
-        columns[:, column] = ids[start + first : start + first + steps + 1]
-    window = torch.from_numpy(columns)
-    return window[:-1], window[1:]
 
 
 def _row(tokens: Tensor | NDArray[Any]) -> NDArray[Any]:

@@ -142,12 +142,7 @@ class LanguageModel(nn.Module):
         """Compute the readout's input in a window of a stream, and the stream after it."""
         if reach_back is None and credit is not None:
             credit = as_credit(credit)
-            reach_back, most = getattr(credit, "history", 0), getattr(credit, "window", None)
-            if reach_back and most is not None and len(tokens) > most:
-                raise ConfigError(
-                    f"{credit!r} reaches back beyond a block of {most} steps, so a stream must be "
-                    f"trained in windows of {most}, got one of {len(tokens)}: split it"
-                )
+            reach_back = stream.reach_back(credit, len(tokens))
         within = None if reach_back else credit  # what is run again is reached by all losses
 
         def run(x: Tensor, state: Any, at: Tensor | None) -> tuple[Tensor, Any]:

@@ -142,16 +142,10 @@ class Stream:
                 share of ``batch``.
         """
         credit = as_credit(Full() if credit is None else credit)
-        length, window = getattr(credit, "history", 0), getattr(credit, "window", None)
         where = {k: options.get(k) for k in ("batch_first", "state_batch_dim")}
         layout = Layout.of(module, inputs, **where, where="Stream.advance")
         at = layout.by_time("resets", resets, "Stream.advance")
-        if length and window is not None and layout.steps > window:
-            raise ConfigError(
-                f"{credit!r} reaches back beyond a block of {window} steps, so a stream must be "
-                f"trained in windows of {window}, got one of {layout.steps}: split it, or pass "
-                "the whole sequence to bptt.unroll"
-            )
+        length = self.reach_back(credit, layout.steps)
         plan = Full() if length else credit
 
         def run(x: Any, state: Any, at: Tensor | None) -> tuple[Any, Any]:
@@ -161,6 +155,26 @@ class Stream:
 
         buffers = Buffers(modules_in(module)) if length else None
         return self.through(run, inputs, length, layout.time, resets=at, buffers=buffers)
+
+    @staticmethod
+    def reach_back(credit: Any, steps: int) -> int:
+        """Return the number of steps before a window that a credit's losses reach.
+
+        Args:
+            credit: the credit.
+            steps: the number of steps of the window.
+
+        Raises:
+            ConfigError: the credit reaches back, and the window is longer than its block of losses.
+        """
+        length, window = getattr(credit, "history", 0), getattr(credit, "window", None)
+        if length and window is not None and steps > window:
+            raise ConfigError(
+                f"{credit!r} reaches back beyond a block of {window} steps, so a stream must be "
+                f"trained in windows of {window}, got one of {steps}: split it, or pass the whole "
+                "sequence to bptt.unroll"
+            )
+        return int(length)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what there is to save: ``state``, ``past``, ``before`` and ``resets``.
