@@ -1,6 +1,8 @@
 """The core: the names of ``bptt.__all__``, and where each is defined."""
 
 from bptt import init, losses, memory
+from bptt._src.audit.audit import assert_credit, audit
+from bptt._src.audit.report import Audit
 from bptt._src.convert import convert
 from bptt._src.credit.error import estimator_error
 from bptt._src.flow.flow import GradientFlow
@@ -44,6 +46,10 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "gradient_flow",
     "lyapunov_exponents",
     "vanishing_penalty",
+    # What credit any training code computes
+    "Audit",
+    "assert_credit",
+    "audit",
     # What a backward pass keeps
     "Recompute",
     "Store",

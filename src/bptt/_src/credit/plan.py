@@ -17,7 +17,7 @@ edge; losses with the same edge form a block and travel back together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -251,6 +251,10 @@ def _as_cuts(blocks: tuple[Block, ...]) -> list[int] | None:
     return cuts
 
 
+heard: list[Callable[[Plan], None]] = []
+"""What is called with each plan that a network is run by: the audit's."""
+
+
 def plan_for(
     credit: Any,
     steps: int,
@@ -291,6 +295,8 @@ def plan_for(
             f"{'any batch' if plan.batch is None else f'a batch of {plan.batch}'}, the inputs have "
             f"{steps} steps and {'no batch' if batch is None else f'a batch of {batch}'}"
         )
+    for hear in heard:
+        hear(plan)
     return plan
 
 

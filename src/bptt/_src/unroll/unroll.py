@@ -34,6 +34,7 @@ from bptt._src.unroll.calls import (
     refuse_hidden_path,
 )
 from bptt._src.unroll.node import replayed
+from bptt._src.unroll.observed import observers
 from bptt.memory import Memory
 from bptt.memory import parse as parse_memory
 
@@ -117,6 +118,35 @@ def unroll(
     >>> y, (h, c) = bptt.unroll(lstm, x, credit=bptt.Truncated(20))
     >>> y.square().mean().backward()
     """
+    how = {
+        "credit": credit,
+        "memory": memory,
+        "resets": resets,
+        "generator": generator,
+        "per_sequence": per_sequence,
+        "state_batch_dim": state_batch_dim,
+        "batch_first": batch_first,
+    }
+    run = partial(_unroll, module)
+    for observer in observers:
+        run = partial(observer, module, run)
+    return run(inputs, state, **how)
+
+
+def _unroll(
+    module: Recurrent,
+    inputs: Any,
+    state: Any,
+    *,
+    credit: Any,
+    memory: Memory | str | None,
+    resets: Tensor | None,
+    generator: torch.Generator | None,
+    per_sequence: bool | None,
+    state_batch_dim: int | None,
+    batch_first: bool | None,
+) -> tuple[Any, Any]:
+    """Run :func:`unroll`, once those who observe it have been told."""
     memory = parse_memory(memory) if isinstance(memory, str) else memory
     refuse_cell(module, "bptt.unroll")
     check_callable(module, "bptt.unroll")

@@ -1,0 +1,228 @@
+"""Hears the calls of a module and the gradients that arrive there, and changes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from bptt._src.audit.labels import Labels
+from bptt._src.audit.links import OUTPUTS, Ports
+from bptt._src.audit.reading import AUTO, Reader, Reading
+from bptt._src.audit.record import Call, Pass, Record
+from bptt._src.audit.remembered import Remembered
+from bptt._src.credit import plan as planning
+from bptt._src.layout import declared
+from bptt._src.pytree import map_tensors
+
+_current_pass: Callable[[], int] = torch._C._current_graph_task_id  # -1: no backward pass runs
+_will_run: Callable[[Any], bool] = torch._C._will_engine_execute_node
+
+
+class Listener:
+    """Records one module's calls, and the backward passes through them.
+
+    Args:
+        module: the module.
+        labels: which stream, step and episode the steps of a call are.
+        state: how its state is found, as for :class:`Reader`.
+        time: the dimension of time.
+        most: after how many steps recording ends.
+    """
+
+    def __init__(
+        self, module: nn.Module, labels: Labels, state: Any = None, time: Any = AUTO, most: int = 0
+    ) -> None:
+        self.module, self.labels, self.most = module, labels, most
+        self.record = Record(type(module).__name__)
+        self._reader = Reader(module, state, time)
+        self._remembered, self._ports = Remembered(), Ports()
+        self._passes: dict[int, Pass] = {}
+        self._fingerprint, self._update = b"", 0
+        self._asking = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Count the steps of optimizers for the time of the block."""
+
+        def count(*_: Any) -> None:
+            self.record.optimizer_steps += 1
+            self._ports.forget()
+
+        handle = register_optimizer_step_post_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self.record.passes = [self._passes[k] for k in sorted(self._passes)]
+            self._ports.forget()
+
+    # --------------------------------------------------------------------------------- calls
+
+    def call(self, forward: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Run a call of the module and record it."""
+        if _current_pass() != -1:
+            return self._again(forward, args, options)
+        if self.record.steps >= self.most:
+            output = forward(*args, **options)
+            given = self._reader.may_be_state(args, options)
+            self.record.not_recorded += self._reader.read(args, options, given, output).steps
+            return output
+        with_graph = torch.is_grad_enabled()
+        given = self._reader.may_be_state(args, options)
+        # Views, so that what arrives at them comes from this call alone.
+        views = {id(v): v.view_as(v) for v in given if v.requires_grad and with_graph}
+        given = [views.get(id(v), v) for v in given]
+        plans: list[Any] = []
+        planning.heard.append(plans.append)
+        try:
+            output = self._reader.call(forward, args, options, views)
+        finally:
+            planning.heard.remove(plans.append)
+        read = self._reader.read(args, options, given, output)
+        call = self._new_call(read, with_graph)
+        _inside(call, read, options, plans, bool(declared(self.module, "batch_first", False)))
+        call.origins = self._remembered.origins(read.given, read)
+        call.ends_zero = self._remembered.keep(call.number, read)
+        self.labels.label(call, read)
+        self.record.calls.append(call)
+        self.record.steps += read.steps
+        if with_graph:
+            output = self._hear_gradients(call, read, output)
+        return output
+
+    def _again(self, forward: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Let a checkpoint run the module again, inside a backward pass."""
+        output = forward(*args, **options)
+        given = self._reader.may_be_state(args, options)
+        read = self._reader.read(args, options, given, output)
+        for v in (read.y, *read.returned):
+            if isinstance(v, Tensor) and v.requires_grad:
+                v.register_hook(_refuse_nested)
+        return output
+
+    def _new_call(self, read: Reading, with_graph: bool) -> Call:
+        self._look_at_parameters()
+        return Call(
+            number=len(self.record.calls),
+            first=self.record.steps,
+            steps=read.steps,
+            batch=read.batch,
+            lengths=read.lengths,
+            with_graph=with_graph,
+            is_training=self.module.training,
+            update=self._update,
+            cut=[not v.requires_grad for v in read.given],
+            links=[[] for _ in range(read.batch)],
+            is_bidirectional=bool(declared(self.module, "bidirectional", False)),
+            returns_state_only=read.y is None,
+        )
+
+    def _look_at_parameters(self) -> None:
+        """Count an update if the parameters have changed since the last look."""
+        values = hashlib.blake2b(digest_size=16)
+        for p in self.module.parameters():
+            few = p.detach().reshape(-1)[:16]
+            if type(few) is Tensor or type(few) is nn.Parameter:
+                values.update(few.cpu().float().numpy().tobytes())
+        found = values.digest()
+        if self._fingerprint and found != self._fingerprint:
+            self._update += 1
+            self._ports.forget()
+        self._fingerprint = found
+
+    # ----------------------------------------------------------------------------- gradients
+
+    def _hear_gradients(self, call: Call, read: Reading, output: Any) -> Any:
+        """Find a call's links and register hooks; return its output with the state cloned."""
+        clones = {id(v): v.clone() for v in read.returned if v.requires_grad}
+        self._asking = True
+        try:
+            self._ports.links(call, read.given, read)
+        finally:
+            self._asking = False
+        call.fed_back = self._ports.feeding(read.x)
+        output = self._with_clones(output, clones)
+        y = None if read.y is None else clones.get(id(read.y), read.y)
+        if y is not None and y.requires_grad:
+            self._ports.mark(call.number, OUTPUTS, y, read)
+            y.register_hook(self._heard("outputs", call.number, read.by_step))
+        for part, before in enumerate(read.returned):
+            v = clones.get(id(before), before)
+            if v.requires_grad:
+                self._ports.mark(call.number, part, v, read)
+                v.register_hook(self._heard("after", (call.number, part), read.by_sequence))
+        for part, v in enumerate(read.given):
+            if v.requires_grad:
+                v.register_hook(self._heard("before", (call.number, part), read.by_sequence))
+        read.forget()
+        return output
+
+    def _with_clones(self, output: Any, clones: dict[int, Tensor]) -> Any:
+        def cloned(v: Tensor) -> Tensor:
+            return clones.get(id(v), v)
+
+        for name in self._reader.attributes:
+            setattr(self.module, name, map_tensors(cloned, getattr(self.module, name)))
+        return output if isinstance(output, PackedSequence) else map_tensors(cloned, output)
+
+    def _heard(self, what: str, key: Any, lay_out: Callable[[Tensor], Tensor]) -> Any:
+        def hook(gradient: Tensor | None) -> None:
+            if gradient is not None and not self._asking:
+                getattr(self._pass(), what)[key] = lay_out(gradient.detach()).clone()
+
+        return hook
+
+    def _pass(self) -> Pass:
+        """Return the backward pass that runs now."""
+        number = _current_pass()
+        if number not in self._passes:
+            self._look_at_parameters()
+            learnt = [p for p in self.module.parameters() if p.requires_grad]
+            nodes = [torch.autograd.graph.get_gradient_edge(p).node for p in learnt]
+            reaches = not nodes or any(_will_run(n) for n in nodes)
+            self._passes[number] = Pass(self._update, reaches)
+        return self._passes[number]
+
+
+def _refuse_nested(gradient: Tensor) -> None:
+    raise RuntimeError(
+        "bptt.audit: the module is run again inside a backward pass that is nested in another, "
+        "whose gradients cannot be followed: use torch.utils.checkpoint with use_reentrant=False; "
+        "give bptt.unroll the audited module, or one that contains it, instead of a function"
+    )
+
+
+def _inside(
+    call: Call, read: Reading, options: dict[str, Any], plans: list[Any], batch_first: bool
+) -> None:
+    """Set what a call of bptt's own modules, or of bptt.unroll, does with credit inside."""
+    given = {name: options.get(name) for name in ("carry", "resets")}
+    for name, v in given.items():
+        if isinstance(v, Tensor):
+            values = v.detach().cpu().numpy()
+            values = values.T if values.ndim == 2 and batch_first else values
+            given[name] = np.broadcast_to(
+                values if values.ndim == 2 else values[:, None], (read.steps, read.batch)
+            )
+    if given["resets"] is not None:
+        call.resets = np.array(given["resets"], bool)
+    plan = plans[-1] if plans else None
+    if plan is None and given["carry"] is not None:
+        plan = planning.Plan(read.steps, given["carry"])
+    if plan is None and call.resets is None:
+        return
+    plan = planning.Plan(read.steps) if plan is None else plan
+    weights, of_initial = plan.matrix(), plan.of_initial_state()
+    if call.resets is not None:
+        number = np.cumsum(call.resets, 0).T  # [B, T]
+        weights = weights * (number[:, :, None] == number[:, None, :])
+        of_initial = of_initial * (number == 0)
+    call.weights, call.of_initial = weights, of_initial

@@ -1,0 +1,140 @@
+"""What is recorded of a run: calls of the module, and the backward passes through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Matrix = NDArray[np.float64]
+
+
+class Place(NamedTuple):
+    """A step of a sequence in a call."""
+
+    call: int
+    row: int
+    """The sequence's place in the batch."""
+    t: int
+    """The step within the call."""
+
+
+ZERO = "zero"
+START = "start"
+"""An initial state that is no earlier one: learnt, or the same for all sequences."""
+UNKNOWN = "unknown"
+
+Origin = Place | str
+"""Where a state comes from: after which step it was returned, or one of the words above."""
+
+
+class Link(NamedTuple):
+    """A way on which gradient goes on from a call's initial state into an earlier call."""
+
+    source: int
+    """From which tensor of the initial state."""
+    to: Place
+    part: int
+    """Which tensor of the earlier call's state; -1: its outputs."""
+    weight: float
+    is_known: bool
+    """Whether the gradient arrives as it left, times the weight."""
+
+
+@dataclass
+class Call:
+    """One call of the module."""
+
+    number: int
+    first: int
+    """The number of its first step, counted over all calls."""
+    steps: int
+    batch: int
+    lengths: list[int]
+    with_graph: bool
+    """Whether it was made with gradients enabled."""
+    is_training: bool
+    update: int
+    """The number of updates of the module's parameters before it."""
+    origins: list[list[Origin]] = field(default_factory=list)
+    """Where the state of each sequence comes from, for each tensor of the state."""
+    ends_zero: list[list[bool]] = field(default_factory=list)
+    """Whether the state after it is zero, for each sequence and tensor."""
+    cut: list[bool] = field(default_factory=list)
+    """Which tensors of the initial state have no graph."""
+    links: list[list[Link]] = field(default_factory=list)
+    """For each sequence."""
+    operations: set[str] = field(default_factory=set)
+    """What lies in the graph between the initial state and the earlier call."""
+    fed_back: list[int] = field(default_factory=list)
+    """Earlier calls whose outputs come back as inputs, with their graph."""
+    weights: Matrix | None = None
+    """W within the call, [T, T] or [B, T, T]; None: all ones, s ≤ t."""
+    of_initial: Matrix | None = None
+    """Weights of its losses at the initial state, [T] or [B, T]; None: ones."""
+    resets: NDArray[np.bool_] | None = None
+    """Where it sets the state to zero itself, [T, B]."""
+    is_bidirectional: bool = False
+    returns_state_only: bool = False
+    labels: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    """The stream and the step of each place, [T, B]."""
+    episodes: NDArray[np.int64] | None = None
+    """[T, B]."""
+
+
+@dataclass
+class Pass:
+    """One backward pass: what arrived where."""
+
+    update: int
+    reaches_parameters: bool
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+    """The gradient of each call's outputs, [T, B, ...]."""
+    after: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """The gradient of the state after a call, by call and part, [B, n]."""
+    before: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """What a call passes on to its initial state, [B, n]."""
+
+
+@dataclass
+class Record:
+    """All that was heard of one module."""
+
+    name: str
+    calls: list[Call] = field(default_factory=list)
+    passes: list[Pass] = field(default_factory=list)
+    steps: int = 0
+    optimizer_steps: int = 0
+    not_recorded: int = 0
+    """How many steps came after the last that is recorded."""
+    failure: Exception | None = None
+    """What the run raised, where the audit can say why."""
+
+    @property
+    def batch(self) -> int:
+        return max((c.batch for c in self.calls), default=0)
+
+    def call_of(self, step: int) -> Call:
+        return next(c for c in self.calls if c.first <= step < c.first + c.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the calls as plain values."""
+        return {
+            "module": self.name,
+            "calls": [
+                {
+                    "first": c.first,
+                    "steps": c.steps,
+                    "batch": c.batch,
+                    "with_graph": c.with_graph,
+                    "training": c.is_training,
+                    "update": c.update,
+                }
+                for c in self.calls
+            ],
+            "passes": len(self.passes),
+            "not_recorded": self.not_recorded,
+        }

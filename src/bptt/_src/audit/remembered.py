@@ -1,0 +1,77 @@
+"""Where a state comes from, found by its values: they pass through NumPy and buffers unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from bptt._src.audit.reading import Reading
+from bptt._src.audit.record import START, UNKNOWN, ZERO, Origin, Place
+
+
+class Remembered:
+    """The states that calls have returned, by their values."""
+
+    def __init__(self) -> None:
+        self._places: dict[tuple[int, bytes], list[Place]] = {}
+        self._initial: set[tuple[int, bytes]] = set()
+
+    def keep(self, call: int, read: Reading) -> list[list[bool]]:
+        """Remember the states after a call; return where they are zero, for each sequence."""
+        digests = [_digests(read.by_sequence(v)) for v in read.returned]
+        for part, rows in enumerate(digests):
+            for row, digest in enumerate(rows):
+                if digest is not None:
+                    place = Place(call, row, read.lengths[row] - 1)
+                    self._places.setdefault((part, digest), []).append(place)
+        self._keep_outputs(call, read)
+        return [[rows[b] is None for rows in digests] for b in range(read.batch)]
+
+    def _keep_outputs(self, call: int, read: Reading) -> None:
+        """Remember the outputs of each step as states, where they are of the state's size."""
+        if not isinstance(read.y, Tensor) or read.time is None or read.steps < 2:
+            return
+        y, state = read.by_step(read.y.detach()), read.returned[0]
+        if y[0, 0].numel() != read.by_sequence(state)[0].numel():
+            return
+        for t in range(read.steps - 1):
+            for row, digest in enumerate(_digests(y[t].reshape(read.batch, -1))):
+                if digest is not None:
+                    self._places.setdefault((0, digest), []).append(Place(call, row, t))
+
+    def origins(self, given: list[Tensor], read: Reading) -> list[list[Origin]]:
+        """Find where the initial state of each sequence comes from, for each of its tensors."""
+        found: list[list[Origin]] = [[] for _ in range(read.batch)]
+        for part, v in enumerate(given):
+            digests = _digests(read.by_sequence(v.detach()))
+            shared = len(set(digests)) == 1 and len(digests) > 1
+            for row, digest in enumerate(digests):
+                found[row].append(self._origin(part, digest, row, shared))
+        return found
+
+    def _origin(self, part: int, digest: bytes | None, row: int, shared: bool) -> Origin:
+        if digest is None:
+            return ZERO
+        places = self._places.get((part, digest))
+        if places:
+            own = [p for p in places if p.row == row]
+            return (own or places)[-1]
+        if shared or (part, digest) in self._initial:
+            self._initial.add((part, digest))
+            return START
+        return UNKNOWN
+
+
+def _digests(rows: Tensor) -> list[bytes | None]:
+    """Return a digest of each row of a matrix, or None where all of it is zero."""
+    values = rows.detach().cpu().contiguous()
+    if values.shape[1] == 0:
+        return [None] * len(values)
+    zero = (values == 0).all(1).tolist()
+    data = values.view(torch.uint8).numpy() if values.element_size() else values.numpy()
+    return [
+        None if z else hashlib.blake2b(row.tobytes(), digest_size=16).digest()
+        for row, z in zip(data, zero, strict=True)
+    ]

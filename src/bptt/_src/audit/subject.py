@@ -1,0 +1,173 @@
+"""The module that is audited: found by its path, itself, its class or a predicate; its calls."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from bptt._src.layout import unwrapped
+from bptt._src.uncompiled import uncompiled
+from bptt._src.unroll.observed import observed
+
+Heard = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""``(module, its forward, arguments, keyword arguments) -> what the forward returns``."""
+
+
+class Subject:
+    """Which module is meant.
+
+    Args:
+        model: what a path leads from; or, without a path, the module, a class or a predicate.
+        path: attributes and indices, such as ``"encoder.layers.0"``; or as ``model`` without it.
+
+    Raises:
+        TypeError: what is given is none of these.
+        ValueError: the path leads nowhere, or to something that is no module.
+    """
+
+    def __init__(self, model: Any, path: Any = None) -> None:
+        which = model if path is None else path
+        if isinstance(which, str):
+            which = _follow(model, which)
+        self.types: set[type] = set()
+        self.matches: Callable[[nn.Module], bool]
+        if isinstance(which, nn.Module):
+            module = unwrapped(which)
+            if isinstance(module, torch.jit.ScriptModule):
+                raise TypeError(
+                    "bptt.audit: the module is a torch.jit.ScriptModule, whose calls cannot be "
+                    "heard; audit the module that it was scripted from"
+                )
+            self.matches, self.name = lambda m: m is module, type(module).__name__
+            self.types.add(type(module))
+        elif isinstance(which, type) and issubclass(which, nn.Module):
+            self.matches, self.name = lambda m: isinstance(m, which), which.__name__
+        elif callable(which):
+            self.matches, self.name = which, getattr(which, "__name__", repr(which))
+        else:
+            raise TypeError(
+                "bptt.audit: expected a module, a class of modules, a predicate, or a model and "
+                f"the path of a module in it, such as 'encoder.rnn'; got {which!r}"
+            )
+        self.wanted = which
+
+    @contextmanager
+    def heard_by(self, hear: Heard) -> Iterator[None]:
+        """Hand each call of a module that matches to ``hear``, until the end of the block.
+
+        Classes are changed, not modules, so that a module that is copied meanwhile takes nothing
+        along.
+        """
+        within: set[int] = set()
+        with ExitStack() as stack:
+
+            def of(module: nn.Module, forward: Any, args: Any, options: Any) -> Any:
+                if id(module) in within or not self.matches(module):
+                    return forward(*args, **options)
+                within.add(id(module))
+                try:
+                    return hear(module, forward, args, options)
+                finally:
+                    within.discard(id(module))
+
+            changed: set[type] = set()
+
+            def change(kind: type) -> None:
+                if kind not in changed:
+                    changed.add(kind)
+                    stack.enter_context(_forward_changed(kind, of))
+
+            for kind in self.types:
+                change(kind)
+            if not self.types:
+                stack.enter_context(_calls_seen(self.matches, change))
+
+            def unrolled(module: Any, run: Any, inputs: Any, state: Any, **options: Any) -> Any:
+                inside = module.modules() if isinstance(module, nn.Module) else ()
+                mine = [m for m in inside if self.matches(m) and id(m) not in within]
+                if len(mine) != 1:  # none; or a network of several, which are heard one by one
+                    return run(inputs, state, **options)
+                within.add(id(mine[0]))
+                try:
+                    return hear(mine[0], run, (inputs, state), options)
+                finally:
+                    within.discard(id(mine[0]))
+
+            stack.enter_context(observed(unrolled))
+            yield
+
+
+def _follow(model: Any, path: str) -> Any:
+    """Follow a path of attributes and indices."""
+    found, walked = model, ""
+    for name in path.split("."):
+        try:
+            found = found[int(name)] if name.lstrip("-").isdigit() else getattr(found, name)
+        except (AttributeError, IndexError, KeyError, TypeError):
+            here = f"{walked} is a" if walked else "the model is a"
+            inside = dict(found.named_children()) if isinstance(found, nn.Module) else {}
+            raise ValueError(
+                f"bptt.audit: there is no {name!r} on the path {path!r}: {here} "
+                f"{type(found).__name__}" + (f" with {', '.join(inside)}" if inside else "")
+            ) from None
+        walked = f"{walked}.{name}" if walked else name
+    if not isinstance(found, nn.Module):
+        raise ValueError(
+            f"bptt.audit: the path {path!r} leads to a {type(found).__name__}, not to a module"
+        )
+    return found
+
+
+@contextmanager
+def _forward_changed(kind: type, of: Heard) -> Iterator[None]:
+    """Change the forward of a class for a while."""
+    own = kind.__dict__.get("forward")
+    before: Any = getattr(kind, "forward")  # noqa: B009  # mypy: any class
+
+    @uncompiled
+    def forward(self: nn.Module, *args: Any, **options: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            return before(self, *args, **options)
+
+        return of(self, call, args, options)
+
+    forward.__signature__ = _signature(before)  # type: ignore[attr-defined]
+    setattr(kind, "forward", forward)  # noqa: B010
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(kind, "forward")
+        else:
+            setattr(kind, "forward", own)  # noqa: B010
+
+
+def _signature(function: Any) -> Any:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # written in C
+        return None
+
+
+@contextmanager
+def _calls_seen(
+    matches: Callable[[nn.Module], bool], change: Callable[[type], None]
+) -> Iterator[None]:
+    """Change the classes of modules that match when they are first called."""
+    before = nn.Module.__call__
+
+    def call(self: nn.Module, *args: Any, **options: Any) -> Any:
+        if matches(self):
+            change(type(self))
+        return before(self, *args, **options)
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = before  # type: ignore[method-assign]
