@@ -98,11 +98,11 @@ def audit(
     labels, subject = Labels(label, episodes), Subject(model, module)
     heard: dict[nn.Module, Listener] = {}
 
-    def hear(of: nn.Module, forward: Any, args: Any, options: Any) -> Any:
+    def hear(of: nn.Module, forward: Any, args: Any, options: Any, unrolled: Any) -> Any:
         if of not in heard:
             heard[of] = Listener(of, labels, state, time, steps)
             listening.enter_context(heard[of].listening())
-        return heard[of].call(forward, args, options)
+        return heard[of].call(forward, args, options, unrolled)
 
     failure: Exception | None = None
     with ExitStack() as listening, subject.heard_by(hear), _as_written():

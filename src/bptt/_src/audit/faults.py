@@ -29,7 +29,7 @@ def failed(e: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind,
             True,
-            f"{message}: no state carries a graph from call to call, so the loss does, which {became}",
+            f"{message}: no state carries a graph on, so the loss does, one that {became}",
             means="A loss that is added up over windows goes back through all of them again.",
             instead="Call backward on the loss of each window alone, and start the sum anew, or "
             "add up loss.item().",

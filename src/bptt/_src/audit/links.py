@@ -148,7 +148,7 @@ def _product(v: Tensor, edge: GradientEdge, vector: Tensor) -> Tensor | None:
     try:
         found: Any = torch.autograd.grad(
             v,
-            edge,  # type: ignore[arg-type]
+            edge,
             vector,
             retain_graph=True,
             allow_unused=True,

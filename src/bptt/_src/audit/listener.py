@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Listener:
         self._remembered, self._ports = Remembered(), Ports()
         self._passes: dict[int, Pass] = {}
         self._fingerprint, self._update = b"", 0
-        self._asking = False
+        self._asking = self._is_unrolled = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -66,29 +67,35 @@ class Listener:
 
     # --------------------------------------------------------------------------------- calls
 
-    def call(self, forward: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """Run a call of the module and record it."""
+    def call(
+        self, forward: Any, args: tuple[Any, ...], options: dict[str, Any], unrolled: Any = None
+    ) -> Any:
+        """Run a call of the module, or of bptt.unroll for it, and record it."""
+        reader = self._reader if unrolled is None else _reader_of(unrolled, options)
         if _current_pass() != -1:
-            return self._again(forward, args, options)
+            # bptt.unroll runs pieces again, of calls that were heard as a whole.
+            again = forward if self._is_unrolled else partial(self._again, reader, forward)
+            return again(*args, **options)
+        self._is_unrolled |= unrolled is not None
         if self.record.steps >= self.most:
             output = forward(*args, **options)
-            given = self._reader.may_be_state(args, options)
-            self.record.not_recorded += self._reader.read(args, options, given, output).steps
+            given = reader.may_be_state(args, options)
+            self.record.not_recorded += reader.read(args, options, given, output).steps
             return output
         with_graph = torch.is_grad_enabled()
-        given = self._reader.may_be_state(args, options)
+        given = reader.may_be_state(args, options)
         # Views, so that what arrives at them comes from this call alone.
         views = {id(v): v.view_as(v) for v in given if v.requires_grad and with_graph}
         given = [views.get(id(v), v) for v in given]
         plans: list[Any] = []
         planning.heard.append(plans.append)
         try:
-            output = self._reader.call(forward, args, options, views)
+            output = reader.call(forward, args, options, views)
         finally:
             planning.heard.remove(plans.append)
-        read = self._reader.read(args, options, given, output)
+        read = reader.read(args, options, given, output)
         call = self._new_call(read, with_graph)
-        _inside(call, read, options, plans, bool(declared(self.module, "batch_first", False)))
+        _inside(call, read, options, plans)
         call.origins = self._remembered.origins(read.given, read)
         call.ends_zero = self._remembered.keep(call.number, read)
         self.labels.label(call, read)
@@ -98,11 +105,11 @@ class Listener:
             output = self._hear_gradients(call, read, output)
         return output
 
-    def _again(self, forward: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    def _again(self, reader: Reader, forward: Any, *args: Any, **options: Any) -> Any:
         """Let a checkpoint run the module again, inside a backward pass."""
         output = forward(*args, **options)
-        given = self._reader.may_be_state(args, options)
-        read = self._reader.read(args, options, given, output)
+        given = reader.may_be_state(args, options)
+        read = reader.read(args, options, given, output)
         for v in (read.y, *read.returned):
             if isinstance(v, Tensor) and v.requires_grad:
                 v.register_hook(_refuse_nested)
@@ -192,6 +199,12 @@ class Listener:
         return self._passes[number]
 
 
+def _reader_of(unrolled: Any, options: dict[str, Any]) -> Reader:
+    """How a call of bptt.unroll is read."""
+    first = options.get("batch_first") or declared(unrolled, "batch_first", False)
+    return Reader(unrolled, time=1 if first else 0, is_sequence=True)
+
+
 def _refuse_nested(gradient: Tensor) -> None:
     raise RuntimeError(
         "bptt.audit: the module is run again inside a backward pass that is nested in another, "
@@ -200,15 +213,13 @@ def _refuse_nested(gradient: Tensor) -> None:
     )
 
 
-def _inside(
-    call: Call, read: Reading, options: dict[str, Any], plans: list[Any], batch_first: bool
-) -> None:
+def _inside(call: Call, read: Reading, options: dict[str, Any], plans: list[Any]) -> None:
     """Set what a call of bptt's own modules, or of bptt.unroll, does with credit inside."""
     given = {name: options.get(name) for name in ("carry", "resets")}
     for name, v in given.items():
         if isinstance(v, Tensor):
             values = v.detach().cpu().numpy()
-            values = values.T if values.ndim == 2 and batch_first else values
+            values = values.T if values.ndim == 2 and read.time == 1 else values
             given[name] = np.broadcast_to(
                 values if values.ndim == 2 else values[:, None], (read.steps, read.batch)
             )

@@ -94,10 +94,13 @@ class Reader:
         module: the module.
         state: names of attributes of the module, an adaptor, or None: arguments and results.
         time: the dimension of time, None if a call is one step, or "auto".
+        is_sequence: whether it surely returns ``(outputs, state)``.
     """
 
-    def __init__(self, module: nn.Module, state: Any = None, time: Any = AUTO) -> None:
-        self.module, self.time = module, time
+    def __init__(
+        self, module: Any, state: Any = None, time: Any = AUTO, is_sequence: bool = False
+    ) -> None:
+        self.module, self.time, self.is_sequence = module, time, is_sequence
         names = (state,) if isinstance(state, str) else state
         self.adaptor = None
         self.attributes: tuple[str, ...] = ()
@@ -197,6 +200,8 @@ class Reader:
 
     def _is_cell(self, given: list[Tensor], output: Any) -> bool:
         """Whether a call returns the state and nothing else."""
+        if self.is_sequence:
+            return False
         if isinstance(self.module, nn.RNNCellBase) or isinstance(output, Tensor):
             return True
         if not isinstance(output, tuple | list) or len(output) < 2:

@@ -14,8 +14,9 @@ from bptt._src.layout import unwrapped
 from bptt._src.uncompiled import uncompiled
 from bptt._src.unroll.observed import observed
 
-Heard = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""``(module, its forward, arguments, keyword arguments) -> what the forward returns``."""
+Heard = Callable[[nn.Module, Callable[..., Any], tuple[Any, ...], dict[str, Any], Any], Any]
+"""``(module, its forward, arguments, keyword arguments, unrolled) -> what the forward returns``;
+``unrolled`` is the module that bptt.unroll was given, if the call is one of it, or None."""
 
 
 class Subject:
@@ -71,7 +72,7 @@ class Subject:
                     return forward(*args, **options)
                 within.add(id(module))
                 try:
-                    return hear(module, forward, args, options)
+                    return hear(module, forward, args, options, None)
                 finally:
                     within.discard(id(module))
 
@@ -94,7 +95,7 @@ class Subject:
                     return run(inputs, state, **options)
                 within.add(id(mine[0]))
                 try:
-                    return hear(mine[0], run, (inputs, state), options)
+                    return hear(mine[0], run, (inputs, state), options, module)
                 finally:
                     within.discard(id(mine[0]))
 
@@ -124,7 +125,7 @@ def _follow(model: Any, path: str) -> Any:
 
 
 @contextmanager
-def _forward_changed(kind: type, of: Heard) -> Iterator[None]:
+def _forward_changed(kind: type, of: Callable[..., Any]) -> Iterator[None]:
     """Change the forward of a class for a while."""
     own = kind.__dict__.get("forward")
     before: Any = getattr(kind, "forward")  # noqa: B009  # mypy: any class
