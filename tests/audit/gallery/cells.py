@@ -172,7 +172,7 @@ def scan_of_segments(is_wrong):
                 for p, g in zip(params, grads, strict=True):
                     p -= 0.1 * g
 
-    options = {"episodes": [0] * 12, "time": None}
+    options = {"episodes": [0] * 12}
     return Training(run, core, Leaky, options, credit=bptt.Truncated(4))
 
 
@@ -192,7 +192,7 @@ class Keeping(nn.Module):
         return self.hidden
 
 
-@loop("memory-crosses-episode", t=4, s=3, also=("rollout-differs", "credit-crosses-episode"))
+@loop("memory-crosses-episode", t=4, s=0, also=("rollout-differs", "credit-crosses-episode"))
 def reset_in_eval_only(is_wrong):
     """Wrong: the evaluation resets the layer before each sample, the training does not."""
     net = nn.Sequential(Keeping(), nn.Linear(6, 2))
@@ -217,5 +217,5 @@ def reset_in_eval_only(is_wrong):
             for x in samples[2]:
                 net(x)
 
-    options = {"state": ("hidden",), "episodes": [0] * 4 + [1] * 4 + [2] * 4, "time": None}
+    options = {"state": ("hidden",), "episodes": [0] * 4 + [1] * 4 + [2] * 4}
     return Training(run, net, "0", options, credit=bptt.Full())

@@ -81,7 +81,7 @@ def word_language_model(is_wrong):
     return Training(train, model, "rnn", credit=bptt.Truncated(4))
 
 
-@loop("old-graph", t=3, s=2)
+@loop("old-graph", t=3, s=0)
 def result_of_detach_dropped(is_wrong):
     """Wrong: ``h.detach()`` alone does nothing, and ``retain_graph=True`` silences the error."""
     rnn, fc = nn.GRU(4, 6), nn.Linear(6, 1)
@@ -137,7 +137,7 @@ def loop_variable_detached(is_wrong):
     return Training(run, net, "lstm", credit=bptt.Truncated(4))
 
 
-@loop("memory-crosses-episode", t=6, s=5)
+@loop("memory-crosses-episode", t=6, s=0)
 def hidden_of_the_last_epoch(is_wrong):
     """Wrong: the hidden state is made once, so each epoch goes on from the end of the corpus."""
     model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "gru": nn.GRU(4, 6), "fc": nn.Linear(6, 9)})
@@ -162,7 +162,7 @@ def hidden_of_the_last_epoch(is_wrong):
     return Training(run, model, "gru", options, credit=bptt.Truncated(3))
 
 
-@loop("shuffled-batches", t=4, also=("other-sequence", "memory-crosses-episode", "rollout-differs"))
+@loop("shuffled-batches", t=4, s=3, also=("other-sequence",))
 def validation_between_updates(is_wrong):
     """Wrong: the evaluation leaves its own state in the trainer for the next update."""
 
@@ -262,7 +262,7 @@ def last_step_of_batch_first(is_wrong):
     return Training(run, model, "lstm", credit=bptt.Truncated(5))
 
 
-@loop("shuffled-batches", t=0, also=("other-sequence",))
+@loop("shuffled-batches", t=0, s=0, also=("other-sequence",))
 def batch_first_forgotten(is_wrong):
     """Wrong: [B, T, I] goes into a module that reads it as [T, B, I]: the batch becomes time."""
 

@@ -34,14 +34,14 @@ class Training:
 class Loop:
     """A training loop in a right and a wrong version.
 
-    ``fault`` is the kind of the wrong version's fault, ``t`` and ``s`` its first place (None: the
-    fault has no such place), ``also`` the kinds that the same mistake may show itself in besides.
+    ``fault`` is the kind of the wrong version's fault, ``t`` and ``s`` its first place; ``also``
+    lists the kinds in which the same mistake may show itself besides.
     """
 
     name: str
     fault: str
-    t: int | None
-    s: int | None
+    t: int
+    s: int
     also: tuple[str, ...]
     make: Callable[[bool], Training]
 
@@ -54,7 +54,7 @@ LOOPS: list[Loop] = []
 
 
 def loop(
-    fault: str, t: int | None = None, s: int | None = None, also: tuple[str, ...] = ()
+    fault: str, t: int, s: int, also: tuple[str, ...] = ()
 ) -> Callable[[Callable[[bool], Training]], Callable[[bool], Training]]:
     """Put a function ``(is_wrong) -> Training`` into the list."""
 

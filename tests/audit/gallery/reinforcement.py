@@ -195,7 +195,7 @@ def resets_in_the_rollout_only(is_wrong):
     return Training(lambda: ppo(base), base, "gru", options, credit=bptt.Full())
 
 
-@loop("memory-crosses-episode", t=4, s=3, also=("credit-crosses-episode",))
+@loop("memory-crosses-episode", t=4, s=0, also=("credit-crosses-episode",))
 def never_reset(is_wrong):
     """Wrong: the masks are stored, and neither the rollout nor the training looks at them."""
     base = Base(rolls_masked=not is_wrong, trains_masked=not is_wrong)
@@ -203,7 +203,7 @@ def never_reset(is_wrong):
     return Training(lambda: ppo(base), base, "gru", options, credit=bptt.Full())
 
 
-@loop("memory-crosses-episode", t=4, s=3, also=("state-parts-differ", "credit-crosses-episode"))
+@loop("memory-crosses-episode", t=4, s=0, also=("state-parts-differ", "credit-crosses-episode"))
 def mask_on_h_alone(is_wrong):
     """Wrong: c goes on into the next episode."""
 
@@ -231,7 +231,7 @@ def mask_on_h_alone(is_wrong):
     return Training(run, agent, "lstm", {"episodes": EPISODES}, credit=bptt.Full())
 
 
-@loop("credit-crosses-episode", t=4, s=3)
+@loop("credit-crosses-episode", t=4, s=0)
 def reset_through_data(is_wrong):
     """Wrong: ``h.data`` is set to zero, of which the graph knows nothing: the values are reset, the
     gradient goes on."""
@@ -257,7 +257,7 @@ def reset_through_data(is_wrong):
     return Training(run, predictor, "rnn", {"episodes": EPISODES}, credit=bptt.Full())
 
 
-@loop("other-sequence", t=4, also=("shuffled-batches", "memory-crosses-episode", "not-carried"))
+@loop("other-sequence", t=0, s=3, also=("wrong-step", "rollout-differs"))
 def states_in_a_numpy_buffer(is_wrong):
     """States are stored before each step as [T, N, H]; training begins at steps 0 and 4. Wrong: the
     buffer is flattened by ``reshape`` alone, as if it were [N, T, H]."""
@@ -292,7 +292,7 @@ def states_in_a_numpy_buffer(is_wrong):
     return Training(run, model, "gru", options, credit=bptt.Truncated(4))
 
 
-@loop("memory-crosses-episode", t=4, s=3, also=("credit-crosses-episode", "rollout-differs"))
+@loop("memory-crosses-episode", t=4, s=0, also=("credit-crosses-episode", "rollout-differs"))
 def replay_with_burn_in(is_wrong):
     """R2D2: windows of six steps from the replay, two of burn-in without gradient, from stored
     states. Wrong: the windows are cut without a look at where episodes end."""

@@ -29,20 +29,25 @@ def of_features(x):
 
 
 class Windows(Dataset):
-    """Item w * B + b is the window w of the stream b, so that batches of B follow each other."""
+    """Item w * B + b is the window w of the stream b, so that batches of B follow each other.
+
+    A window has a step more than it is long: its inputs are all but the last, its targets all but
+    the first.
+    """
 
     def __init__(self, data, length):  # data: [T, B, I]
-        self.windows = data.split(length)
+        self.data, self.length = data, length
 
     def __len__(self):
-        return len(self.windows) * self.windows[0].shape[1]
+        return (len(self.data) - 1) // self.length * self.data.shape[1]
 
     def __getitem__(self, i):
-        window, stream = divmod(i, self.windows[0].shape[1])
-        return self.windows[window][:, stream]
+        window, stream = divmod(i, self.data.shape[1])
+        start = window * self.length
+        return self.data[start : start + self.length + 1, stream]
 
 
-@loop("shuffled-batches", also=("other-sequence",))
+@loop("shuffled-batches", t=8, s=3, also=("other-sequence", "wrong-step"))
 def char_rnn_with_a_shuffled_loader(is_wrong):
     """Wrong: ``shuffle=True`` where the states of one batch are carried to the next."""
 
@@ -57,7 +62,7 @@ def char_rnn_with_a_shuffled_loader(is_wrong):
             return self.fc(out), hidden
 
     model = CharRNN()
-    dataset = Windows(numbered(torch.randn(12, 3, 4)), 4)
+    dataset = Windows(numbered(torch.randn(13, 3, 4)), 4)
 
     def run():
         loader = DataLoader(
@@ -74,10 +79,10 @@ def char_rnn_with_a_shuffled_loader(is_wrong):
             nn.utils.clip_grad_value_(model.parameters(), 5.0)
             optimizer.step()
 
-    return Training(run, model, "lstm", {"label": of_features})
+    return Training(run, model, "lstm", {"label": of_features}, credit=bptt.Truncated(4))
 
 
-@loop("other-sequence", t=3, also=("shuffled-batches",))
+@loop("other-sequence", t=3, s=2, also=("shuffled-batches",))
 def sorted_for_packing(is_wrong):
     """Wrong: the rows are sorted by length for packing, and the states that come back are not
     sorted back."""
@@ -192,7 +197,7 @@ class Acoustic(nn.Module):
         return self.classify(y), hx
 
 
-@loop("other-sequence", t=3, also=("shuffled-batches",))
+@loop("other-sequence", t=3, s=2, also=("shuffled-batches",))
 def states_gathered_in_another_order(is_wrong):
     """Each step's batch is dealt out to two workers. Wrong: row 2i + w is worker w's, but its
     states are gathered as if the workers had halves."""
@@ -223,7 +228,7 @@ def states_gathered_in_another_order(is_wrong):
     return Training(run, ddp, "module.rnn", {"label": of_features}, credit=bptt.Truncated(3))
 
 
-@loop("other-sequence", t=4, also=("shuffled-batches",))
+@loop("shuffled-batches", t=4, s=3, also=("other-sequence",))
 def streams_that_end(is_wrong):
     """The batch shrinks when a stream ends. Wrong: the states kept are the first ones."""
 
@@ -283,7 +288,7 @@ class StreamingRegressor:
         return self
 
 
-@loop("other-sequence", also=("shuffled-batches",))
+@loop("shuffled-batches", t=4, s=3, also=("other-sequence",))
 def estimator_that_shuffles_rows(is_wrong):
     """Wrong: the rows are shuffled anew for each window, the states are not."""
     X = numbered(torch.randn(12, 4, 3)).transpose(0, 1).numpy()
