@@ -12,6 +12,7 @@ from torch import nn
 
 from bptt._src.audit.labels import Labels
 from bptt._src.audit.listener import Listener
+from bptt._src.audit.reaching import noted
 from bptt._src.audit.reading import AUTO
 from bptt._src.audit.report import Audit
 from bptt._src.audit.subject import Subject
@@ -105,7 +106,7 @@ def audit(
         return heard[of].call(forward, args, options, unrolled)
 
     failure: Exception | None = None
-    with ExitStack() as listening, subject.heard_by(hear), _as_written():
+    with ExitStack() as listening, subject.heard_by(hear), _as_written(), noted():
         try:
             run()
         except RuntimeError as e:

@@ -27,7 +27,8 @@ class Sent:
 
     losses: Losses
     gradients: dict[int, Tensor]
-    update: int
+    is_used: bool = False
+    """Whether it has arrived in an earlier call, by hand."""
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Credits:
     """Calls whose initial state was made of an earlier one in a way that has no weight."""
     by_hand: list[Call] = field(default_factory=list)
     """Calls whose state's gradient was carried on by hand."""
+    by_hand_in_part: list[tuple[Call, int]] = field(default_factory=list)
+    """Those of which a part of the state's gradient was left behind, and the sequence."""
 
 
 class Composer:
@@ -72,13 +75,13 @@ class Composer:
 
     # ------------------------------------------------------------------- called by each pass
 
-    def arrived(self, place: Place, call: Call, gradient: Tensor, counts: bool) -> None:
-        """Note that a gradient of a loss arrived."""
-        if not counts:
-            return
+    def arrived(self, place: Place, call: Call, gradient: Tensor, update: int) -> None:
+        """Note that a gradient of a loss arrived, after that many updates."""
         self.found.losses[call.first + place.t, place.row] += 1
         before = self._direct.setdefault(place, [])
-        if any(torch.allclose(gradient, g, rtol=SAME, atol=0) for g in before):
+        # After an update the loss's own weights have changed, and the same loss's gradient too.
+        again = bool(before) and call.update < update
+        if again or any(torch.allclose(gradient, g, rtol=SAME, atol=0) for g in before):
             self.found.repeated.append((place, place))
         before.append(gradient)
 
@@ -93,21 +96,21 @@ class Composer:
         """Keep what left a call by a state without links."""
         self._sent.setdefault((call.number, row), []).append(sent)
 
-    def by_hand(self, place: Place, part: int, gradient: Tensor) -> tuple[Losses, float] | None:
-        """Find what was sent in an earlier pass in a gradient that arrives at a state now."""
+    def by_hand(self, place: Place, gradients: dict[int, Tensor]) -> tuple[Losses, float] | None:
+        """Find what was sent in an earlier pass in gradients that arrive at a state now."""
         for number, row in self._goes_to.get(place, ()):
-            sent = [s for s in self._sent.get((number, row), ()) if part in s.gradients]
+            sent = self._sent.get((number, row), [])
             for some in (sent[-1:], sent):  # the last gradient, or what .grad has added up
-                if not some:
-                    continue
-                total = sum(s.gradients[part] for s in some)
-                assert isinstance(total, Tensor)
-                weight = _multiple(gradient, total)
+                weight = _all_multiples(gradients, some) if some else None
                 if weight is None:
                     continue
                 self.found.by_hand.append(self.record.calls[number])
-                if len(some) > 1 and len({s.update for s in some}) > 1:
+                if some[0].is_used:
                     self._repeat(some, place)
+                if set(some[-1].gradients) - set(gradients):
+                    self.found.by_hand_in_part.append((self.record.calls[number], row))
+                for s in some:
+                    s.is_used = True
                 return _sum([s.losses for s in some]), weight
         return None
 
@@ -153,7 +156,8 @@ class _PassComposer:
             if t == length - 1:
                 rest = self._at_the_end(call, place, after, rest, here)
             if rest is not None:
-                self.whole.arrived(place, call, rest, self.of.reaches_parameters)
+                if self.of.reaches_parameters:
+                    self.whole.arrived(place, call, rest, self.of.update)
                 at = here.setdefault(t, {})
                 one = at.setdefault(row, np.zeros(self.whole.record.steps))
                 one[call.first + t] += 1
@@ -169,22 +173,19 @@ class _PassComposer:
         here: dict[int, Losses],
     ) -> Tensor | None:
         """Look at what arrived at the state after a call: from later calls, by hand, a loss."""
-        for part, gradients in after.items():
-            left = self._unexplained(place, part, gradients[place.row])
-            if left is None:
-                continue
-            hand = self.whole.by_hand(place, part, left)
-            if hand is not None:
-                losses, weight = hand
-                if part == min(after):  # h and c tell of the same losses
-                    at = here.setdefault(place.t, {})
-                    for of, vector in losses.items():
-                        at[of] = at.get(of, 0) + weight * vector
-                continue
-            if not call.returns_state_only and rest is None:
-                self.whole.found.final_losses.append(place)
-            rest = left if rest is None else rest
-        return rest
+        found = {i: self._unexplained(place, i, g[place.row]) for i, g in after.items()}
+        left = {i: g for i, g in found.items() if g is not None}
+        if not left:
+            return rest
+        hand = self.whole.by_hand(place, left)
+        if hand is not None:
+            at = here.setdefault(place.t, {})
+            for of, vector in hand[0].items():
+                at[of] = at.get(of, 0) + hand[1] * vector
+            return rest
+        if not call.returns_state_only and rest is None:
+            self.whole.found.final_losses.append(place)
+        return next(iter(left.values())) if rest is None else rest
 
     def _unexplained(self, place: Place, part: int, gradient: Tensor) -> Tensor | None:
         """Return what of a gradient comes from no later call; None if that is nothing."""
@@ -221,7 +222,7 @@ class _PassComposer:
         if not before or not any(v.any() for v in losses.values()):
             return
         if not call.links[row]:
-            self.whole.send(call, row, Sent(losses, before, self.of.update))
+            self.whole.send(call, row, Sent(losses, before))
         self._hand_on(call, row, losses, before)
 
     def _hand_on(self, call: Call, row: int, losses: Losses, before: dict[int, Tensor]) -> None:
@@ -259,6 +260,18 @@ def _to_initial(M: Matrix, call: Call, row: int) -> Matrix:
     w = w if w.ndim == 1 else w[min(row, len(w) - 1)]
     found: Matrix = M @ w[: M.shape[1]]
     return found
+
+
+def _all_multiples(gradients: dict[int, Tensor], sent: list[Sent]) -> float | None:
+    """Return by what gradients are a multiple of what was sent, summed up; None: they are none."""
+    weights = set()
+    for part, gradient in gradients.items():
+        of = [s.gradients[part] for s in sent if part in s.gradients]
+        weight = _multiple(gradient, torch.stack(of).sum(0)) if of else None
+        if weight is None:
+            return None
+        weights.add(weight)
+    return max(weights, key=abs)
 
 
 def _multiple(gradient: Tensor, of: Tensor) -> float | None:

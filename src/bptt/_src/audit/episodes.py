@@ -188,10 +188,10 @@ def _foreign(e: Evidence, of: Matrices) -> tuple[int, int, int] | None:
     assert e.episodes is not None
     now, then = e.episodes[:, :, None], e.episodes[:, None, :]
     where = (now != then) & (now >= 0) & (then >= 0) & (np.abs(of.own) > 1e-9)
-    found = np.argwhere(where.any(0))
-    if not len(found):
+    if not where.any():
         return None
-    t, s = found[0].tolist()
+    t = int(np.argwhere(where.any((0, 2)))[0, 0])
+    s = int(np.flatnonzero(where[:, t].any(0))[-1])
     q = int(np.flatnonzero(where[:, t, s])[0])
     return e.number.streams[q], t + e.number.start, s + e.number.start
 

@@ -88,9 +88,9 @@ def old_graph(e: Evidence) -> Iterator[Finding]:
     """Gradients through calls that were made with older parameters."""
     if not e.credits.old or e.record.failure is not None:
         return
-    loss, call = min(e.credits.old, key=lambda pair: (pair[0], pair[1].first))
+    loss, call = min(e.credits.old, key=lambda pair: (pair[0], -pair[1].first))
     t = e.start_of(e.record.call_of(loss))[1]
-    sequence, s = e.start_of(call)
+    sequence, s = e.at(Place(call.number, 0, call.lengths[0] - 1))
     yield Finding(
         "old-graph",
         True,
@@ -110,7 +110,10 @@ def parts_differ(e: Evidence) -> Iterator[Finding]:
         for row, origins in enumerate(call.origins):
             if len(origins) < 2:
                 continue
-            parts = _cut_apart(e, call, row, origins) or _carried_apart(e, call, row, origins)
+            if (call, row) in e.credits.by_hand_in_part:
+                parts: tuple[str, int] | None = "its gradient is handed on in part", 0
+            else:
+                parts = _apart(e, call, row, origins)
             if parts is not None:
                 what, part = parts
                 sequence, t = e.start_of(call, row)
@@ -127,6 +130,10 @@ def parts_differ(e: Evidence) -> Iterator[Finding]:
                 return
 
 
+def _apart(e: Evidence, call: Call, row: int, origins: list[Place | str]) -> tuple[str, int] | None:
+    return _cut_apart(e, call, row, origins) or _carried_apart(e, call, row, origins)
+
+
 def _cut_apart(
     e: Evidence, call: Call, row: int, origins: list[Place | str]
 ) -> tuple[str, int] | None:
@@ -137,7 +144,7 @@ def _cut_apart(
     cut = [
         i
         for i, o in enumerate(origins)
-        if isinstance(o, Place) and i not in attached and e.record.calls[o.call].with_graph
+        if isinstance(o, Place) and i not in attached and e.record.calls[o.call].returned_graph[i]
     ]
     if not attached or not cut:
         return None
@@ -185,6 +192,8 @@ def _step_before(
 def credits_nothing(e: Evidence) -> Iterator[Finding]:
     """No gradient over several updates, at the module or at a sequence of it."""
     calls = [c for c in e.record.calls if c.with_graph and c.is_training]
+    if not calls and e.record.optimizer_steps >= SEVERAL and e.record.can_learn:
+        yield from _without_a_graph(e)
     if len(calls) < SEVERAL or e.record.failure is not None:
         return
     reaching = [p for p in e.record.passes if p.reaches_parameters]
@@ -226,6 +235,20 @@ def credits_nothing(e: Evidence) -> Iterator[Finding]:
         return
 
 
+def _without_a_graph(e: Evidence) -> Iterator[Finding]:
+    sequence, t = e.start_of(e.record.calls[0])
+    yield Finding(
+        "credits-nothing",
+        True,
+        f"all {len(e.record.calls)} calls of the module were made without a graph, and an "
+        f"optimizer made {e.record.optimizer_steps} steps",
+        *(t, t, sequence),
+        "The module does not learn, and nothing says so.",
+        "Call it outside torch.no_grad; of torch.utils.checkpoint use use_reentrant=False, which "
+        "gives a gradient although no input requires one.",
+    )
+
+
 def other_sequence(e: Evidence) -> Iterator[Finding]:
     """A state that goes on into another stream than the labels say, or at another step."""
     if not e.has_labels:
@@ -242,6 +265,17 @@ def other_sequence(e: Evidence) -> Iterator[Finding]:
                     (moved if place.row != row else shuffled).append((t, s, q, of))
                 elif s != t - 1:
                     misplaced.append((t, s, q))
+    if e.memory.across and not moved and not shuffled:
+        q, t, of, s, _ = e.memory.across[0]
+        yield Finding(
+            "shuffled-batches",
+            True,
+            f"within a call, step {t + e.number.start} of stream {e.number.streams[q]} follows "
+            f"step {s + e.number.start} of stream {e.number.streams[of]}",
+            *(t + e.number.start, s + e.number.start, e.number.streams[q]),
+            "Steps of several streams are one sequence for the module.",
+            "If dimension 0 of the inputs is the batch, the module needs batch_first=True.",
+        )
     if moved or shuffled:
         is_moved = bool(moved)
         t, s, q, of = (moved or shuffled)[0]

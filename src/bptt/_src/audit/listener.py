@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bptt._src.audit.labels import Labels
 from bptt._src.audit.links import OUTPUTS, Ports
+from bptt._src.audit.reaching import reaches
 from bptt._src.audit.reading import AUTO, Reader, Reading
 from bptt._src.audit.record import Call, Pass, Record
 from bptt._src.audit.remembered import Remembered
@@ -24,7 +25,6 @@ from bptt._src.layout import declared
 from bptt._src.pytree import map_tensors
 
 _current_pass: Callable[[], int] = torch._C._current_graph_task_id  # -1: no backward pass runs
-_will_run: Callable[[Any], bool] = torch._C._will_engine_execute_node
 
 
 class Listener:
@@ -117,6 +117,7 @@ class Listener:
 
     def _new_call(self, read: Reading, with_graph: bool) -> Call:
         self._look_at_parameters()
+        self.record.can_learn = any(p.requires_grad for p in self.module.parameters())
         return Call(
             number=len(self.record.calls),
             first=self.record.steps,
@@ -126,7 +127,7 @@ class Listener:
             with_graph=with_graph,
             is_training=self.module.training,
             update=self._update,
-            cut=[not v.requires_grad for v in read.given],
+            returned_graph=[v.requires_grad for v in read.returned],
             links=[[] for _ in range(read.batch)],
             is_bidirectional=bool(declared(self.module, "bidirectional", False)),
             returns_state_only=read.y is None,
@@ -193,9 +194,7 @@ class Listener:
         if number not in self._passes:
             self._look_at_parameters()
             learnt = [p for p in self.module.parameters() if p.requires_grad]
-            nodes = [torch.autograd.graph.get_gradient_edge(p).node for p in learnt]
-            reaches = not nodes or any(_will_run(n) for n in nodes)
-            self._passes[number] = Pass(self._update, reaches)
+            self._passes[number] = Pass(self._update, reaches(learnt))
         return self._passes[number]
 
 

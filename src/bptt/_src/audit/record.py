@@ -63,8 +63,8 @@ class Call:
     """Where the state of each sequence comes from, for each tensor of the state."""
     ends_zero: list[list[bool]] = field(default_factory=list)
     """Whether the state after it is zero, for each sequence and tensor."""
-    cut: list[bool] = field(default_factory=list)
-    """Which tensors of the initial state have no graph."""
+    returned_graph: list[bool] = field(default_factory=list)
+    """Which tensors of the state after it have a graph."""
     links: list[list[Link]] = field(default_factory=list)
     """For each sequence."""
     operations: set[str] = field(default_factory=set)
@@ -108,6 +108,8 @@ class Record:
     passes: list[Pass] = field(default_factory=list)
     steps: int = 0
     optimizer_steps: int = 0
+    can_learn: bool = True
+    """Whether any parameter of the module requires a gradient."""
     not_recorded: int = 0
     """How many steps came after the last that is recorded."""
     failure: Exception | None = None
