@@ -192,7 +192,7 @@ class Keeping(nn.Module):
         return self.hidden
 
 
-@loop("memory-crosses-episode", t=4, s=0, also=("rollout-differs", "credit-crosses-episode"))
+@loop("memory-crosses-episode", t=4, s=3, also=("rollout-differs", "credit-crosses-episode"))
 def reset_in_eval_only(is_wrong):
     """Wrong: the evaluation resets the layer before each sample, the training does not."""
     net = nn.Sequential(Keeping(), nn.Linear(6, 2))
@@ -219,3 +219,38 @@ def reset_in_eval_only(is_wrong):
 
     options = {"state": ("hidden",), "episodes": [0] * 4 + [1] * 4 + [2] * 4}
     return Training(run, net, "0", options, credit=bptt.Full())
+
+
+class Spiking(nn.Module):
+    """Leaky integrate-and-fire neurons with recurrent weights: spikes out, (spikes, v) as state."""
+
+    def __init__(self, inputs, neurons):
+        super().__init__()
+        self.inputs, self.recurrent = nn.Linear(inputs, neurons), nn.Linear(neurons, neurons)
+
+    def forward(self, x, state=None):
+        z, v = state if state is not None else x.new_zeros(2, x.shape[1], 8)
+        spikes = []
+        for current in self.inputs(x):
+            v = 0.9 * v * (1 - z) + current + 0.3 * self.recurrent(z)
+            surrogate = torch.sigmoid(4 * v)
+            z = (v > 0).float().detach() + (surrogate - surrogate.detach())
+            spikes.append(z)
+        return torch.stack(spikes), (z, v)
+
+
+@loop("state-parts-differ", t=3, s=2)
+def spiking_windows(is_wrong):
+    """Spikes are zeros and ones, the same at many steps. Wrong: only the voltage is detached."""
+    layer, readout = Spiking(3, 8), nn.Linear(8, 2)
+    x, y = torch.rand(9, 2, 3), torch.randint(0, 2, (3, 2))
+
+    def run():
+        state, loss = None, 0.0
+        for window, target in zip(x.split(3), y, strict=True):
+            spikes, (z, v) = layer(window, state)
+            loss = loss + F.cross_entropy(readout(spikes.mean(0)), target)
+            state = (z if is_wrong else z.detach()), v.detach()
+        loss.backward()
+
+    return Training(run, layer, None, credit=bptt.Truncated(3))

@@ -7,7 +7,9 @@ import warnings
 import torch
 import torch.nn.functional as F
 from audit.gallery.registry import Training, loop
+from audit.gallery.streams import numbered, of_features
 from torch import nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import bptt
@@ -81,7 +83,7 @@ def word_language_model(is_wrong):
     return Training(train, model, "rnn", credit=bptt.Truncated(4))
 
 
-@loop("old-graph", t=3, s=0)
+@loop("old-graph", t=3, s=2)
 def result_of_detach_dropped(is_wrong):
     """Wrong: ``h.detach()`` alone does nothing, and ``retain_graph=True`` silences the error."""
     rnn, fc = nn.GRU(4, 6), nn.Linear(6, 1)
@@ -137,7 +139,7 @@ def loop_variable_detached(is_wrong):
     return Training(run, net, "lstm", credit=bptt.Truncated(4))
 
 
-@loop("memory-crosses-episode", t=6, s=0)
+@loop("memory-crosses-episode", t=6, s=5)
 def hidden_of_the_last_epoch(is_wrong):
     """Wrong: the hidden state is made once, so each epoch goes on from the end of the corpus."""
     model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "gru": nn.GRU(4, 6), "fc": nn.Linear(6, 9)})
@@ -402,3 +404,64 @@ def activation_checkpointing(is_wrong):
             optimizer.step()
 
     return Training(run, model, "rnn", credit=bptt.Truncated(6))
+
+
+@loop("counted-twice", t=0, s=0)
+def gradient_norm_logged(is_wrong):
+    """Wrong: the norm for the log is got by ``backward``, whose gradients stay in ``grad``."""
+    model = nn.ModuleDict({"rnn": nn.GRU(3, 6), "fc": nn.Linear(6, 1)})
+    x, y = torch.randn(5, 2, 3), torch.randn(5, 2, 1)
+
+    def run():
+        log = []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            loss = F.mse_loss(model["fc"](model["rnn"](x)[0]), y)
+            optimizer.zero_grad()
+            if is_wrong:
+                loss.backward(retain_graph=True)
+                norm = model["rnn"].weight_hh_l0.grad.norm()
+            else:
+                (grad,) = torch.autograd.grad(loss, model["rnn"].weight_hh_l0, retain_graph=True)
+                norm = grad.norm()
+            log.append(norm.item())
+            loss.backward()
+            optimizer.step()
+
+    return Training(run, model, "rnn", credit=bptt.Truncated(5))
+
+
+@loop("shuffled-batches", t=4, s=3, also=("other-sequence",))
+def meta_learning(is_wrong):
+    """MAML of second order; a task's query goes on where its support ends. Wrong: the state is that
+    after the support of the task before."""
+
+    class Learner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.fc = nn.GRU(3, 6), nn.Linear(6, 1)
+
+        def forward(self, x, h=None):
+            y, h = self.rnn(x, h)
+            return self.fc(y), h
+
+    learner = Learner()
+    tasks = numbered(torch.randn(8, 3, 3)).split(1, dim=1)
+
+    def run():
+        meta = torch.optim.Adam(learner.parameters(), lr=1e-3)
+        before = None
+        for task in tasks:
+            support, query = task[:4], task[4:]
+            slow = dict(learner.named_parameters())
+            y, h = functional_call(learner, slow, (support,))
+            grads = torch.autograd.grad(y.square().mean(), tuple(slow.values()), create_graph=True)
+            fast = {k: p - 0.1 * g for (k, p), g in zip(slow.items(), grads, strict=True)}
+            start = before if is_wrong and before is not None else h.detach()
+            before = h.detach()
+            y, _ = functional_call(learner, fast, (query, start))
+            meta.zero_grad()
+            y.square().mean().backward()
+            meta.step()
+
+    return Training(run, learner, "rnn", {"label": of_features})

@@ -195,7 +195,36 @@ def resets_in_the_rollout_only(is_wrong):
     return Training(lambda: ppo(base), base, "gru", options, credit=bptt.Full())
 
 
-@loop("memory-crosses-episode", t=4, s=0, also=("credit-crosses-episode",))
+@loop("rollout-differs", t=1, s=0, also=("not-carried",))
+def rollout_without_state(is_wrong):
+    """Wrong: the policy is asked without its state, so each step of the rollout is a first one; in
+    training it runs over the whole of it."""
+    policy = nn.ModuleDict({"gru": nn.GRU(4, 6, batch_first=True), "pi": nn.Linear(6, 3)})
+
+    def run():
+        env = VecEnv()
+        optimizer = torch.optim.Adam(policy.parameters())
+        obs, h, seen, actions, rewards = env.reset(), None, [], [], []
+        for _ in range(4):
+            x = torch.from_numpy(obs)[:, None]
+            with torch.no_grad():
+                y, h = policy["gru"](x) if is_wrong else policy["gru"](x, h)
+            action = Categorical(logits=policy["pi"](y[:, 0])).sample()
+            seen.append(x)
+            actions.append(action)
+            obs, reward, _ = env.step(action.numpy())
+            rewards.append(torch.from_numpy(reward))
+        scores = policy["pi"](policy["gru"](torch.cat(seen, 1))[0])
+        log_probs = Categorical(logits=scores).log_prob(torch.stack(actions, 1))
+        optimizer.zero_grad()
+        (-log_probs * torch.stack(rewards, 1)).mean().backward()
+        optimizer.step()
+
+    options = {"label": of_features, "episodes": EPISODES}
+    return Training(run, policy, "gru", options, credit=bptt.Full())
+
+
+@loop("memory-crosses-episode", t=4, s=3, also=("credit-crosses-episode",))
 def never_reset(is_wrong):
     """Wrong: the masks are stored, and neither the rollout nor the training looks at them."""
     base = Base(rolls_masked=not is_wrong, trains_masked=not is_wrong)
@@ -203,7 +232,7 @@ def never_reset(is_wrong):
     return Training(lambda: ppo(base), base, "gru", options, credit=bptt.Full())
 
 
-@loop("memory-crosses-episode", t=4, s=0, also=("state-parts-differ", "credit-crosses-episode"))
+@loop("memory-crosses-episode", t=4, s=3, also=("state-parts-differ", "credit-crosses-episode"))
 def mask_on_h_alone(is_wrong):
     """Wrong: c goes on into the next episode."""
 
@@ -231,7 +260,7 @@ def mask_on_h_alone(is_wrong):
     return Training(run, agent, "lstm", {"episodes": EPISODES}, credit=bptt.Full())
 
 
-@loop("credit-crosses-episode", t=4, s=0)
+@loop("credit-crosses-episode", t=4, s=3)
 def reset_through_data(is_wrong):
     """Wrong: ``h.data`` is set to zero, of which the graph knows nothing: the values are reset, the
     gradient goes on."""
@@ -292,7 +321,7 @@ def states_in_a_numpy_buffer(is_wrong):
     return Training(run, model, "gru", options, credit=bptt.Truncated(4))
 
 
-@loop("memory-crosses-episode", t=4, s=0, also=("credit-crosses-episode", "rollout-differs"))
+@loop("memory-crosses-episode", t=4, s=3, also=("credit-crosses-episode", "rollout-differs"))
 def replay_with_burn_in(is_wrong):
     """R2D2: windows of six steps from the replay, two of burn-in without gradient, from stored
     states. Wrong: the windows are cut without a look at where episodes end."""
