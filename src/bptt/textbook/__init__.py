@@ -2,7 +2,8 @@
 
 This is the recurrent language model of two well-known tutorials, WildML's "Recurrent Neural
 Networks Tutorial" (parts 1-3, 2015) and "RNN from scratch" by pangolulu, under their names, written
-anew and checked. Read ``gates``, then ``layer``, then ``model``; train with ``bptt.RNN``.
+anew and checked. Read ``gates``, then ``layer``, then ``model``; check a backward pass of your own
+with ``check_backward``; train with ``bptt.RNN``.
 
 The equations, with word ids as one-hot columns x_t and the zero state s_{-1} = 0::
 
@@ -19,8 +20,20 @@ recurrent network trajectories", Neural Computation 2 (1990), for the truncated 
 array([1, 2, 3, 4])
 """
 
+from bptt.textbook.check import BackwardReport, check_backward
 from bptt.textbook.gates import AddGate, MultiplyGate, ReLU, Sigmoid, Softmax, Tanh
 from bptt.textbook.layer import RNNLayer
 from bptt.textbook.model import Model
 
-__all__ = ["AddGate", "Model", "MultiplyGate", "RNNLayer", "ReLU", "Sigmoid", "Softmax", "Tanh"]
+__all__ = [
+    "AddGate",
+    "BackwardReport",
+    "Model",
+    "MultiplyGate",
+    "RNNLayer",
+    "ReLU",
+    "Sigmoid",
+    "Softmax",
+    "Tanh",
+    "check_backward",
+]
