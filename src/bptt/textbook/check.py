@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bptt._src.explain.calling import Problem, as_function, call
 from bptt._src.explain.mistakes import explain
-from bptt._src.explain.naming import Diagnosis, Aim, finding_of
+from bptt._src.explain.naming import Aim, Diagnosis, diagnosis_of
 from bptt._src.explain.patterns import matrix_text
 from bptt._src.explain.sentences import Sentences
 
@@ -230,7 +230,7 @@ def _check(
     wrong = error > RELATIVE_ERROR[is_single]
     where = tuple(map(int, np.unravel_index(error.argmax(), error.shape)))
     right, explanations = explain(name, sentences, gradient, FITS)
-    found = tuple(finding_of(name, e, aim) for e in explanations) if wrong.any() else ()
+    found = tuple(diagnosis_of(name, e, aim) for e in explanations) if wrong.any() else ()
     return ParameterCheck(
         name=name,
         shape=gradient.shape[1:],

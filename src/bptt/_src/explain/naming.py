@@ -35,7 +35,7 @@ class Aim:
     """Whether the loss is the mean over the words, not the sum."""
 
 
-def finding_of(name: str, explained: Explained, aim: Aim) -> Diagnosis:
+def diagnosis_of(name: str, explained: Explained, aim: Aim) -> Diagnosis:
     """Put an explanation into words: its mistakes, and what the weights over their terms say.
 
     Args:
