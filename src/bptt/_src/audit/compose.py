@@ -245,7 +245,8 @@ class _PassComposer:
 def _within(M: Matrix, call: Call, row: int) -> Matrix:
     """Credit losses [N, T] at the steps of a call to its steps."""
     if call.is_bidirectional:
-        return np.repeat(M.sum(1, keepdims=True), M.shape[1], 1)
+        both: Matrix = np.repeat(M.sum(1, keepdims=True), M.shape[1], 1)
+        return both
     if call.weights is None:
         return np.cumsum(M[:, ::-1], 1)[:, ::-1]
     W = call.weights if call.weights.ndim == 2 else call.weights[min(row, len(call.weights) - 1)]
@@ -255,7 +256,7 @@ def _within(M: Matrix, call: Call, row: int) -> Matrix:
 def _to_initial(M: Matrix, call: Call, row: int) -> Matrix:
     """Return the weights of losses [N, T] at a call's initial state, [N]."""
     if call.of_initial is None:
-        return M.sum(1)
+        return np.asarray(M.sum(1))
     w = call.of_initial
     w = w if w.ndim == 1 else w[min(row, len(w) - 1)]
     found: Matrix = M @ w[: M.shape[1]]

@@ -21,7 +21,7 @@ def noted() -> Iterator[None]:
     before = torch.autograd.grad
 
     def grad(outputs: Any, inputs: Any, *args: Any, **options: Any) -> Any:
-        wanted = [inputs] if isinstance(inputs, Tensor | GradientEdge) else list(inputs)
+        wanted: Any = [inputs] if isinstance(inputs, Tensor | GradientEdge) else list(inputs)
         _asked.append([id(v) for v in wanted])
         try:
             return before(outputs, wanted, *args, **options)

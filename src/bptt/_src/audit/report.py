@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bptt._src.audit.compose import Composer, Credits
 from bptt._src.audit.evidence import Evidence
@@ -86,7 +87,7 @@ class Audit:
         )  # fmt: skip
         self.findings: tuple[Finding, ...] = find(evidence)
 
-    def _episodes(self) -> Matrix:
+    def _episodes(self) -> NDArray[np.int64]:
         """The episode of each step, [B, T]; -1 where there is no such step."""
         assert self._numbers.episode is not None
         found = np.full((len(self.sequences), self.steps), -1)
