@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flow_factories import five_flows, made_flow
 
-from bptt._src.report import flow_data, flow_page
+from bptt._src.report import flow_data, flow_page, page_file
 from bptt.errors import ConfigError
 
 UNTAME = [
@@ -129,14 +129,14 @@ def test_the_policy_lets_run_what_was_written_and_nothing_else():
     assert "http" not in policy
     (script,) = [text for a, text in elements.of("script") if not a]
     ((_, style),) = elements.of("style")
-    assert rules["script-src"] == flow_page._hash(script)
-    assert rules["style-src"] == flow_page._hash(style)
+    assert rules["script-src"] == page_file.hash_of(script)
+    assert rules["style-src"] == page_file.hash_of(style)
 
 
 def test_the_sources_ask_for_nothing_and_make_no_markup_from_text():
-    names = ["flow.html", "flow.css", *(f"{name}.js" for name in flow_page.SCRIPTS)]
+    names = ["page.html", "page.css", "flow.css", *(f"{name}.js" for name in flow_page.SCRIPTS)]
     for name in names:
-        text = flow_page._source(name)
+        text = page_file.source(name)
         for word in (
             "innerHTML",
             "outerHTML",

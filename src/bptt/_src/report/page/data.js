@@ -178,17 +178,3 @@ function upTo(run, row, end) {
 function stateName(name) {
     return { hidden: "hidden state", cell: "cell state" }[name] || name;
 }
-
-function greatest(values) {
-    let most = -Infinity;
-    for (const v of values) if (v > most) most = v;
-    return most;
-}
-
-function mean(values) {
-    return values.reduce((sum, v) => sum + v, 0) / values.length;
-}
-
-function clamp(x, low, high) {
-    return Math.min(high, Math.max(low, x));
-}

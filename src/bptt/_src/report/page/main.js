@@ -1,32 +1,5 @@
 // The page put together.
 
-function part(id, title, notes, ...content) {
-    const aside = el(
-        "div",
-        { class: "aside" },
-        el("h2", { id: `${id}-title` }, title),
-        el("div", { class: "how" }, ...notes.map((n) => el("p", {}, ...rich(n)))),
-    );
-    return el(
-        "section",
-        { class: "part", id: `part-${id}`, "aria-labelledby": `${id}-title` },
-        aside,
-        el("div", { class: "main" }, ...content),
-    );
-}
-
-function selector(id, name, choices, value, change) {
-    const options = choices.map(([key, text]) =>
-        el("option", { value: key, selected: key === value }, text),
-    );
-    return el(
-        "label",
-        { class: "choice" },
-        el("span", {}, name),
-        el("select", { id, onchange: (e) => change(e.target.value) }, ...options),
-    );
-}
-
 function controls() {
     const all = el("input", {
         type: "checkbox",
@@ -178,24 +151,6 @@ function mapping() {
     return el("div", { id: "mapping" }, el("div", { id: "maps" }), creditControls());
 }
 
-function themeButton() {
-    const button = document.getElementById("theme");
-    const name = () => {
-        button.textContent = themeNow() === "dark" ? "Light" : "Dark";
-        button.setAttribute("aria-label", `Switch to ${button.textContent.toLowerCase()} colours`);
-    };
-    button.addEventListener("click", () => {
-        document.documentElement.dataset.theme = themeNow() === "dark" ? "light" : "dark";
-        name();
-        drawAll();
-    });
-    matchMedia("(prefers-color-scheme: dark)").addEventListener(
-        "change",
-        () => (name(), drawAll()),
-    );
-    name();
-}
-
 function drawEach(changed) {
     const has = (...keys) => changed.has("everything") || keys.some((key) => changed.has(key));
     document.getElementById("page").classList.toggle("all", view.all);
@@ -217,9 +172,4 @@ build();
 themeButton();
 draws(drawEach);
 drawAll();
-let width = window.innerWidth;
-window.addEventListener("resize", () => {
-    if (window.innerWidth === width) return; // on phones the height changes while one scrolls
-    width = window.innerWidth;
-    drawAll();
-});
+drawsOnResize();

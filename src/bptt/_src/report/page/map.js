@@ -324,16 +324,6 @@ class HeatMap {
     }
 }
 
-// Those of n labels that have room, and always the one that is pointed at, alone in its place.
-function thinned(n, room, least, chosen) {
-    const every = Math.max(1, Math.ceil((least * n) / room));
-    const far = (k) =>
-        chosen === null || chosen === k || Math.abs(k - chosen) * (room / n) >= least;
-    const kept = [];
-    for (let k = 0; k < n; k += 1) if (k === chosen || (k % every === 0 && far(k))) kept.push(k);
-    return kept;
-}
-
 // The colours and what they stand for.
 function drawScale(host, measure, row) {
     const top = view.scale === "loss" ? measure.tops[row] : measure.top;

@@ -1,4 +1,4 @@
-// What is looked at: one object, and those who draw it.
+// What is looked at: one object.
 
 const RUNS = JSON.parse(document.getElementById("data").textContent).map(
     (raw, n) => new Run(raw, n),
@@ -17,37 +17,6 @@ const view = {
     reach: 1,
     relative: RUNS.length > 1,
 };
-
-const drawers = [];
-let waiting = null;
-
-function draws(drawer) {
-    drawers.push(drawer);
-}
-
-// Change the view; it is drawn once, before the screen is next.
-function set(changes) {
-    const changed = Object.keys(changes).filter((key) => view[key] !== changes[key]);
-    if (!changed.length) return;
-    Object.assign(view, changes);
-    if (waiting) {
-        changed.forEach((key) => waiting.add(key));
-        return;
-    }
-    waiting = new Set(changed);
-    requestAnimationFrame(redraw);
-}
-
-function redraw() {
-    const changed = waiting || new Set();
-    waiting = null;
-    for (const drawer of drawers) drawer(changed);
-}
-
-function drawAll() {
-    waiting = new Set(["everything"]);
-    redraw();
-}
 
 function run() {
     return RUNS[view.run];
