@@ -166,3 +166,15 @@ def opened(browser, tmp_path):
         return Opened(browser, path).open(address, **options)
 
     return write_and_open
+
+
+@pytest.fixture
+def opened_audit(browser, tmp_path):
+    """Write the page of an audit and open it."""
+
+    def write_and_open(report, address="", **options):
+        path = Path(tmp_path) / "audit.html"
+        report.save_html(path)
+        return Opened(browser, path).open(address, **options)
+
+    return write_and_open

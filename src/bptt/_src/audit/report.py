@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from bptt._src.audit.record import Matrix, Record
 from bptt._src.audit.words import report_in_words
 from bptt._src.credit.plan import Plan, plan_for
 from bptt._src.credit.spelling import as_credit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -197,22 +201,36 @@ class Audit:
             "findings": [f.as_dict() for f in self.findings],
         }
 
-    def figure(self, title: str | None = None) -> Any:
-        """Draw credit and memory side by side.
+    def call_places(self) -> list[tuple[int, int, int]]:
+        """Return where each sequence of each call begins: (sequence, step, number of steps).
 
-        Returns:
-            A matplotlib ``Figure``.
+        Both are places in the matrices, counted from 0.
+        """
+        number = self._numbers
+        return [
+            (int(number.sequence[c.first, row]), int(number.step[c.first, row]), c.lengths[row])
+            for c in self.record.calls
+            for row in range(c.batch)
+            if c.lengths[row]
+        ]
+
+    def figure(self, title: str | None = None) -> Figure:
+        """Draw it: a figure of matplotlib's, unknown to pyplot, so nothing has to be closed.
+
+        Args:
+            title: what stands above; by default what was audited.
         """
         from bptt._src.report.audit_figure import draw_audit
 
         return draw_audit(self, title)
 
-    def page(self, path: Any) -> None:
-        """Write the report as a page of HTML that needs nothing else.
+    def save_html(self, path: str | Path, title: str | None = None) -> None:
+        """Write a page to look at, in which one can point at every weight: one file, no network.
 
         Args:
-            path: the file; its folder must exist.
+            path: the file; an existing one is replaced once the new one is complete.
+            title: what was audited; by default the module's name.
         """
-        from bptt._src.report.audit_page import write_page
+        from bptt._src.report.audit_page import write
 
-        write_page(self, path)
+        write(path, self, title)
