@@ -254,3 +254,35 @@ def spiking_windows(is_wrong):
         loss.backward()
 
     return Training(run, layer, None, credit=bptt.Truncated(3))
+
+
+@loop("credits-nothing", t=0, s=0, also=("not-carried",))
+def padded_steps(is_wrong):
+    """Padding is kept out of the state by a mask, and the last state is classified. Wrong: the mask
+    multiplies the new state alone, which is lost at the first step of the padding."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.cell, self.out = nn.Linear(3, 4), nn.GRUCell(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x, lengths):
+            h = x.new_zeros(x.size(1), 6)
+            for t, x_t in enumerate(x):
+                m = (t < lengths).float()[:, None]
+                new = self.cell(torch.tanh(self.embed(x_t)), h)
+                h = m * new if is_wrong else m * new + (1 - m) * h
+            return self.out(h)
+
+    net = Net()
+    x, lengths, labels = torch.randn(6, 3, 3), torch.tensor([4, 6, 3]), torch.tensor([0, 1, 1])
+
+    def run():
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        for _ in range(2):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x, lengths), labels).backward()
+            optimizer.step()
+
+    episodes = [0] * 6 + [1] * 6
+    return Training(run, net, "cell", {"episodes": episodes}, credit=bptt.Full())
