@@ -8,36 +8,27 @@ it goes on, times a weight, to the step that the state came from.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from bptt._src.audit.links import OUTPUTS
-from bptt._src.audit.record import Call, Link, Matrix, Pass, Place, Record
+from bptt._src.audit.by_hand import ByHand
+from bptt._src.audit.carried import Carried, Layer
+from bptt._src.audit.record import OUTPUTS, Call, Links, Matrix, Pass, Place, Record
 
-Losses = dict[int, Matrix]
-"""Weights of the losses of each sequence, by their steps, [N]."""
+Flags = NDArray[np.bool_]
+Gradient = NDArray[np.floating[Any]]
 SAME = 1e-4
-
-
-@dataclass
-class Sent:
-    """What a call passed on to an initial state without a graph."""
-
-    losses: Losses
-    gradients: dict[int, Tensor]
-    is_used: bool = False
-    """Whether it has arrived in an earlier call, by hand."""
 
 
 @dataclass
 class Credits:
     """The credit of a run, by the order of calls."""
 
-    by_row: dict[tuple[int, int], Matrix] = field(default_factory=dict)
+    by_row: dict[tuple[int, int], Matrix]
     """W[t, s], [N, N], by the sequence of the loss and that of the step."""
-    losses: Matrix = field(default_factory=lambda: np.zeros((0, 0)))
+    losses: Matrix
     """In how many passes a loss arrived at each step, [N, B]."""
     old: list[tuple[int, Call]] = field(default_factory=list)
     """Passes through calls that were made with older parameters: (loss, call)."""
@@ -53,243 +44,233 @@ class Credits:
     """Those of which a part of the state's gradient was left behind, and the sequence."""
 
 
+@dataclass
+class _Arrived:
+    """The gradients of losses that one pass brought to a call."""
+
+    update: int
+    at_outputs: Flags
+    """[T, B]"""
+    outputs: Gradient | None
+    at_end: Flags
+    """[B]"""
+    end: Gradient | None
+
+
 class Composer:
     """Puts the credit of a record together."""
 
     def __init__(self, record: Record) -> None:
+        N, B = record.steps, record.batch
         self.record = record
-        self.found = Credits(losses=np.zeros((record.steps, record.batch)))
-        self._sent: dict[tuple[int, int], list[Sent]] = {}
-        self._goes_to: dict[Place, list[tuple[int, int]]] = {}
-        for call in record.calls:
-            for row, origins in enumerate(call.origins):
-                for place in {o for o in origins if isinstance(o, Place)}:
-                    self._goes_to.setdefault(place, []).append((call.number, row))
-        self._direct: dict[Place, list[Tensor]] = {}
+        self.own = np.zeros((B, N, N))
+        by_row = {(b, b): self.own[b] for b in range(B)}
+        self.found = Credits(by_row, np.zeros((N, B)))
+        self.by_hand = ByHand(record, self.found)
+        self._arrived: dict[int, list[_Arrived]] = {}
 
     def compose(self) -> Credits:
         """Go through all passes."""
-        for number in self.record.passes:
-            _PassComposer(self, number).compose()
+        for one in self.record.passes:
+            _PassComposer(self, one).compose()
         return self.found
 
-    # ------------------------------------------------------------------- called by each pass
+    def arrived(self, call: Call, now: _Arrived) -> None:
+        """Count the gradients of losses, and note those that have come before."""
+        came = now.at_outputs.copy()
+        came[_ends(call), np.arange(call.batch)] |= now.at_end
+        self.found.losses[call.first : call.first + call.steps, : call.batch] += came
+        for before in self._arrived.get(call.number, ()):
+            # After an update the loss's own weights have changed, and the same loss's gradient too.
+            is_old = call.update < now.update
+            again = now.at_outputs & before.at_outputs
+            if now.outputs is not None and before.outputs is not None and not is_old:
+                again &= _same(now.outputs, before.outputs)
+            at_end = now.at_end & before.at_end
+            if now.end is not None and before.end is not None and not is_old:
+                at_end &= _same(now.end, before.end)
+            again[_ends(call), np.arange(call.batch)] |= at_end
+            for t, row in np.argwhere(again).tolist():
+                place = Place(call.number, row, t)
+                self.found.repeated.append((place, place))
+        self._arrived.setdefault(call.number, []).append(now)
 
-    def arrived(self, place: Place, call: Call, gradient: Tensor, update: int) -> None:
-        """Note that a gradient of a loss arrived, after that many updates."""
-        self.found.losses[call.first + place.t, place.row] += 1
-        before = self._direct.setdefault(place, [])
-        # After an update the loss's own weights have changed, and the same loss's gradient too.
-        again = bool(before) and call.update < update
-        if again or any(torch.allclose(gradient, g, rtol=SAME, atol=0) for g in before):
-            self.found.repeated.append((place, place))
-        before.append(gradient)
-
-    def credit(self, losses: Losses, row: int, first: int, weights: dict[int, Matrix]) -> None:
-        """Add the weights [N, T] of losses to the steps of a call."""
-        N = self.record.steps
-        for of in losses:
-            W = self.found.by_row.setdefault((of, row), np.zeros((N, N)))
-            W[:, first : first + weights[of].shape[1]] += weights[of]
-
-    def send(self, call: Call, row: int, sent: Sent) -> None:
-        """Keep what left a call by a state without links."""
-        self._sent.setdefault((call.number, row), []).append(sent)
-
-    def by_hand(self, place: Place, gradients: dict[int, Tensor]) -> tuple[Losses, float] | None:
-        """Find what was sent in an earlier pass in gradients that arrive at a state now."""
-        for number, row in self._goes_to.get(place, ()):
-            sent = self._sent.get((number, row), [])
-            for some in (sent[-1:], sent):  # the last gradient, or what .grad has added up
-                weight = _all_multiples(gradients, some) if some else None
-                if weight is None:
-                    continue
-                self.found.by_hand.append(self.record.calls[number])
-                if some[0].is_used:
-                    self._repeat(some, place)
-                if set(some[-1].gradients) - set(gradients):
-                    self.found.by_hand_in_part.append((self.record.calls[number], row))
-                for s in some:
-                    s.is_used = True
-                return _sum([s.losses for s in some]), weight
-        return None
-
-    def _repeat(self, some: list[Sent], place: Place) -> None:
-        """Note losses that were sent before and are in the sum again."""
-        for of, vector in some[0].losses.items():
-            t = int(np.flatnonzero(vector)[0])
-            call = self.record.call_of(t)
-            self.found.repeated.append((Place(call.number, of, t - call.first), place))
+    def credit(self, call: Call, layer: Layer, weights: Matrix) -> None:
+        """Add weights [B, N, T] of losses to the steps of a call."""
+        steps, rows = slice(call.first, call.first + call.steps), np.arange(call.batch)
+        own = layer.of == rows
+        self.own[rows[own], :, steps] += weights[own]
+        for row in np.flatnonzero(~own & (layer.of >= 0)).tolist():
+            key = int(layer.of[row]), row
+            W = self.found.by_row.setdefault(key, np.zeros_like(self.own[0]))
+            W[:, steps] += weights[row]
 
 
 class _PassComposer:
     """Goes back through the calls of one backward pass."""
 
     def __init__(self, whole: Composer, of: Pass) -> None:
-        self.whole, self.of = whole, of
-        self.carried: dict[tuple[int, int], dict[int, Losses]] = {}
-        self.expected: dict[tuple[Place, int], list[Tensor | None]] = {}
+        self.whole, self.of, self.found = whole, of, whole.found
+        self.carried: dict[int, Carried] = {}
+        self.expected: dict[tuple[int, int], Gradient] = {}
+        self.untold: dict[tuple[int, int], Flags] = {}
+        """Where something of unknown size arrives from a later call."""
 
     def compose(self) -> None:
+        heard = {*self.of.outputs, *(n for n, _ in self.of.after)}
         for call in reversed(self.whole.record.calls):
-            outputs = self.of.outputs.get(call.number)
-            after = {i: g for (n, i), g in self.of.after.items() if n == call.number}
-            if outputs is None and not after:
+            if call.number not in heard:
                 continue
             if call.update < self.of.update:
-                loss = max(c.first for c in self.whole.record.calls if self._touches(c))
-                self.whole.found.old.append((loss, call))
-            for row in range(call.batch):
-                self._row(call, row, outputs, after)
+                loss = max(self.whole.record.calls[n].first for n in heard)
+                self.found.old.append((loss, call))
+            here = self.carried.pop(call.number, None) or Carried(call, self.whole.record.steps)
+            self._losses(call, here)
+            if here:
+                self._back(call, here)
 
-    def _touches(self, call: Call) -> bool:
-        return call.number in self.of.outputs or any(n == call.number for n, _ in self.of.after)
+    # ------------------------------------------------------------------------ what arrives
 
-    def _row(self, call: Call, row: int, outputs: Tensor | None, after: dict[int, Tensor]) -> None:
-        length = call.lengths[row]
-        here = self.carried.pop((call.number, row), {})
-        for t in range(length):
-            place = Place(call.number, row, t)
-            rest = None
-            if outputs is not None:
-                rest = self._unexplained(place, OUTPUTS, outputs[t, row].reshape(-1))
-            if t == length - 1:
-                rest = self._at_the_end(call, place, after, rest, here)
-            if rest is not None:
-                if self.of.reaches_parameters:
-                    self.whole.arrived(place, call, rest, self.of.update)
-                at = here.setdefault(t, {})
-                one = at.setdefault(row, np.zeros(self.whole.record.steps))
-                one[call.first + t] += 1
-        if here:
-            self._back(call, row, here)
+    def _losses(self, call: Call, here: Carried) -> None:
+        """Find which of the gradients that arrive are of losses, and add these losses."""
+        rows, ends = np.arange(call.batch), _ends(call)
+        is_step = np.arange(call.steps)[:, None] < np.array(call.lengths)
+        outputs = self.of.outputs.get(call.number)
+        came = np.zeros((call.steps, call.batch), bool)
+        if outputs is not None:
+            outputs, came = self._unexplained(call, OUTPUTS, outputs)
+            came &= is_step
+        after = {}
+        for part in sorted(i for n, i in self.of.after if n == call.number):
+            rest, at = self._unexplained(call, part, self.of.after[call.number, part])
+            if at.any():
+                after[part] = rest, at
+        at_end = np.zeros(call.batch, bool)
+        end: Gradient | None = None
+        if after:
+            at_end = np.any([at for _, at in after.values()], 0)
+            end = next(iter(after.values()))[0]
+            for row in self.whole.by_hand.arrived(call, after, here):
+                at_end[row] = False
+            if not call.returns_state_only:
+                alone = at_end & ~came[ends, rows]
+                self.found.final_losses += [
+                    Place(call.number, row, call.lengths[row] - 1)
+                    for row in np.flatnonzero(alone).tolist()
+                ]
+        if self.of.reaches_parameters and (came.any() or at_end.any()):
+            self.whole.arrived(call, _Arrived(self.of.update, came, outputs, at_end, end))
+        came = came.copy()
+        came[ends, rows] |= at_end
+        ts, of = np.nonzero(came)
+        here.add_own(of, call.first + ts, ts)
 
-    def _at_the_end(
-        self,
-        call: Call,
-        place: Place,
-        after: dict[int, Tensor],
-        rest: Tensor | None,
-        here: dict[int, Losses],
-    ) -> Tensor | None:
-        """Look at what arrived at the state after a call: from later calls, by hand, a loss."""
-        found = {i: self._unexplained(place, i, g[place.row]) for i, g in after.items()}
-        left = {i: g for i, g in found.items() if g is not None}
-        if not left:
-            return rest
-        hand = self.whole.by_hand(place, left)
-        if hand is not None:
-            at = here.setdefault(place.t, {})
-            for of, vector in hand[0].items():
-                at[of] = at.get(of, 0) + hand[1] * vector
-            return rest
-        if not call.returns_state_only and rest is None:
-            self.whole.found.final_losses.append(place)
-        return next(iter(left.values())) if rest is None else rest
+    def _unexplained(self, call: Call, part: int, gradient: Gradient) -> tuple[Gradient, Flags]:
+        """Return what of a gradient comes from no later call, and where that is anything."""
+        rest = gradient - self.expected.pop((call.number, part), 0)
+        size = np.sqrt((rest.astype(float) ** 2).sum(-1))
+        whole = np.sqrt((gradient.astype(float) ** 2).sum(-1))
+        at = size > self.whole.record.near * whole
+        untold = self.untold.pop((call.number, part), None)
+        return rest, at if untold is None else at & ~untold
 
-    def _unexplained(self, place: Place, part: int, gradient: Tensor) -> Tensor | None:
-        """Return what of a gradient comes from no later call; None if that is nothing."""
-        if not bool((gradient != 0).any()):
-            return None
-        known = self.expected.get((place, part), [])
-        if any(g is None for g in known):
-            return None
-        rest = gradient
-        for g in known:
-            rest = rest - g.reshape(-1)  # type: ignore[union-attr]
-        near = max(1e-5, 100 * torch.finfo(gradient.dtype).eps)
-        return None if bool(rest.norm() <= near * gradient.norm()) else rest
+    # ------------------------------------------------------------------------ what goes on
 
-    def _back(self, call: Call, row: int, here: dict[int, Losses]) -> None:
+    def _back(self, call: Call, here: Carried) -> None:
         """Credit losses to the steps of a call, and hand them on to where its state came from."""
-        length, N = call.lengths[row], self.whole.record.steps
-        at_steps = {}
-        for of in {of for losses in here.values() for of in losses}:
-            M = np.zeros((N, length))
-            for t, losses in here.items():
-                if of in losses:
-                    M[:, t] = losses[of]
-            at_steps[of] = M
-        losses = {of: _to_initial(M, call, row) for of, M in at_steps.items()}
-        if self.of.reaches_parameters:
-            credited = {of: _within(M, call, row) for of, M in at_steps.items()}
-            self.whole.credit(losses, row, call.first, credited)
-        before = {
-            i: g[row]
-            for (n, i), g in self.of.before.items()
-            if n == call.number and bool((g[row] != 0).any())
-        }
-        if not before or not any(v.any() for v in losses.values()):
+        before = {i: g for (n, i), g in self.of.before.items() if n == call.number}
+        sent = np.zeros(call.batch, bool)
+        for gradient in before.values():
+            sent |= (gradient != 0).any(1)
+        for layer in here.layers:
+            if self.of.reaches_parameters:
+                self.whole.credit(call, layer, _within(layer.weights, call))
+        if not sent.any():
             return
-        if not call.links[row]:
-            self.whole.send(call, row, Sent(losses, before))
-        self._hand_on(call, row, losses, before)
+        handed = [(layer.of, _to_initial(layer.weights, call)) for layer in here.layers]
+        linked = np.zeros(call.batch, bool)
+        for links in call.links:
+            linked[links.rows] = True
+            if links.source in before:
+                self._expect(links, before[links.source])
+        self.whole.by_hand.left(call, sent & ~linked, handed, before)
+        for to, (rows, to_rows, ts, weights) in self._ways(call, before).items():
+            target = self.whole.record.calls[to]
+            there = self.carried.setdefault(to, Carried(target, self.whole.record.steps))
+            for of, vectors in handed:
+                there.add(to_rows, ts, of[rows], weights[:, None] * vectors[rows])
 
-    def _hand_on(self, call: Call, row: int, losses: Losses, before: dict[int, Tensor]) -> None:
-        to: dict[Place, list[Link]] = {}
-        for link in call.links[row]:
-            if link.source in before:
-                to.setdefault(link.to, []).append(link)
-                sent = link.weight * before[link.source] if link.is_known else None
-                self.expected.setdefault((link.to, link.part), []).append(sent)
-        for place, links in to.items():
-            weights = {link.weight for link in links}
-            if len(weights) > 1 or not all(link.is_known for link in links):
-                self.whole.found.unknown.append(call)
-            weight = max(weights, key=abs)
-            at = self.carried.setdefault((place.call, place.row), {}).setdefault(place.t, {})
-            for of, vector in losses.items():
-                at[of] = at.get(of, 0) + weight * vector
+    def _expect(self, links: Links, before: Gradient) -> None:
+        """Note what a state's gradient will bring to an earlier call."""
+        to, key = self.whole.record.calls[links.call], (links.call, links.part)
+        of_state = self.of.after.get(key)
+        gradient = self.of.outputs.get(links.call) if links.part == OUTPUTS else of_state
+        if gradient is None:
+            return
+        at: Any = (links.ts, links.to_rows) if links.part == OUTPUTS else (links.to_rows,)
+        known = links.is_known
+        if known.any():
+            expected = self.expected.setdefault(key, np.zeros_like(gradient))
+            values = links.weights[known, None] * before[links.rows[known]]
+            np.add.at(expected, tuple(v[known] for v in at), values.reshape(-1, gradient.shape[-1]))
+        if not known.all():
+            shape = (to.steps, to.batch) if links.part == OUTPUTS else (to.batch,)
+            moved = (before[links.rows] != 0).any(1) & ~known
+            untold = self.untold.setdefault(key, np.zeros(shape, bool))
+            untold[tuple(v[moved] for v in at)] = True
+
+    def _ways(
+        self, call: Call, before: dict[int, Gradient]
+    ) -> dict[int, tuple[NDArray[Any], NDArray[Any], NDArray[Any], Matrix]]:
+        """Return by which ways losses go on, for each earlier call, each way once.
+
+        Several tensors of a state, h and c, tell of the same losses.
+        """
+        found: dict[int, dict[tuple[int, int, int], list[tuple[float, bool]]]] = {}
+        for links in call.links:
+            if links.source not in before:
+                continue
+            moved = (before[links.source][links.rows] != 0).any(1)
+            ways = found.setdefault(links.call, {})
+            values = (links.rows, links.to_rows, links.ts, links.weights, links.is_known)
+            for row, to, t, w, known in zip(*(v[moved].tolist() for v in values), strict=True):
+                ways.setdefault((row, to, t), []).append((w, known))
+        together = {}
+        for to, ways in found.items():
+            if not ways:
+                continue
+            weights = [max((w for w, _ in each), key=abs) for each in ways.values()]
+            if any(len({w for w, _ in e}) > 1 or not all(k for _, k in e) for e in ways.values()):
+                self.found.unknown.append(call)
+            rows, to_rows, ts = (np.array(v) for v in zip(*ways, strict=True))
+            together[to] = rows, to_rows, ts, np.array(weights)
+        return together
 
 
-def _within(M: Matrix, call: Call, row: int) -> Matrix:
-    """Credit losses [N, T] at the steps of a call to its steps."""
+def _ends(call: Call) -> NDArray[np.int64]:
+    """The last step of each sequence."""
+    return np.maximum(np.array(call.lengths, np.int64) - 1, 0)
+
+
+def _same(a: Gradient, b: Gradient) -> Flags:
+    if a.shape != b.shape:
+        return np.zeros(a.shape[:-1], bool)
+    return np.asarray((np.abs(a - b) <= SAME * np.abs(b)).all(-1))
+
+
+def _within(weights: Matrix, call: Call) -> Matrix:
+    """Credit losses [B, N, T] at the steps of a call to its steps."""
     if call.is_bidirectional:
-        both: Matrix = np.repeat(M.sum(1, keepdims=True), M.shape[1], 1)
-        return both
+        is_step = np.arange(call.steps) < np.array(call.lengths)[:, None]
+        return np.asarray(weights.sum(2, keepdims=True) * is_step[:, None])
     if call.weights is None:
-        return np.cumsum(M[:, ::-1], 1)[:, ::-1]
-    W = call.weights if call.weights.ndim == 2 else call.weights[min(row, len(call.weights) - 1)]
-    return M @ W[: M.shape[1], : M.shape[1]]
+        return np.asarray(np.cumsum(weights[:, :, ::-1], 2)[:, :, ::-1])
+    return np.asarray(weights @ call.weights)
 
 
-def _to_initial(M: Matrix, call: Call, row: int) -> Matrix:
-    """Return the weights of losses [N, T] at a call's initial state, [N]."""
+def _to_initial(weights: Matrix, call: Call) -> Matrix:
+    """Return the weights of losses [B, N, T] at a call's initial state, [B, N]."""
     if call.of_initial is None:
-        return np.asarray(M.sum(1))
-    w = call.of_initial
-    w = w if w.ndim == 1 else w[min(row, len(w) - 1)]
-    found: Matrix = M @ w[: M.shape[1]]
-    return found
-
-
-def _all_multiples(gradients: dict[int, Tensor], sent: list[Sent]) -> float | None:
-    """Return by what gradients are a multiple of what was sent, summed up; None: they are none."""
-    weights = set()
-    for part, gradient in gradients.items():
-        of = [s.gradients[part] for s in sent if part in s.gradients]
-        weight = _multiple(gradient, torch.stack(of).sum(0)) if of else None
-        if weight is None:
-            return None
-        weights.add(weight)
-    return max(weights, key=abs)
-
-
-def _multiple(gradient: Tensor, of: Tensor) -> float | None:
-    """Return by what a gradient is a multiple of another; None: it is none."""
-    size = (of * of).sum()
-    if not bool(size > 0):
-        return None
-    weight = (gradient * of).sum() / size
-    near = max(1e-5, 100 * torch.finfo(of.dtype).eps)
-    if bool((gradient - weight * of).norm() > near * gradient.norm()):
-        return None
-    return round(float(weight), 6)
-
-
-def _sum(all_losses: list[Losses]) -> Losses:
-    total: Losses = {}
-    for losses in all_losses:
-        for of, vector in losses.items():
-            total[of] = total.get(of, 0) + vector
-    return total
+        return np.asarray(weights.sum(2))
+    of = np.broadcast_to(call.of_initial, (call.batch, call.steps))
+    return np.asarray((weights @ of[:, :, None])[:, :, 0])

@@ -9,12 +9,11 @@ import numpy as np
 
 from bptt._src.audit.evidence import Evidence
 from bptt._src.audit.finding import Finding
-from bptt._src.audit.held import sources
 from bptt._src.audit.record import UNKNOWN, Call
 
 
 def _carried(call: Call) -> bool:
-    return any(sources(call, row) for row in range(call.batch))
+    return any(call.sources)
 
 
 def windows(e: Evidence) -> Iterator[Finding]:
@@ -22,7 +21,7 @@ def windows(e: Evidence) -> Iterator[Finding]:
     cuts = [
         c
         for c in e.record.calls
-        if c.with_graph and _carried(c) and not any(c.links) and _is_credited(e, c)
+        if c.with_graph and _carried(c) and not c.links and _is_credited(e, c)
     ]
     if not cuts:
         return
@@ -103,7 +102,7 @@ def stale_state(e: Evidence) -> Iterator[Finding]:
     worst, at = 1, None
     for call in e.record.calls:
         for row in range(call.batch) if call.with_graph else ():
-            for place in sources(call, row):
+            for place in call.sources[row]:
                 age = call.update - e.record.calls[place.call].update
                 if age > worst:
                     worst, at = age, (call, row, place)
@@ -126,7 +125,7 @@ def rows_permuted(e: Evidence) -> Iterator[Finding]:
         return
     for call in e.record.calls:
         for row in range(call.batch):
-            other = [p for p in sources(call, row) if p.row != row]
+            other = [p for p in call.sources[row] if p.row != row]
             if other:
                 t = e.start_of(call, row)[1]
                 yield Finding(
@@ -159,7 +158,7 @@ def state_unknown(e: Evidence) -> Iterator[Finding]:
         (call, row)
         for call in e.record.calls
         for row, origins in enumerate(call.origins)
-        if UNKNOWN in origins and not sources(call, row)
+        if UNKNOWN in origins and not call.sources[row]
     ]
     if unknown:
         sequence, t = e.start_of(*unknown[0])

@@ -8,7 +8,6 @@ import numpy as np
 
 from bptt._src.audit.evidence import Evidence
 from bptt._src.audit.finding import Finding
-from bptt._src.audit.held import sources
 from bptt._src.audit.record import START, ZERO, Call, Place
 
 SEVERAL = 2
@@ -49,16 +48,11 @@ def failed(e: Evidence) -> Iterator[Finding]:
 
 
 def _last_attached(e: Evidence) -> tuple[Call | None, Place | None]:
+    heard = {n for p in e.record.passes for n in (*p.outputs, *(n for n, _ in p.after))}
     for call in reversed(e.record.calls):
         for links in call.links:
-            for link in links:
-                earlier = e.record.calls[link.to.call]
-                if any(link.to.call in p.outputs for p in e.record.passes) or any(
-                    n == link.to.call for p in e.record.passes for n, _ in p.after
-                ):
-                    return call, link.to
-                if earlier.update < call.update:
-                    return call, link.to
+            if links.call in heard or e.record.calls[links.call].update < call.update:
+                return call, Place(links.call, int(links.to_rows[0]), int(links.ts[0]))
     return None, None
 
 
@@ -140,7 +134,7 @@ def _cut_apart(
     """Parts of which some are attached to an earlier call and others, from there too, are cut."""
     if not call.with_graph:
         return None
-    attached = {link.source for link in call.links[row] if link.weight}
+    attached = call.attached[row]
     cut = [
         i
         for i, o in enumerate(origins)
@@ -155,7 +149,7 @@ def _carried_apart(
     e: Evidence, call: Call, row: int, origins: list[Place | str]
 ) -> tuple[str, int] | None:
     """Parts of which some come from an earlier step and others are new, or from another step."""
-    by_graph = {link.source for link in call.links[row] if link.weight}
+    by_graph = call.attached[row]
     places = [(i, o) for i, o in enumerate(origins) if isinstance(o, Place)]
     carried = by_graph | {i for i, _ in places}
     if not carried:
@@ -175,7 +169,7 @@ def _carried_apart(
 
 
 def _source_of(call: Call, row: int, places: list[tuple[int, Place]]) -> Place | None:
-    from_graph = sources(call, row)
+    from_graph = call.sources[row]
     return from_graph[0] if from_graph else places[0][1] if places else None
 
 
@@ -185,7 +179,7 @@ def _step_before(
     own = origins[part]
     if isinstance(own, Place):
         return e.at(own)[1]
-    found = sources(call, row)
+    found = call.sources[row]
     return e.at(found[0])[1] if found else None
 
 
@@ -259,7 +253,7 @@ def other_sequence(e: Evidence) -> Iterator[Finding]:
     for call in e.record.calls:
         for row in range(call.batch):
             q, t = e.start_of(call, row)
-            for place in sources(call, row):
+            for place in call.sources[row]:
                 of, s = e.at(place)
                 if of != q:
                     (moved if place.row != row else shuffled).append((t, s, q, of))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from bptt._src.audit.record import Call, Matrix, Place, Record
+from bptt._src.audit.record import Call, Matrix, Record
 
-Held = dict[int, Matrix]
-"""Of each sequence, how much of its steps, [N]; 1 is all."""
+Others = dict[int, Matrix]
+"""Steps of other sequences that a state holds, [N]; 1 is all."""
 
 
 def memory(record: Record) -> dict[tuple[int, int], Matrix]:
@@ -17,43 +17,43 @@ def memory(record: Record) -> dict[tuple[int, int], Matrix]:
         M[t, s], [N, N], by the sequence of the state and that of the step: 1 where the state after
         step t has seen step s.
     """
-    N = record.steps
+    N, B = record.steps, record.batch
+    own = np.zeros((B, N, N))
     found: dict[tuple[int, int], Matrix] = {}
-
-    def after(place: Place) -> Held:
-        t = record.calls[place.call].first + place.t
-        return {of: M[t] for (row, of), M in found.items() if row == place.row and M[t].any()}
-
     for call in record.calls:
-        for row in range(call.batch):
-            held = _union([after(place) for place in sources(call, row)])
-            for t in range(call.lengths[row]):
-                if call.resets is not None and call.resets[t, row]:
-                    held = {}
-                now = call.first + t
-                own = held.get(row, np.zeros(N)).copy()
-                own[now] = 1
-                held = {**held, row: own}
-                for of, values in held.items():
+        held, others = _initial(record, call, own, found)
+        lengths, rows = np.array(call.lengths), np.arange(call.batch)
+        for t in range(call.steps):
+            now = call.first + t
+            if call.resets is not None:
+                held[call.resets[t]] = 0
+                for row in np.flatnonzero(call.resets[t]).tolist():
+                    others.pop(row, None)
+            held[:, now] = 1
+            there = rows[t < lengths]
+            own[there, now] = held[there]
+            for row, each in others.items():
+                for of, values in each.items() if t < lengths[row] else ():
                     M = found.setdefault((row, of), np.zeros((N, N)))
                     M[now] = np.maximum(M[now], values)
-    return found
+    return found | {(row, row): own[row] for row in range(B)}
 
 
-def sources(call: Call, row: int) -> list[Place]:
-    """After which steps the initial state of a sequence was returned; none if it is new.
-
-    The graph knows better than values do: a state may have been transformed in between.
-    """
-    by_graph = {link.to for link in call.links[row] if link.weight}
-    if by_graph:
-        return sorted(by_graph)
-    return sorted({o for o in call.origins[row] if isinstance(o, Place)})
-
-
-def _union(all_held: list[Held]) -> Held:
-    found: Held = {}
-    for held in all_held:
-        for of, values in held.items():
-            found[of] = np.maximum(found[of], values) if of in found else values
-    return found
+def _initial(
+    record: Record, call: Call, own: Matrix, found: dict[tuple[int, int], Matrix]
+) -> tuple[Matrix, dict[int, Others]]:
+    """Return what a call's initial state holds of its sequences, [B, N], and of others."""
+    held = np.zeros((call.batch, record.steps))
+    others: dict[int, Others] = {}
+    for row, places in enumerate(call.sources):
+        for place in places:
+            t = record.calls[place.call].first + place.t
+            all_held = {place.row: own[place.row, t]}
+            all_held |= {of: M[t] for (of_row, of), M in found.items() if of_row == place.row}
+            for of, values in all_held.items():
+                if of == row:
+                    held[row] = np.maximum(held[row], values)
+                elif values.any():
+                    each = others.setdefault(row, {})
+                    each[of] = np.maximum(each[of], values) if of in each else values.copy()
+    return held, others

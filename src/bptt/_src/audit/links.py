@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from bptt._src.audit.reading import Reading
-from bptt._src.audit.record import Call, Link, Place
+from bptt._src.audit.record import OUTPUTS, Call, Links, Place
 
-OUTPUTS = -1
 NEAR = 1e-5
 
 
@@ -75,7 +75,6 @@ class Ports:
             given: views of its initial state that only this call uses.
             read: the call.
         """
-        call.links = [[] for _ in range(call.batch)]
         for part, v in enumerate(given):
             if v.grad_fn is None:
                 continue
@@ -112,35 +111,46 @@ class Ports:
         earlier = self._readings[port.call]
         assert v.grad_fn is not None
         is_direct = v.grad_fn.next_functions == ((edge.node, edge.output_nr),)
+        ways: list[tuple[int, Place, float, bool]]
         if is_direct and port.part != OUTPUTS and call.batch == earlier.batch:
-            for row in range(call.batch):  # handed on as it is
-                call.links[row].append(Link(part, _end(port, row, earlier), port.part, 1.0, True))
-            return
-        random = torch.Generator().manual_seed(1)
-        vector = torch.randn(v.shape, generator=random, dtype=torch.float64).to(v)
-        arrived = _product(v, edge, vector)
-        if arrived is None:
-            return
-        arrived, sent = _rows(arrived, port, earlier), read.by_sequence(vector)
-        unexplained = []
-        for place in range(len(arrived)):
-            if not bool((arrived[place] != 0).any()):
-                continue
-            found = _explained(sent, arrived[place])
-            if found is None:
-                unexplained.append(place)
-            else:
-                to = _place(port, place, earlier)
-                call.links[found[0]].append(Link(part, to, port.part, found[1], True))
-        for row in range(call.batch) if unexplained else ():
-            alone = torch.zeros_like(sent)
-            alone[row] = sent[row]
-            arrived = _product(v, edge, _like(alone, v, read))
-            rows = () if arrived is None else _rows(arrived, port, earlier)
-            for place in unexplained if arrived is not None else ():
-                if bool((rows[place] != 0).any()):
-                    to = _place(port, place, earlier)
-                    call.links[row].append(Link(part, to, port.part, 1.0, False))
+            # Handed on as it is.
+            ways = [(row, _end(port, row, earlier), 1.0, True) for row in range(call.batch)]
+        else:
+            ways = _ways(call, v, edge, port, earlier, read)
+        if ways:
+            rows, places, weights, known = zip(*ways, strict=True)
+            to_rows, ts = [p.row for p in places], [p.t for p in places]
+            columns = (np.array(rows), np.array(to_rows), np.array(ts), np.array(weights))
+            call.links.append(Links(part, port.call, port.part, *columns, np.array(known)))
+
+
+def _ways(
+    call: Call, v: Tensor, edge: GradientEdge, port: Port, earlier: Reading, read: Reading
+) -> list[tuple[int, Place, float, bool]]:
+    """Ask by a random Jacobian product which sequence's gradient goes where, and times what."""
+    random = torch.Generator().manual_seed(1)
+    vector = torch.randn(v.shape, generator=random, dtype=torch.float64).to(v)
+    arrived = _product(v, edge, vector)
+    if arrived is None:
+        return []
+    arrived, sent = _rows(arrived, port, earlier), read.by_sequence(vector)
+    ways, unexplained = [], []
+    for place in torch.nonzero((arrived != 0).any(1)).flatten().tolist():
+        found = _explained(sent, arrived[place])
+        if found is None:
+            unexplained.append(place)
+        else:
+            ways.append((found[0], _place(port, place, earlier), found[1], True))
+    for row in range(call.batch) if unexplained else ():
+        alone = torch.zeros_like(sent)
+        alone[row] = sent[row]
+        product = _product(v, edge, _like(alone, v, read))
+        if product is None:
+            continue
+        there = (_rows(product, port, earlier)[unexplained] != 0).any(1).tolist()
+        places = [place for place, moved in zip(unexplained, there, strict=True) if moved]
+        ways += [(row, _place(port, place, earlier), 1.0, False) for place in places]
+    return ways
 
 
 def _product(v: Tensor, edge: GradientEdge, vector: Tensor) -> Tensor | None:

@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bptt._src.audit.labels import Labels
-from bptt._src.audit.links import OUTPUTS, Ports
+from bptt._src.audit.links import Ports
 from bptt._src.audit.reaching import reaches
 from bptt._src.audit.reading import AUTO, Reader, Reading
-from bptt._src.audit.record import Call, Pass, Record
+from bptt._src.audit.record import OUTPUTS, Call, Pass, Record
 from bptt._src.audit.remembered import Remembered
 from bptt._src.credit import plan as planning
 from bptt._src.layout import declared
@@ -128,7 +128,6 @@ class Listener:
             is_training=self.module.training,
             update=self._update,
             returned_graph=[v.requires_grad for v in read.returned],
-            links=[[] for _ in range(read.batch)],
             is_bidirectional=bool(declared(self.module, "bidirectional", False)),
             returns_state_only=read.y is None,
         )
@@ -184,7 +183,13 @@ class Listener:
     def _heard(self, what: str, key: Any, lay_out: Callable[[Tensor], Tensor]) -> Any:
         def hook(gradient: Tensor | None) -> None:
             if gradient is not None and not self._asking:
-                getattr(self._pass(), what)[key] = lay_out(gradient.detach()).clone()
+                near = 4 * torch.finfo(gradient.dtype).eps
+                self.record.near = max(self.record.near, near)
+                values = lay_out(gradient.detach())
+                values = values.double() if values.dtype == torch.float64 else values.float()
+                shape = values.shape[: 2 if what == "outputs" else 1]
+                kept = values.reshape(*shape, -1).cpu().numpy().copy()
+                getattr(self._pass(), what)[key] = kept
 
         return hook
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 Matrix = NDArray[np.float64]
+Numbers = NDArray[np.int64]
+Gradient = NDArray[np.floating[Any]]
 
 
 class Place(NamedTuple):
@@ -31,16 +33,29 @@ Origin = Place | str
 """Where a state comes from: after which step it was returned, or one of the words above."""
 
 
-class Link(NamedTuple):
-    """A way on which gradient goes on from a call's initial state into an earlier call."""
+OUTPUTS = -1
+
+
+class Links(NamedTuple):
+    """Ways on which gradient goes on from a tensor of a call's initial state into an earlier call.
+
+    Each is the same row of all arrays, [n].
+    """
 
     source: int
     """From which tensor of the initial state."""
-    to: Place
+    call: int
+    """The number of the earlier call."""
     part: int
-    """Which tensor of the earlier call's state; -1: its outputs."""
-    weight: float
-    is_known: bool
+    """Which tensor of its state; -1: its outputs."""
+    rows: Numbers
+    """From which sequence."""
+    to_rows: Numbers
+    """To which sequence of the earlier call."""
+    ts: Numbers
+    """To which step of it."""
+    weights: Matrix
+    is_known: NDArray[np.bool_]
     """Whether the gradient arrives as it left, times the weight."""
 
 
@@ -65,8 +80,7 @@ class Call:
     """Whether the state after it is zero, for each sequence and tensor."""
     returned_graph: list[bool] = field(default_factory=list)
     """Which tensors of the state after it have a graph."""
-    links: list[list[Link]] = field(default_factory=list)
-    """For each sequence."""
+    links: list[Links] = field(default_factory=list)
     operations: set[str] = field(default_factory=set)
     """What lies in the graph between the initial state and the earlier call."""
     fed_back: list[int] = field(default_factory=list)
@@ -84,6 +98,32 @@ class Call:
     episodes: NDArray[np.int64] | None = None
     """[T, B]."""
 
+    @cached_property
+    def sources(self) -> list[list[Place]]:
+        """After which steps each sequence's initial state was returned; none if it is new.
+
+        The graph knows better than values do: a state may have been transformed in between.
+        """
+        found: list[set[Place]] = [set() for _ in range(self.batch)]
+        for links in self.links:
+            values = (links.rows, links.to_rows, links.ts, links.weights)
+            for row, to, t, weight in zip(*(v.tolist() for v in values), strict=True):
+                if weight:
+                    found[row].add(Place(links.call, to, t))
+        for row, origins in enumerate(self.origins):
+            if not found[row]:
+                found[row] = {o for o in origins if isinstance(o, Place)}
+        return [sorted(places) for places in found]
+
+    @cached_property
+    def attached(self) -> list[set[int]]:
+        """Which tensors of each sequence's initial state have a graph that goes on."""
+        found: list[set[int]] = [set() for _ in range(self.batch)]
+        for links in self.links:
+            for row in links.rows[links.weights != 0].tolist():
+                found[row].add(links.source)
+        return found
+
 
 @dataclass
 class Pass:
@@ -91,11 +131,11 @@ class Pass:
 
     update: int
     reaches_parameters: bool
-    outputs: dict[int, Tensor] = field(default_factory=dict)
-    """The gradient of each call's outputs, [T, B, ...]."""
-    after: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    outputs: dict[int, Gradient] = field(default_factory=dict)
+    """The gradient of each call's outputs, [T, B, n]."""
+    after: dict[tuple[int, int], Gradient] = field(default_factory=dict)
     """The gradient of the state after a call, by call and part, [B, n]."""
-    before: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    before: dict[tuple[int, int], Gradient] = field(default_factory=dict)
     """What a call passes on to its initial state, [B, n]."""
 
 
@@ -107,6 +147,8 @@ class Record:
     calls: list[Call] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
     steps: int = 0
+    near: float = 1e-5
+    """How far gradients that are the same may differ by rounding."""
     optimizer_steps: int = 0
     can_learn: bool = True
     """Whether any parameter of the module requires a gradient."""

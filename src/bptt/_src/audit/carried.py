@@ -1,0 +1,58 @@
+"""Losses on their way back through a call: of which sequence, at which step, with what weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bptt._src.audit.record import Call, Matrix
+
+Numbers = NDArray[Any]
+
+
+@dataclass
+class Layer:
+    """For each sequence of a call the losses of one sequence."""
+
+    of: Numbers
+    """Whose losses they are, [B]; -1: nobody's."""
+    weights: Matrix
+    """By the loss's step and the step of the call where they are, [B, N, T]."""
+
+
+class Carried:
+    """All losses at the steps of a call: as a rule one layer, each sequence with its own."""
+
+    def __init__(self, call: Call, steps: int) -> None:
+        self._shape = call.batch, steps, call.steps
+        self.layers: list[Layer] = []
+
+    def __bool__(self) -> bool:
+        return any(layer.weights.any() for layer in self.layers)
+
+    def add_own(self, rows: Numbers, losses: Numbers, ts: Numbers) -> None:
+        """Add losses of the call itself, with weight 1, at the steps where they arise."""
+        if len(rows):
+            vectors = np.zeros((len(rows), self._shape[1]))
+            vectors[np.arange(len(rows)), losses] = 1
+            self.add(rows, ts, rows, vectors)
+
+    def add(self, rows: Numbers, ts: Numbers, of: Numbers, vectors: Matrix) -> None:
+        """Add losses, [n, N], of the sequences ``of``, at the given steps of the given rows."""
+        left = np.flatnonzero((of >= 0) & vectors.any(1))
+        number = 0
+        while len(left):
+            if number == len(self.layers):
+                empty = np.full(self._shape[0], -1)
+                self.layers.append(Layer(empty, np.zeros(self._shape)))
+            layer = self.layers[number]
+            free = left[layer.of[rows[left]] == -1]
+            layer.of[rows[free]] = of[free]  # where there are several, the last one stays
+            mine = layer.of[rows[left]] == of[left]
+            now = left[mine]
+            at: Any = rows[now], slice(None), ts[now]
+            np.add.at(layer.weights, at, vectors[now])
+            left, number = left[~mine], number + 1
