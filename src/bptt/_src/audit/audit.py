@@ -53,8 +53,8 @@ def audit(
             Without it, the steps are numbered by the order of calls, and a sequence is a row of
             the batch.
         episodes: which episode each step belongs to, integers [T] or [T, B] by number of step and
-            sequence; bools are taken for episodes' starts; or a function of x, as ``label``, that
-            returns integers. Then what crosses an episode's end is a fault.
+            sequence, -1 for padding; bools are taken for episodes' starts; or a function of x, as
+            ``label``, that returns integers. Then what crosses an episode's end is a fault.
         state: names of attributes in which the module keeps its state, as ``("mem",)``; or an
             adaptor, an object with two methods: ``given(*args, **options)``, which returns the
             state among the arguments of a call, and ``returned(output)``, which returns

@@ -71,7 +71,11 @@ class Composer:
 
     def compose(self) -> Credits:
         """Go through all passes."""
-        for one in self.record.passes:
+        passes = self.record.passes
+        added = [p for p in passes if p.reaches_parameters and not p.is_returned]
+        for one in passes:
+            if one.is_returned and any(_is_same_pass(one, p) for p in added):
+                one.reaches_parameters = False  # to look at, as for a log
             _PassComposer(self, one).compose()
         return self.found
 
@@ -250,6 +254,13 @@ class _PassComposer:
 def _ends(call: Call) -> NDArray[np.int64]:
     """The last step of each sequence."""
     return np.maximum(np.array(call.lengths, np.int64) - 1, 0)
+
+
+def _is_same_pass(one: Pass, other: Pass) -> bool:
+    """Whether the same gradients arrived in two passes."""
+    shared = [(one.outputs[n], g) for n, g in other.outputs.items() if n in one.outputs]
+    shared += [(one.after[n], g) for n, g in other.after.items() if n in one.after]
+    return bool(shared) and all(bool(_same(a, b).all()) for a, b in shared)
 
 
 def _same(a: Gradient, b: Gradient) -> Flags:

@@ -65,7 +65,7 @@ def rollout_differs(e: Evidence) -> Iterator[Finding]:
     (_, without), (_, trained) = ways
     if e.has_labels:
         both = _has_step_before(without) & _has_step_before(trained)
-        differ = both & ~_at_borders(e) & (_resets(without) != _resets(trained))
+        differ = both & ~_at_borders(e, of_training=True) & (_resets(without) != _resets(trained))
         place = np.argwhere(differ)
         if not len(place):
             return
@@ -132,10 +132,12 @@ def _resets(memory: Matrices) -> Flags:
     return resets
 
 
-def _at_borders(e: Evidence) -> Flags:
-    """Where a call begins with a new state in every row, [Q, T]."""
+def _at_borders(e: Evidence, of_training: bool = False) -> Flags:
+    """Where a call, perhaps only one with a graph, begins with a new state in every row, [Q, T]."""
     at = np.zeros((e.number.sequences, e.number.steps), bool)
     for call in e.record.calls:
+        if of_training and not call.with_graph:
+            continue
         if all(not any(isinstance(o, Place) for o in origins) for origins in call.origins):
             for row in range(call.batch):
                 q = int(e.number.sequence[call.first, row])
@@ -198,7 +200,10 @@ def _foreign(e: Evidence, of: Matrices) -> tuple[int, int, int] | None:
 
 def _not_carried(e: Evidence) -> Iterator[Finding]:
     """The state does not go on within an episode."""
-    lost = np.argwhere((_resets(e.memory) & ~_starts(e)).T)
+    assert e.episodes is not None
+    inside = np.zeros(e.episodes.shape, bool)
+    inside[:, 1:] = (e.episodes[:, 1:] == e.episodes[:, :-1]) & (e.episodes[:, 1:] >= 0)
+    lost = np.argwhere((_resets(e.memory) & inside).T)
     if not len(lost):
         return
     t, q = lost[0].tolist()

@@ -46,6 +46,7 @@ class Listener:
         self._reader = Reader(module, state, time)
         self._remembered, self._ports = Remembered(), Ports()
         self._passes: dict[int, Pass] = {}
+        self._parameters = list(module.parameters())
         self._fingerprint, self._update = b"", 0
         self._asking = self._is_unrolled = False
 
@@ -135,7 +136,10 @@ class Listener:
     def _look_at_parameters(self) -> None:
         """Count an update if the parameters have changed since the last look."""
         values = hashlib.blake2b(digest_size=16)
-        for p in self.module.parameters():
+        now = list(self.module.parameters())
+        if any(a is not b for a, b in zip(now, self._parameters, strict=False)):
+            return  # others for the time of a call, as torch.func.functional_call puts them
+        for p in now:
             few = p.detach().reshape(-1)[:16]
             if type(few) is Tensor or type(few) is nn.Parameter:
                 values.update(few.cpu().float().numpy().tobytes())
@@ -199,7 +203,7 @@ class Listener:
         if number not in self._passes:
             self._look_at_parameters()
             learnt = [p for p in self.module.parameters() if p.requires_grad]
-            self._passes[number] = Pass(self._update, reaches(learnt))
+            self._passes[number] = Pass(self._update, *reaches(learnt))
         return self._passes[number]
 
 

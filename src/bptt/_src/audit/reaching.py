@@ -35,16 +35,21 @@ def noted() -> Iterator[None]:
         torch.autograd.grad = before
 
 
-def reaches(parameters: Sequence[Tensor]) -> bool:
-    """Whether the backward pass that runs now computes a gradient of any of these."""
+def reaches(parameters: Sequence[Tensor]) -> tuple[bool, bool]:
+    """Whether the backward pass that runs now computes a gradient of any of these.
+
+    Returns:
+        That, and whether it returns the gradient, as torch.autograd.grad does, instead of adding
+        it to ``grad``.
+    """
     if not parameters:
-        return True
+        return True, False
     nodes = [torch.autograd.graph.get_gradient_edge(p).node for p in parameters]
     try:
-        return any(_will_run(n) for n in nodes)
+        return any(_will_run(n) for n in nodes), False
     except RuntimeError as e:
         if "autograd.grad" not in str(e):
             raise
-    if _asked:
-        return any(id(p) in _asked[-1] for p in parameters)
-    return not torch.is_grad_enabled()  # imported by name before: a penalty creates a graph
+    if torch.is_grad_enabled():  # it creates a graph: its result is a penalty, or an inner step
+        return False, True
+    return not _asked or any(id(p) in _asked[-1] for p in parameters), True

@@ -131,6 +131,8 @@ class Pass:
 
     update: int
     reaches_parameters: bool
+    is_returned: bool = False
+    """Whether the gradients are returned, as torch.autograd.grad does, and not added to grad."""
     outputs: dict[int, Gradient] = field(default_factory=dict)
     """The gradient of each call's outputs, [T, B, n]."""
     after: dict[tuple[int, int], Gradient] = field(default_factory=dict)

@@ -13,18 +13,18 @@ class Remembered:
     """The states that calls have returned, by their values."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[int, bytes], list[Place]] = {}
+        self._places: dict[tuple[int, bytes | None], list[Place]] = {}
         self._initial: set[tuple[int, bytes]] = set()
 
     def keep(self, call: int, read: Reading) -> list[list[bool]]:
         """Remember the states after a call; return where they are zero, for each sequence."""
+        self._keep_outputs(call, read)
         digests = [_digests(read.by_sequence(v)) for v in read.returned]
         for part, rows in enumerate(digests):
             for row, digest in enumerate(rows):
                 if digest is not None:
                     place = Place(call, row, read.lengths[row] - 1)
                     self._places.setdefault((part, digest), []).append(place)
-        self._keep_outputs(call, read)
         return [[rows[b] is None for rows in digests] for b in range(read.batch)]
 
     def _keep_outputs(self, call: int, read: Reading) -> None:
@@ -41,25 +41,39 @@ class Remembered:
 
     def origins(self, given: list[Tensor], read: Reading) -> list[list[Origin]]:
         """Find where the initial state of each sequence comes from, for each of its tensors."""
-        found: list[list[Origin]] = [[] for _ in range(read.batch)]
-        for part, v in enumerate(given):
-            digests = _digests(read.by_sequence(v.detach()))
-            shared = len(set(digests)) == 1 and len(digests) > 1
-            for row, digest in enumerate(digests):
-                found[row].append(self._origin(part, digest, row, shared))
-        return found
+        all_digests = [_digests(read.by_sequence(v.detach())) for v in given]
+        shared = [len(set(d)) == 1 and len(d) > 1 for d in all_digests]
+        found: list[list[Origin]] = []
+        for row, digests in enumerate(zip(*all_digests, strict=True)):
+            places = [self._places.get(key, []) for key in enumerate(digests)]
+            # Values may come again, as spikes do: rather after the same step for all tensors.
+            known = [set(p) for p in places if p]
+            common = set.intersection(*known) if known else set()
+            found.append(
+                [
+                    self._origin(part, digest, shared[part], _latest(places[part], row, common))
+                    for part, digest in enumerate(digests)
+                ]
+            )
+        return found or [[] for _ in range(read.batch)]
 
-    def _origin(self, part: int, digest: bytes | None, row: int, shared: bool) -> Origin:
+    def _origin(self, part: int, digest: bytes | None, shared: bool, place: Place | None) -> Origin:
         if digest is None:
             return ZERO
-        places = self._places.get((part, digest))
-        if places:
-            own = [p for p in places if p.row == row]
-            return (own or places)[-1]
+        if place is not None:
+            return place
         if shared or (part, digest) in self._initial:
             self._initial.add((part, digest))
             return START
         return UNKNOWN
+
+
+def _latest(places: list[Place], row: int, common: set[Place]) -> Place | None:
+    """Choose among places with the same values: common ones, then the same row's, the latest."""
+    if not places:
+        return None
+    some = [p for p in places if p in common] or places
+    return ([p for p in some if p.row == row] or some)[-1]
 
 
 _random = np.random.default_rng(20261)
