@@ -5,6 +5,9 @@ from bptt._src.audit.audit import assert_credit, audit
 from bptt._src.audit.report import Audit
 from bptt._src.convert import convert
 from bptt._src.credit.error import estimator_error
+from bptt._src.explain.explain import explain_gradient
+from bptt._src.explain.explanation import Explanation
+from bptt._src.explain.solving import WeightFit
 from bptt._src.flow.flow import GradientFlow
 from bptt._src.flow.gradient_flow import gradient_flow
 from bptt._src.flow.lyapunov import lyapunov_exponents
@@ -50,6 +53,10 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "Audit",
     "assert_credit",
     "audit",
+    # Which weights a computed gradient has
+    "Explanation",
+    "WeightFit",
+    "explain_gradient",
     # What a backward pass keeps
     "Recompute",
     "Store",

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,9 +109,56 @@ def test_two_mistakes_at_once_are_both_named():
         assert report.mistakes == kinds, report
 
 
+def test_mistakes_of_all_gradients_and_one_of_dW_alone_are_told_apart():
+    """Three at once: a pair that dU shows, and the spare row in dW alone."""
+
+    def function(x, y, U, W, V):
+        T, H = len(x), len(W)
+        s, p = np.zeros((T, H)), np.zeros((T, len(V)))
+        for t in range(T):
+            s[t] = np.tanh(U[:, x[t]] + W @ s[t - 1])
+            p[t] = np.exp(V @ s[t]) / np.exp(V @ s[t]).sum()
+        dU, dW, dV, delta = 0 * U, 0 * W, 0 * V, np.zeros(H)
+        for t in reversed(range(T)):
+            p[t, y[t]] -= 1
+            dV += np.outer(p[t], s[t])
+            delta = V.T @ p[t] + W @ delta * (1 - s[t] ** 2)
+            dU[:, x[t]] += delta
+            dW += np.outer(delta, s[t - 1])
+        return dU, dW, dV
+
+    for seed in range(6):
+        report = check_backward(function, **sizes(seed))
+        kinds = {
+            p.name: {f.kind for d in p.findings for f in d} for p in report.parameters.values()
+        }
+        both = {"factor-missing", "weight-not-transposed"}
+        assert kinds == {"U": both, "W": both | {"no-spare-row"}, "V": set()}
+        assert "dU, dW: the factor" in str(report)
+
+
+def test_a_gradient_by_differences_is_right_to_their_error_only():
+    def function(*given):
+        return [g * (1 + 4e-6) for g in learner()(*given)]
+
+    report = check_backward(function)
+    assert report.mistakes == {"imprecise"}
+    assert "right to 4e-06" in str(report)
+
+
+def test_explanations_that_fit_equally_well_are_all_said():
+    report = check_backward(learner(mistake="dW s[t]"))
+    other = check_backward(learner(mistake="dW transposed")).parameters["W"].findings
+    dW = replace(report.parameters["W"], findings=report.parameters["W"].findings + other)
+    text = str(replace(report, parameters=report.parameters | {"W": dW}))
+    assert "2 explanations fit equally well" in text
+    assert "1: it is taken with s[t]" in text
+    assert "2: it is the transpose" in text
+
+
 def test_a_mistake_and_truncation_are_both_named():
     report = check_backward(learner(mistake="dW s[t]", k=2))
-    kinds = {p.name: {k for f in p.findings for k in f.kinds} for p in report.parameters.values()}
+    kinds = {p.name: {f.kind for d in p.findings for f in d} for p in report.parameters.values()}
     assert kinds == {"U": {"truncated"}, "W": {"truncated", "state-of-same-step"}, "V": set()}
 
 

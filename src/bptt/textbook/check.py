@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt._src.explain.calling import Problem, as_function, call
-from bptt._src.explain.mistakes import explain
-from bptt._src.explain.naming import Aim, Diagnosis, diagnosis_of
+from bptt._src.explain.exercise import Exercise
+from bptt._src.explain.mistakes import Mistake, explain
+from bptt._src.explain.naming import Aim, Diagnosis, Fault, diagnosis_of
 from bptt._src.explain.patterns import matrix_text
-from bptt._src.explain.sentences import Sentences
 
 Floats = NDArray[np.float64]
 RELATIVE_ERROR = 1e-6, 1e-5
@@ -34,6 +34,8 @@ class ParameterCheck:
     nothing to compare."""
     error: float
     """The greatest error, relative to the parameter's greatest entry; NaN if there is none."""
+    tolerance: float
+    """Up to which error an entry is right."""
     where: tuple[int, ...]
     """The sentence, then the entry, that has it."""
     given: float
@@ -50,7 +52,8 @@ class ParameterCheck:
     residual: float
     """How much of the gradient no weights over the right terms explain, relative to it."""
     findings: tuple[Diagnosis, ...]
-    """What may be wrong: each explains all of it. None if it is right, or if nothing does."""
+    """What is wrong: faults that explain all of it together, each with ``kind``, ``means`` and
+    ``instead``. Several such tuples where each explains it; none if it is right or nothing does."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,7 @@ class BackwardReport:
         """The short names of all that was found: ``factor-missing``, ``truncated``, ``shape``..."""
         found = {p.kind for p in self.problems}
         for parameter in self.parameters.values():
-            for finding in parameter.findings:
-                found |= {*finding.kinds}
+            found |= {fault.kind for finding in parameter.findings for fault in finding}
             if not parameter.is_right and not parameter.findings:
                 found.add("unexplained")
         return frozenset(found)
@@ -106,29 +108,34 @@ class BackwardReport:
         for p in self.parameters.values():
             assert p.wrong is not None
             count = f"{int(p.wrong.sum())} of {p.wrong.size}"
-            at = f"{p.error:.0e} at {list(p.where[1:])}"
-            rank = f"{p.rank} of {p.unknowns}"
-            lines.append(
-                f"d{p.name}  {count:>13}  {at:20}{p.given:12.6f}{p.expected:20.6f}{rank:>12}"
-            )
+            at, given, expected = f"{p.error:.0e} at {list(p.where[1:])}", p.given, p.expected
+            values = f"{at:20}{given:12.6f}{expected:20.6f}"
+            if p.is_right:  # which entry differs by rounding most says nothing
+                values = f"{f'below {p.tolerance:.0e}':52}"
+            lines.append(f"d{p.name}  {count:>13}  {values}{f'{p.rank} of {p.unknowns}':>12}")
         return lines
 
     def _explanations(self) -> list[str]:
         lines = [""] * bool(self.parameters and not self)
         lines += [f"{problem.text}." for problem in self.problems]
-        grouped: dict[tuple[Diagnosis, ...], list[ParameterCheck]] = {}
-        for p in self.parameters.values():
-            if not p.is_right:
-                grouped.setdefault(p.findings, []).append(p)
-        for findings, parameters in grouped.items():
-            names = ", ".join(f"d{p.name}" for p in parameters)
-            for n, finding in enumerate(findings):
-                lines.append(f"{names}: {'or: ' if n else ''}{finding.means}.")
-                lines.append(f"    Instead: {finding.instead}.")
-            if not findings:
-                lines += [line for p in parameters for line in _unexplained(p)]
-            if any("other" in f.kinds for f in findings):
-                lines += _matrices(parameters)
+        wrong = [p for p in self.parameters.values() if not p.is_right]
+        grouped: dict[Fault, list[str]] = {}
+        for p in wrong:
+            for fault in p.findings[0] if len(p.findings) == 1 else ():
+                grouped.setdefault(fault, []).append(f"d{p.name}")
+        for fault, names in grouped.items():
+            lines += _lines(fault, ", ".join(names))
+        for p in wrong:
+            if not p.findings:
+                lines += _unexplained(p)
+            if len(p.findings) > 1:
+                lines.append(f"d{p.name}: {len(p.findings)} explanations fit equally well:")
+            for n, finding in enumerate(p.findings if len(p.findings) > 1 else ()):
+                for fault in finding:
+                    lines += _lines(fault, f"  {n + 1}")
+            if p.weights is not None and any(f.kind == "other" for d in p.findings for f in d):
+                text = matrix_text(p.weights).splitlines()
+                lines += [f"    The weights W[t, s] of d{p.name}:", *(f"    {row}" for row in text)]
         return lines
 
 
@@ -205,19 +212,29 @@ def check_backward(
     run = as_function(function, names)
     # Twice as many equations as weights in the parameter that gives the fewest.
     count = 2 + -(-steps * (steps + 1) // (hidden_dim if bias else hidden_dim * 2))
-    sentences = Sentences.draw(count, steps, word_dim, hidden_dim, bias, seed)
+    sentences = Exercise.draw(count, steps, word_dim, hidden_dim, bias, seed)
     returned = call(run, sentences)
     aim = Aim(steps, truncate, loss == "mean")
-    parameters = {
-        name: _check(name, gradient, sentences, aim, returned.is_single)
-        for name, gradient in returned.gradients.items()
-    }
+    found: dict[str, ParameterCheck] = {}
+    known: list[tuple[Mistake, ...]] = []
+    for name in ("V", "c", "b", "U", "W"):  # those that fewer mistakes can reach come first
+        if name in returned.gradients:
+            gradient, single = returned.gradients[name], returned.is_single
+            found[name], mistakes = _check(name, gradient, sentences, aim, single, known)
+            known += mistakes
+    parameters = {name: found[name] for name in names if name in found}
     return BackwardReport(_agreeing(parameters), returned.problems, returned.notes, aim, count)
 
 
 def _check(
-    name: str, gradient: Floats, sentences: Sentences, aim: Aim, is_single: bool
-) -> ParameterCheck:
+    name: str,
+    gradient: Floats,
+    sentences: Exercise,
+    aim: Aim,
+    is_single: bool,
+    known: list[tuple[Mistake, ...]],
+) -> tuple[ParameterCheck, list[tuple[Mistake, ...]]]:
+    """Compare one gradient; return the mistakes that explain it, too."""
     T = aim.steps
     if aim.truncate is None:
         expected = sentences.slopes(name)
@@ -229,14 +246,18 @@ def _check(
     error = np.abs(gradient - expected) / size
     wrong = error > RELATIVE_ERROR[is_single]
     where = tuple(map(int, np.unravel_index(error.argmax(), error.shape)))
-    right, explanations = explain(name, sentences, gradient, FITS)
-    found = tuple(diagnosis_of(name, e, aim) for e in explanations) if wrong.any() else ()
-    return ParameterCheck(
+    right, explanations = explain(name, sentences, gradient, FITS, known)
+    found = [diagnosis_of(name, e, aim) for e in explanations] if wrong.any() else []
+    if found == [()]:
+        text = f"it is right to {error.max():.0e} of its greatest entry, not to rounding"
+        found = [(Fault("imprecise", text, "the gradient itself, no differences, in float64"),)]
+    checked = ParameterCheck(
         name=name,
         shape=gradient.shape[1:],
         is_right=not wrong.any(),
         wrong=wrong.any(0),
         error=float(error[where]),
+        tolerance=RELATIVE_ERROR[is_single],
         where=where,
         given=float(gradient[where]),
         expected=float(expected[where]),
@@ -244,8 +265,9 @@ def _check(
         rank=right.rank,
         unknowns=right.unknowns,
         residual=right.residual,
-        findings=tuple(dict.fromkeys(f for f in found if f.kinds)),
+        findings=tuple(dict.fromkeys(filter(None, found))),
     )
+    return checked, [e.mistakes for e in explanations]
 
 
 def _agreeing(parameters: dict[str, ParameterCheck]) -> dict[str, ParameterCheck]:
@@ -275,14 +297,5 @@ def _unexplained(p: ParameterCheck) -> list[str]:
     return lines
 
 
-def _matrices(parameters: list[ParameterCheck]) -> list[str]:
-    return [
-        line
-        for p in parameters
-        if p.weights is not None
-        for line in (f"    The weights W[t, s] of d{p.name}:", *_indented(matrix_text(p.weights)))
-    ]
-
-
-def _indented(text: str) -> list[str]:
-    return [f"    {line}" for line in text.splitlines()]
+def _lines(fault: Fault, head: str) -> list[str]:
+    return [f"{head}: {fault.means}.", f"    Instead: {fault.instead}."]

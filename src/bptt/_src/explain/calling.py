@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt._src.explain.sentences import Floats, Sentences
+from bptt._src.explain.exercise import Exercise, Floats
 from bptt._src.explain.solving import is_single
 
 LETTERS = {"U": "[H, C]", "W": "[H, H]", "V": "[C, H]", "b": "[H]", "c": "[C]"}
@@ -106,7 +106,7 @@ def _of_model(model: Any, names: tuple[str, ...]) -> Callable[..., Any]:
     return bptt
 
 
-def call(function: Callable[..., Any], sentences: Sentences) -> Returned:
+def call(function: Callable[..., Any], sentences: Exercise) -> Returned:
     """Call a function on each sentence, and check what it returns.
 
     An exception in the function is the caller's to see: it is not caught.
@@ -134,7 +134,7 @@ def call(function: Callable[..., Any], sentences: Sentences) -> Returned:
     return Returned(of_each, is_single(arrays), tuple(problems.values()), tuple(notes))
 
 
-def _arguments(sentences: Sentences, n: int) -> list[NDArray[Any]]:
+def _arguments(sentences: Exercise, n: int) -> list[NDArray[Any]]:
     weights = (w[n].copy() for w in sentences.weights.values())
     return [sentences.x[n].copy(), sentences.y[n].copy(), *weights]
 

@@ -7,19 +7,19 @@ tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from bptt._src.explain.sentences import RIGHT, Choice, Factor, Floats, Sentences, Where
+from bptt._src.explain.exercise import RIGHT, Choice, Exercise, Factor, Floats, Where
 from bptt._src.explain.solving import Equations, WeightFit, solve
 
 _OF_STATES = ("U", "W", "b")
 _ALL = ("U", "W", "V", "b", "c")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mistake:
     """A mistake that leads to other terms."""
 
@@ -167,7 +167,11 @@ class Explained:
 
 
 def explain(
-    name: str, sentences: Sentences, gradient: Floats, tolerance: float
+    name: str,
+    sentences: Exercise,
+    gradient: Floats,
+    tolerance: float,
+    known: Collection[tuple[Mistake, ...]] = (),
 ) -> tuple[WeightFit, list[Explained]]:
     """Find the fewest mistakes that explain the gradient of one parameter.
 
@@ -176,15 +180,16 @@ def explain(
         sentences: what it was computed on.
         gradient: of each sentence, [N, ...].
         tolerance: the relative residual that rounding explains.
+        known: the mistakes that explain other parameters' gradients.
 
     Returns:
         The fit over the right terms, and all explanations with as few mistakes as possible; none
-        if no two mistakes explain it.
+        if neither two mistakes explain it, nor those that are known and one more.
     """
     right = _fit(name, sentences, gradient, tolerance, RIGHT)
     if right.is_weights:
         return right, [Explained((), right)]
-    for sets in _sets(name):
+    for sets in _sets(name, known):
         found = []
         for mistakes in sets:
             choice = RIGHT
@@ -198,19 +203,22 @@ def explain(
     return right, []
 
 
-def _sets(name: str) -> Iterator[list[tuple[Mistake, ...]]]:
+def _sets(name: str, known: Collection[tuple[Mistake, ...]]) -> Iterator[list[tuple[Mistake, ...]]]:
     """Yield mistakes to try together, the plainest first: one, one in some places, two."""
     own = [m for m in MISTAKES if name in m.parameters]
     partial = [m for m in own if m.choice.get("where", "everywhere") != "everywhere"]
     plain = [m for m in own if m not in partial]
-    yield [(m,) for m in plain]
+    shared = dict.fromkeys(tuple(m for m in mistakes if m in own) for mistakes in known)
+    several = [mistakes for mistakes in shared if len(mistakes) > 1]
+    yield [*((m,) for m in plain), *several]
     yield [(m,) for m in partial]
+    yield [(*k, m) for k in shared if k for m in plain if m.field not in {n.field for n in k}]
     yield [pair for pair in combinations(plain, 2) if pair[0].field != pair[1].field]
     yield [(p, m) for p in partial for m in plain if p.field != m.field]
 
 
 def _fit(
-    name: str, sentences: Sentences, gradient: Floats, tolerance: float, choice: Choice
+    name: str, sentences: Exercise, gradient: Floats, tolerance: float, choice: Choice
 ) -> WeightFit:
     N, T = sentences.x.shape
     terms = sentences.terms(choice, (name,))[name].reshape(N, T, T, -1)

@@ -188,6 +188,6 @@ def matrix_text(values: Floats) -> str:
     """
     lines = []
     for t, row in enumerate(values):
-        cells = ("?" if np.isnan(v) else f"{round(float(v), 3) + 0.0:g}" for v in row[: t + 1])
+        cells = ("?" if np.isnan(v) else f"{round(float(v), 2) + 0.0:g}" for v in row[: t + 1])
         lines.append(f"t = {t:2} " + " ".join(f"{cell:>6}" for cell in cells))
     return "\n".join(lines)

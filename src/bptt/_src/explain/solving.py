@@ -103,6 +103,8 @@ def solve(data: Sequence[Equations], tolerance: float) -> WeightFit:
     rest = float(np.linalg.norm(g - A @ found))
     noise = max(rest / max(1, equations - rank) ** 0.5, np.finfo(float).eps * size)
     errors = noise * np.linalg.norm(inverse, axis=1)
+    if equations == rank:  # no residual could tell a wrong fit
+        errors[:] = np.inf
     errors[(right[kept] ** 2).sum(0) < 1 - 1e-6] = np.inf  # the null space reaches these
     has_term, values, of_each = (
         np.zeros((T, T), bool),

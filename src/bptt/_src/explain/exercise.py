@@ -54,7 +54,7 @@ RIGHT = Choice()
 
 
 @dataclass(frozen=True)
-class Sentences:
+class Exercise:
     """N sentences, each with weights of its own."""
 
     x: Ids
@@ -67,7 +67,7 @@ class Sentences:
     @classmethod
     def draw(
         cls, count: int, steps: int, word_dim: int, hidden_dim: int, bias: bool, seed: int
-    ) -> Sentences:
+    ) -> Exercise:
         """Draw sentences through which gradients come back: W is orthogonal, times 1.2.
 
         The first N sentences of a seed are the same whatever the count.
@@ -122,7 +122,7 @@ class Sentences:
         for row in range(theta.shape[1]):
             moved = copied[name].copy()
             moved[:, row] += h * np.tile(moves, (N, *(1,) * (moves.ndim - 1)))
-            losses = Sentences(x, y, copied | {name: moved}).losses().reshape(N, width, 2)
+            losses = Exercise(x, y, copied | {name: moved}).losses().reshape(N, width, 2)
             found[:, row] = ((losses[..., 0] - losses[..., 1]) / (2 * h)).reshape(theta[:, 0].shape)
         return found
 
