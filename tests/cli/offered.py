@@ -38,6 +38,7 @@ def loaded() -> dict[str, Command]:
 
     import bptt._src.bench.figure
     import bptt._src.comparison.figure
+    import bptt._src.report.audit_figure
     import bptt._src.report.flow  # noqa: F401
 
     return {name: load_command(name) for name in COMMANDS}
@@ -69,6 +70,7 @@ BASE: dict[str, dict[str, Any]] = {
     "sample": {RUN: "run", "--length": 12, "--seed": 3},
     "export": {RUN: "run", TEXT: "model.onnx"},
     "flow": {RUN: "run", "--tokens": 6},
+    "audit": {TEXT: "loop.py:train", "--module": "rnn"},
     "compare": {
         **{"--credit": "full", "--seeds": 1, "--hidden": 4, "--updates": 2, "--batch-size": 2},
         **{"--lag": 5, "--out": "compared"},
@@ -91,6 +93,37 @@ def arguments(command: str, changes: dict[str, Any]) -> list[Any]:
     return [command, *named, *(["--", *placed] if placed else [])]
 
 
+LOOP = """
+import numpy as np
+import torch
+
+torch.manual_seed(0)
+rnn, other, head = torch.nn.LSTM(3, 4), torch.nn.GRU(3, 4), torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD([*rnn.parameters(), *head.parameters()], lr=0.1)
+rnn.kept = None
+whole, parts = np.zeros(8, int), np.arange(8) // 4
+
+
+def label(x):
+    return np.array([1, 0]), 10 + np.arange(len(x))[:, None]
+
+
+def train(k=4):
+    state = None
+    for x in torch.randn(8, 2, 3).split(k):
+        y, (h, c) = rnn(x, state)
+        optimizer.zero_grad()
+        (head(y).square().mean() + other(x)[0].mean()).backward()
+        optimizer.step()
+        state = h.detach(), c.detach()
+
+
+def by_twos():
+    train(2)
+"""
+"""A script for bptt audit."""
+
+
 def make_world(where: Path) -> None:
     """Texts, a table, and a run that has been trained."""
     from bptt.language_model import Config, train
@@ -106,6 +139,7 @@ def make_world(where: Path) -> None:
     (where / "table.csv").write_text("a,b\n" + rows.replace(",x", ",one two three four five"))
     (where / "options.json").write_text(json.dumps({"layers": 2}))
     (where / "mine.py").write_text("")
+    (where / "loop.py").write_text(LOOP)
     (where / "folder").mkdir()
     options = {"hidden": 6, "steps": 5, "epochs": 1, "batch_size": 2, "threads": 1}
     config = Config(corpus=(str(where / "book.txt"),), level="char", flow_every=0, **options)

@@ -139,6 +139,18 @@ FLOW = {
     "figure": to("--figure", "flow.svg"),
     "device": "--device",
 }
+AUDIT = {
+    "target": Change({TEXT: "loop.py:by_twos"}),
+    "module": to("--module", "torch.nn.GRU"),
+    "steps": to("--steps", 3),
+    "expect": to("--expect", "truncated:4"),
+    "episodes": to("--episodes", "parts"),
+    "label": to("--label", "label"),
+    "state": to("--state", "kept"),
+    "html": to("--html", "audit.html"),
+    "json_": to("--json", "audit.json"),
+    "figure": to("--figure", "audit.svg"),
+}
 STREAM = {"--task": "copy-stream", "--lag": LEAVE_OUT}
 COMPARE = {
     "task": Change({"--task": "adding", "--lag": LEAVE_OUT}),
@@ -185,7 +197,7 @@ BENCH = {
 }
 CASES: dict[str, dict[str, Any]] = {
     **{"train": TRAIN, "evaluate": EVALUATE, "sample": SAMPLE},
-    **{"export": EXPORT, "flow": FLOW, "compare": COMPARE, "bench": BENCH},
+    **{"export": EXPORT, "flow": FLOW, "audit": AUDIT, "compare": COMPARE, "bench": BENCH},
 }
 ALL = [(o.command, o.name) for o in offered.everything()]
 
@@ -311,6 +323,7 @@ def outcome(world, tmp_path_factory):
 
 MAY_FAIL = {("train", "overwrite"), ("train", "on_divergence"), ("train", "most_rewinds")}
 MAY_FAIL |= {("compare", "overwrite"), ("train", "allow_code"), ("export", "overwrite")}
+MAY_FAIL |= {("audit", "episodes"), ("audit", "label"), ("audit", "state")}
 
 
 # A sample of them is quick, and all together are not.
@@ -338,6 +351,7 @@ def test_it_changes_what_comes_of_the_command(outcome, command, name):
         ("evaluate", {"--device": "cpu"}),
         ("sample", {"--device": "cpu"}),
         ("flow", {"--device": "cpu"}),
+        ("audit", {"--steps": "256"}),
         ("compare", {"--seeds": "01"}),
     ],
 )

@@ -245,11 +245,15 @@ def test_what_is_written_is_looked_at_before_the_work(world, in_process, monkeyp
         "bptt._src.language_model.run.Run.load_model", lambda *_: pytest.fail("it began")
     )
     monkeypatch.setattr("bptt._src.cli.bench.bench", lambda **_: pytest.fail("it began"))
+    monkeypatch.setattr("bptt._src.cli.audit.Script", lambda _: pytest.fail("it began"))
     for command, option in (
         (["evaluate", "run"], "--json"),
         (["flow", "run"], "--json"),
         (["flow", "run"], "--html"),
         (["flow", "run"], "--figure"),
+        (["audit", "loop.py:train", "--module", "rnn"], "--json"),
+        (["audit", "loop.py:train", "--module", "rnn"], "--html"),
+        (["audit", "loop.py:train", "--module", "rnn"], "--figure"),
         (["bench"], "--json"),
         (["bench"], "--figure"),
     ):

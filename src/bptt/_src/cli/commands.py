@@ -22,6 +22,8 @@ COMMANDS = {
     "sample": "Print text drawn from a run's best model, as it is drawn.",
     "export": "Write a run's best model as a file of ONNX, and check it.",
     "flow": "Show how far back the gradient of each token's loss reaches, and what to do about it.",
+    "audit": "Show which losses a training loop credits to which steps, and what its state "
+    "remembers.",
     "compare": "Compare ways of assigning credit: same task, weights and batches, trained with "
     "each.",
     "bench": "Measure training: ours, torch.nn, JAX if it is installed, and the processor's own "
@@ -30,7 +32,7 @@ COMMANDS = {
 """The first line of each one's help, here so that ``bptt --help`` need not load torch."""
 
 MAY_BE_EMPTY = {"prompt"}
-NAMES_OF_FILES = {"corpus", "valid", "task"}
+NAMES_OF_FILES = {"corpus", "valid", "task", "target"}
 """Parameters that are strings, because they need not be the names of files."""
 
 

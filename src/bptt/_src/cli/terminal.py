@@ -11,8 +11,10 @@ import io
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable
+from importlib.resources import files
 from typing import Any
 
 import rich.console
@@ -107,6 +109,17 @@ def complain(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except OSError:  # there is no one to be told
         discard(sys.stderr)
+
+
+def show_traceback(error: BaseException) -> None:
+    """Show what a user's code has raised as Python does, from where that code begins."""
+    own = str(files("bptt"))
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(
+        (own, "<frozen importlib")
+    ):
+        frames = frames.tb_next
+    sys.stderr.write(visible("".join(traceback.format_exception(type(error), error, frames))))
 
 
 def show_warning(message: Any, category: type[Warning], *where: Any, **how: Any) -> None:
