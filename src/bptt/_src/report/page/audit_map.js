@@ -116,9 +116,9 @@ class WeightMap {
         this.over.replaceChildren(
             ...this.edges(),
             ...(view.calls ? this.calls() : []),
+            ...this.cross(),
             ...(view.ends ? this.ends() : []),
             ...this.labels(),
-            ...this.cross(),
             ...this.rings(),
         );
         const said = this.said(view.t, view.s);
@@ -280,7 +280,8 @@ function colourOf(w) {
 // A few weights and their colours.
 function weightLegend() {
     const { least, most } = RANGE;
-    const shown = [...new Set([least, Math.sqrt(least), 1, Math.sqrt(most), most])];
+    const middle = [least, most].filter((w) => w < 0.1 || w > 10).map(Math.sqrt);
+    const shown = [...new Set([least, ...middle, 1, most])].sort((a, b) => a - b);
     const swatch = (w) => {
         const box = svg("rect", { width: 14, height: 14, class: "swatch" });
         box.setAttribute("fill", w ? css(colourOf(w)) : "none");
