@@ -170,6 +170,33 @@ def test_what_is_no_weight_gives_no_weights(change):
         assert "no weights explain it" in str(found)
 
 
+def test_more_data_are_drawn_where_the_first_do_not_determine_the_weights():
+    """One word among seven of another kind: there are eight sentences, and 12 draws miss some."""
+    rnn, calls = make(bptt.RNN), []
+    gradient = computed(rnn, "truncated:3", names=["bias_hh_l0"])
+
+    def counted(x):
+        calls.append(x)
+        return gradient(x)
+
+    x = torch.eye(I).double()[[0, 1, 1, 1, 1, 1, 1, 1]].unsqueeze(1)
+    found = bptt.explain_gradient(rnn, x, square, counted)
+    assert len(calls) == found.datasets == 24
+    assert found.rank == 36
+    np.testing.assert_allclose(found.weights[LOWER], CREDITS["truncated:3"][LOWER], atol=1e-6)
+    calls.clear()
+    bptt.explain_gradient(rnn, torch.randn(T, 1, I).double(), square, counted)
+    assert len(calls) == 12
+
+
+def test_a_gradient_in_float32_is_known_as_such_in_arrays_of_float64():
+    rnn = make(bptt.RNN, torch.float32)
+    gradient = computed(rnn, change=lambda g: {k: v.double().numpy() for k, v in g.items()})
+    found = bptt.explain_gradient(rnn, torch.randn(T, 1, I), square, gradient)
+    assert found.residual > 1e-9
+    assert found.is_full
+
+
 def test_terms_that_rounding_hides_are_unknown():
     rnn = make(bptt.RNN, torch.float32)
     with torch.no_grad():
