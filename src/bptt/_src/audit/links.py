@@ -19,6 +19,10 @@ from bptt._src.audit.record import OUTPUTS, Call, Links, Place
 NEAR = 1e-5
 
 
+Way = tuple[int, Place, float, bool]
+"""From which sequence, where to, times what, and whether that is known."""
+
+
 class Port(NamedTuple):
     """A tensor that a call returned, as autograd knows it."""
 
@@ -35,6 +39,8 @@ class Ports:
         self._readings: dict[int, Reading] = {}
         self._without: set[Node] = set()
         """Nodes known to lead to none of them."""
+        self._arrived: dict[Port, Tensor] | None = None
+        """What arrived where while a Jacobian product is asked for; None: none is."""
 
     def mark(self, call: int, part: int, v: Tensor, read: Reading) -> None:
         """Remember a tensor that a call returned."""
@@ -46,6 +52,17 @@ class Ports:
     def forget(self) -> None:
         """Let go of the graphs that were searched."""
         self._without.clear()
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the backward pass that runs is a question of this class."""
+        return self._arrived is not None
+
+    def stopped(self, port: Port, gradient: Tensor) -> Tensor:
+        """Keep what arrives at a result, of a question, and return what goes on instead."""
+        assert self._arrived is not None
+        self._arrived[port] = gradient.detach()
+        return torch.zeros_like(gradient)
 
     def feeding(self, x: Any) -> list[int]:
         """Return the calls whose results reach the inputs of another, with their graph."""
@@ -78,10 +95,16 @@ class Ports:
         for part, v in enumerate(given):
             if v.grad_fn is None:
                 continue
-            for edge, port in self._reached(v, call.operations):
-                self._link(call, part, v, edge, port, read)
+            reached = self._reached(v, call.operations)
+            if reached:
+                for port, ways in self._ways(call, v, reached, read).items():
+                    rows, places, weights, known = zip(*ways, strict=True)
+                    to_rows, ts = [p.row for p in places], [p.t for p in places]
+                    columns = (np.array(rows), np.array(to_rows), np.array(ts), np.array(weights))
+                    links = Links(part, port.call, port.part, *columns, np.array(known))
+                    call.links.append(links)
 
-    def _reached(self, v: Tensor, operations: set[str]) -> list[tuple[GradientEdge, Port]]:
+    def _reached(self, v: Tensor, operations: set[str]) -> dict[Port, GradientEdge]:
         """Walk from a state back to the first results of earlier calls on every way."""
         found, seen = {}, set()
         assert v.grad_fn is not None
@@ -98,76 +121,63 @@ class Ports:
             if node.next_functions:
                 operations.add(type(node).__name__.removesuffix("0").removesuffix("Backward"))
             todo += node.next_functions
-        return [(edge, port) for port, edge in found.items()]
+        return found
 
     def _port(self, node: Node, number: int) -> Port | None:
         marks = _notes(node).get(self._key)
         return None if marks is None else marks.get(number)
 
-    def _link(
-        self, call: Call, part: int, v: Tensor, edge: GradientEdge, port: Port, read: Reading
-    ) -> None:
-        """Find which sequence's gradient goes where, and with what weight."""
+    def _ways(
+        self, call: Call, v: Tensor, reached: dict[Port, GradientEdge], read: Reading
+    ) -> dict[Port, list[Way]]:
+        """Ask by a random Jacobian product which sequence's gradient goes where, times what."""
+        (port, edge), *others = reached.items()
         earlier = self._readings[port.call]
         assert v.grad_fn is not None
         is_direct = v.grad_fn.next_functions == ((edge.node, edge.output_nr),)
-        ways: list[tuple[int, Place, float, bool]]
-        if is_direct and port.part != OUTPUTS and call.batch == earlier.batch:
+        if is_direct and not others and port.part != OUTPUTS and call.batch == earlier.batch:
             # Handed on as it is.
-            ways = [(row, _end(port, row, earlier), 1.0, True) for row in range(call.batch)]
-        else:
-            ways = _ways(call, v, edge, port, earlier, read)
-        if ways:
-            rows, places, weights, known = zip(*ways, strict=True)
-            to_rows, ts = [p.row for p in places], [p.t for p in places]
-            columns = (np.array(rows), np.array(to_rows), np.array(ts), np.array(weights))
-            call.links.append(Links(part, port.call, port.part, *columns, np.array(known)))
+            return {port: [(row, _end(port, row, earlier), 1.0, True) for row in range(call.batch)]}
+        random = torch.Generator().manual_seed(1)
+        vector = torch.randn(v.shape, generator=random, dtype=torch.float64).to(v)
+        sent = read.by_sequence(vector)
+        found: dict[Port, list[Way]] = {}
+        unexplained: dict[Port, list[int]] = {}
+        for port, gradient in self._ask(v, reached, vector).items():
+            earlier = self._readings[port.call]
+            arrived = _rows(gradient, port, earlier)
+            for place in torch.nonzero((arrived != 0).any(1)).flatten().tolist():
+                way = _explained(sent, arrived[place])
+                if way is None:
+                    unexplained.setdefault(port, []).append(place)
+                else:
+                    one = (way[0], _place(port, place, earlier), way[1], True)
+                    found.setdefault(port, []).append(one)
+        for row in range(call.batch) if unexplained else ():
+            alone = torch.zeros_like(sent)
+            alone[row] = sent[row]
+            product = self._ask(v, reached, _like(alone, v, read))
+            for port in unexplained.keys() & product.keys():
+                earlier = self._readings[port.call]
+                moved = (_rows(product[port], port, earlier) != 0).any(1).tolist()
+                places = [_place(port, p, earlier) for p in unexplained[port] if moved[p]]
+                found.setdefault(port, []).extend((row, place, 1.0, False) for place in places)
+        return {port: ways for port, ways in found.items() if ways}
 
-
-def _ways(
-    call: Call, v: Tensor, edge: GradientEdge, port: Port, earlier: Reading, read: Reading
-) -> list[tuple[int, Place, float, bool]]:
-    """Ask by a random Jacobian product which sequence's gradient goes where, and times what."""
-    random = torch.Generator().manual_seed(1)
-    vector = torch.randn(v.shape, generator=random, dtype=torch.float64).to(v)
-    arrived = _product(v, edge, vector)
-    if arrived is None:
-        return []
-    arrived, sent = _rows(arrived, port, earlier), read.by_sequence(vector)
-    ways, unexplained = [], []
-    for place in torch.nonzero((arrived != 0).any(1)).flatten().tolist():
-        found = _explained(sent, arrived[place])
-        if found is None:
-            unexplained.append(place)
-        else:
-            ways.append((found[0], _place(port, place, earlier), found[1], True))
-    for row in range(call.batch) if unexplained else ():
-        alone = torch.zeros_like(sent)
-        alone[row] = sent[row]
-        product = _product(v, edge, _like(alone, v, read))
-        if product is None:
-            continue
-        there = (_rows(product, port, earlier)[unexplained] != 0).any(1).tolist()
-        places = [place for place, moved in zip(unexplained, there, strict=True) if moved]
-        ways += [(row, _place(port, place, earlier), 1.0, False) for place in places]
-    return ways
-
-
-def _product(v: Tensor, edge: GradientEdge, vector: Tensor) -> Tensor | None:
-    """Send a vector from a state to an earlier result; None if nothing can arrive."""
-    try:
-        found: Any = torch.autograd.grad(
-            v,
-            edge,
-            vector,
-            retain_graph=True,
-            allow_unused=True,
-        )
-    except RuntimeError as e:
-        if "second time" not in str(e):
-            raise
-        return None  # the graph between is freed: so nothing will go there
-    return cast(Tensor | None, found[0])
+    def _ask(
+        self, v: Tensor, reached: dict[Port, GradientEdge], vector: Tensor
+    ) -> dict[Port, Tensor]:
+        """Send a vector from a state back, and return what arrives at earlier results first."""
+        self._arrived = {}
+        edges: Any = list(reached.values())
+        try:
+            torch.autograd.grad(v, edges, vector, retain_graph=True, allow_unused=True)
+        except RuntimeError as e:
+            if "second time" not in str(e):
+                raise  # the graph is freed there: so nothing will go on
+        finally:
+            arrived, self._arrived = self._arrived, None
+        return {port: g for port, g in arrived.items() if port in reached}
 
 
 def _notes(node: Node) -> dict[Any, Any]:
@@ -182,7 +192,7 @@ def _explained(sent: Tensor, arrived: Tensor) -> tuple[int, float] | None:
     weight = (sent @ arrived) / (sent * sent).sum(1)
     rest = (arrived - weight[:, None] * sent).norm(dim=1)
     row = int(rest.argmin())
-    if rest[row] > max(NEAR, 100 * torch.finfo(sent.dtype).eps) * arrived.norm():
+    if rest[row] > max(NEAR, 4 * torch.finfo(sent.dtype).eps) * arrived.norm():
         return None
     return row, round(float(weight[row]), 6)
 

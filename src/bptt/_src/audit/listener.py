@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bptt._src.audit.labels import Labels
-from bptt._src.audit.links import Ports
+from bptt._src.audit.links import Port, Ports
 from bptt._src.audit.reaching import reaches
 from bptt._src.audit.reading import AUTO, Reader, Reading
 from bptt._src.audit.record import OUTPUTS, Call, Pass, Record
@@ -48,7 +48,7 @@ class Listener:
         self._passes: dict[int, Pass] = {}
         self._parameters = list(module.parameters())
         self._fingerprint, self._update = b"", 0
-        self._asking = self._is_unrolled = False
+        self._is_unrolled = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -154,11 +154,7 @@ class Listener:
     def _hear_gradients(self, call: Call, read: Reading, output: Any) -> Any:
         """Find a call's links and register hooks; return its output with the state cloned."""
         clones = {id(v): v.clone() for v in read.returned if v.requires_grad}
-        self._asking = True
-        try:
-            self._ports.links(call, read.given, read)
-        finally:
-            self._asking = False
+        self._ports.links(call, read.given, read)
         call.fed_back = self._ports.feeding(read.x)
         output = self._with_clones(output, clones)
         y = None if read.y is None else clones.get(id(read.y), read.y)
@@ -185,15 +181,24 @@ class Listener:
         return output if isinstance(output, PackedSequence) else map_tensors(cloned, output)
 
     def _heard(self, what: str, key: Any, lay_out: Callable[[Tensor], Tensor]) -> Any:
-        def hook(gradient: Tensor | None) -> None:
-            if gradient is not None and not self._asking:
-                near = 4 * torch.finfo(gradient.dtype).eps
-                self.record.near = max(self.record.near, near)
-                values = lay_out(gradient.detach())
-                values = values.double() if values.dtype == torch.float64 else values.float()
-                shape = values.shape[: 2 if what == "outputs" else 1]
-                kept = values.reshape(*shape, -1).cpu().numpy().copy()
-                getattr(self._pass(), what)[key] = kept
+        """Make a hook that keeps a gradient of the pass that runs."""
+        number, part = key if what == "after" else (key, OUTPUTS)
+
+        def hook(gradient: Tensor | None) -> Tensor | None:
+            if gradient is None:
+                return None
+            if self._ports.is_asking:
+                return (
+                    None if what == "before" else self._ports.stopped(Port(number, part), gradient)
+                )
+            near = 4 * torch.finfo(gradient.dtype).eps
+            self.record.near = max(self.record.near, near)
+            values = lay_out(gradient.detach())
+            values = values.double() if values.dtype == torch.float64 else values.float()
+            shape = values.shape[: 2 if what == "outputs" else 1]
+            kept = values.reshape(*shape, -1).cpu().numpy().copy()
+            getattr(self._pass(), what)[key] = kept
+            return None
 
         return hook
 
