@@ -74,7 +74,7 @@ def test_a_link_of_a_finding_goes_to_its_place_each_time(opened_audit):
         assert said(page, "credit") == (
             "Loss of step 5, step 4: weight 1, of another episode. Here: credit-crosses-episode."
         )
-        assert "Here" not in said(page, "memory")
+        assert "credit-crosses-episode" not in said(page, "memory")
         assert page.find("#of").get_attribute("value") == "0"
         assert page.run("return document.activeElement.closest('.map').id") == "map-credit"
         page.press(page.find("#map-credit .frame"), Keys.ESCAPE, Keys.ARROW_UP)

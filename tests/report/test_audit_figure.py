@@ -27,8 +27,9 @@ def test_the_matrices_with_calls_ends_and_the_faults_where_they_were_seen():
         corners = [[(a, a), (a, a + 4), (a + 4, a + 4)] for a in (0, 4, 8)]
         assert sorted(lines(axes, CALL)) == corners
         assert sorted(lines(axes, EPISODE)) == [[(0, t), (t, t), (t, 12)] for t in (5, 8)]
-    assert rings(left) == {"credit-crosses-episode": (4, 5)}
-    assert rings(right) == {"memory-crosses-episode": (0, 5)}
+    memory, credit = report.faults
+    assert rings(left) == {"credit-crosses-episode": (credit.s, credit.t)}
+    assert rings(right) == {"memory-crosses-episode": (memory.s, memory.t)}
     assert [axes.get_title() for axes in (left, right)] == ["credit", "memory"]
 
 
