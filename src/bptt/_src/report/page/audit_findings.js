@@ -43,8 +43,8 @@ function toAddress() {
     const changes = fromAddress();
     if (!("t" in changes)) return;
     set(changes);
-    const about = REPORT.findings.find((f) => location.hash === addressOf(f));
-    const map = MAPS.find((m) => !about || about.matrices.includes(m.weights.name));
+    const name = new URLSearchParams(location.hash.slice(1)).get("in");
+    const map = MAPS.find((m) => m.weights.name === name) ?? MAPS[0];
     map.frame.focus({ preventScroll: true });
     document.getElementById("maps").scrollIntoView({ block: "nearest" });
 }

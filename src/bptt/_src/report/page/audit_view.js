@@ -74,7 +74,7 @@ function isShown(sequence) {
     return REPORT.sequences[view.of] === String(sequence);
 }
 
-// What the address says after #, as in audit.html#t=12&s=9&sequence=0&theme=dark.
+// What the address says after #, as in audit.html#t=12&s=9&sequence=0&in=credit.
 function fromAddress() {
     const given = new URLSearchParams(location.hash.slice(1));
     const step = (name) => {
@@ -92,9 +92,9 @@ function fromAddress() {
     return changes;
 }
 
-// The address of a finding's place.
-function addressOf({ t, s, sequence }) {
-    const parts = { t, s, sequence };
+// The address of a finding's place, and the matrix in which it is one.
+function addressOf({ t, s, sequence, matrices }) {
+    const parts = { t, s, sequence, in: matrices[0] };
     const given = Object.entries(parts).filter(([, value]) => value !== null);
     return `#${new URLSearchParams(given)}`;
 }
