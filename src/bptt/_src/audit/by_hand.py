@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt._src.audit.carried import Carried
-from bptt._src.audit.record import Call, Matrix, Place, Record
+from bptt._src.audit.record import HeardCall, Matrix, Place, Record
 
 if TYPE_CHECKING:
     from bptt._src.audit.compose import Credits
@@ -42,7 +42,7 @@ class ByHand:
 
     def left(
         self,
-        call: Call,
+        call: HeardCall,
         rows: NDArray[np.bool_],
         handed: list[tuple[NDArray[Any], Matrix]],
         before: dict[int, Gradient],
@@ -54,7 +54,7 @@ class ByHand:
             self._sent.setdefault((call.number, row), []).append(Sent(losses, gradients))
 
     def arrived(
-        self, call: Call, after: dict[int, tuple[Gradient, NDArray[np.bool_]]], here: Carried
+        self, call: HeardCall, after: dict[int, tuple[Gradient, NDArray[np.bool_]]], here: Carried
     ) -> list[int]:
         """Find what was sent in gradients that arrive at a state now, and add those losses.
 
@@ -87,7 +87,9 @@ class ByHand:
                 return [(of, weight * v) for s in some for of, v in s.losses]
         return None
 
-    def _note(self, call: Call, row: int, place: Place, some: list[Sent], parts: set[int]) -> None:
+    def _note(
+        self, call: HeardCall, row: int, place: Place, some: list[Sent], parts: set[int]
+    ) -> None:
         self.found.by_hand.append(call)
         if set(some[-1].gradients) - parts:
             self.found.by_hand_in_part.append((call, row))

@@ -8,27 +8,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bptt._src.audit.record import Call, Matrix
+from bptt._src.audit.record import HeardCall, Matrix
 
 Numbers = NDArray[Any]
 
 
 @dataclass
-class Layer:
+class OneForEach:
     """For each sequence of a call the losses of one sequence."""
 
     of: Numbers
     """Whose losses they are, [B]; -1: nobody's."""
     weights: Matrix
-    """By the loss's step and the step of the call where they are, [B, N, T]."""
+    """By the step of the call where they are, and by the loss's step, [B, T, N]."""
+
+
+def accumulate(into: NDArray[Any], at: tuple[Numbers, ...], values: NDArray[Any]) -> None:
+    """Add rows of values at places, of which some may be the same."""
+    places = np.ravel_multi_index(at, into.shape[: len(at)])
+    if len(np.unique(places)) == len(places):  # as a rule, and much faster
+        into[at] += values
+    else:
+        np.add.at(into, at, values)
 
 
 class Carried:
     """All losses at the steps of a call: as a rule one layer, each sequence with its own."""
 
-    def __init__(self, call: Call, steps: int) -> None:
-        self._shape = call.batch, steps, call.steps
-        self.layers: list[Layer] = []
+    def __init__(self, call: HeardCall, steps: int) -> None:
+        self._shape = call.batch, call.steps, steps
+        self.layers: list[OneForEach] = []
 
     def __bool__(self) -> bool:
         return any(layer.weights.any() for layer in self.layers)
@@ -36,7 +45,7 @@ class Carried:
     def add_own(self, rows: Numbers, losses: Numbers, ts: Numbers) -> None:
         """Add losses of the call itself, with weight 1, at the steps where they arise."""
         if len(rows):
-            vectors = np.zeros((len(rows), self._shape[1]))
+            vectors = np.zeros((len(rows), self._shape[2]))
             vectors[np.arange(len(rows)), losses] = 1
             self.add(rows, ts, rows, vectors)
 
@@ -47,12 +56,11 @@ class Carried:
         while len(left):
             if number == len(self.layers):
                 empty = np.full(self._shape[0], -1)
-                self.layers.append(Layer(empty, np.zeros(self._shape)))
+                self.layers.append(OneForEach(empty, np.zeros(self._shape)))
             layer = self.layers[number]
             free = left[layer.of[rows[left]] == -1]
             layer.of[rows[free]] = of[free]  # where there are several, the last one stays
             mine = layer.of[rows[left]] == of[left]
             now = left[mine]
-            at: Any = rows[now], slice(None), ts[now]
-            np.add.at(layer.weights, at, vectors[now])
+            accumulate(layer.weights, (rows[now], ts[now]), vectors[now])
             left, number = left[~mine], number + 1

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bptt._src.audit.by_hand import ByHand
-from bptt._src.audit.carried import Carried, Layer
-from bptt._src.audit.record import OUTPUTS, Call, Links, Matrix, Pass, Place, Record
+from bptt._src.audit.carried import Carried, OneForEach, accumulate
+from bptt._src.audit.record import OUTPUTS, HeardCall, Links, Matrix, Pass, Place, Record
 
 Flags = NDArray[np.bool_]
 Gradient = NDArray[np.floating[Any]]
@@ -30,17 +30,17 @@ class Credits:
     """W[t, s], [N, N], by the sequence of the loss and that of the step."""
     losses: Matrix
     """In how many passes a loss arrived at each step, [N, B]."""
-    old: list[tuple[int, Call]] = field(default_factory=list)
+    old: list[tuple[int, HeardCall]] = field(default_factory=list)
     """Passes through calls that were made with older parameters: (loss, call)."""
     final_losses: list[Place] = field(default_factory=list)
     """Where a gradient arrived at the state that a call returned, and at no later call."""
     repeated: list[tuple[Place, Place]] = field(default_factory=list)
     """The same gradient in two passes: the loss's place, and where it was credited again."""
-    unknown: list[Call] = field(default_factory=list)
+    unknown: list[HeardCall] = field(default_factory=list)
     """Calls whose initial state was made of an earlier one in a way that has no weight."""
-    by_hand: list[Call] = field(default_factory=list)
+    by_hand: list[HeardCall] = field(default_factory=list)
     """Calls whose state's gradient was carried on by hand."""
-    by_hand_in_part: list[tuple[Call, int]] = field(default_factory=list)
+    by_hand_in_part: list[tuple[HeardCall, int]] = field(default_factory=list)
     """Those of which a part of the state's gradient was left behind, and the sequence."""
 
 
@@ -79,7 +79,7 @@ class Composer:
             _PassComposer(self, one).compose()
         return self.found
 
-    def arrived(self, call: Call, now: _Arrived) -> None:
+    def arrived(self, call: HeardCall, now: _Arrived) -> None:
         """Count the gradients of losses, and note those that have come before."""
         came = now.at_outputs.copy()
         came[_ends(call), np.arange(call.batch)] |= now.at_end
@@ -99,15 +99,15 @@ class Composer:
                 self.found.repeated.append((place, place))
         self._arrived.setdefault(call.number, []).append(now)
 
-    def credit(self, call: Call, layer: Layer, weights: Matrix) -> None:
-        """Add weights [B, N, T] of losses to the steps of a call."""
+    def credit(self, call: HeardCall, layer: OneForEach, weights: Matrix) -> None:
+        """Add weights [B, T, N] of losses to the steps of a call."""
         steps, rows = slice(call.first, call.first + call.steps), np.arange(call.batch)
         own = layer.of == rows
-        self.own[rows[own], :, steps] += weights[own]
+        self.own[: call.batch, :, steps] += weights.swapaxes(1, 2) * own[:, None, None]
         for row in np.flatnonzero(~own & (layer.of >= 0)).tolist():
             key = int(layer.of[row]), row
             W = self.found.by_row.setdefault(key, np.zeros_like(self.own[0]))
-            W[:, steps] += weights[row]
+            W[:, steps] += weights[row].T
 
 
 class _PassComposer:
@@ -135,7 +135,7 @@ class _PassComposer:
 
     # ------------------------------------------------------------------------ what arrives
 
-    def _losses(self, call: Call, here: Carried) -> None:
+    def _losses(self, call: HeardCall, here: Carried) -> None:
         """Find which of the gradients that arrive are of losses, and add these losses."""
         rows, ends = np.arange(call.batch), _ends(call)
         is_step = np.arange(call.steps)[:, None] < np.array(call.lengths)
@@ -169,7 +169,9 @@ class _PassComposer:
         ts, of = np.nonzero(came)
         here.add_own(of, call.first + ts, ts)
 
-    def _unexplained(self, call: Call, part: int, gradient: Gradient) -> tuple[Gradient, Flags]:
+    def _unexplained(
+        self, call: HeardCall, part: int, gradient: Gradient
+    ) -> tuple[Gradient, Flags]:
         """Return what of a gradient comes from no later call, and where that is anything."""
         rest = gradient - self.expected.pop((call.number, part), 0)
         size = np.sqrt((rest.astype(float) ** 2).sum(-1))
@@ -180,7 +182,7 @@ class _PassComposer:
 
     # ------------------------------------------------------------------------ what goes on
 
-    def _back(self, call: Call, here: Carried) -> None:
+    def _back(self, call: HeardCall, here: Carried) -> None:
         """Credit losses to the steps of a call, and hand them on to where its state came from."""
         before = {i: g for (n, i), g in self.of.before.items() if n == call.number}
         sent = np.zeros(call.batch, bool)
@@ -216,7 +218,8 @@ class _PassComposer:
         if known.any():
             expected = self.expected.setdefault(key, np.zeros_like(gradient))
             values = links.weights[known, None] * before[links.rows[known]]
-            np.add.at(expected, tuple(v[known] for v in at), values.reshape(-1, gradient.shape[-1]))
+            values = values.reshape(-1, gradient.shape[-1])
+            accumulate(expected, tuple(v[known] for v in at), values)
         if not known.all():
             shape = (to.steps, to.batch) if links.part == OUTPUTS else (to.batch,)
             moved = (before[links.rows] != 0).any(1) & ~known
@@ -224,12 +227,24 @@ class _PassComposer:
             untold[tuple(v[moved] for v in at)] = True
 
     def _ways(
-        self, call: Call, before: dict[int, Gradient]
+        self, call: HeardCall, before: dict[int, Gradient]
     ) -> dict[int, tuple[NDArray[Any], NDArray[Any], NDArray[Any], Matrix]]:
         """Return by which ways losses go on, for each earlier call, each way once.
 
         Several tensors of a state, h and c, tell of the same losses.
         """
+        used = [links for links in call.links if links.source in before]
+        if used and all(_are_alike(links, used[0]) for links in used):
+            moved = np.any([(before[v.source][v.rows] != 0).any(1) for v in used], 0)
+            one = used[0]
+            ways = one.rows[moved], one.to_rows[moved], one.ts[moved], one.weights[moved]
+            return {one.call: ways} if moved.any() else {}
+        return self._each_way(call, before)
+
+    def _each_way(
+        self, call: HeardCall, before: dict[int, Gradient]
+    ) -> dict[int, tuple[NDArray[Any], NDArray[Any], NDArray[Any], Matrix]]:
+        """Return the same where the tensors go different ways."""
         found: dict[int, dict[tuple[int, int, int], list[tuple[float, bool]]]] = {}
         for links in call.links:
             if links.source not in before:
@@ -251,7 +266,14 @@ class _PassComposer:
         return together
 
 
-def _ends(call: Call) -> NDArray[np.int64]:
+def _are_alike(a: Links, b: Links) -> bool:
+    """Whether two tensors of a state go the same ways, with known weights."""
+    pairs = zip(a[3:], b[3:], strict=True)
+    same = a.call == b.call and all(np.array_equal(v, w) for v, w in pairs)
+    return same and bool(a.is_known.all())
+
+
+def _ends(call: HeardCall) -> NDArray[np.int64]:
     """The last step of each sequence."""
     return np.maximum(np.array(call.lengths, np.int64) - 1, 0)
 
@@ -269,19 +291,19 @@ def _same(a: Gradient, b: Gradient) -> Flags:
     return np.asarray((np.abs(a - b) <= SAME * np.abs(b)).all(-1))
 
 
-def _within(weights: Matrix, call: Call) -> Matrix:
-    """Credit losses [B, N, T] at the steps of a call to its steps."""
+def _within(weights: Matrix, call: HeardCall) -> Matrix:
+    """Credit losses [B, T, N] at the steps of a call to its steps."""
     if call.is_bidirectional:
         is_step = np.arange(call.steps) < np.array(call.lengths)[:, None]
-        return np.asarray(weights.sum(2, keepdims=True) * is_step[:, None])
+        return np.asarray(weights.sum(1, keepdims=True) * is_step[:, :, None])
     if call.weights is None:
-        return np.asarray(np.cumsum(weights[:, :, ::-1], 2)[:, :, ::-1])
-    return np.asarray(weights @ call.weights)
+        return np.asarray(np.cumsum(weights[:, ::-1], 1)[:, ::-1])
+    return np.asarray(call.weights.swapaxes(-1, -2) @ weights)
 
 
-def _to_initial(weights: Matrix, call: Call) -> Matrix:
-    """Return the weights of losses [B, N, T] at a call's initial state, [B, N]."""
+def _to_initial(weights: Matrix, call: HeardCall) -> Matrix:
+    """Return the weights of losses [B, T, N] at a call's initial state, [B, N]."""
     if call.of_initial is None:
-        return np.asarray(weights.sum(2))
+        return np.asarray(weights.sum(1))
     of = np.broadcast_to(call.of_initial, (call.batch, call.steps))
-    return np.asarray((weights @ of[:, :, None])[:, :, 0])
+    return np.asarray((of[:, None] @ weights)[:, 0])

@@ -125,10 +125,13 @@ def _has_step_before(memory: Matrices) -> Flags:
 
 
 def _resets(memory: Matrices) -> Flags:
-    """Where the state holds nothing of the step before, though there is one, [Q, T]."""
-    kept = np.diagonal(memory.own, -1, 1, 2) > 0.5
-    resets = _has_step_before(memory)
-    resets[:, 1:] &= ~kept
+    """Where the state holds nothing of the steps before, though there are some, [Q, T].
+
+    One that holds older steps but not the last is not reset: that step was left out, as padding is.
+    """
+    before = np.tril(np.ones(memory.own.shape[1:]), -1)
+    kept = (memory.own * before).max(2) > 0.5
+    resets: Flags = _has_step_before(memory) & ~kept
     return resets
 
 

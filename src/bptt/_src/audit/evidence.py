@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bptt._src.audit.compose import Credits
 from bptt._src.audit.matrices import Matrices, Numbering
-from bptt._src.audit.record import Call, Place, Record
+from bptt._src.audit.record import HeardCall, Place, Record
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,6 @@ class Evidence:
         q = int(self.number.sequence[g, place.row])
         return self.number.streams[q], int(self.number.step[g, place.row]) + self.number.start
 
-    def start_of(self, call: Call, row: int = 0) -> tuple[int, int]:
+    def start_of(self, call: HeardCall, row: int = 0) -> tuple[int, int]:
         """Return the sequence and the step with which a call begins, as they are called."""
         return self.at(Place(call.number, row, 0))

@@ -9,10 +9,10 @@ import numpy as np
 
 from bptt._src.audit.evidence import Evidence
 from bptt._src.audit.finding import Finding
-from bptt._src.audit.record import UNKNOWN, Call
+from bptt._src.audit.record import UNKNOWN, HeardCall
 
 
-def _carried(call: Call) -> bool:
+def _carried(call: HeardCall) -> bool:
     return any(call.sources)
 
 
@@ -40,7 +40,7 @@ def windows(e: Evidence) -> Iterator[Finding]:
     )
 
 
-def _is_credited(e: Evidence, call: Call) -> bool:
+def _is_credited(e: Evidence, call: HeardCall) -> bool:
     return bool(e.credits.losses[call.first : call.first + call.steps].any())
 
 
@@ -68,7 +68,7 @@ def batch_borders(e: Evidence) -> Iterator[Finding]:
     )
 
 
-def _is_unknown(call: Call) -> bool:
+def _is_unknown(call: HeardCall) -> bool:
     return any(UNKNOWN in origins for origins in call.origins)
 
 

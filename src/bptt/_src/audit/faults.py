@@ -8,7 +8,7 @@ import numpy as np
 
 from bptt._src.audit.evidence import Evidence
 from bptt._src.audit.finding import Finding
-from bptt._src.audit.record import START, ZERO, Call, Place
+from bptt._src.audit.record import START, ZERO, HeardCall, Place
 
 SEVERAL = 2
 """Updates after which no gradient is no accident."""
@@ -47,7 +47,7 @@ def failed(e: Evidence) -> Iterator[Finding]:
     )
 
 
-def _last_attached(e: Evidence) -> tuple[Call | None, Place | None]:
+def _last_attached(e: Evidence) -> tuple[HeardCall | None, Place | None]:
     heard = {n for p in e.record.passes for n in (*p.outputs, *(n for n, _ in p.after))}
     for call in reversed(e.record.calls):
         for links in call.links:
@@ -104,6 +104,9 @@ def parts_differ(e: Evidence) -> Iterator[Finding]:
         for row, origins in enumerate(call.origins):
             if len(origins) < 2:
                 continue
+            whole = len(call.attached[row]) == len(origins)
+            if whole and not e.credits.by_hand_in_part:
+                continue
             if (call, row) in e.credits.by_hand_in_part:
                 parts: tuple[str, int] | None = "its gradient is handed on in part", 0
             else:
@@ -124,12 +127,14 @@ def parts_differ(e: Evidence) -> Iterator[Finding]:
                 return
 
 
-def _apart(e: Evidence, call: Call, row: int, origins: list[Place | str]) -> tuple[str, int] | None:
+def _apart(
+    e: Evidence, call: HeardCall, row: int, origins: list[Place | str]
+) -> tuple[str, int] | None:
     return _cut_apart(e, call, row, origins) or _carried_apart(e, call, row, origins)
 
 
 def _cut_apart(
-    e: Evidence, call: Call, row: int, origins: list[Place | str]
+    e: Evidence, call: HeardCall, row: int, origins: list[Place | str]
 ) -> tuple[str, int] | None:
     """Parts of which some are attached to an earlier call and others, from there too, are cut."""
     if not call.with_graph:
@@ -146,7 +151,7 @@ def _cut_apart(
 
 
 def _carried_apart(
-    e: Evidence, call: Call, row: int, origins: list[Place | str]
+    e: Evidence, call: HeardCall, row: int, origins: list[Place | str]
 ) -> tuple[str, int] | None:
     """Parts of which some come from an earlier step and others are new, or from another step."""
     by_graph = call.attached[row]
@@ -168,13 +173,13 @@ def _carried_apart(
     return None
 
 
-def _source_of(call: Call, row: int, places: list[tuple[int, Place]]) -> Place | None:
+def _source_of(call: HeardCall, row: int, places: list[tuple[int, Place]]) -> Place | None:
     from_graph = call.sources[row]
     return from_graph[0] if from_graph else places[0][1] if places else None
 
 
 def _step_before(
-    e: Evidence, call: Call, row: int, origins: list[Place | str], part: int
+    e: Evidence, call: HeardCall, row: int, origins: list[Place | str], part: int
 ) -> int | None:
     own = origins[part]
     if isinstance(own, Place):

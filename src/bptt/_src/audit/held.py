@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bptt._src.audit.record import Call, Matrix, Record
+from bptt._src.audit.record import HeardCall, Matrix, Record
 
 Others = dict[int, Matrix]
 """Steps of other sequences that a state holds, [N]; 1 is all."""
@@ -40,7 +40,7 @@ def memory(record: Record) -> dict[tuple[int, int], Matrix]:
 
 
 def _initial(
-    record: Record, call: Call, own: Matrix, found: dict[tuple[int, int], Matrix]
+    record: Record, call: HeardCall, own: Matrix, found: dict[tuple[int, int], Matrix]
 ) -> tuple[Matrix, dict[int, Others]]:
     """Return what a call's initial state holds of its sequences, [B, N], and of others."""
     held = np.zeros((call.batch, record.steps))

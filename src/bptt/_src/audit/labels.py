@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bptt._src.audit.reading import Reading
-from bptt._src.audit.record import Call
+from bptt._src.audit.reading import CallRead
+from bptt._src.audit.record import HeardCall
 
 Numbers = NDArray[np.int64]
 
@@ -34,7 +34,7 @@ class Labels:
     def has_episodes(self) -> bool:
         return self.of_inputs is not None or self.table is not None
 
-    def label(self, call: Call, read: Reading) -> None:
+    def label(self, call: HeardCall, read: CallRead) -> None:
         """Set a call's labels and episodes."""
         if self.function is None and self.of_inputs is None and self.table is None:
             return
@@ -57,7 +57,7 @@ class Labels:
         if self.table is not None:
             call.episodes = self._from_table(call, shape)
 
-    def _from_table(self, call: Call, shape: tuple[int, int]) -> Numbers:
+    def _from_table(self, call: HeardCall, shape: tuple[int, int]) -> Numbers:
         assert self.table is not None
         if call.labels is not None:
             stream, step = call.labels

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-from bptt._src.audit.reading import Reading
-from bptt._src.audit.record import OUTPUTS, Call, Links, Place
+from bptt._src.audit.reading import CallRead
+from bptt._src.audit.record import OUTPUTS, HeardCall, Links, Place
 
 NEAR = 1e-5
 
@@ -36,13 +36,13 @@ class Ports:
 
     def __init__(self) -> None:
         self._key = object()
-        self._readings: dict[int, Reading] = {}
+        self._readings: dict[int, CallRead] = {}
         self._without: set[Node] = set()
         """Nodes known to lead to none of them."""
         self._arrived: dict[Port, Tensor] | None = None
         """What arrived where while a Jacobian product is asked for; None: none is."""
 
-    def mark(self, call: int, part: int, v: Tensor, read: Reading) -> None:
+    def mark(self, call: int, part: int, v: Tensor, read: CallRead) -> None:
         """Remember a tensor that a call returned."""
         if v.grad_fn is not None:
             marks = _notes(v.grad_fn).setdefault(self._key, {})
@@ -84,7 +84,7 @@ class Ports:
             self._without |= {node for node, _ in seen}
         return sorted(found)
 
-    def links(self, call: Call, given: list[Tensor], read: Reading) -> None:
+    def links(self, call: HeardCall, given: list[Tensor], read: CallRead) -> None:
         """Find the links of a call, from the graph of its initial state.
 
         Args:
@@ -128,7 +128,7 @@ class Ports:
         return None if marks is None else marks.get(number)
 
     def _ways(
-        self, call: Call, v: Tensor, reached: dict[Port, GradientEdge], read: Reading
+        self, call: HeardCall, v: Tensor, reached: dict[Port, GradientEdge], read: CallRead
     ) -> dict[Port, list[Way]]:
         """Ask by a random Jacobian product which sequence's gradient goes where, times what."""
         (port, edge), *others = reached.items()
@@ -197,7 +197,7 @@ def _explained(sent: Tensor, arrived: Tensor) -> tuple[int, float] | None:
     return row, round(float(weight[row]), 6)
 
 
-def _like(rows: Tensor, v: Tensor, read: Reading) -> Tensor:
+def _like(rows: Tensor, v: Tensor, read: CallRead) -> Tensor:
     """Lay out [B, n] as a tensor of the state."""
     if read.is_unbatched or (
         v.shape[0] == read.batch
@@ -209,18 +209,18 @@ def _like(rows: Tensor, v: Tensor, read: Reading) -> Tensor:
     return rows.sum(0).reshape(v.shape)
 
 
-def _rows(gradient: Tensor, port: Port, earlier: Reading) -> Tensor:
+def _rows(gradient: Tensor, port: Port, earlier: CallRead) -> Tensor:
     """Lay out a gradient of results as one row for each place where it can arrive."""
     if port.part != OUTPUTS:
         return earlier.by_sequence(gradient)
     return earlier.by_step(gradient).reshape(earlier.steps * earlier.batch, -1)
 
 
-def _place(port: Port, row: int, earlier: Reading) -> Place:
+def _place(port: Port, row: int, earlier: CallRead) -> Place:
     if port.part != OUTPUTS:
         return _end(port, row, earlier)
     return Place(port.call, row % earlier.batch, row // earlier.batch)
 
 
-def _end(port: Port, row: int, earlier: Reading) -> Place:
+def _end(port: Port, row: int, earlier: CallRead) -> Place:
     return Place(port.call, row, earlier.lengths[row] - 1)

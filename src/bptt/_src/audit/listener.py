@@ -17,8 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from bptt._src.audit.labels import Labels
 from bptt._src.audit.links import Port, Ports
 from bptt._src.audit.reaching import reaches
-from bptt._src.audit.reading import AUTO, Reader, Reading
-from bptt._src.audit.record import OUTPUTS, Call, Pass, Record
+from bptt._src.audit.reading import AUTO, CallRead, Reader
+from bptt._src.audit.record import OUTPUTS, HeardCall, Pass, Record
 from bptt._src.audit.remembered import Remembered
 from bptt._src.credit import plan as planning
 from bptt._src.layout import declared
@@ -116,10 +116,10 @@ class Listener:
                 v.register_hook(_refuse_nested)
         return output
 
-    def _new_call(self, read: Reading, with_graph: bool) -> Call:
+    def _new_call(self, read: CallRead, with_graph: bool) -> HeardCall:
         self._look_at_parameters()
         self.record.can_learn = any(p.requires_grad for p in self.module.parameters())
-        return Call(
+        return HeardCall(
             number=len(self.record.calls),
             first=self.record.steps,
             steps=read.steps,
@@ -151,7 +151,7 @@ class Listener:
 
     # ----------------------------------------------------------------------------- gradients
 
-    def _hear_gradients(self, call: Call, read: Reading, output: Any) -> Any:
+    def _hear_gradients(self, call: HeardCall, read: CallRead, output: Any) -> Any:
         """Find a call's links and register hooks; return its output with the state cloned."""
         clones = {id(v): v.clone() for v in read.returned if v.requires_grad}
         self._ports.links(call, read.given, read)
@@ -226,7 +226,7 @@ def _refuse_nested(gradient: Tensor) -> None:
     )
 
 
-def _inside(call: Call, read: Reading, options: dict[str, Any], plans: list[Any]) -> None:
+def _inside(call: HeardCall, read: CallRead, options: dict[str, Any], plans: list[Any]) -> None:
     """Set what a call of bptt's own modules, or of bptt.unroll, does with credit inside."""
     given = {name: options.get(name) for name in ("carry", "resets")}
     for name, v in given.items():

@@ -121,17 +121,18 @@ def _numbered(
     """Sum entries by number, over the times that a row counts, and divide by how many those are."""
     Q, T = number.sequences, number.steps
     own, seen = np.zeros((Q, T, T)), np.zeros((Q, T))
-    at = np.nonzero(times & (number.sequence >= 0))
-    np.add.at(seen, (number.sequence[at], number.step[at]), 1)
+    there = np.nonzero(times & (number.sequence >= 0))
+    np.add.at(seen, (number.sequence[there], number.step[there]), 1)
     across: dict[tuple[int, int, int, int], float] = {}
     for (row, of), W in by_row.items():
         t, s = np.nonzero(W * times[:, row, None])
         q, p = number.sequence[t, row], number.sequence[s, of]
-        there = (q >= 0) & (p >= 0)
-        t, s, q, p = t[there], s[there], q[there], p[there]
+        known = (q >= 0) & (p >= 0)
+        t, s, q, p = t[known], s[known], q[known], p[known]
         n, m = number.step[t, row], number.step[s, of]
         same = q == p
-        np.add.at(own, (q[same], n[same], m[same]), W[t[same], s[same]])
+        at = np.ravel_multi_index((q[same], n[same], m[same]), own.shape)
+        np.add.at(own.reshape(-1), at, W[t[same], s[same]])
         for i in np.flatnonzero(~same).tolist():
             key = int(q[i]), int(n[i]), int(p[i]), int(m[i])
             across[key] = across.get(key, 0) + float(W[t[i], s[i]])

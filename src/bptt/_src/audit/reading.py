@@ -30,7 +30,7 @@ class Adaptor(Protocol):
 
 
 @dataclass
-class Reading:
+class CallRead:
     """One call, as the audit sees it."""
 
     x: Any
@@ -156,7 +156,7 @@ class Reader:
 
     def read(
         self, args: tuple[Any, ...], options: dict[str, Any], given: list[Tensor], output: Any
-    ) -> Reading:
+    ) -> CallRead:
         """Read a call that has returned.
 
         Raises:
@@ -175,15 +175,15 @@ class Reader:
         if isinstance(y, PackedSequence):
             lengths = pad_packed_sequence(y)[1].tolist()
             sizes = len(y.batch_sizes), len(lengths)
-            return Reading(x, y.data, given, returned, *sizes, lengths, 0, False, y[1:])
+            return CallRead(x, y.data, given, returned, *sizes, lengths, 0, False, y[1:])
         if time is None:
             first = returned[0] if y is None else y
             batch = first.shape[0] if first.dim() > 1 or (first.dim() and y is not None) else 1
-            return Reading(x, y, given, returned, 1, batch, [1] * batch, None, first.dim() < 2)
+            return CallRead(x, y, given, returned, 1, batch, [1] * batch, None, first.dim() < 2)
         is_unbatched = y.dim() == 2
         steps = y.shape[0] if is_unbatched else y.shape[time]
         batch = 1 if is_unbatched else y.shape[1 - time]
-        return Reading(x, y, given, returned, steps, batch, [steps] * batch, time, is_unbatched)
+        return CallRead(x, y, given, returned, steps, batch, [steps] * batch, time, is_unbatched)
 
     def _split(self, given: list[Tensor], output: Any) -> tuple[Any, list[Tensor]]:
         """Tell outputs from the state after the call."""

@@ -60,7 +60,7 @@ class Links(NamedTuple):
 
 
 @dataclass
-class Call:
+class HeardCall:
     """One call of the module."""
 
     number: int
@@ -146,7 +146,7 @@ class Record:
     """All that was heard of one module."""
 
     name: str
-    calls: list[Call] = field(default_factory=list)
+    calls: list[HeardCall] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
     steps: int = 0
     near: float = 1e-5
@@ -163,7 +163,7 @@ class Record:
     def batch(self) -> int:
         return max((c.batch for c in self.calls), default=0)
 
-    def call_of(self, step: int) -> Call:
+    def call_of(self, step: int) -> HeardCall:
         return next(c for c in self.calls if c.first <= step < c.first + c.steps)
 
     def to_dict(self) -> dict[str, Any]:

@@ -5,29 +5,31 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from bptt._src.audit.reading import Reading
+from bptt._src.audit.reading import CallRead
 from bptt._src.audit.record import START, UNKNOWN, ZERO, Origin, Place
+
+MANY = 2**20
 
 
 class Remembered:
     """The states that calls have returned, by their values."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[int, bytes | None], list[Place]] = {}
+        self._places: dict[tuple[int, bytes | None], tuple[int, ...]] = {}
+        """As numbers, of which there are many: call, row and step."""
         self._initial: set[tuple[int, bytes]] = set()
 
-    def keep(self, call: int, read: Reading) -> list[list[bool]]:
+    def keep(self, call: int, read: CallRead) -> list[list[bool]]:
         """Remember the states after a call; return where they are zero, for each sequence."""
         self._keep_outputs(call, read)
         digests = [_digests(read.by_sequence(v)) for v in read.returned]
         for part, rows in enumerate(digests):
             for row, digest in enumerate(rows):
                 if digest is not None:
-                    place = Place(call, row, read.lengths[row] - 1)
-                    self._places.setdefault((part, digest), []).append(place)
+                    self._add(part, digest, call, row, read.lengths[row] - 1)
         return [[rows[b] is None for rows in digests] for b in range(read.batch)]
 
-    def _keep_outputs(self, call: int, read: Reading) -> None:
+    def _keep_outputs(self, call: int, read: CallRead) -> None:
         """Remember the outputs of each step as states, where they are of the state's size."""
         if not isinstance(read.y, Tensor) or read.time is None or read.steps < 2:
             return
@@ -37,15 +39,19 @@ class Remembered:
         for t in range(read.steps - 1):
             for row, digest in enumerate(_digests(y[t].reshape(read.batch, -1))):
                 if digest is not None:
-                    self._places.setdefault((0, digest), []).append(Place(call, row, t))
+                    self._add(0, digest, call, row, t)
 
-    def origins(self, given: list[Tensor], read: Reading) -> list[list[Origin]]:
+    def _add(self, part: int, digest: bytes, call: int, row: int, t: int) -> None:
+        key = part, digest
+        self._places[key] = (*self._places.get(key, ()), (call * MANY + row) * MANY + t)
+
+    def origins(self, given: list[Tensor], read: CallRead) -> list[list[Origin]]:
         """Find where the initial state of each sequence comes from, for each of its tensors."""
         all_digests = [_digests(read.by_sequence(v.detach())) for v in given]
         shared = [len(set(d)) == 1 and len(d) > 1 for d in all_digests]
         found: list[list[Origin]] = []
         for row, digests in enumerate(zip(*all_digests, strict=True)):
-            places = [self._places.get(key, []) for key in enumerate(digests)]
+            places = [self._places.get(key, ()) for key in enumerate(digests)]
             # Values may come again, as spikes do: rather after the same step for all tensors.
             known = [set(p) for p in places if p]
             common = set.intersection(*known) if known else set()
@@ -68,12 +74,13 @@ class Remembered:
         return UNKNOWN
 
 
-def _latest(places: list[Place], row: int, common: set[Place]) -> Place | None:
+def _latest(places: tuple[int, ...], row: int, common: set[int]) -> Place | None:
     """Choose among places with the same values: common ones, then the same row's, the latest."""
     if not places:
         return None
     some = [p for p in places if p in common] or places
-    return ([p for p in some if p.row == row] or some)[-1]
+    code = ([p for p in some if p // MANY % MANY == row] or some)[-1]
+    return Place(code // MANY // MANY, code // MANY % MANY, code % MANY)
 
 
 _random = np.random.default_rng(20261)

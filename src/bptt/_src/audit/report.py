@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Compared:
     """Whether an audited credit is the one that was expected: true, or where it first differs."""
 
     expected: str
@@ -120,7 +120,7 @@ class Audit:
         """Whether the module reads its sequences both ways; then credit above t > s is shown."""
         return any(c.is_bidirectional for c in self.record.calls)
 
-    def is_(self, expected: Any) -> Comparison:
+    def is_(self, expected: Any) -> Compared:
         """Compare the credit with one that you expect.
 
         Steps without a loss are passed over. Where episodes were given, nothing is expected to
@@ -136,7 +136,7 @@ class Audit:
         """
         name, W = self._expected(expected)
         if not self.has_loss.any():
-            return Comparison(name, reason="no loss arrived at any step")
+            return Compared(name, reason="no loss arrived at any step")
         for q, of in enumerate(self.sequences):
             wanted = W
             if self.episodes is not None:
@@ -150,8 +150,8 @@ class Audit:
                 t, s = np.argwhere(differs)[0].tolist()
                 at = t + self.start, s + self.start
                 found, due = float(self.credits[q][t, s]), float(wanted[t, s])
-                return Comparison(name, at, of, found, due)
-        return Comparison(name)
+                return Compared(name, at, of, found, due)
+        return Compared(name)
 
     def _expected(self, expected: Any) -> tuple[str, Matrix]:
         T = self.steps
