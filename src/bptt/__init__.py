@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bptt.language_model import LanguageModel as LanguageModel
 
 _PARTS = (
-    "bench", "cells", "comparison", "credit", "data", "errors", "flow", "kernels",
+    "bench", "cells", "checks", "comparison", "credit", "data", "errors", "flow", "kernels",
     "language_model", "report", "textbook",
 )  # fmt: skip
 
