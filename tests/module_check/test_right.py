@@ -15,7 +15,8 @@ EVERY = {
     "two directions": {"num_layers": 2, "bidirectional": True, "dropout": 0.3},
     "batch first": {"num_layers": 2, "batch_first": True, "dropout": 0.5, "bias": False},
 }
-KINDS = [getattr(library, name) for library in (nn, bptt) for name in ("RNN", "GRU", "LSTM")]
+CASES = [(getattr(nn, name), options) for name in ("RNN", "GRU", "LSTM") for options in EVERY]
+CASES += [(bptt.RNN, "plain"), (bptt.GRU, "batch first"), (bptt.LSTM, "two directions")]
 
 
 def applying(found: ModuleCheck) -> set[str]:
@@ -31,8 +32,7 @@ PIECES = {"two pieces", "single steps"}
 DROPS = {"dropout, drawn anew", "dropout, gradients"}
 
 
-@pytest.mark.parametrize("options", EVERY)
-@pytest.mark.parametrize("kind", KINDS, ids=lambda k: f"{k.__module__.split('.')[0]}.{k.__name__}")
+@pytest.mark.parametrize(("kind", "options"), CASES)
 def test_networks_of_torch_and_bptt(kind, options):
     options = EVERY[options]
     expected = ALWAYS | {"packed"}
@@ -53,21 +53,16 @@ def test_projections_and_rectifiers(library):
     assert bptt.check_module(library.RNN(3, 4, nonlinearity="relu"), **SMALL)
 
 
-@pytest.mark.parametrize("engine", ["native", "twin"])
+@pytest.mark.parametrize(("engine", "double"), [("native", False), ("twin", True)])
 @pytest.mark.parametrize("cell", [*BY_NAME])
-def test_every_cell_in_single_precision_on_every_engine(cell, engine):
+def test_every_cell_on_every_engine(cell, engine, double):
     try:
         with bptt.kernels.use(engine):
-            found = bptt.check_module(bptt.Recurrent(BY_NAME[cell], 3, 4), double=False, **SMALL)
+            found = bptt.check_module(bptt.Recurrent(BY_NAME[cell], 3, 4), double=double, **SMALL)
     except bptt.errors.KernelError:
         pytest.skip("no native kernels here")
-    assert applying(found) >= ALWAYS | PIECES | {"own precision", "packed", "resets"}
-    assert found.precision == "float32"
-
-
-@pytest.mark.parametrize("cell", [*BY_NAME])
-def test_every_cell_in_double_precision(cell):
-    assert bptt.check_module(bptt.Recurrent(BY_NAME[cell], 3, 4), **SMALL)
+    also = set() if double else {"own precision"}
+    assert applying(found) == ALWAYS | PIECES | {"packed", "resets"} | also
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, bptt.LSTM], ids=["torch.nn", "bptt"])
