@@ -1,7 +1,10 @@
 """The page of an audit in a real browser."""
 
 import pytest
+import torch
 from audited import EPISODES, audited, by_cells
+
+import bptt
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 REPORT = audited(episodes=EPISODES)
@@ -146,6 +149,17 @@ def test_without_calls_or_episodes_there_is_nothing_to_switch(opened_audit):
     page.press(page.find("#map-credit .frame"), Keys.ARROW_UP)
     assert said(page, "credit") == "No loss arrived at step 3."
     assert page.text("#part-maps .main > .legend:last-child").split() == []
+
+
+def test_a_module_that_reads_both_ways_credits_later_steps(opened_audit):
+    lstm = torch.nn.LSTM(3, 4, bidirectional=True)
+    page = opened_audit(
+        bptt.audit(lambda: lstm(torch.randn(6, 2, 3))[0].sum().backward(), lstm), "#t=1&s=4"
+    )
+    assert said(page, "credit") == "Loss of step 1, step 4: weight 1."
+    page.press(page.find("#map-credit .frame"), Keys.END)
+    assert said(page, "credit") == "Loss of step 1, step 5: weight 1."
+    assert said(page, "memory") == "State after step 1, step 5: not held."
 
 
 def test_the_address_says_where_to_begin(opened_audit):

@@ -131,6 +131,8 @@ class WeightMap {
         const T = REPORT.steps;
         const path = (d, kind) => svg("path", { d, class: kind });
         const stairs = [[0, 0]];
+        if (REPORT.both_ways)
+            return [path(this.line([...stairs, [T, 0], [T, T], [0, T]], true), "rim")];
         if (T > 40) return [path(this.line([...stairs, [T, T], [0, T]], true), "rim")];
         let inner = "";
         for (let n = 0; n < T; n += 1) {
