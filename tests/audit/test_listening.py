@@ -584,3 +584,40 @@ def test_labels_and_episodes_that_do_not_fit():
         bptt.audit(run, rnn, episodes=[0] * 5)
     with pytest.raises(ValueError, match="expected episodes as integers or bools"):
         bptt.audit(run, rnn, episodes=[0.5] * T)
+
+
+def test_how_far_the_gradient_really_reaches():
+    torch.manual_seed(0)
+    x = torch.randn(40, B, I)
+
+    def reach(rnn, step=None):
+        def run():
+            state = None
+            for window in x.split(20):
+                y, state = rnn(window, state)
+                square(y).backward()
+                state = state.detach()
+
+        def steps():
+            h = None
+            for v in x:
+                h = rnn(v, h)
+            square(h).backward()
+
+        before = torch.get_rng_state(), [p.grad for p in rnn.parameters()]
+        found = bptt.audit(steps if step else run, rnn).record.reach
+        assert torch.equal(torch.get_rng_state(), before[0])
+        return found
+
+    short, cell = nn.GRU(I, H), nn.GRUCell(I, H)
+    with torch.no_grad():
+        for p in short.parameters():
+            p.mul_(0.1)
+        for name, p in cell.named_parameters():
+            p.copy_(short.get_parameter(f"{name}_l0"))
+    found = reach(short)
+    flow = bptt.gradient_flow(short, x, times=range(32, 40))
+    assert (found.steps, found.of, found.is_settled) == (flow.horizon(0.01) + 1, 40, True)
+    assert reach(cell, step=True) == found
+    assert reach(bptt.GRU(I, H)).of == 40
+    assert bptt.audit(once(nn.GRU(I, H, bidirectional=True), x), nn.GRU).record.reach is None

@@ -114,7 +114,7 @@ def audit(
                 raise
             failure = e
     listener = _only(heard, subject)
-    listener.record.failure = failure
+    listener.record.failure, listener.record.reach = failure, listener.inputs.reach()
     return Audit(listener.record, labels.has_episodes, label is not None)
 
 

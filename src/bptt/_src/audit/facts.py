@@ -227,4 +227,17 @@ def reach(e: Evidence) -> Iterator[Finding]:
         False,
         f"losses are credited to at most {reaches.max()} steps, their own included; the state "
         f"holds at most {(held - of).max() + 1}",
+        means=_effective(e),
+    )
+
+
+def _effective(e: Evidence) -> str:
+    """Say how far the gradient reaches with the inputs and the weights of the run."""
+    found = e.record.reach
+    if found is None:
+        return ""
+    beyond = "" if found.is_settled else ", and may go beyond"
+    return (
+        f"With these weights and inputs 99 % of a loss's gradient lies within {found.steps} of "
+        f"{found.of} steps{beyond}."
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from bptt._src.audit.effective import RunInputs
 from bptt._src.audit.labels import Labels
 from bptt._src.audit.links import Port, Ports
 from bptt._src.audit.reaching import reaches
@@ -43,6 +44,7 @@ class Listener:
     ) -> None:
         self.module, self.labels, self.most = module, labels, most
         self.record = Record(type(module).__name__)
+        self.inputs = RunInputs(module)
         self._reader = Reader(module, state, time)
         self._remembered, self._ports = Remembered(), Ports()
         self._passes: dict[int, Pass] = {}
@@ -100,6 +102,7 @@ class Listener:
         call.origins = self._remembered.origins(read.given, read)
         call.ends_zero = self._remembered.keep(call.number, read)
         self.labels.label(call, read)
+        self.inputs.keep(call, read)
         self.record.calls.append(call)
         self.record.steps += read.steps
         if with_graph:

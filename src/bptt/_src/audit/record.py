@@ -141,6 +141,16 @@ class Pass:
     """What a call passes on to its initial state, [B, n]."""
 
 
+class Reach(NamedTuple):
+    """Within how many steps 99 % of the gradient of a loss lies, its own included."""
+
+    steps: int
+    of: int
+    """How many steps were looked at."""
+    is_settled: bool
+    """Whether these settle it, or the gradient may go beyond."""
+
+
 @dataclass
 class Record:
     """All that was heard of one module."""
@@ -156,6 +166,8 @@ class Record:
     """Whether any parameter of the module requires a gradient."""
     not_recorded: int = 0
     """How many steps came after the last that is recorded."""
+    reach: Reach | None = None
+    """How far the gradient really reaches; None: not measured."""
     failure: Exception | None = None
     """What the run raised, where the audit can say why."""
 
