@@ -15,7 +15,7 @@ from bptt._src.recurrent import cell_of
 
 STEPS, SEQUENCES, LOSSES = 128, 4, 8
 """How many are measured."""
-SEVERAL = 4
+SEVERAL = 16
 """Steps that tell something."""
 THRESHOLD = 0.01
 
