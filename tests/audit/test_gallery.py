@@ -67,7 +67,6 @@ def test_the_right_version_is_not_accused(loop):
 
 NOT_YET = {
     "two_losses_of_one_core": "a loss in a second pass, with another one added, is not recognised",
-    "reset_through_data": "memory goes by the graph where the values were set to zero",
 }
 """Wrong versions that are not named as they should be, and why."""
 

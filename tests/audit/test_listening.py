@@ -621,3 +621,140 @@ def test_how_far_the_gradient_really_reaches():
     assert reach(cell, step=True) == found
     assert reach(bptt.GRU(I, H)).of == 40
     assert bptt.audit(once(nn.GRU(I, H, bidirectional=True), x), nn.GRU).record.reach is None
+
+
+# ------------------------------------------------------------------------- no false alarms
+
+
+def test_a_gradient_that_is_thrown_away_is_not_counted():
+    rnn, log = nn.GRU(I, H), []
+    optimizer = torch.optim.SGD(rnn.parameters(), 0.1)
+
+    def run(is_cleared):
+        optimizer.zero_grad()
+        loss = square(rnn(torch.randn(T, B, I))[0])
+        loss.backward(retain_graph=True)
+        log.append(rnn.weight_hh_l0.grad.norm().item())
+        if is_cleared:
+            optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    report = bptt.audit(lambda: run(True), rnn)
+    assert report.faults == ()
+    assert report.is_("full")
+    assert [f.kind for f in bptt.audit(lambda: run(False), rnn).faults] == ["counted-twice"]
+
+
+def test_parameters_of_ones_own():
+    rnn = nn.GRU(I, H)
+
+    def run():
+        mine = {k: p.detach().clone().requires_grad_() for k, p in rnn.named_parameters()}
+        for _ in range(2):
+            y, _ = torch.func.functional_call(rnn, mine, (torch.randn(T, B, I),))
+            found = torch.autograd.grad(square(y), list(mine.values()))
+            mine = {
+                k: (p - 0.1 * g).detach().requires_grad_()
+                for (k, p), g in zip(mine.items(), found, strict=True)
+            }
+
+    report = bptt.audit(run, rnn)
+    assert report.faults == ()
+    assert report.is_("truncated:8")
+
+
+def test_a_network_that_another_optimizer_does_not_train_is_no_loss():
+    rnn, teacher, frozen = nn.GRU(I, H), nn.GRU(I, H), nn.GRU(I, H).requires_grad_(False)
+    optimizer = torch.optim.SGD(rnn.parameters(), 0.1)
+
+    def run():
+        for x in torch.randn(3, T, B, I):
+            with torch.no_grad():
+                wanted, _ = teacher(x)
+            optimizer.zero_grad()
+            square(rnn(frozen(x)[0][..., :I])[0] - wanted).backward()
+            optimizer.step()
+
+    for module in (rnn, teacher, frozen):
+        assert bptt.audit(run, module).faults == ()
+
+
+def test_padding_is_labelled_as_no_step():
+    rnn = nn.GRU(I, H)
+    lengths = torch.tensor([4, 2, 3])
+
+    def label(x):
+        step = torch.arange(len(x))[:, None].expand(-1, B) + x[..., 0].round().long()
+        return torch.where(x[..., 1] > 0, torch.arange(B), -1), step
+
+    def run():
+        h = None
+        for first in (0, 4):
+            x = torch.randn(4, B, I)
+            x[..., 0], x[..., 1] = first, 1
+            if first:
+                x[..., 1] = torch.arange(4)[:, None] < lengths
+            y, h = rnn(x, h)
+            square(y).backward()
+            h = h.detach()
+
+    report = bptt.audit(run, rnn, label=label, episodes=lambda x: np.zeros((4, B), int))
+    assert report.sequences == [0, 1, 2]
+    assert report.faults == ()
+    assert report.has_loss.sum(1).tolist() == [8, 6, 7]
+
+
+def test_zeros_that_were_zeros_and_noise_are_no_reset():
+    class Dead(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.RNN(I, H, nonlinearity="relu")
+
+        def forward(self, x, h=None):
+            y, h = self.rnn(x, h)
+            return y, h * 0 if self.is_dead else h
+
+    net, rng = Dead(), torch.Generator().manual_seed(0)
+
+    def run(noise):
+        h = None
+        for x in torch.randn(9, B, I).split(3):
+            y, h = net(x, h)
+            square(y).backward()
+            h = h.detach() + noise * torch.randn(h.shape, generator=rng)
+
+    for net.is_dead, noise in ((True, 0), (False, 1e-3)):
+        assert bptt.audit(lambda noise=noise: run(noise), net, episodes=[0] * 9).faults == ()
+
+
+def test_values_that_are_set_to_zero_are_a_reset_though_the_graph_goes_on():
+    cell = nn.GRUCell(I, H)
+
+    def run():
+        h, losses = torch.zeros(B, H), []
+        for t, x in enumerate(torch.randn(6, B, I)):
+            if t == 3:
+                h.data.zero_()
+            h = cell(x, h)
+            losses.append(square(h))
+        sum(losses).backward()
+
+    report = bptt.audit(run, cell, episodes=[0] * 3 + [1] * 3)
+    np.testing.assert_array_equal(report.memory, np.kron(np.eye(2), lower(3)))
+    assert [f.kind for f in report.faults] == ["credit-crosses-episode"]
+
+
+def test_a_source_that_is_read_backwards():
+    cell = nn.GRUCell(I, H)
+
+    def run():
+        x = torch.randn(6, B, I)
+        x[..., 0] = torch.arange(6)[:, None]
+        h = None
+        for v in x.flip(0):
+            h = cell(v, h)
+        square(h).backward()
+
+    report = bptt.audit(run, cell, label=lambda x: (np.arange(B), x[..., 0].long()))
+    assert report.faults == ()

@@ -131,7 +131,7 @@ def test_the_module_is_named_by_a_path_or_a_class(bptt, module):
 
 
 def test_a_class_of_the_script_and_one_that_it_has_not_imported(bptt):
-    assert "Own: 1 calls" in bptt("loop.py:copies", "--module", "Own")[0]
+    assert "Own: 1 call," in bptt("loop.py:copies", "--module", "Own")[0]
     assert "GRU: 2 calls" in bptt("loop.py:train", "--module", "torch.nn.GRU")[0]
     _, err = bptt("loop.py:train", "--module", "bptt.LSTM", status=1)
     assert "never called the module, LSTM" in err

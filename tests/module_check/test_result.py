@@ -41,7 +41,7 @@ def test_sizes_of_the_error(wrong):
 
 
 def test_it_is_data_too(wrong):
-    found = json.loads(json.dumps(wrong.as_dict()))
+    found = json.loads(json.dumps(wrong.to_dict()))
     assert found["ok"] is False
     assert [c["name"] for c in found["checks"]] == [c.name for c in wrong.checks]
     assert {c["verdict"] for c in found["checks"]} == {"passed", "wrong", "does not apply"}

@@ -73,8 +73,9 @@ class Composer:
         """Go through all passes."""
         passes = self.record.passes
         added = [p for p in passes if p.reaches_parameters and not p.is_returned]
-        for one in passes:
-            if one.is_returned and any(_is_same_pass(one, p) for p in added):
+        for number, one in enumerate(passes):
+            later = [p for p in passes[number + 1 :] if p.is_cleared and p.update == one.update]
+            if any(_is_same_pass(one, p) for p in (added if one.is_returned else later)):
                 one.reaches_parameters = False  # to look at, as for a log
             _PassComposer(self, one).compose()
         return self.found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bptt._src.audit.reading import CallRead
-from bptt._src.audit.record import HeardCall, Reach
+from bptt._src.audit.record import EffectiveReach, HeardCall
 from bptt._src.flow.gradient_flow import gradient_flow
 from bptt._src.layout import declared
 from bptt._src.recurrent import cell_of
@@ -49,7 +49,7 @@ class RunInputs:
             ]
         self._inputs.append(x[: STEPS - steps, :SEQUENCES].detach().clone())
 
-    def reach(self) -> Reach | None:
+    def reach(self) -> EffectiveReach | None:
         """Measure within how many steps 99 % of the gradient lies, with the weights as they are.
 
         Returns:
@@ -80,7 +80,7 @@ class RunInputs:
                 check=False,
             )
         lag = flow.horizon(THRESHOLD)
-        return None if lag is None else Reach(lag + 1, steps, flow.settles(THRESHOLD))
+        return None if lag is None else EffectiveReach(lag + 1, steps, flow.settles(THRESHOLD))
 
 
 def _as_layer(cell: nn.RNNCellBase) -> nn.RNNBase:

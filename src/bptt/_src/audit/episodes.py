@@ -11,7 +11,7 @@ from bptt._src.audit import matrices
 from bptt._src.audit.evidence import Evidence
 from bptt._src.audit.finding import Finding
 from bptt._src.audit.matrices import Matrices
-from bptt._src.audit.record import Place
+from bptt._src.audit.record import UNKNOWN, Place
 
 FARTHEST = 3
 """By how many steps a reset is looked for."""
@@ -65,6 +65,7 @@ def rollout_differs(e: Evidence) -> Iterator[Finding]:
     (_, without), (_, trained) = ways
     if e.has_labels:
         both = _has_step_before(without) & _has_step_before(trained)
+        both &= ~_unknown(e)
         differ = both & ~_at_borders(e, of_training=True) & (_resets(without) != _resets(trained))
         place = np.argwhere(differ)
         if not len(place):
@@ -144,7 +145,19 @@ def _at_borders(e: Evidence, of_training: bool = False) -> Flags:
         if all(not any(isinstance(o, Place) for o in origins) for origins in call.origins):
             for row in range(call.batch):
                 q = int(e.number.sequence[call.first, row])
-                at[q, int(e.number.step[call.first, row])] = q >= 0
+                if q >= 0:
+                    at[q, int(e.number.step[call.first, row])] = True
+    return at
+
+
+def _unknown(e: Evidence) -> Flags:
+    """Where a call begins with a state of which nothing is known, [Q, T]."""
+    at = np.zeros((e.number.sequences, e.number.steps), bool)
+    for call in e.record.calls:
+        for row, origins in enumerate(call.origins):
+            q = int(e.number.sequence[call.first, row])
+            if q >= 0 and UNKNOWN in origins and not call.sources[row]:
+                at[q, int(e.number.step[call.first, row])] = True
     return at
 
 
@@ -178,7 +191,7 @@ def _shifted(e: Evidence, k: int) -> Finding:
         f"the state is reset {abs(k)} step{'s' if abs(k) > 1 else ''} "
         f"{'after' if late else 'before'} an episode begins: the first begins at step {t + start}, "
         f"the reset is at step {t + k + start}",
-        *((t + start, t - 1 + start) if late else (t - 1 + start, t - 2 + start)),
+        *((t + start, t - 1 + start) if late else (t + k + start, t + k - 1 + start)),
         e.number.streams[q],
         "The first steps of an episode hold, and are credited to, the one before."
         if late
@@ -206,7 +219,7 @@ def _not_carried(e: Evidence) -> Iterator[Finding]:
     assert e.episodes is not None
     inside = np.zeros(e.episodes.shape, bool)
     inside[:, 1:] = (e.episodes[:, 1:] == e.episodes[:, :-1]) & (e.episodes[:, 1:] >= 0)
-    lost = np.argwhere((_resets(e.memory) & inside).T)
+    lost = np.argwhere((_resets(e.memory) & inside & ~_unknown(e)).T)
     if not len(lost):
         return
     t, q = lost[0].tolist()

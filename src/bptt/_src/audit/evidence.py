@@ -29,6 +29,8 @@ class Evidence:
         """Return the sequence and the step of a place, as they are called."""
         g = self.record.calls[place.call].first + place.t
         q = int(self.number.sequence[g, place.row])
+        if q < 0:  # padding
+            return -1, -1
         return self.number.streams[q], int(self.number.step[g, place.row]) + self.number.start
 
     def start_of(self, call: HeardCall, row: int = 0) -> tuple[int, int]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from bptt._src.audit.evidence import Evidence
-from bptt._src.audit.finding import Finding
-from bptt._src.audit.record import UNKNOWN, HeardCall
+from bptt._src.audit.finding import Finding, many
+from bptt._src.audit.record import ELSEWHERE, UNKNOWN, HeardCall
 
 
 def _carried(call: HeardCall) -> bool:
@@ -31,8 +31,8 @@ def windows(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "windows",
         False,
-        f"the state is carried and the gradient is cut at {len(cuts)} borders of calls, first "
-        f"before step {t}; calls are of {size} steps",
+        f"the state is carried and the gradient is cut at {many(len(cuts), 'border')} of calls, "
+        f"first before step {t}; calls are of {size} steps",
         *(t, t - 1, sequence),
         "The losses of a window's first steps reach one step, two, and so on; those of its last "
         "all of it.",
@@ -63,13 +63,13 @@ def batch_borders(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "batch-borders",
         False,
-        f"{len(new)} calls begin with a new state, first at step {t}",
+        f"{many(len(new), 'call')} with a new state, first at step {t}",
         *(t, None, sequence),
     )
 
 
 def _is_unknown(call: HeardCall) -> bool:
-    return any(UNKNOWN in origins for origins in call.origins)
+    return any({UNKNOWN, ELSEWHERE} & {*origins} for origins in call.origins)
 
 
 def final_state_loss(e: Evidence) -> Iterator[Finding]:
@@ -158,7 +158,7 @@ def state_unknown(e: Evidence) -> Iterator[Finding]:
         (call, row)
         for call in e.record.calls
         for row, origins in enumerate(call.origins)
-        if UNKNOWN in origins and not call.sources[row]
+        if {UNKNOWN, ELSEWHERE} & {*origins} and not call.sources[row]
     ]
     if unknown:
         sequence, t = e.start_of(*unknown[0])

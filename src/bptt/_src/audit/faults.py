@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bptt._src.audit.evidence import Evidence
-from bptt._src.audit.finding import Finding
+from bptt._src.audit.finding import Finding, many
 from bptt._src.audit.record import START, ZERO, HeardCall, Place
 
 SEVERAL = 2
@@ -21,7 +21,8 @@ def failed(e: Evidence) -> Iterator[Finding]:
         return
     is_freed = "second time" in str(error)
     kind = "graph-freed" if is_freed else "old-graph"
-    message = f"the run raised {str(error).split(';')[0].split(': [')[0]!r}"
+    words = str(error).split(";")[0].split(": [")[0].split(" (or ")[0]
+    message = f"the run raised {words!r}"
     became = "a backward pass has freed" if is_freed else "was made before the weights changed"
     call, origin = _last_attached(e)
     if call is None or origin is None:
@@ -191,7 +192,9 @@ def _step_before(
 def credits_nothing(e: Evidence) -> Iterator[Finding]:
     """No gradient over several updates, at the module or at a sequence of it."""
     calls = [c for c in e.record.calls if c.with_graph and c.is_training]
-    if not calls and e.record.optimizer_steps >= SEVERAL and e.record.can_learn:
+    if not e.record.can_learn:
+        return
+    if not calls and e.record.optimizer_steps >= SEVERAL:
         yield from _without_a_graph(e)
     if len(calls) < SEVERAL or e.record.failure is not None:
         return
@@ -204,8 +207,8 @@ def credits_nothing(e: Evidence) -> Iterator[Finding]:
         yield Finding(
             "credits-nothing",
             True,
-            f"no gradient arrived at the module in {len(calls)} calls with gradients enabled and "
-            f"{e.record.optimizer_steps} steps of an optimizer",
+            f"no gradient arrived at the module in {many(len(calls), 'call')} with gradients "
+            f"enabled and {many(e.record.optimizer_steps, 'step')} of an optimizer",
             *(t, t, sequence),
             lost,
             "Look for a detach, .data, .item(), NumPy or torch.no_grad between its results and "
@@ -239,8 +242,8 @@ def _without_a_graph(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "credits-nothing",
         True,
-        f"all {len(e.record.calls)} calls of the module were made without a graph, and an "
-        f"optimizer made {e.record.optimizer_steps} steps",
+        f"no call of the module, of {len(e.record.calls)}, was made with a graph, and an optimizer "
+        f"made {many(e.record.optimizer_steps, 'step')}",
         *(t, t, sequence),
         "The module does not learn, and nothing says so.",
         "Call it outside torch.no_grad; of torch.utils.checkpoint use use_reentrant=False, which "
@@ -260,6 +263,8 @@ def other_sequence(e: Evidence) -> Iterator[Finding]:
             q, t = e.start_of(call, row)
             for place in call.sources[row]:
                 of, s = e.at(place)
+                if -1 in (q, of):
+                    continue
                 if of != q:
                     (moved if place.row != row else shuffled).append((t, s, q, of))
                 elif s != t - 1:
@@ -291,7 +296,7 @@ def other_sequence(e: Evidence) -> Iterator[Finding]:
             else "Carry the state only where the next batch goes on with the same streams, in the "
             "same rows: no shuffling; otherwise start from zero.",
         )
-    if misplaced:
+    if misplaced and any(s != t + 1 for t, s, _ in misplaced):  # read backwards, all is well
         t, s, q = misplaced[0]
         yield Finding(
             "wrong-step",

@@ -6,6 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
+def many(n: int, what: str) -> str:
+    """Write a number of things: ``1 call``, ``2 calls``, ``2 passes``."""
+    more = "es" if what.endswith("s") else "s"
+    return f"{n} {what}" if n == 1 else f"{n} {what}{more}"
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something that an audit has to say.
@@ -30,7 +36,7 @@ class Finding:
     means: str = ""
     instead: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return it as plain values."""
         return asdict(self)
 

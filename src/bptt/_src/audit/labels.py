@@ -49,9 +49,8 @@ class Labels:
                         f"step [T, B] of x, got {type(found).__name__}"
                     )
                 stream, step = (_numbers(v, shape, "label") for v in found)
-                if (stream < 0).any() or (step < 0).any():
-                    raise ValueError("bptt.audit: label must return numbers from 0 on")
-                call.labels = stream, step
+                none = (stream < 0) | (step < 0)
+                call.labels = np.where(none, -1, stream), np.where(none, -1, step)
             if self.of_inputs is not None:
                 call.episodes = _numbers(self.of_inputs(x), shape, "episodes")
         if self.table is not None:
@@ -65,6 +64,8 @@ class Labels:
             step = np.broadcast_to(call.first + np.arange(call.steps)[:, None], shape)
             stream = np.broadcast_to(np.arange(call.batch), shape)
         rows, columns = self.table.shape
+        if (step < 0).all():
+            return np.full(shape, -1)
         if int(step.max()) >= rows or (columns > 1 and int(stream.max()) >= columns):
             raise ValueError(
                 f"bptt.audit: episodes has {rows} steps of {columns} sequences, and the run has "
@@ -72,7 +73,7 @@ class Labels:
                 "recording earlier by steps="
             )
         found: Numbers = self.table[step, stream if columns > 1 else 0]
-        return found
+        return np.where(step < 0, -1, found)
 
 
 def _numbers(v: Any, shape: tuple[int, int], what: str) -> Numbers:

@@ -48,7 +48,8 @@ class Listener:
         self._reader = Reader(module, state, time)
         self._remembered, self._ports = Remembered(), Ports()
         self._passes: dict[int, Pass] = {}
-        self._parameters = list(module.parameters())
+        self._parameters: list[Tensor] = list(module.parameters())
+        self._instead: list[Tensor] = []
         self._fingerprint, self._update = b"", 0
         self._is_unrolled = False
 
@@ -56,8 +57,10 @@ class Listener:
     def listening(self) -> Iterator[None]:
         """Count the steps of optimizers for the time of the block."""
 
-        def count(*_: Any) -> None:
-            self.record.optimizer_steps += 1
+        def count(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            mine = {id(p) for p in self._parameters}
+            groups = optimizer.param_groups
+            self.record.optimizer_steps += any(id(p) in mine for g in groups for p in g["params"])
             self._ports.forget()
 
         handle = register_optimizer_step_post_hook(count)
@@ -141,7 +144,10 @@ class Listener:
         values = hashlib.blake2b(digest_size=16)
         now = list(self.module.parameters())
         if any(a is not b for a, b in zip(now, self._parameters, strict=False)):
-            return  # others for the time of a call, as torch.func.functional_call puts them
+            self._instead = [
+                *now
+            ]  # for the time of a call, as torch.func.functional_call puts them
+            return
         for p in now:
             few = p.detach().reshape(-1)[:16]
             if type(few) is Tensor or type(few) is nn.Parameter:
@@ -210,8 +216,11 @@ class Listener:
         number = _current_pass()
         if number not in self._passes:
             self._look_at_parameters()
-            learnt = [p for p in self.module.parameters() if p.requires_grad]
-            self._passes[number] = Pass(self._update, *reaches(learnt))
+            learnt = [p for p in (*self._parameters, *self._instead) if p.requires_grad]
+            added = [p.grad for p in learnt if p.is_leaf and p.grad is not None]
+            is_cleared = not any(bool(g.any()) for g in added)
+            reached, is_returned = reaches(learnt)
+            self._passes[number] = Pass(self._update, reached, is_cleared, is_returned)
         return self._passes[number]
 
 

@@ -68,6 +68,7 @@ def numbering(record: Record) -> Numbering:
         of, at = np.arange(B)[: c.batch] + 0 * is_there, np.arange(N)[rows, None] + 0 * is_there
         if c.labels is not None:
             of, at = c.labels
+            is_there = is_there & (of >= 0)
         stream[rows, : c.batch] = np.where(is_there, of, -1)
         step[rows, : c.batch] = np.where(is_there, at, -1)
         if c.episodes is not None:
@@ -112,7 +113,9 @@ def held(record: Record, number: Numbering, with_graph: bool | None = None) -> M
     times = number.sequence >= 0
     if with_graph is not None:
         times = times & (number.with_graph == with_graph)[:, None]
-    return _numbered(memory(record), number, times)
+    found = _numbered(memory(record), number, times)
+    found.own = np.minimum(found.own, 1)  # a label may come twice in a call
+    return found
 
 
 def _numbered(

@@ -28,6 +28,9 @@ ZERO = "zero"
 START = "start"
 """An initial state that is no earlier one: learnt, or the same for all sequences."""
 UNKNOWN = "unknown"
+"""One that resembles the state after the last call: changed by noise, rounding or an operation."""
+ELSEWHERE = "elsewhere"
+"""One that resembles no state."""
 
 Origin = Place | str
 """Where a state comes from: after which step it was returned, or one of the words above."""
@@ -111,7 +114,9 @@ class HeardCall:
                 if weight:
                     found[row].add(Place(links.call, to, t))
         for row, origins in enumerate(self.origins):
-            if not found[row]:
+            if origins and all(o == ZERO for o in origins):
+                found[row].clear()  # reset, by way of .data perhaps, though its graph goes on
+            elif not found[row]:
                 found[row] = {o for o in origins if isinstance(o, Place)}
         return [sorted(places) for places in found]
 
@@ -131,6 +136,8 @@ class Pass:
 
     update: int
     reaches_parameters: bool
+    is_cleared: bool = False
+    """Whether the parameters had no gradient, or zeros, before it."""
     is_returned: bool = False
     """Whether the gradients are returned, as torch.autograd.grad does, and not added to grad."""
     outputs: dict[int, Gradient] = field(default_factory=dict)
@@ -141,7 +148,7 @@ class Pass:
     """What a call passes on to its initial state, [B, n]."""
 
 
-class Reach(NamedTuple):
+class EffectiveReach(NamedTuple):
     """Within how many steps 99 % of the gradient of a loss lies, its own included."""
 
     steps: int
@@ -166,7 +173,7 @@ class Record:
     """Whether any parameter of the module requires a gradient."""
     not_recorded: int = 0
     """How many steps came after the last that is recorded."""
-    reach: Reach | None = None
+    reach: EffectiveReach | None = None
     """How far the gradient really reaches; None: not measured."""
     failure: Exception | None = None
     """What the run raised, where the audit can say why."""

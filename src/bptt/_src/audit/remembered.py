@@ -6,9 +6,11 @@ import numpy as np
 from torch import Tensor
 
 from bptt._src.audit.reading import CallRead
-from bptt._src.audit.record import START, UNKNOWN, ZERO, Origin, Place
+from bptt._src.audit.record import ELSEWHERE, START, UNKNOWN, ZERO, Origin, Place
 
 MANY = 2**20
+LIKE = 0.98
+"""The cosine from which on two states resemble each other."""
 
 
 class Remembered:
@@ -18,6 +20,10 @@ class Remembered:
         self._places: dict[tuple[int, bytes | None], tuple[int, ...]] = {}
         """As numbers, of which there are many: call, row and step."""
         self._initial: set[tuple[int, bytes]] = set()
+        self._last: list[Tensor] = []
+        """The state after the last call, each tensor [B, n]."""
+        self._zeros: list[list[Place]] = []
+        """Of each tensor of the state, after the last call, where it was zero."""
 
     def keep(self, call: int, read: CallRead) -> list[list[bool]]:
         """Remember the states after a call; return where they are zero, for each sequence."""
@@ -27,6 +33,11 @@ class Remembered:
             for row, digest in enumerate(rows):
                 if digest is not None:
                     self._add(part, digest, call, row, read.lengths[row] - 1)
+        self._last = [read.by_sequence(v.detach()).float().clone() for v in read.returned]
+        self._zeros = [
+            [Place(call, row, read.lengths[row] - 1) for row, d in enumerate(rows) if d is None]
+            for rows in digests
+        ]
         return [[rows[b] is None for rows in digests] for b in range(read.batch)]
 
     def _keep_outputs(self, call: int, read: CallRead) -> None:
@@ -55,13 +66,23 @@ class Remembered:
             # Values may come again, as spikes do: rather after the same step for all tensors.
             known = [set(p) for p in places if p]
             common = set.intersection(*known) if known else set()
-            found.append(
-                [
-                    self._origin(part, digest, shared[part], _latest(places[part], row, common))
-                    for part, digest in enumerate(digests)
-                ]
-            )
+            origins = [
+                self._origin(part, digest, shared[part], _latest(places[part], row, common))
+                for part, digest in enumerate(digests)
+            ]
+            for part, v in enumerate(given) if UNKNOWN in origins else ():
+                if origins[part] == UNKNOWN and not self._is_like(part, row, read.by_sequence(v)):
+                    origins[part] = ELSEWHERE
+            was_zero = [next((p for p in v if p.row == row), None) for v in self._zeros]
+            found.append(_still_zero(origins, was_zero))
         return found or [[] for _ in range(read.batch)]
+
+    def _is_like(self, part: int, row: int, rows: Tensor) -> bool:
+        """Whether a state resembles the one of its sequence after the last call."""
+        if part >= len(self._last) or self._last[part].shape != rows.shape:
+            return False
+        last, now = self._last[part][row], rows[row].detach().float()
+        return bool(last @ now > LIKE * last.norm() * now.norm())
 
     def _origin(self, part: int, digest: bytes | None, shared: bool, place: Place | None) -> Origin:
         if digest is None:
@@ -72,6 +93,18 @@ class Remembered:
             self._initial.add((part, digest))
             return START
         return UNKNOWN
+
+
+def _still_zero(origins: list[Origin], was_zero: list[Place | None]) -> list[Origin]:
+    """Take zeros for what they were after the last call, unless another tensor says otherwise."""
+    if not any(was_zero) or any(o != ZERO and o not in was_zero for o in origins):
+        known = {o.call for o in origins if isinstance(o, Place)}
+    else:
+        known = {p.call for p in was_zero if p is not None} if all(was_zero) else set()
+    return [
+        z if o == ZERO and z is not None and z.call in known else o
+        for o, z in zip(origins, [*was_zero, *[None] * len(origins)], strict=False)
+    ]
 
 
 def _latest(places: tuple[int, ...], row: int, common: set[int]) -> Place | None:

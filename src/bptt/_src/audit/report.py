@@ -185,9 +185,11 @@ class Audit:
             f"{len(self.faults)} faults, {len(self.facts)} facts>"
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain values, such as json takes."""
         return {
+            "format": "bptt.audit",
+            "version": 1,
             **self.record.to_dict(),
             "steps": self.steps,
             "start": self.start,
@@ -198,7 +200,7 @@ class Audit:
             "memories": self.memories.tolist(),
             "has_loss": self.has_loss.tolist(),
             "episodes": None if self.episodes is None else self.episodes.tolist(),
-            "findings": [f.as_dict() for f in self.findings],
+            "findings": [f.to_dict() for f in self.findings],
         }
 
     def call_places(self) -> list[tuple[int, int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -108,7 +108,10 @@ def _follow(model: Any, path: str) -> Any:
     found, walked = model, ""
     for name in path.split("."):
         try:
-            found = found[int(name)] if name.lstrip("-").isdigit() else getattr(found, name)
+            if name.lstrip("-").isdigit():
+                found = found[int(name)]
+            else:
+                found = found[name] if isinstance(found, Mapping) else getattr(found, name)
         except (AttributeError, IndexError, KeyError, TypeError):
             here = f"{walked} is a" if walked else "the model is a"
             inside = dict(found.named_children()) if isinstance(found, nn.Module) else {}

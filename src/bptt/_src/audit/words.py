@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bptt._src.audit.finding import many
 from bptt._src.audit.record import Matrix
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ def report_in_words(report: Audit) -> str:
     record = report.record
     updates = max((c.update for c in record.calls), default=0)
     head = (
-        f"{record.name}: {len(record.calls)} calls, {report.steps} steps of "
-        f"{len(report.sequences)} sequences, {len(record.passes)} backward passes, {updates} "
-        "updates"
+        f"{record.name}: {many(len(record.calls), 'call')}, {many(report.steps, 'step')} of "
+        f"{many(len(report.sequences), 'sequence')}, {many(len(record.passes), 'backward pass')}, "
+        f"{many(updates, 'update')}"
     )
     blocks = [head, beside(report.credit, report.memory, report.start)]
     blocks += [str(f) for f in report.findings]

@@ -155,7 +155,7 @@ def _write(
     figure: Path | None,
 ) -> None:
     expected = None if compared is None else {"is": bool(compared), **asdict(compared)}
-    content = {"target": target, **report.as_dict(), "expected": expected}
+    content = {"target": target, **report.to_dict(), "expected": expected}
     document = json.dumps(content, allow_nan=False) + "\n"
     if str(json_) == STANDARD_OUTPUT:
         echo(document, end="")

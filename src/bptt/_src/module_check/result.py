@@ -128,7 +128,7 @@ class ModuleCheck:
         if not self:
             raise AssertionError(f"\n{self}")
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return everything as dictionaries, lists, strings and numbers."""
         found: dict[str, Any] = asdict(self)
         return {**found, "checks": list(found["checks"]), "ok": bool(self)}

@@ -38,7 +38,7 @@ def packed(report: Audit) -> dict[str, Any]:
         "calls": calls(report),
         "ends": [episode_starts(report, q) for q in range(len(report.sequences))],
         "both_ways": report.is_bidirectional,
-        "findings": [{**f.as_dict(), "matrices": matrices_of(f.kind)} for f in report.findings],
+        "findings": [{**f.to_dict(), "matrices": matrices_of(f.kind)} for f in report.findings],
     }
 
 
