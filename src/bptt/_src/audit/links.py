@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from bptt._src.audit.reading import CallRead
-from bptt._src.audit.record import OUTPUTS, HeardCall, Links, Place
+from bptt._src.audit.record import OUTPUTS, HeardCall, Links
 
 NEAR = 1e-5
 
 
-Way = tuple[int, Place, float, bool]
-"""From which sequence, where to, times what, and whether that is known."""
+Way = tuple[int, int, float, bool]
+"""From which sequence, to which row of what arrived, times what, and whether that is known."""
 
 
 class Port(NamedTuple):
@@ -28,7 +28,10 @@ class Port(NamedTuple):
 
     call: int
     part: int
-    """Which tensor of the state; -1: the outputs."""
+    """Which tensor of the state; -1: the outputs; -2, -3, ...: of the state before the call."""
+
+
+RELAY = -2
 
 
 class Ports:
@@ -37,6 +40,7 @@ class Ports:
     def __init__(self) -> None:
         self._key = object()
         self._readings: dict[int, CallRead] = {}
+        self._calls: dict[int, HeardCall] = {}
         self._without: set[Node] = set()
         """Nodes known to lead to none of them."""
         self._arrived: dict[Port, Tensor] | None = None
@@ -48,6 +52,34 @@ class Ports:
             marks = _notes(v.grad_fn).setdefault(self._key, {})
             marks[v.output_nr] = Port(call, part)
             self._readings[call] = read
+
+    def relay(self, call: HeardCall, part: int, v: Tensor, read: CallRead) -> None:
+        """Remember the state that went into a call, if it was made of results, for later ones.
+
+        Where a state is held by a mask, h = m * cell(x, h) + (1 - m) * h, the next one is made of
+        this one; what is known of this one need not be asked again.
+        """
+        if v.grad_fn is None or self._port(v.grad_fn, v.output_nr) is not None:
+            return
+        port = Port(call.number, RELAY - part)
+        self.mark(*port, v, read)
+        self._calls[call.number] = call
+        v.register_hook(lambda g: self.stopped(port, g) if self.is_asking else None)
+
+    def _through(self, port: Port, part: int, ways: list[Way]) -> list[Links]:
+        """Join ways to the state before a call with the links of that call."""
+        rows, at, weights, known = (np.array(v) for v in zip(*ways, strict=True))
+        found = []
+        for links in self._calls[port.call].links:
+            if links.source != RELAY - port.part:
+                continue
+            i, j = np.nonzero(at[:, None] == links.rows)
+            together = np.round(weights[i] * links.weights[j], 6)
+            i, j, together = i[together != 0], j[together != 0], together[together != 0]
+            if len(i):
+                to = links.to_rows[j], links.ts[j], together
+                found.append(Links(part, *links[1:3], rows[i], *to, known[i] & links.is_known[j]))
+        return found
 
     def forget(self) -> None:
         """Let go of the graphs that were searched."""
@@ -98,11 +130,18 @@ class Ports:
             reached = self._reached(v, call.operations)
             if reached:
                 for port, ways in self._ways(call, v, reached, read).items():
-                    rows, places, weights, known = zip(*ways, strict=True)
-                    to_rows, ts = [p.row for p in places], [p.t for p in places]
-                    columns = (np.array(rows), np.array(to_rows), np.array(ts), np.array(weights))
-                    links = Links(part, port.call, port.part, *columns, np.array(known))
-                    call.links.append(links)
+                    if port.part <= RELAY:
+                        call.links += self._through(port, part, ways)
+                    else:
+                        call.links.append(self._links(port, part, ways))
+
+    def _links(self, port: Port, part: int, ways: list[Way]) -> Links:
+        rows, at, weights, known = (np.array(v) for v in zip(*ways, strict=True))
+        earlier = self._readings[port.call]
+        to_rows, ts = at, np.array(earlier.lengths)[at % earlier.batch] - 1
+        if port.part == OUTPUTS:
+            to_rows, ts = at % earlier.batch, at // earlier.batch
+        return Links(part, *port, rows, to_rows, ts, weights, known)
 
     def _reached(self, v: Tensor, operations: set[str]) -> dict[Port, GradientEdge]:
         """Walk from a state back to the first results of earlier calls on every way."""
@@ -137,7 +176,7 @@ class Ports:
         is_direct = v.grad_fn.next_functions == ((edge.node, edge.output_nr),)
         if is_direct and not others and port.part != OUTPUTS and call.batch == earlier.batch:
             # Handed on as it is.
-            return {port: [(row, _end(port, row, earlier), 1.0, True) for row in range(call.batch)]}
+            return {port: [(row, row, 1.0, True) for row in range(call.batch)]}
         random = torch.Generator().manual_seed(1)
         vector = torch.randn(v.shape, generator=random, dtype=torch.float64).to(v)
         sent = read.by_sequence(vector)
@@ -151,8 +190,7 @@ class Ports:
                 if way is None:
                     unexplained.setdefault(port, []).append(place)
                 else:
-                    one = (way[0], _place(port, place, earlier), way[1], True)
-                    found.setdefault(port, []).append(one)
+                    found.setdefault(port, []).append((way[0], place, way[1], True))
         for row in range(call.batch) if unexplained else ():
             alone = torch.zeros_like(sent)
             alone[row] = sent[row]
@@ -160,7 +198,7 @@ class Ports:
             for port in unexplained.keys() & product.keys():
                 earlier = self._readings[port.call]
                 moved = (_rows(product[port], port, earlier) != 0).any(1).tolist()
-                places = [_place(port, p, earlier) for p in unexplained[port] if moved[p]]
+                places = [p for p in unexplained[port] if moved[p]]
                 found.setdefault(port, []).extend((row, place, 1.0, False) for place in places)
         return {port: ways for port, ways in found.items() if ways}
 
@@ -214,13 +252,3 @@ def _rows(gradient: Tensor, port: Port, earlier: CallRead) -> Tensor:
     if port.part != OUTPUTS:
         return earlier.by_sequence(gradient)
     return earlier.by_step(gradient).reshape(earlier.steps * earlier.batch, -1)
-
-
-def _place(port: Port, row: int, earlier: CallRead) -> Place:
-    if port.part != OUTPUTS:
-        return _end(port, row, earlier)
-    return Place(port.call, row % earlier.batch, row // earlier.batch)
-
-
-def _end(port: Port, row: int, earlier: CallRead) -> Place:
-    return Place(port.call, row, earlier.lengths[row] - 1)

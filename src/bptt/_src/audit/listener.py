@@ -92,6 +92,7 @@ class Listener:
         given = reader.may_be_state(args, options)
         # Views, so that what arrives at them comes from this call alone.
         views = {id(v): v.view_as(v) for v in given if v.requires_grad and with_graph}
+        originals = {id(views[id(v)]): v for v in given if id(v) in views}
         given = [views.get(id(v), v) for v in given]
         plans: list[Any] = []
         planning.heard.append(plans.append)
@@ -109,7 +110,7 @@ class Listener:
         self.record.calls.append(call)
         self.record.steps += read.steps
         if with_graph:
-            output = self._hear_gradients(call, read, output)
+            output = self._hear_gradients(call, read, output, originals)
         return output
 
     def _again(self, reader: Reader, forward: Any, *args: Any, **options: Any) -> Any:
@@ -160,7 +161,9 @@ class Listener:
 
     # ----------------------------------------------------------------------------- gradients
 
-    def _hear_gradients(self, call: HeardCall, read: CallRead, output: Any) -> Any:
+    def _hear_gradients(
+        self, call: HeardCall, read: CallRead, output: Any, originals: dict[int, Tensor]
+    ) -> Any:
         """Find a call's links and register hooks; return its output with the state cloned."""
         clones = {id(v): v.clone() for v in read.returned if v.requires_grad}
         self._ports.links(call, read.given, read)
@@ -178,6 +181,7 @@ class Listener:
         for part, v in enumerate(read.given):
             if v.requires_grad:
                 v.register_hook(self._heard("before", (call.number, part), read.by_sequence))
+                self._ports.relay(call, part, originals[id(v)], read)
         read.forget()
         return output
 
