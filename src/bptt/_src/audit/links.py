@@ -185,7 +185,13 @@ class Ports:
         for port, gradient in self._ask(v, reached, vector).items():
             earlier = self._readings[port.call]
             arrived = _rows(gradient, port, earlier)
+            own = _own(sent, arrived)
+            if own:
+                found[port] = own
+            done = {place for _, place, _, _ in own}
             for place in torch.nonzero((arrived != 0).any(1)).flatten().tolist():
+                if place in done:
+                    continue
                 way = _explained(sent, arrived[place])
                 if way is None:
                     unexplained.setdefault(port, []).append(place)
@@ -223,6 +229,22 @@ def _notes(node: Node) -> dict[Any, Any]:
     return cast(dict[Any, Any], node.metadata)
 
 
+def _own(sent: Tensor, arrived: Tensor) -> list[Way]:
+    """Explain what arrives in each row by the same row of what was sent, where that is all."""
+    if arrived.shape != sent.shape:
+        return []
+    weight = (sent * arrived).sum(1) / (sent * sent).sum(1)
+    rest = (arrived - weight[:, None] * sent).norm(dim=1)
+    size = arrived.norm(dim=1)
+    rows = torch.nonzero((size > 0) & (rest <= _near(sent) * size)).flatten().tolist()
+    weights = weight.tolist()
+    return [(row, row, round(weights[row], 6), True) for row in rows]
+
+
+def _near(sent: Tensor) -> float:
+    return max(NEAR, 4 * torch.finfo(sent.dtype).eps)
+
+
 def _explained(sent: Tensor, arrived: Tensor) -> tuple[int, float] | None:
     """Return which sequence's vector has arrived, and times what; None: not just one."""
     if arrived.numel() != sent.shape[1]:
@@ -230,7 +252,7 @@ def _explained(sent: Tensor, arrived: Tensor) -> tuple[int, float] | None:
     weight = (sent @ arrived) / (sent * sent).sum(1)
     rest = (arrived - weight[:, None] * sent).norm(dim=1)
     row = int(rest.argmin())
-    if rest[row] > max(NEAR, 4 * torch.finfo(sent.dtype).eps) * arrived.norm():
+    if rest[row] > _near(sent) * arrived.norm():
         return None
     return row, round(float(weight[row]), 6)
 
