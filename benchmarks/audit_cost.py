@@ -55,12 +55,30 @@ def cell(batch: int, hidden: int, window: int) -> Run:
     return run, rnn
 
 
+def held(batch: int, hidden: int, window: int) -> Run:
+    """A GRU cell whose state is held where a mask is zero."""
+    rnn = nn.GRUCell(INPUTS, hidden)
+    mask = (torch.rand(STEPS, batch, 1, generator=torch.Generator().manual_seed(0)) < 0.9).float()
+
+    def run() -> None:
+        x, h = torch.randn(STEPS, batch, INPUTS), torch.zeros(batch, hidden)
+        for first in range(0, STEPS, window):
+            losses = []
+            for t in range(first, first + window):
+                h = mask[t] * rnn(x[t], h) + (1 - mask[t]) * h
+                losses.append(h.square().mean())
+            torch.stack(losses).mean().backward()
+            h = h.detach()
+
+    return run, rnn
+
+
 def main() -> None:
     """Print a row for each kind of run."""
     torch.set_num_threads(1)
     print(f"{'':10}{'B':>5}{'H':>5}{'window':>8}{'run':>11}{'audit':>11}{'ratio':>8}")
     sizes = [(4, 20, 16), (16, 128, 16), (16, 128, 128), (16, 512, 32), (128, 64, 128)]
-    for name, make in (("LSTM", layer), ("LSTMCell", cell)):
+    for name, make in (("LSTM", layer), ("LSTMCell", cell), ("held", held)):
         for batch, hidden, window in sizes:
             run, module = make(batch, hidden, window)
             alone, audited = [], []
