@@ -29,11 +29,15 @@ class Compared:
     """Whether an audited credit is the one that was expected: true, or where it first differs."""
 
     expected: str
+    """What was expected, in words."""
     first: tuple[int, int] | None = None
     """The first (t, s) that differs; None if none does."""
     sequence: int | None = None
+    """The sequence where it does."""
     found_weight: float | None = None
+    """W[t, s] there."""
     expected_weight: float | None = None
+    """What was expected in its place."""
     reason: str = ""
     """Why nothing could be compared."""
 
