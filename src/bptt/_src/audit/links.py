@@ -17,6 +17,8 @@ from bptt._src.audit.reading import CallRead
 from bptt._src.audit.record import OUTPUTS, HeardCall, Links
 
 NEAR = 1e-5
+FEW = 2
+"""Numbers of a state, of which the vectors of two sequences may be multiples of each other."""
 
 
 Way = tuple[int, int, float, bool]
@@ -177,8 +179,9 @@ class Ports:
         if is_direct and not others and port.part != OUTPUTS and call.batch == earlier.batch:
             # Handed on as it is.
             return {port: [(row, row, 1.0, True) for row in range(call.batch)]}
-        random = torch.Generator().manual_seed(1)
-        vector = torch.randn(v.shape, generator=random, dtype=torch.float64).to(v)
+        random = torch.Generator().manual_seed(1)  # of numbers that every floating type has
+        vector = torch.randint(1, 128, v.shape, generator=random)
+        vector = (vector * (1 - 2 * torch.randint(2, v.shape, generator=random))).to(v)
         sent = read.by_sequence(vector)
         found: dict[Port, list[Way]] = {}
         unexplained: dict[Port, list[int]] = {}
@@ -203,9 +206,11 @@ class Ports:
             product = self._ask(v, reached, _like(alone, v, read))
             for port in unexplained.keys() & product.keys():
                 earlier = self._readings[port.call]
-                moved = (_rows(product[port], port, earlier) != 0).any(1).tolist()
-                places = [p for p in unexplained[port] if moved[p]]
-                found.setdefault(port, []).extend((row, place, 1.0, False) for place in places)
+                arrived = _rows(product[port], port, earlier)
+                for place in (p for p in unexplained[port] if arrived[p].any()):
+                    way = _explained(sent[row : row + 1], arrived[place])
+                    known = (1.0, False) if way is None else (way[1], True)
+                    found.setdefault(port, []).append((row, place, *known))
         return {port: ways for port, ways in found.items() if ways}
 
     def _ask(
@@ -231,29 +236,32 @@ def _notes(node: Node) -> dict[Any, Any]:
 
 def _own(sent: Tensor, arrived: Tensor) -> list[Way]:
     """Explain what arrives in each row by the same row of what was sent, where that is all."""
-    if arrived.shape != sent.shape:
+    if arrived.shape != sent.shape or sent.shape[1] <= FEW:
         return []
+    near, sent, arrived = _near(sent, arrived), sent.double(), arrived.double()
     weight = (sent * arrived).sum(1) / (sent * sent).sum(1)
     rest = (arrived - weight[:, None] * sent).norm(dim=1)
     size = arrived.norm(dim=1)
-    rows = torch.nonzero((size > 0) & (rest <= _near(sent) * size)).flatten().tolist()
+    rows = torch.nonzero((size > 0) & (rest <= near * size)).flatten().tolist()
     weights = weight.tolist()
     return [(row, row, round(weights[row], 6), True) for row in rows]
 
 
-def _near(sent: Tensor) -> float:
-    return max(NEAR, 4 * torch.finfo(sent.dtype).eps)
+def _near(*values: Tensor) -> float:
+    return max(NEAR, *(4 * torch.finfo(v.dtype).eps for v in values))
 
 
 def _explained(sent: Tensor, arrived: Tensor) -> tuple[int, float] | None:
     """Return which sequence's vector has arrived, and times what; None: not just one."""
     if arrived.numel() != sent.shape[1]:
         return None
+    near, sent, arrived = _near(sent, arrived), sent.double(), arrived.double()  # no autocast
     weight = (sent @ arrived) / (sent * sent).sum(1)
     rest = (arrived - weight[:, None] * sent).norm(dim=1)
-    row = int(rest.argmin())
-    if rest[row] > _near(sent) * arrived.norm():
+    fits = torch.nonzero(rest <= near * arrived.norm())
+    if len(fits) != 1:  # several do where a state is of FEW numbers
         return None
+    row = int(fits)
     return row, round(float(weight[row]), 6)
 
 

@@ -105,6 +105,9 @@ class Listener:
         _inside(call, read, options, plans)
         call.origins = self._remembered.origins(read.given, read)
         call.ends_zero = self._remembered.keep(call.number, read)
+        if with_graph:
+            self._ports.links(call, read.given, read)
+            call.fed_back = self._ports.feeding(read.x)
         self.labels.label(call, read)
         self.inputs.keep(call, read)
         self.record.calls.append(call)
@@ -164,10 +167,8 @@ class Listener:
     def _hear_gradients(
         self, call: HeardCall, read: CallRead, output: Any, originals: dict[int, Tensor]
     ) -> Any:
-        """Find a call's links and register hooks; return its output with the state cloned."""
+        """Register hooks; return a call's output with the state cloned."""
         clones = {id(v): v.clone() for v in read.returned if v.requires_grad}
-        self._ports.links(call, read.given, read)
-        call.fed_back = self._ports.feeding(read.x)
         output = self._with_clones(output, clones)
         y = None if read.y is None else clones.get(id(read.y), read.y)
         if y is not None and y.requires_grad:

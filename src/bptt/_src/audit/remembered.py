@@ -175,18 +175,17 @@ def _digests(rows: Tensor) -> Digests:
     """Digest each row of a matrix.
 
     Two sums of its 32-bit words times random numbers, modulo 2^64: equal rows have equal ones, and
-    different rows hardly ever.
+    different rows hardly ever. As float32, so that a state is found again in another type.
     """
     global _multipliers
     values = rows.detach().cpu().contiguous()
     if values.shape[1] == 0:
         return Digests(np.zeros((len(values), 2), np.uint64), np.ones(len(values), bool))
-    wide = values.double() if values.element_size() % 4 else values
-    data = wide.numpy() + 0  # -0 is 0
-    words = data.view(np.uint32).astype(np.uint64)
+    is_zero = (values == 0).all(1).numpy()
+    words = (values.float().numpy() + 0).view(np.uint32).astype(np.uint64)  # -0 is 0
     missing = words.shape[1] - _multipliers.shape[1]
     if missing > 0:
         more = _random.integers(0, 2**64, (2, missing), np.uint64)
         _multipliers = np.concatenate([_multipliers, more], 1)
     digests = words @ _multipliers[:, : words.shape[1]].T
-    return Digests(digests, (data == 0).all(1))
+    return Digests(digests, is_zero)

@@ -1,0 +1,100 @@
+"""The audit against an oracle that shares no code with it, on random loops."""
+
+import numpy as np
+import pytest
+import torch
+from audit.random_loops import Loop, same
+from torch import nn
+
+import bptt
+
+
+def agree(seed):
+    """Check the audit of a random loop: its matrices, and that the run stays what it is."""
+    loop = Loop(seed)
+    torch.manual_seed(seed)
+    module, again = loop.module(), loop.module()
+    again.load_state_dict(module.state_dict())
+    found = []
+    alone = loop.run(module)
+    report = bptt.audit(lambda: found.extend(loop.run(again)), again, state=loop.state)
+    assert same(alone, found), f"seed {seed}: the run under audit is another"
+    is_opaque, done = loop.is_opaque, dict(loop.done)
+    probe = loop.probe()
+    loop.run(probe)
+    B, T = report.credits.shape[:2]
+    W, M = probe.credits(T), probe.memories(T)
+    assert not probe.credits(probe.steps)[:, T:].any()
+    assert not W[B:].any()
+    rows = np.arange(B)
+    told = f"seed {seed}: {vars(loop)} {done}\n{report}"
+    found_W = np.zeros_like(W)
+    for (b, of), w in report._credits.by_row.items():
+        found_W[b, :, of] = w
+    if not (is_opaque and done.get("handed on by hand")):
+        np.testing.assert_array_equal(found_W, W, told)
+        np.testing.assert_array_equal(report.credits, W[rows, :, rows], told)
+    memories = report.memories > 0
+    if is_opaque:
+        assert not (memories & ~M[rows, :, rows]).any(), told
+    else:
+        np.testing.assert_array_equal(memories, M[rows, :, rows], told)
+    return report, done
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_random_loops(seed):
+    agree(seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(1000, 4000, 100))
+def test_many_random_loops(first):
+    for seed in range(first, first + 100):
+        agree(seed)
+
+
+# ------------------------------------------------------------ what random loops have brought up
+
+
+def test_a_state_that_was_multiplied_in_the_graph_is_remembered():
+    cell = nn.GRUCell(3, 5)
+
+    def run():
+        h = torch.zeros(2, 5)
+        for x in torch.randn(4, 2, 3):
+            h = cell(x, 0.5 * h)
+        h.sum().backward()
+
+    report = bptt.audit(run, cell)
+    np.testing.assert_array_equal(report.memory, np.tril(np.ones((4, 4))))
+    np.testing.assert_array_equal(report.credit[3], [0.125, 0.25, 0.5, 1])
+
+
+def test_weights_under_autocast_and_states_in_another_type():
+    gru = nn.GRU(3, 5)
+
+    def run(cut):
+        with torch.autocast("cpu", torch.bfloat16):
+            _, h = gru(torch.randn(2, 2, 3))
+            h = h.detach().float() if cut else 2 * h.float()
+            y, _ = gru(torch.randn(2, 2, 3), h)
+        y.float().square().sum().backward()
+
+    W = bptt.audit(lambda: run(False), gru).credit
+    assert W[3].tolist() == [2, 2, 1, 1]
+    assert bptt.audit(lambda: run(True), gru).memory[3].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("hidden", [1, 2])
+def test_rows_of_a_state_of_one_number(hidden):
+    rnn, rows = nn.RNN(3, hidden), [2, 0, 1]
+
+    def run():
+        _, h = rnn(torch.randn(2, 3, 3))
+        y, _ = rnn(torch.randn(2, 3, 3), 0.5 * h[:, rows])
+        y.square().sum().backward()
+
+    by_row = bptt.audit(run, rnn)._credits.by_row
+    for row, of in enumerate(rows):
+        assert by_row[row, of][3].tolist() == [0.5, 0.5, 0, 0]
