@@ -48,6 +48,7 @@ class Subject:
             self.types.add(type(module))
         elif isinstance(which, type) and issubclass(which, nn.Module):
             self.matches, self.name = lambda m: isinstance(m, which), which.__name__
+            self.types |= _with_subclasses(which)
         elif callable(which):
             self.matches, self.name = which, getattr(which, "__name__", repr(which))
         else:
@@ -85,7 +86,7 @@ class Subject:
 
             for kind in self.types:
                 change(kind)
-            if not self.types:
+            if not isinstance(self.wanted, nn.Module):
                 stack.enter_context(_calls_seen(self.matches, change))
 
             def unrolled(module: Any, run: Any, inputs: Any, state: Any, **options: Any) -> Any:
@@ -101,6 +102,13 @@ class Subject:
 
             stack.enter_context(observed(unrolled))
             yield
+
+
+def _with_subclasses(kind: type[Any]) -> set[type[Any]]:
+    found: set[type[Any]] = {kind}
+    for each in kind.__subclasses__():
+        found |= _with_subclasses(each)
+    return found
 
 
 def _follow(model: Any, path: str) -> Any:
