@@ -98,3 +98,49 @@ def test_rows_of_a_state_of_one_number(hidden):
     by_row = bptt.audit(run, rnn)._credits.by_row
     for row, of in enumerate(rows):
         assert by_row[row, of][3].tolist() == [0.5, 0.5, 0, 0]
+
+
+def test_sums_of_several_gradients_are_the_same_to_the_bit():
+    """The next call takes in a state by three nodes, and the loss by one: four are added up."""
+
+    def train(heard):
+        torch.manual_seed(0)
+        cell = nn.GRUCell(3, 6)
+
+        def run():
+            h, loss = torch.zeros(4, 6), 0
+            for x in torch.randn(20, 4, 3):
+                h = cell(x, h)
+                loss = loss + (h * torch.randn(6)).sum()
+            loss.backward()
+
+        bptt.audit(run, cell) if heard else run()
+        return [p.grad for p in cell.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(train(False), train(True), strict=True))
+
+
+def test_a_state_that_the_module_changes_in_place():
+    class Leaky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.mem = nn.Linear(3, 5), torch.zeros(2, 5)
+
+        def forward(self, x):
+            self.mem.mul_(0.9).add_(self.fc(x))
+            return torch.tanh(self.mem)
+
+    layer = Leaky()
+
+    def run(graph):
+        layer.mem = torch.zeros(2, 5)
+        with torch.set_grad_enabled(graph):
+            y = [layer(x) for x in torch.randn(4, 2, 3)]
+        if graph:
+            y[-1].sum().backward()
+
+    report = bptt.audit(lambda: run(True), layer, state="mem")
+    assert report.is_("full")
+    for graph in (True, False):
+        M = bptt.audit(lambda graph=graph: run(graph), layer, state="mem").memory
+        np.testing.assert_array_equal(M, np.tril(np.ones((4, 4))))

@@ -118,20 +118,19 @@ class Ports:
             self._without |= {node for node, _ in seen}
         return sorted(found)
 
-    def links(self, call: HeardCall, given: list[Tensor], read: CallRead) -> None:
+    def links(self, call: HeardCall, edges: list[GradientEdge | None], read: CallRead) -> None:
         """Find the links of a call, from the graph of its initial state.
 
         Args:
             call: the call; its links and operations are set.
-            given: views of its initial state that only this call uses.
+            edges: where gradients of its initial state arrive.
             read: the call.
         """
-        for part, v in enumerate(given):
-            if v.grad_fn is None:
-                continue
-            reached = self._reached(v, call.operations)
-            if reached:
-                for port, ways in self._ways(call, v, reached, read).items():
+        for part, edge in enumerate(edges):
+            reached = {} if edge is None else self._reached(edge, call.operations)
+            if edge is not None and reached:
+                ways_to = self._ways(call, edge, read.given[part], reached, read)
+                for port, ways in ways_to.items():
                     if port.part <= RELAY:
                         call.links += self._through(port, part, ways)
                     else:
@@ -145,11 +144,10 @@ class Ports:
             to_rows, ts = at % earlier.batch, at // earlier.batch
         return Links(part, *port, rows, to_rows, ts, weights, known)
 
-    def _reached(self, v: Tensor, operations: set[str]) -> dict[Port, GradientEdge]:
+    def _reached(self, state: GradientEdge, operations: set[str]) -> dict[Port, GradientEdge]:
         """Walk from a state back to the first results of earlier calls on every way."""
         found, seen = {}, set()
-        assert v.grad_fn is not None
-        todo = list(v.grad_fn.next_functions)
+        todo: list[tuple[Node | None, int]] = [(state.node, state.output_nr)]
         while todo:
             node, number = todo.pop()
             if node is None or (node, number) in seen:
@@ -169,13 +167,17 @@ class Ports:
         return None if marks is None else marks.get(number)
 
     def _ways(
-        self, call: HeardCall, v: Tensor, reached: dict[Port, GradientEdge], read: CallRead
+        self,
+        call: HeardCall,
+        state: GradientEdge,
+        v: Tensor,
+        reached: dict[Port, GradientEdge],
+        read: CallRead,
     ) -> dict[Port, list[Way]]:
         """Ask by a random Jacobian product which sequence's gradient goes where, times what."""
         (port, edge), *others = reached.items()
         earlier = self._readings[port.call]
-        assert v.grad_fn is not None
-        is_direct = v.grad_fn.next_functions == ((edge.node, edge.output_nr),)
+        is_direct = state[:2] == edge[:2]
         if is_direct and not others and port.part != OUTPUTS and call.batch == earlier.batch:
             # Handed on as it is.
             return {port: [(row, row, 1.0, True) for row in range(call.batch)]}
@@ -185,7 +187,7 @@ class Ports:
         sent = read.by_sequence(vector)
         found: dict[Port, list[Way]] = {}
         unexplained: dict[Port, list[int]] = {}
-        for port, gradient in self._ask(v, reached, vector).items():
+        for port, gradient in self._ask(state, reached, vector).items():
             earlier = self._readings[port.call]
             arrived = _rows(gradient, port, earlier)
             own = _own(sent, arrived)
@@ -203,7 +205,7 @@ class Ports:
         for row in range(call.batch) if unexplained else ():
             alone = torch.zeros_like(sent)
             alone[row] = sent[row]
-            product = self._ask(v, reached, _like(alone, v, read))
+            product = self._ask(state, reached, _like(alone, v, read))
             for port in unexplained.keys() & product.keys():
                 earlier = self._readings[port.call]
                 arrived = _rows(product[port], port, earlier)
@@ -214,13 +216,13 @@ class Ports:
         return {port: ways for port, ways in found.items() if ways}
 
     def _ask(
-        self, v: Tensor, reached: dict[Port, GradientEdge], vector: Tensor
+        self, state: GradientEdge, reached: dict[Port, GradientEdge], vector: Tensor
     ) -> dict[Port, Tensor]:
         """Send a vector from a state back, and return what arrives at earlier results first."""
         self._arrived = {}
         edges: Any = list(reached.values())
         try:
-            torch.autograd.grad(v, edges, vector, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(state, edges, vector, retain_graph=True, allow_unused=True)
         except RuntimeError as e:
             if "second time" not in str(e):
                 raise  # the graph is freed there: so nothing will go on

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 from torch.nn.utils.rnn import PackedSequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -21,9 +22,10 @@ from bptt._src.audit.reaching import reaches
 from bptt._src.audit.reading import AUTO, CallRead, Reader
 from bptt._src.audit.record import OUTPUTS, HeardCall, Pass, Record
 from bptt._src.audit.remembered import Remembered
+from bptt._src.audit.uses import edges_of, now, uses
 from bptt._src.credit import plan as planning
 from bptt._src.layout import declared
-from bptt._src.pytree import map_tensors
+from bptt._src.pytree import map_tensors, tensors_of
 
 _current_pass: Callable[[], int] = torch._C._current_graph_task_id  # -1: no backward pass runs
 
@@ -90,30 +92,33 @@ class Listener:
             return output
         with_graph = torch.is_grad_enabled()
         given = reader.may_be_state(args, options)
-        # Views, so that what arrives at them comes from this call alone.
-        views = {id(v): v.view_as(v) for v in given if v.requires_grad and with_graph}
-        originals = {id(views[id(v)]): v for v in given if id(v) in views}
-        given = [views.get(id(v), v) for v in given]
+        edges, since = edges_of(given if with_graph else ()), now()
+        values = [v.detach().clone() for v in given]  # the call may change them in place
         plans: list[Any] = []
         planning.heard.append(plans.append)
         try:
-            output = reader.call(forward, args, options, views)
+            output = forward(*args, **options)
         finally:
             planning.heard.remove(plans.append)
-        read = reader.read(args, options, given, output)
+        read = reader.read(args, options, values, output)
+        edges = edges[: len(read.given)]
         call = self._new_call(read, with_graph)
         _inside(call, read, options, plans)
         call.origins = self._remembered.origins(read.given, read)
         call.ends_zero = self._remembered.keep(call.number, read)
         if with_graph:
-            self._ports.links(call, read.given, read)
+            self._ports.links(call, edges, read)
             call.fed_back = self._ports.feeding(read.x)
         self.labels.label(call, read)
         self.inputs.keep(call, read)
         self.record.calls.append(call)
         self.record.steps += read.steps
         if with_graph:
-            output = self._hear_gradients(call, read, output, originals)
+            self._hear_state(call, read, output, edges, since)
+            for part, (v, edge) in enumerate(zip(given, edges, strict=False)):
+                if edge is not None and v.grad_fn is edge.node:
+                    self._ports.relay(call, part, v, read)
+            output = self._hear_gradients(call, read, output)
         return output
 
     def _again(self, reader: Reader, forward: Any, *args: Any, **options: Any) -> Any:
@@ -164,9 +169,23 @@ class Listener:
 
     # ----------------------------------------------------------------------------- gradients
 
-    def _hear_gradients(
-        self, call: HeardCall, read: CallRead, output: Any, originals: dict[int, Tensor]
-    ) -> Any:
+    def _hear_state(
+        self,
+        call: HeardCall,
+        read: CallRead,
+        output: Any,
+        edges: list[GradientEdge | None],
+        since: int,
+    ) -> None:
+        """Register hooks where the call's graph takes in the state before it."""
+        results = [v for v in (*tensors_of(output), read.y, *read.returned) if v is not None]
+        for part, found in uses(results, edges, since).items():
+            hook = self._heard("before", (call.number, part), read.by_sequence)
+            shape = read.given[part].shape
+            for node, place in found:
+                node.register_hook(partial(_returned, hook, place, shape))
+
+    def _hear_gradients(self, call: HeardCall, read: CallRead, output: Any) -> Any:
         """Register hooks; return a call's output with the state cloned."""
         clones = {id(v): v.clone() for v in read.returned if v.requires_grad}
         output = self._with_clones(output, clones)
@@ -179,10 +198,6 @@ class Listener:
             if v.requires_grad:
                 self._ports.mark(call.number, part, v, read)
                 v.register_hook(self._heard("after", (call.number, part), read.by_sequence))
-        for part, v in enumerate(read.given):
-            if v.requires_grad:
-                v.register_hook(self._heard("before", (call.number, part), read.by_sequence))
-                self._ports.relay(call, part, originals[id(v)], read)
         read.forget()
         return output
 
@@ -211,7 +226,8 @@ class Listener:
             values = values.double() if values.dtype == torch.float64 else values.float()
             shape = values.shape[: 2 if what == "outputs" else 1]
             kept = values.reshape(*shape, -1).cpu().numpy().copy()
-            getattr(self._pass(), what)[key] = kept
+            heard = getattr(self._pass(), what)
+            heard[key] = heard[key] + kept if key in heard else kept
             return None
 
         return hook
@@ -233,6 +249,15 @@ def _reader_of(unrolled: Any, options: dict[str, Any]) -> Reader:
     """How a call of bptt.unroll is read."""
     first = options.get("batch_first") or declared(unrolled, "batch_first", False)
     return Reader(unrolled, time=1 if first else 0, is_sequence=True)
+
+
+def _returned(
+    hook: Any, place: int, shape: torch.Size, gradients: tuple[Tensor | None, ...], *_: Any
+) -> None:
+    """Hand on one of the gradients that a node returns, which may not be summed up yet."""
+    gradient = gradients[place]
+    if gradient is not None:
+        hook(gradient if gradient.shape == shape else gradient.sum_to_size(shape))
 
 
 def _refuse_nested(gradient: Tensor) -> None:

@@ -132,26 +132,6 @@ class Reader:
             found = [args[1:], [options[n] for n in STATES if n in options]]
         return [v for v in tensors_of(found) if is_float(v)]
 
-    def call(
-        self, forward: Any, args: tuple[Any, ...], options: dict[str, Any], new: dict[int, Tensor]
-    ) -> Any:
-        """Call the module with tensors replaced, by their ids."""
-
-        def replaced(v: Tensor) -> Tensor:
-            return new.get(id(v), v)
-
-        if not new:
-            return forward(*args, **options)
-        if self.attributes:
-            for name in self.attributes:
-                setattr(self.module, name, map_tensors(replaced, getattr(self.module, name)))
-            return forward(*args, **options)
-        rest = tuple(map_tensors(replaced, a) for a in args[1:])
-        named = {k: map_tensors(replaced, v) for k, v in options.items() if k in STATES}
-        if self.adaptor is not None:
-            named = {k: map_tensors(replaced, v) for k, v in options.items()}
-        return forward(*args[:1], *rest, **(options | named))
-
     # -------------------------------------------------------------------------------- after
 
     def read(
