@@ -42,7 +42,7 @@ def agree(seed):
     return report, done
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", [*range(150), 3930])
 def test_random_loops(seed):
     agree(seed)
 
@@ -144,3 +144,39 @@ def test_a_state_that_the_module_changes_in_place():
     for graph in (True, False):
         M = bptt.audit(lambda graph=graph: run(graph), layer, state="mem").memory
         np.testing.assert_array_equal(M, np.tril(np.ones((4, 4))))
+
+
+def test_full_backward_hooks_of_the_module_run_as_often_as_without():
+    cell, ran = nn.LSTMCell(3, 5), []
+    cell.register_full_backward_hook(lambda *_: ran.append(1))
+
+    def run():
+        state = None
+        for x in torch.randn(6, 2, 3, requires_grad=True):
+            state = cell(x, state)
+        state[0].sum().backward()
+
+    assert bptt.audit(run, cell).is_("full")
+    assert len(ran) == 6
+
+
+def test_a_forward_of_its_own():
+    class Forwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(3, 5)
+            forward = self.rnn.forward
+            self.rnn.forward = lambda *args: forward(*args)
+
+        def forward(self, x):
+            return self.rnn(x)
+
+    model = Forwards()
+    own = model.rnn.forward
+
+    def run():
+        model(torch.randn(4, 2, 3))[0].sum().backward()
+
+    for which in (model.rnn, nn.GRU, lambda m: isinstance(m, nn.GRU)):
+        assert bptt.audit(run, which).is_("full")
+        assert vars(model.rnn)["forward"] is own

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bptt._src.audit.compose import Credits
 
 Gradient = NDArray[np.floating[Any]]
+COARSE = 1e-3
+"""From which rounding on, as of bfloat16, weights have but two digits."""
 
 
 @dataclass
@@ -130,4 +132,4 @@ def _multiple(gradient: Gradient, of: Gradient, near: float) -> float | None:
     weight = float(gradient @ of) / size
     if np.linalg.norm(gradient - weight * of) > near * np.linalg.norm(gradient):
         return None
-    return round(weight, 6)
+    return round(weight, 6 if near < COARSE else 2)

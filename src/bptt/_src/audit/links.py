@@ -126,7 +126,7 @@ class Ports:
             edges: where gradients of its initial state arrive.
             read: the call.
         """
-        for part, edge in enumerate(edges):
+        for part, edge in enumerate(map(_through_hooks, edges)):
             reached = {} if edge is None else self._reached(edge, call.operations)
             if edge is not None and reached:
                 ways_to = self._ways(call, edge, read.given[part], reached, read)
@@ -234,6 +234,17 @@ class Ports:
 def _notes(node: Node) -> dict[Any, Any]:
     """What may be noted at a node of the graph, and stays there as long as it does."""
     return cast(dict[Any, Any], node.metadata)
+
+
+def _through_hooks(edge: GradientEdge | None) -> GradientEdge | None:
+    """Step over the nodes in which torch runs a module's full backward hooks; they change nothing.
+
+    So the state a module hands on as it is need not be asked for, which would run the hooks.
+    """
+    while edge is not None and type(edge.node).__name__ == "BackwardHookFunctionBackward":
+        node, number = edge.node.next_functions[edge.output_nr]
+        edge = None if node is None else GradientEdge(node, number)
+    return edge
 
 
 def _own(sent: Tensor, arrived: Tensor) -> list[Way]:

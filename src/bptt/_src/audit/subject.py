@@ -36,6 +36,8 @@ class Subject:
         if isinstance(which, str):
             which = _follow(model, which)
         self.types: set[type] = set()
+        self.module: nn.Module | None = None
+        """The one that is meant, if it is known before."""
         self.matches: Callable[[nn.Module], bool]
         if isinstance(which, nn.Module):
             module = unwrapped(which)
@@ -46,6 +48,7 @@ class Subject:
                 )
             self.matches, self.name = lambda m: m is module, type(module).__name__
             self.types.add(type(module))
+            self.module = module
         elif isinstance(which, type) and issubclass(which, nn.Module):
             self.matches, self.name = lambda m: isinstance(m, which), which.__name__
             self.types |= _with_subclasses(which)
@@ -56,14 +59,13 @@ class Subject:
                 "bptt.audit: expected a module, a class of modules, a predicate, or a model and "
                 f"the path of a module in it, such as 'encoder.rnn'; got {which!r}"
             )
-        self.wanted = which
 
     @contextmanager
     def heard_by(self, hear: Heard) -> Iterator[None]:
         """Hand each call of a module that matches to ``hear``, until the end of the block.
 
-        Classes are changed, not modules, so that a module that is copied meanwhile takes nothing
-        along.
+        Classes are changed, so that a module that is copied meanwhile takes nothing along; and
+        modules that have a forward of their own.
         """
         within: set[int] = set()
         with ExitStack() as stack:
@@ -84,10 +86,17 @@ class Subject:
                     changed.add(kind)
                     stack.enter_context(_forward_changed(kind, of))
 
+            def change_module(module: nn.Module) -> None:
+                change(type(module))
+                if "forward" in vars(module):
+                    stack.enter_context(_own_forward_changed(module, of))
+
             for kind in self.types:
                 change(kind)
-            if not isinstance(self.wanted, nn.Module):
-                stack.enter_context(_calls_seen(self.matches, change))
+            if self.module is not None:
+                change_module(self.module)
+            else:
+                stack.enter_context(_calls_seen(self.matches, change_module))
 
             def unrolled(module: Any, run: Any, inputs: Any, state: Any, **options: Any) -> Any:
                 inside = module.modules() if isinstance(module, nn.Module) else ()
@@ -159,6 +168,23 @@ def _forward_changed(kind: type, of: Callable[..., Any]) -> Iterator[None]:
             setattr(kind, "forward", own)  # noqa: B010
 
 
+@contextmanager
+def _own_forward_changed(module: nn.Module, of: Callable[..., Any]) -> Iterator[None]:
+    """Change the forward that a module was given itself, as by a library that wraps it."""
+    before: Any = vars(module)["forward"]
+
+    @uncompiled
+    def forward(*args: Any, **options: Any) -> Any:
+        return of(module, before, args, options)
+
+    forward.__signature__ = _signature(before)  # type: ignore[attr-defined]
+    module.forward = forward
+    try:
+        yield
+    finally:
+        module.forward = before
+
+
 def _signature(function: Any) -> Any:
     try:
         return inspect.signature(function)
@@ -168,14 +194,15 @@ def _signature(function: Any) -> Any:
 
 @contextmanager
 def _calls_seen(
-    matches: Callable[[nn.Module], bool], change: Callable[[type], None]
+    matches: Callable[[nn.Module], bool], change: Callable[[nn.Module], None]
 ) -> Iterator[None]:
-    """Change the classes of modules that match when they are first called."""
-    before = nn.Module.__call__
+    """Change modules that match when they are first called."""
+    before, changed = nn.Module.__call__, set()
 
     def call(self: nn.Module, *args: Any, **options: Any) -> Any:
-        if matches(self):
-            change(type(self))
+        if self not in changed and matches(self):
+            changed.add(self)
+            change(self)
         return before(self, *args, **options)
 
     nn.Module.__call__ = call  # type: ignore[method-assign]
