@@ -153,9 +153,8 @@ class Listener:
         values = hashlib.blake2b(digest_size=16)
         now = list(self.module.parameters())
         if any(a is not b for a, b in zip(now, self._parameters, strict=False)):
-            self._instead = [
-                *now
-            ]  # for the time of a call, as torch.func.functional_call puts them
+            # For the time of a call, as torch.func.functional_call puts them.
+            self._instead = [*now]
             return
         for p in now:
             few = p.detach().reshape(-1)[:16]
