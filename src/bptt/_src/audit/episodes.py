@@ -193,9 +193,10 @@ def _shifted(e: Evidence, k: int) -> Finding:
         f"the reset is at step {t + k + start}",
         *((t + start, t - 1 + start) if late else (t + k + start, t + k - 1 + start)),
         e.number.streams[q],
-        "The first steps of an episode hold, and are credited to, the one before."
+        "Losses of an episode's first steps are credited to the one before, which the state still "
+        "holds."
         if late
-        else "The last steps of an episode have lost what it was about.",
+        else "At its end an episode's beginning is forgotten.",
         "A flag 'done' of step t belongs to the state that goes into step t + 1: apply it there, "
         "as resets[t + 1].",
     )
@@ -229,6 +230,6 @@ def _not_carried(e: Evidence) -> Iterator[Finding]:
         True,
         f"step {t} begins with a new state, though its episode goes on",
         *(t, t - 1, e.number.streams[q]),
-        "What was before this step is forgotten, at every such step.",
+        "What came before is forgotten, here and at every such step.",
         "Hand the state that one call returns to the next: y, state = rnn(x, state).",
     )

@@ -31,12 +31,13 @@ def windows(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "windows",
         False,
-        f"the state is carried and the gradient is cut at {many(len(cuts), 'border')} of calls, "
+        f"between calls the state is carried and the gradient is cut, {many(len(cuts), 'time')}, "
         f"first before step {t}; calls are of {size} steps",
         *(t, t - 1, sequence),
-        "The losses of a window's first steps reach one step, two, and so on; those of its last "
-        "all of it.",
-        "To credit every loss as far back: bptt.Stream with bptt.Truncated(every=k, reach=2 * k).",
+        "The loss of a window's first step is credited to one step, that of its second to two, and "
+        "so on.",
+        "To credit every loss to k steps or more: bptt.Stream with bptt.Truncated(every=k, "
+        "reach=2 * k).",
     )
 
 
@@ -63,7 +64,8 @@ def batch_borders(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "batch-borders",
         False,
-        f"{many(len(new), 'call')} with a new state, first at step {t}",
+        f"{many(len(new), 'call')} after the first {'begins' if len(new) == 1 else 'begin'} with "
+        f"a new state, first at step {t}",
         *(t, None, sequence),
     )
 
@@ -114,7 +116,7 @@ def stale_state(e: Evidence) -> Iterator[Finding]:
             False,
             f"step {t} begins with a state that was computed {worst} updates before",
             *(t, e.at(place)[1], sequence),
-            "With the current parameters it would be another one.",
+            "The current parameters would have made another one.",
             "Run some steps before the window again, without a loss: a burn-in.",
         )
 
@@ -147,7 +149,7 @@ def weights_unknown(e: Evidence) -> Iterator[Finding]:
             "weights-unknown",
             False,
             f"the state is transformed before step {t} ({', '.join(sorted(call.operations))}), so "
-            "how much credit goes on is no single number; it is shown as 1",
+            "the weight of what goes on is no single number; it is shown as 1",
             *(t, t - 1, sequence),
         )
 

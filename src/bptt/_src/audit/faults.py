@@ -29,7 +29,7 @@ def failed(e: Evidence) -> Iterator[Finding]:
         yield Finding(
             kind,
             True,
-            f"{message}: no state carries a graph on, so the loss does, one that {became}",
+            f"{message}: no state carries a graph to the next call; the loss has one that {became}",
             means="A loss that is added up over windows goes back through all of them again.",
             instead="Call backward on the loss of each window alone, and start the sum anew, or "
             "add up loss.item().",
@@ -68,11 +68,11 @@ def counted_twice(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "counted-twice",
         True,
-        f"the gradient of the loss of step {t} was added to the parameters' again, in another "
-        f"backward pass" + (f"; so were {times - 1} more" if times > 1 else ""),
+        f"the gradient of the loss of step {t} was added to the parameters' gradient again, in "
+        f"another backward pass" + (f"; so were {times - 1} more" if times > 1 else ""),
         *(t, s, sequence),
-        "These losses count several times; with a loss that is added up over windows, the earlier "
-        "they are the more often.",
+        "These losses count several times. Where a loss is added up over windows, an earlier one "
+        "counts more often.",
         "Call backward once for each loss; start the sum anew after each backward pass, and do "
         "not keep graphs by retain_graph=True. A gradient that is handed on by hand has to be "
         "cleared, h.grad = None, before the next one.",
@@ -89,8 +89,8 @@ def old_graph(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "old-graph",
         True,
-        f"a backward pass from step {t} on goes back through step {s}, which was computed before "
-        "the parameters were changed",
+        f"the loss of step {t}, or of a later one, goes back through step {s}, which was computed "
+        "before the parameters changed",
         *(t, s, sequence),
         "The gradient mixes values of the old parameters with the new ones, and the graph, its "
         "memory and its time grow with each window.",
@@ -118,11 +118,11 @@ def parts_differ(e: Evidence) -> Iterator[Finding]:
                 yield Finding(
                     "state-parts-differ",
                     True,
-                    f"at step {t} a part of the state is treated otherwise than the rest: {what}",
+                    f"at step {t} the tensors of the state are treated differently: {what}",
                     *(t, _step_before(e, call, row, origins, part), sequence),
-                    "The state has several tensors, an LSTM's h and c; what is done to one of them "
-                    "alone leaves the other to carry gradient, or memory, or to miss it.",
-                    "Do it to all of them: state = tuple(s.detach() for s in state), "
+                    "What is detached, masked or handed on in one of them alone goes on, or is "
+                    "lost, in the other.",
+                    "Treat all of them alike: state = tuple(s.detach() for s in state), "
                     "state = tuple(s * mask for s in state).",
                 )
                 return
@@ -148,14 +148,15 @@ def _cut_apart(
     ]
     if not attached or not cut:
         return None
-    return f"gradient goes back through part {min(attached)} and not through part {cut[0]}", cut[0]
+    name = e.record.part
+    return f"gradient goes back through {name(min(attached))}, not through {name(cut[0])}", cut[0]
 
 
 def _carried_apart(
     e: Evidence, call: HeardCall, row: int, origins: list[Place | str]
 ) -> tuple[str, int] | None:
     """Parts of which some come from an earlier step and others are new, or from another step."""
-    by_graph = call.attached[row]
+    by_graph, name = call.attached[row], e.record.part
     places = [(i, o) for i, o in enumerate(origins) if isinstance(o, Place)]
     carried = by_graph | {i for i, _ in places}
     if not carried:
@@ -164,13 +165,13 @@ def _carried_apart(
     if len(froms) > 1 and not by_graph:
         (i, a), (j, b) = places[0], next(p for p in places if p[1][::2] != places[0][1][::2])
         one, other = e.at(a)[1], e.at(b)[1]
-        return f"part {i} is that after step {one}, part {j} that after step {other}", j
+        return f"{name(i)} is that after step {one}, {name(j)} that after step {other}", j
     for i, origin in enumerate(origins):
         if origin in (ZERO, START) and i not in carried:
             source = _source_of(call, row, places)
             if source is not None and e.record.calls[source.call].ends_zero[source.row][i]:
                 continue  # zero is what it was
-            return f"part {min(carried)} is carried on and part {i} is new", i
+            return f"{name(min(carried))} is carried on and {name(i)} is new", i
     return None
 
 
@@ -199,7 +200,7 @@ def credits_nothing(e: Evidence) -> Iterator[Finding]:
     if len(calls) < SEVERAL or e.record.failure is not None:
         return
     reaching = [p for p in e.record.passes if p.reaches_parameters]
-    lost = "It does not learn from these losses, and nothing says so."
+    lost = "The module does not learn from these losses, and no error says so."
     if not e.credits.losses.any():
         if e.record.optimizer_steps < SEVERAL:
             return
@@ -242,10 +243,10 @@ def _without_a_graph(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "credits-nothing",
         True,
-        f"no call of the module, of {len(e.record.calls)}, was made with a graph, and an optimizer "
+        f"of {many(len(e.record.calls), 'call')} of the module none has a graph, while an optimizer "
         f"made {many(e.record.optimizer_steps, 'step')}",
         *(t, t, sequence),
-        "The module does not learn, and nothing says so.",
+        "The module does not learn, and no error says so.",
         "Call it outside torch.no_grad; of torch.utils.checkpoint use use_reentrant=False, which "
         "gives a gradient although no input requires one.",
     )

@@ -45,7 +45,8 @@ class Listener:
         self, module: nn.Module, labels: Labels, state: Any = None, time: Any = AUTO, most: int = 0
     ) -> None:
         self.module, self.labels, self.most = module, labels, most
-        self.record = Record(type(module).__name__)
+        is_lstm = isinstance(module, nn.LSTM | nn.LSTMCell)
+        self.record = Record(type(module).__name__, ("h", "c") if is_lstm else ())
         self.inputs = RunInputs(module)
         self._reader = Reader(module, state, time)
         self._remembered, self._ports = Remembered(), Ports()

@@ -163,6 +163,8 @@ class Record:
     """All that was heard of one module."""
 
     name: str
+    parts: tuple[str, ...] = ()
+    """What the tensors of its state are called."""
     calls: list[HeardCall] = field(default_factory=list)
     passes: list[Pass] = field(default_factory=list)
     steps: int = 0
@@ -181,6 +183,10 @@ class Record:
     @property
     def batch(self) -> int:
         return max((c.batch for c in self.calls), default=0)
+
+    def part(self, number: int) -> str:
+        """Return what a tensor of the state is called."""
+        return self.parts[number] if number < len(self.parts) else f"tensor {number}"
 
     def call_of(self, step: int) -> HeardCall:
         return next(c for c in self.calls if c.first <= step < c.first + c.steps)
