@@ -243,8 +243,8 @@ def _without_a_graph(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         "credits-nothing",
         True,
-        f"none of the module's calls had a graph, of {len(e.record.calls)}, while an optimizer made "
-        f"{many(e.record.optimizer_steps, 'step')}",
+        f"none of the module's calls had a graph, of {len(e.record.calls)}, while an optimizer "
+        f"made {many(e.record.optimizer_steps, 'step')}",
         *(t, t, sequence),
         "The module does not learn, and no error says so.",
         "Call it outside torch.no_grad; of torch.utils.checkpoint use use_reentrant=False, which "
