@@ -180,3 +180,47 @@ def test_a_forward_of_its_own():
     for which in (model.rnn, nn.GRU, lambda m: isinstance(m, nn.GRU)):
         assert bptt.audit(run, which).is_("full")
         assert vars(model.rnn)["forward"] is own
+
+
+def test_ways_of_unknown_weight_do_not_add_up():
+    """A mask of units, as zoneout's, sends a loss on by two ways, step after step."""
+    cell = nn.GRUCell(3, 5)
+
+    def run():
+        h = torch.zeros(2, 5)
+        for x in torch.randn(12, 2, 3):
+            mask = (torch.rand(2, 5) < 0.5).float()
+            h = mask * h + (1 - mask) * cell(x, h)
+        h.sum().backward()
+
+    report = bptt.audit(run, cell)
+    assert set(report.credits[:, 11].ravel()) <= {0, 1}
+    assert "weights-unknown" in {f.kind for f in report.facts}
+
+
+def test_storages_stay_resizable():
+    """Libraries that shard parameters free their storage; NumPy forbids it once it has looked."""
+    gru, seen = nn.GRU(3, 5), []
+
+    def run():
+        y, h = gru(torch.randn(4, 2, 3))
+        _, h = gru(torch.randn(4, 2, 3), h)
+        y.register_hook(seen.append)
+        (y.sum() + h.sum()).backward()
+        seen.extend([y, h])
+
+    bptt.audit(run, gru)
+    assert all(v.untyped_storage().resizable() for v in (*gru.parameters(), *seen))
+
+
+def test_transforms_of_functions_are_refused():
+    gru, x = nn.GRU(3, 5), torch.randn(4, 2, 3)
+
+    def run():
+        def loss(parameters):
+            return torch.func.functional_call(gru, parameters, (x,))[0].sum()
+
+        torch.func.grad(loss)({k: v.detach() for k, v in gru.named_parameters()})
+
+    with pytest.raises(RuntimeError, match=r"inside a transform of torch\.func"):
+        bptt.audit(run, gru)

@@ -70,7 +70,7 @@ def audit(
         TypeError: there is no such module, or its state is not found.
         ValueError: the module was not called, or several match; labels or episodes do not fit.
         RuntimeError: the module is run again inside a nested backward pass, as by a checkpoint
-            with ``use_reentrant=True``.
+            with ``use_reentrant=True``, or inside a transform of torch.func.
 
     What the run raises is raised, but for torch's errors that a graph was freed or its values
     changed: these have their reason in the state, which the report names.

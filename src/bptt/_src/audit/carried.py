@@ -38,6 +38,8 @@ class Carried:
     def __init__(self, call: HeardCall, steps: int) -> None:
         self._shape = call.batch, call.steps, steps
         self.layers: list[OneForEach] = []
+        self._is_vague = np.zeros(self._shape[:2], bool)
+        """Where losses have come by ways of unknown weight, [B, T]."""
 
     def __bool__(self) -> bool:
         return any(layer.weights.any() for layer in self.layers)
@@ -48,6 +50,25 @@ class Carried:
             vectors = np.zeros((len(rows), self._shape[2]))
             vectors[np.arange(len(rows)), losses] = 1
             self.add(rows, ts, rows, vectors)
+
+    def add_ways(
+        self, rows: Numbers, ts: Numbers, of: Numbers, vectors: Matrix, is_known: Numbers
+    ) -> None:
+        """Add losses that come by some way; where some is not known, by all no more than by one.
+
+        A unit that is kept by a mask comes by one way, and the next unit by another; their sum
+        would count both, and double with every step.
+        """
+        self._is_vague[rows[~is_known], ts[~is_known]] = True
+        vague = self._is_vague[rows, ts]
+        self.add(rows[~vague], ts[~vague], of[~vague], vectors[~vague])
+        for i in np.flatnonzero(vague).tolist():
+            more = vectors[i]
+            for layer in self.layers:
+                if layer.of[rows[i]] == of[i]:
+                    there = layer.weights[rows[i], ts[i]]
+                    more = np.where(np.abs(more) > np.abs(there), more - there, 0)
+            self.add(rows[i, None], ts[i, None], of[i, None], more[None])
 
     def add(self, rows: Numbers, ts: Numbers, of: Numbers, vectors: Matrix) -> None:
         """Add losses, [n, N], of the sequences ``of``, at the given steps of the given rows."""

@@ -8,7 +8,7 @@ it goes on, times a weight, to the step that the state came from.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,16 @@ class _Arrived:
     at_end: Flags
     """[B]"""
     end: Gradient | None
+
+
+class _Ways(NamedTuple):
+    """On which ways losses go on into an earlier call, [n] each, as in Links."""
+
+    rows: NDArray[Any]
+    to_rows: NDArray[Any]
+    ts: NDArray[Any]
+    weights: Matrix
+    is_known: Flags
 
 
 class Composer:
@@ -201,11 +211,11 @@ class _PassComposer:
             if links.source in before:
                 self._expect(links, before[links.source])
         self.whole.by_hand.left(call, sent & ~linked, handed, before)
-        for to, (rows, to_rows, ts, weights) in self._ways(call, before).items():
+        for to, (rows, to_rows, ts, weights, known) in self._ways(call, before).items():
             target = self.whole.record.calls[to]
             there = self.carried.setdefault(to, Carried(target, self.whole.record.steps))
             for of, vectors in handed:
-                there.add(to_rows, ts, of[rows], weights[:, None] * vectors[rows])
+                there.add_ways(to_rows, ts, of[rows], weights[:, None] * vectors[rows], known)
 
     def _expect(self, links: Links, before: Gradient) -> None:
         """Note what a state's gradient will bring to an earlier call."""
@@ -227,9 +237,7 @@ class _PassComposer:
             untold = self.untold.setdefault(key, np.zeros(shape, bool))
             untold[tuple(v[moved] for v in at)] = True
 
-    def _ways(
-        self, call: HeardCall, before: dict[int, Gradient]
-    ) -> dict[int, tuple[NDArray[Any], NDArray[Any], NDArray[Any], Matrix]]:
+    def _ways(self, call: HeardCall, before: dict[int, Gradient]) -> dict[int, _Ways]:
         """Return by which ways losses go on, for each earlier call, each way once.
 
         Several tensors of a state, h and c, tell of the same losses.
@@ -238,13 +246,12 @@ class _PassComposer:
         if used and all(_are_alike(links, used[0]) for links in used):
             moved = np.any([(before[v.source][v.rows] != 0).any(1) for v in used], 0)
             one = used[0]
-            ways = one.rows[moved], one.to_rows[moved], one.ts[moved], one.weights[moved]
+            ways = _Ways(one.rows, one.to_rows, one.ts, one.weights, one.is_known)
+            ways = _Ways._make(v[moved] for v in ways)
             return {one.call: ways} if moved.any() else {}
         return self._each_way(call, before)
 
-    def _each_way(
-        self, call: HeardCall, before: dict[int, Gradient]
-    ) -> dict[int, tuple[NDArray[Any], NDArray[Any], NDArray[Any], Matrix]]:
+    def _each_way(self, call: HeardCall, before: dict[int, Gradient]) -> dict[int, _Ways]:
         """Return the same where the tensors go different ways."""
         found: dict[int, dict[tuple[int, int, int], list[tuple[float, bool]]]] = {}
         for links in call.links:
@@ -263,7 +270,8 @@ class _PassComposer:
             if any(len({w for w, _ in e}) > 1 or not all(k for _, k in e) for e in ways.values()):
                 self.found.unknown.append(call)
             rows, to_rows, ts = (np.array(v) for v in zip(*ways, strict=True))
-            together[to] = rows, to_rows, ts, np.array(weights)
+            is_known = np.array([all(known for _, known in each) for each in ways.values()])
+            together[to] = _Ways(rows, to_rows, ts, np.array(weights), is_known)
         return together
 
 

@@ -85,6 +85,12 @@ class Listener:
             # bptt.unroll runs pieces again, of calls that were heard as a whole.
             again = forward if self._is_unrolled else partial(self._again, reader, forward)
             return again(*args, **options)
+        if torch._C._functorch.maybe_current_level() is not None:
+            raise RuntimeError(
+                "bptt.audit: the module is called inside a transform of torch.func (grad, vmap, "
+                "...), whose values and gradients cannot be heard; audit a loop that calls "
+                "backward or torch.autograd.grad"
+            )
         self._is_unrolled |= unrolled is not None
         if self.record.steps >= self.most:
             output = forward(*args, **options)
@@ -160,7 +166,7 @@ class Listener:
         for p in now:
             few = p.detach().reshape(-1)[:16]
             if type(few) is Tensor or type(few) is nn.Parameter:
-                values.update(few.cpu().float().numpy().tobytes())
+                values.update(few.clone().cpu().float().numpy().tobytes())
         found = values.digest()
         if self._fingerprint and found != self._fingerprint:
             self._update += 1
@@ -225,7 +231,7 @@ class Listener:
             values = lay_out(gradient.detach())
             values = values.double() if values.dtype == torch.float64 else values.float()
             shape = values.shape[: 2 if what == "outputs" else 1]
-            kept = values.reshape(*shape, -1).cpu().numpy().copy()
+            kept = values.reshape(*shape, -1).clone().cpu().numpy()
             heard = getattr(self._pass(), what)
             heard[key] = heard[key] + kept if key in heard else kept
             return None

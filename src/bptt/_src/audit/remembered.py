@@ -182,7 +182,7 @@ def _digests(rows: Tensor) -> Digests:
     if values.shape[1] == 0:
         return Digests(np.zeros((len(values), 2), np.uint64), np.ones(len(values), bool))
     is_zero = (values == 0).all(1).numpy()
-    words = (values.float().numpy() + 0).view(np.uint32).astype(np.uint64)  # -0 is 0
+    words = (values.float() + 0).numpy().view(np.uint32).astype(np.uint64)  # -0 is 0
     missing = words.shape[1] - _multipliers.shape[1]
     if missing > 0:
         more = _random.integers(0, 2**64, (2, missing), np.uint64)
