@@ -7,6 +7,7 @@ from audit.random_loops import Loop, same
 from torch import nn
 
 import bptt
+from bptt._src.audit import halves
 
 
 def agree(seed):
@@ -224,3 +225,39 @@ def test_transforms_of_functions_are_refused():
 
     with pytest.raises(RuntimeError, match=r"inside a transform of torch\.func"):
         bptt.audit(run, gru)
+
+
+def test_sequences_are_told_apart_by_halves_of_the_batch():
+    """Each place is reached by one sequence, but the last, which three reach, and one by none."""
+    asked, to = [], torch.zeros(12, 13)
+    to[torch.randperm(12)[:11], torch.arange(11)] = 2
+    to[[1, 4, 9], 12] = 3
+
+    def ask(which):
+        asked.append(which)
+        return {"a": (which[:, None] * to).sum(0)[:, None]}
+
+    found = list(halves.alone(ask, {"a": [*range(13)], "b": [0]}, 12))
+    assert {(row, place) for _, row, place, _ in found} == {*map(tuple, to.nonzero().tolist())}
+    assert all(v == to[row, place] for _, row, place, v in found)
+    assert len(found) == 14
+    assert len(asked) == 2 * 4 + 12
+
+
+def test_a_transformed_state_of_a_large_batch_is_asked_for_few_times(monkeypatch):
+    cell, norm = nn.GRUCell(3, 5), nn.LayerNorm(5)
+    asked, grad = [], torch.autograd.grad
+
+    def counted(*args, **options):
+        asked.append(1)
+        return grad(*args, **options)
+
+    def run():
+        h = torch.zeros(64, 5)
+        for x in torch.randn(3, 64, 3):
+            h = norm(cell(x, h))
+        h.square().sum().backward()
+
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    assert bptt.audit(run, cell).is_("full")
+    assert len(asked) == 2 * (1 + 2 * 6)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from bptt._src.audit.halves import alone
 from bptt._src.audit.reading import CallRead
 from bptt._src.audit.record import OUTPUTS, HeardCall, Links
 
@@ -202,17 +203,17 @@ class Ports:
                     unexplained.setdefault(port, []).append(place)
                 else:
                     found.setdefault(port, []).append((way[0], place, way[1], True))
-        for row in range(call.batch) if unexplained else ():
-            alone = torch.zeros_like(sent)
-            alone[row] = sent[row]
-            product = self._ask(state, reached, _like(alone, v, read))
-            for port in unexplained.keys() & product.keys():
-                earlier = self._readings[port.call]
-                arrived = _rows(product[port], port, earlier)
-                for place in (p for p in unexplained[port] if arrived[p].any()):
-                    way = _explained(sent[row : row + 1], arrived[place])
-                    known = (1.0, False) if way is None else (way[1], True)
-                    found.setdefault(port, []).append((row, place, *known))
+
+        def ask(which: Tensor) -> dict[Port, Tensor]:
+            some = torch.where(which.to(sent.device)[:, None], sent, 0)
+            product = self._ask(state, reached, _like(some, v, read))
+            return {port: _rows(g, port, self._readings[port.call]) for port, g in product.items()}
+
+        answers = alone(ask, unexplained, call.batch) if unexplained else ()
+        for port, row, place, gradient in answers:
+            way = _explained(sent[row : row + 1], gradient)
+            known = (1.0, False) if way is None else (way[1], True)
+            found.setdefault(port, []).append((row, place, *known))
         return {port: ways for port, ways in found.items() if ways}
 
     def _ask(
