@@ -16,8 +16,8 @@ hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-# A test's matrices are small, and a pool of OpenMP's threads, once there is one, is missing in every
-# fork of this process, which then waits for it for ever.
+# A test's matrices are small, and a pool of OpenMP's threads, once there is one, is missing in
+# every fork of this process, which then waits for it for ever.
 torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # and what a test starts as a process of its own
