@@ -261,3 +261,38 @@ def test_a_transformed_state_of_a_large_batch_is_asked_for_few_times(monkeypatch
     monkeypatch.setattr(torch.autograd, "grad", counted)
     assert bptt.audit(run, cell).is_("full")
     assert len(asked) == 2 * (1 + 2 * 6)
+
+
+@pytest.mark.parametrize("on", ["the state", "what is made of it"])
+@pytest.mark.parametrize("change", [nn.LayerNorm(5), nn.Dropout(0.3), lambda h: 2 * h.tanh()])
+def test_losses_of_states_that_are_transformed(change, on):
+    """Also where the loss is on what the next call is given, and goes back the same way."""
+    cell, at = nn.GRUCell(3, 5), [2, 3, 7]
+
+    def run():
+        z, losses = torch.zeros(2, 5), 0
+        for t, x in enumerate(torch.randn(8, 2, 3)):
+            h = cell(x, z)
+            z = change(h)
+            if t in at:
+                losses = losses + (h if on == "the state" else z).square().sum()
+        losses.backward()
+
+    report = bptt.audit(run, cell)
+    assert np.flatnonzero(report.has_loss.any(0)).tolist() == at
+    assert report.faults == ()
+
+
+def test_a_state_with_a_way_past_the_module_has_losses_where_they_are():
+    cell, at = nn.RNNCell(3, 5), [1, 4, 8]
+
+    def run():
+        z, losses = torch.zeros(2, 5), 0
+        for t, x in enumerate(torch.randn(10, 2, 3)):
+            mask = (torch.arange(5) % 2 == t % 2).float()
+            z = mask * z + (1 - mask) * cell(x, z)
+            if t in at:
+                losses = losses + z.square().sum()
+        losses.backward()
+
+    assert np.flatnonzero(bptt.audit(run, cell).has_loss.any(0)).tolist() == at

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bptt._src.audit.by_hand import ByHand
 from bptt._src.audit.carried import Carried, OneForEach, accumulate
-from bptt._src.audit.record import OUTPUTS, HeardCall, Links, Matrix, Pass, Place, Record
+from bptt._src.audit.record import OUTPUTS, RELAY, HeardCall, Links, Matrix, Pass, Place, Record
 
 Flags = NDArray[np.bool_]
 Gradient = NDArray[np.floating[Any]]
@@ -128,8 +128,8 @@ class _PassComposer:
         self.whole, self.of, self.found = whole, of, whole.found
         self.carried: dict[int, Carried] = {}
         self.expected: dict[tuple[int, int], Gradient] = {}
-        self.untold: dict[tuple[int, int], Flags] = {}
-        """Where something of unknown size arrives from a later call."""
+        self.between = self._between()
+        """Where a loss arrives at a state on its way to another call, by call, [T, B]."""
 
     def compose(self) -> None:
         heard = {*self.of.outputs, *(n for n, _ in self.of.after)}
@@ -177,6 +177,9 @@ class _PassComposer:
             self.whole.arrived(call, _Arrived(self.of.update, came, outputs, at_end, end))
         came = came.copy()
         came[ends, rows] |= at_end
+        more = self.between.get(call.number, came) & ~came
+        self.found.losses[call.first : call.first + call.steps, : call.batch] += more
+        came |= more
         ts, of = np.nonzero(came)
         here.add_own(of, call.first + ts, ts)
 
@@ -184,12 +187,32 @@ class _PassComposer:
         self, call: HeardCall, part: int, gradient: Gradient
     ) -> tuple[Gradient, Flags]:
         """Return what of a gradient comes from no later call, and where that is anything."""
-        rest = gradient - self.expected.pop((call.number, part), 0)
+        key = call.number, part
+        measured = self.of.measured.get(key, np.zeros_like(gradient))
+        rest = gradient - self.expected.pop(key, 0) - measured
         size = np.sqrt((rest.astype(float) ** 2).sum(-1))
-        whole = np.sqrt((gradient.astype(float) ** 2).sum(-1))
-        at = size > self.whole.record.near * whole
-        untold = self.untold.pop((call.number, part), None)
-        return rest, at if untold is None else at & ~untold
+        whole = np.linalg.norm(gradient, axis=-1) + np.linalg.norm(measured, axis=-1)
+        return rest, size > self.whole.record.near * whole
+
+    def _between(self) -> dict[int, Flags]:
+        """Find losses of states that were transformed: each is one of the step it came from."""
+        found: dict[int, Flags] = {}
+        for (number, part), whole in self.of.initial.items():
+            call = self.whole.record.calls[number]
+            given = [(number, part), *((n, i) for of, n, i in call.also_given if of == part)]
+            parts = [self.of.before.get(key) for key in given]
+            parts.append(self.of.measured.get((number, RELAY - part)))
+            rest, most = whole, np.linalg.norm(whole, axis=1)
+            for each in (v for v in parts if v is not None):
+                rest, most = rest - each, most + np.linalg.norm(each, axis=1)
+            has_loss = np.linalg.norm(rest, axis=1) > self.whole.record.near * most
+            for row in np.flatnonzero(has_loss).tolist():
+                place = _latest_source(call, part, row)
+                if place is not None:
+                    earlier = self.whole.record.calls[place.call]
+                    none = np.zeros((earlier.steps, earlier.batch), bool)
+                    found.setdefault(place.call, none)[place.t, place.row] = True
+        return found
 
     # ------------------------------------------------------------------------ what goes on
 
@@ -208,7 +231,7 @@ class _PassComposer:
         linked = np.zeros(call.batch, bool)
         for links in call.links:
             linked[links.rows] = True
-            if links.source in before:
+            if links.source in before and not links.is_measured:
                 self._expect(links, before[links.source])
         self.whole.by_hand.left(call, sent & ~linked, handed, before)
         for to, (rows, to_rows, ts, weights, known) in self._ways(call, before).items():
@@ -219,7 +242,7 @@ class _PassComposer:
 
     def _expect(self, links: Links, before: Gradient) -> None:
         """Note what a state's gradient will bring to an earlier call."""
-        to, key = self.whole.record.calls[links.call], (links.call, links.part)
+        key = links.call, links.part
         of_state = self.of.after.get(key)
         gradient = self.of.outputs.get(links.call) if links.part == OUTPUTS else of_state
         if gradient is None:
@@ -231,11 +254,6 @@ class _PassComposer:
             values = links.weights[known, None] * before[links.rows[known]]
             values = values.reshape(-1, gradient.shape[-1])
             accumulate(expected, tuple(v[known] for v in at), values)
-        if not known.all():
-            shape = (to.steps, to.batch) if links.part == OUTPUTS else (to.batch,)
-            moved = (before[links.rows] != 0).any(1) & ~known
-            untold = self.untold.setdefault(key, np.zeros(shape, bool))
-            untold[tuple(v[moved] for v in at)] = True
 
     def _ways(self, call: HeardCall, before: dict[int, Gradient]) -> dict[int, _Ways]:
         """Return by which ways losses go on, for each earlier call, each way once.
@@ -275,9 +293,20 @@ class _PassComposer:
         return together
 
 
+def _latest_source(call: HeardCall, part: int, row: int) -> Place | None:
+    """Return the latest step that a sequence's initial state was made of; None: of none."""
+    found = [
+        Place(links.call, int(links.to_rows[i]), int(links.ts[i]))
+        for links in call.links
+        if links.source == part
+        for i in np.flatnonzero(links.rows == row)
+    ]
+    return max(found, key=lambda place: (place.call, place.t), default=None)
+
+
 def _are_alike(a: Links, b: Links) -> bool:
     """Whether two tensors of a state go the same ways, with known weights."""
-    pairs = zip(a[3:], b[3:], strict=True)
+    pairs: Any = zip(a[3:], b[3:], strict=True)
     same = a.call == b.call and all(np.array_equal(v, w) for v, w in pairs)
     return same and bool(a.is_known.all())
 

@@ -6,6 +6,7 @@ on, and a weight may lie between. The random numbers are not the user's.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.autograd.graph import GradientEdge, Node
 
 from bptt._src.audit.halves import alone
 from bptt._src.audit.reading import CallRead
-from bptt._src.audit.record import OUTPUTS, HeardCall, Links
+from bptt._src.audit.record import OUTPUTS, RELAY, HeardCall, Links
 
 NEAR = 1e-5
 FEW = 2
@@ -34,18 +35,18 @@ class Port(NamedTuple):
     """Which tensor of the state; -1: the outputs; -2, -3, ...: of the state before the call."""
 
 
-RELAY = -2
-
-
 class Ports:
     """The tensors that calls returned, in the graph."""
 
     def __init__(self) -> None:
         self._key = object()
         self._readings: dict[int, CallRead] = {}
+        self._shapes: dict[Port, torch.Size] = {}
         self._calls: dict[int, HeardCall] = {}
         self._without: set[Node] = set()
         """Nodes known to lead to none of them."""
+        self.measured: set[Port] = set()
+        """States before calls, between which and results gradients are heard."""
         self._arrived: dict[Port, Tensor] | None = None
         """What arrived where while a Jacobian product is asked for; None: none is."""
 
@@ -55,6 +56,12 @@ class Ports:
             marks = _notes(v.grad_fn).setdefault(self._key, {})
             marks[v.output_nr] = Port(call, part)
             self._readings[call] = read
+            self._shapes[Port(call, part)] = v.shape
+
+    def layout(self, port: Port) -> tuple[Callable[[Tensor], Tensor], torch.Size]:
+        """Return how a gradient of a tensor is laid out, by step or by sequence, and its shape."""
+        read = self._readings[port.call]
+        return (read.by_step if port.part == OUTPUTS else read.by_sequence), self._shapes[port]
 
     def relay(self, call: HeardCall, part: int, v: Tensor, read: CallRead) -> None:
         """Remember the state that went into a call, if it was made of results, for later ones.
@@ -81,7 +88,8 @@ class Ports:
             i, j, together = i[together != 0], j[together != 0], together[together != 0]
             if len(i):
                 to = links.to_rows[j], links.ts[j], together
-                found.append(Links(part, *links[1:3], rows[i], *to, known[i] & links.is_known[j]))
+                known_both = known[i] & links.is_known[j]
+                found.append(Links(part, *links[1:3], rows[i], *to, known_both, links.is_measured))
         return found
 
     def forget(self) -> None:
@@ -119,23 +127,38 @@ class Ports:
             self._without |= {node for node, _ in seen}
         return sorted(found)
 
-    def links(self, call: HeardCall, edges: list[GradientEdge | None], read: CallRead) -> None:
+    def links(
+        self, call: HeardCall, edges: list[GradientEdge | None], read: CallRead
+    ) -> Iterator[tuple[Node, int, Port]]:
         """Find the links of a call, from the graph of its initial state.
 
         Args:
             call: the call; its links and operations are set.
             edges: where gradients of its initial state arrive.
             read: the call.
+
+        Yields:
+            Where gradients have to be heard on their way: the node, which of the gradients that it
+            returns, and what this arrives at.
         """
         for part, edge in enumerate(map(_through_hooks, edges)):
             reached = {} if edge is None else self._reached(edge, call.operations)
             if edge is not None and reached:
                 ways_to = self._ways(call, edge, read.given[part], reached, read)
+                found: list[Links] = []
                 for port, ways in ways_to.items():
                     if port.part <= RELAY:
-                        call.links += self._through(port, part, ways)
+                        found += self._through(port, part, ways)
+                        if port == self._port(edge.node, edge.output_nr):
+                            also = RELAY - port.part, call.number, part
+                            self._calls[port.call].also_given.append(also)
                     else:
-                        call.links.append(self._links(port, part, ways))
+                        found.append(self._links(port, part, ways))
+                if not all(known for ways in ways_to.values() for *_, known in ways):
+                    self.measured.add(Port(call.number, RELAY - part))
+                    found = [links._replace(is_measured=True) for links in found]
+                    yield from self._measure(edge)
+                call.links += found
 
     def _links(self, port: Port, part: int, ways: list[Way]) -> Links:
         rows, at, weights, known = (np.array(v) for v in zip(*ways, strict=True))
@@ -162,6 +185,33 @@ class Ports:
                 operations.add(type(node).__name__.removesuffix("0").removesuffix("Backward"))
             todo += node.next_functions
         return found
+
+    def _measure(self, state: GradientEdge) -> Iterator[tuple[Node, int, Port]]:
+        """Find where gradients on their way from a state arrive at results; each is told once."""
+        todo, seen = [state.node], set()
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            told = _notes(node).setdefault(self._key, {}).setdefault("told", set())
+            for place, (before, number) in enumerate(node.next_functions):
+                port = None if before is None else self._port(before, number)
+                if port is not None and place not in told:
+                    told.add(place)
+                    yield node, place, port
+                if port is not None and port.part <= RELAY and port not in self.measured:
+                    self._measured_from_now_on(port)
+                    port = None
+                if before is not None and port is None:
+                    todo.append(before)
+
+    def _measured_from_now_on(self, port: Port) -> None:
+        self.measured.add(port)
+        links = self._calls[port.call].links
+        for i, each in enumerate(links):
+            if each.source == RELAY - port.part:
+                links[i] = each._replace(is_measured=True)
 
     def _port(self, node: Node, number: int) -> Port | None:
         marks = _notes(node).get(self._key)

@@ -20,7 +20,7 @@ from bptt._src.audit.labels import Labels
 from bptt._src.audit.links import Port, Ports
 from bptt._src.audit.reaching import reaches
 from bptt._src.audit.reading import AUTO, CallRead, Reader
-from bptt._src.audit.record import OUTPUTS, HeardCall, Pass, Record
+from bptt._src.audit.record import OUTPUTS, RELAY, HeardCall, Pass, Record
 from bptt._src.audit.remembered import Remembered
 from bptt._src.audit.uses import edges_of, now, uses
 from bptt._src.credit import plan as planning
@@ -114,7 +114,10 @@ class Listener:
         call.origins = self._remembered.origins(read.given, read)
         call.ends_zero = self._remembered.keep(call.number, read)
         if with_graph:
-            self._ports.links(call, edges, read)
+            for node, place, port in self._ports.links(call, edges, read):
+                lay_out, shape = self._ports.layout(port)
+                hook = self._heard("measured", port, lay_out)
+                node.register_hook(partial(_returned, hook, place, shape))
             call.fed_back = self._ports.feeding(read.x)
         self.labels.label(call, read)
         self.inputs.keep(call, read)
@@ -125,6 +128,10 @@ class Listener:
             for part, (v, edge) in enumerate(zip(given, edges, strict=False)):
                 if edge is not None and v.grad_fn is edge.node:
                     self._ports.relay(call, part, v, read)
+                    hook = self._heard("initial", (call.number, part), read.by_sequence)
+                    v.register_hook(
+                        partial(self._if_measured, Port(call.number, RELAY - part), hook)
+                    )
             output = self._hear_gradients(call, read, output)
         return output
 
@@ -207,6 +214,10 @@ class Listener:
         read.forget()
         return output
 
+    def _if_measured(self, port: Port, hook: Any, gradient: Tensor) -> None:
+        if port in self._ports.measured:
+            hook(gradient)
+
     def _with_clones(self, output: Any, clones: dict[int, Tensor]) -> Any:
         def cloned(v: Tensor) -> Tensor:
             return clones.get(id(v), v)
@@ -223,14 +234,14 @@ class Listener:
             if gradient is None:
                 return None
             if self._ports.is_asking:
-                return (
-                    None if what == "before" else self._ports.stopped(Port(number, part), gradient)
-                )
+                stops = what in ("outputs", "after")
+                return self._ports.stopped(Port(number, part), gradient) if stops else None
             near = 4 * torch.finfo(gradient.dtype).eps
             self.record.near = max(self.record.near, near)
             values = lay_out(gradient.detach())
             values = values.double() if values.dtype == torch.float64 else values.float()
-            shape = values.shape[: 2 if what == "outputs" else 1]
+            by_step = what == "outputs" or (what == "measured" and key[1] == OUTPUTS)
+            shape = values.shape[: 2 if by_step else 1]
             kept = values.reshape(*shape, -1).clone().cpu().numpy()
             heard = getattr(self._pass(), what)
             heard[key] = heard[key] + kept if key in heard else kept

@@ -37,6 +37,9 @@ Origin = Place | str
 
 
 OUTPUTS = -1
+RELAY = -2
+"""Numbers of tensors of a call that are not of the state after it: its outputs; and the state
+before it, RELAY, RELAY - 1, and so on, where that was made of results."""
 
 
 class Links(NamedTuple):
@@ -60,6 +63,8 @@ class Links(NamedTuple):
     weights: Matrix
     is_known: NDArray[np.bool_]
     """Whether the gradient arrives as it left, times the weight."""
+    is_measured: bool = False
+    """Whether what arrives is heard on its way, because it does not follow from what has left."""
 
 
 @dataclass
@@ -86,6 +91,8 @@ class HeardCall:
     links: list[Links] = field(default_factory=list)
     operations: set[str] = field(default_factory=set)
     """What lies in the graph between the initial state and the earlier call."""
+    also_given: list[tuple[int, int, int]] = field(default_factory=list)
+    """Which of its initial state's tensors another call got, too: (tensor, call, tensor there)."""
     fed_back: list[int] = field(default_factory=list)
     """Earlier calls whose outputs come back as inputs, with their graph."""
     weights: Matrix | None = None
@@ -146,6 +153,10 @@ class Pass:
     """The gradient of the state after a call, by call and part, [B, n]."""
     before: dict[tuple[int, int], Gradient] = field(default_factory=dict)
     """What a call passes on to its initial state, [B, n]."""
+    initial: dict[tuple[int, int], Gradient] = field(default_factory=dict)
+    """All that arrives at an initial state that was made of results, where that is measured."""
+    measured: dict[tuple[int, int], Gradient] = field(default_factory=dict)
+    """What arrives from later states at results, [T, B, n] or [B, n], and at initial states."""
 
 
 class EffectiveReach(NamedTuple):
