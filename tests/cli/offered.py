@@ -120,6 +120,11 @@ def train(k=4):
 
 def by_twos():
     train(2)
+
+
+def long():
+    for _ in range(12):
+        train(2)
 """
 """A script for bptt audit."""
 

@@ -22,7 +22,7 @@ LONGER = {
     "train": {"--epochs": 3, "--save-every": 0},
     "sample": {"--length": 300},
     "flow": {"--tokens": 40, "--html": "flow.html", "--figure": "flow.png"},
-    "audit": {"--html": "audit.html", "--figure": "audit.png"},
+    "audit": {offered.TEXT: "loop.py:long", "--html": "audit.html", "--figure": "audit.png"},
     "evaluate": {"--json": "found.json"},
     "compare": {"--updates": 20, "--seeds": 2},
     "bench": {"--rounds": 30, "--figure": "bench.png"},

@@ -45,8 +45,18 @@ def _initial(
     """Return what a call's initial state holds of its sequences, [B, N], and of others."""
     held = np.zeros((call.batch, record.steps))
     others: dict[int, Others] = {}
+    mixed = {row for row, _ in found}
+    alone = [
+        (row, record.calls[places[0].call].first + places[0].t)
+        for row, places in enumerate(call.sources)
+        if len(places) == 1 and places[0].row == row and row not in mixed
+    ]
+    if alone:
+        rows, ts = np.array(alone).T
+        held[rows] = own[rows, ts]
+    done = {row for row, _ in alone}
     for row, places in enumerate(call.sources):
-        for place in places:
+        for place in places if row not in done else ():
             t = record.calls[place.call].first + place.t
             all_held = {place.row: own[place.row, t]}
             all_held |= {of: M[t] for (of_row, of), M in found.items() if of_row == place.row}

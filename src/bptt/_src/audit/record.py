@@ -114,27 +114,31 @@ class HeardCall:
 
         The graph knows better than values do: a state may have been transformed in between.
         """
-        found: list[set[Place]] = [set() for _ in range(self.batch)]
+        found: dict[int, set[tuple[int, int, int]]] = {}
         for links in self.links:
             values = (links.rows, links.to_rows, links.ts, links.weights)
             for row, to, t, weight in zip(*(v.tolist() for v in values), strict=True):
                 if weight:
-                    found[row].add(Place(links.call, to, t))
-        for row, origins in enumerate(self.origins):
-            if origins and all(o == ZERO for o in origins):
-                found[row].clear()  # reset, by way of .data perhaps, though its graph goes on
-            elif not found[row]:
-                found[row] = {o for o in origins if isinstance(o, Place)}
-        return [sorted(places) for places in found]
+                    found.setdefault(row, set()).add((links.call, to, t))
+        return [self._sources_of(row, found.get(row)) for row in range(self.batch)]
+
+    def _sources_of(self, row: int, linked: set[tuple[int, int, int]] | None) -> list[Place]:
+        origins = self.origins[row] if self.origins else []
+        if origins and all(o == ZERO for o in origins):
+            return []  # reset, by way of .data perhaps, though its graph goes on
+        known = {o for o in origins if isinstance(o, Place)}
+        if linked and linked != known:
+            return sorted(Place(*p) for p in linked)
+        return sorted(known)
 
     @cached_property
     def attached(self) -> list[set[int]]:
         """Which tensors of each sequence's initial state have a graph that goes on."""
-        found: list[set[int]] = [set() for _ in range(self.batch)]
+        parts = np.zeros((self.batch, 1 + max((v.source for v in self.links), default=0)), bool)
         for links in self.links:
-            for row in links.rows[links.weights != 0].tolist():
-                found[row].add(links.source)
-        return found
+            parts[links.rows[links.weights != 0], links.source] = True
+        shared: dict[bytes, set[int]] = {}  # nearly all rows have the same
+        return [shared.setdefault(row.tobytes(), {*np.flatnonzero(row).tolist()}) for row in parts]
 
 
 @dataclass
