@@ -421,6 +421,8 @@ def test_recording_ends():
     report = bptt.audit(run, rnn, steps=5)
     assert (report.steps, report.record.not_recorded) == (8, 4)
     assert "not-recorded" in [f.kind for f in report.facts]
+    with pytest.raises(ValueError, match=r"time must be 0 or 1, .* got 2"):
+        bptt.audit(run, rnn, time=2)
     with pytest.raises(ValueError, match="steps must be at least 1"):
         bptt.audit(run, rnn, steps=0)
 

@@ -234,7 +234,7 @@ def reach(e: Evidence) -> Iterator[Finding]:
 
 
 def _effective(e: Evidence) -> str:
-    """Say how far the gradient reaches with the inputs and the weights of the run."""
+    """Write how far the gradient reaches with the inputs and the weights of the run."""
     found = e.record.reach
     if found is None:
         return ""

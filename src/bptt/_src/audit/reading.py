@@ -100,6 +100,11 @@ class Reader:
     def __init__(
         self, module: Any, state: Any = None, time: Any = AUTO, is_sequence: bool = False
     ) -> None:
+        if not (time is None or time == AUTO or (type(time) is int and time in (0, 1))):
+            raise ValueError(
+                f"bptt.audit: time must be 0 or 1, the dimension of time, or None if each call is "
+                f"one step, got {time!r}"
+            )
         self.module, self.time, self.is_sequence = module, time, is_sequence
         names = (state,) if isinstance(state, str) else state
         self.adaptor = None

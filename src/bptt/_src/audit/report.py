@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bptt._src.audit.compose import Composer, Credits
 from bptt._src.audit.evidence import Evidence
-from bptt._src.audit.finding import Finding
+from bptt._src.audit.finding import Finding, many
 from bptt._src.audit.findings import find
 from bptt._src.audit.matrices import Matrices, Numbering, credit, held, numbering
 from bptt._src.audit.record import Matrix, Record
@@ -45,7 +45,7 @@ class Compared:
         return self.first is None and not self.reason
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Write it in one line."""
         if self.reason:
             return f"not {self.expected}: {self.reason}"
         if self.first is None:
@@ -108,6 +108,15 @@ class Audit:
                 "another where it came again; number each step of a stream once"
             )
         return found
+
+    @property
+    def counts(self) -> str:
+        """How much was recorded, in words."""
+        return (
+            f"{many(len(self.record.calls), 'call')}, {many(self.steps, 'step')} of "
+            f"{many(len(self.sequences), 'sequence')}, "
+            f"{many(len(self.record.passes), 'backward pass')}"
+        )
 
     @property
     def faults(self) -> tuple[Finding, ...]:

@@ -145,10 +145,10 @@ def _follow(model: Any, path: str) -> Any:
 
 
 @contextmanager
-def _forward_changed(kind: type, of: Callable[..., Any]) -> Iterator[None]:
+def _forward_changed(kind: Any, of: Callable[..., Any]) -> Iterator[None]:
     """Change the forward of a class for a while."""
     own = kind.__dict__.get("forward")
-    before: Any = getattr(kind, "forward")  # noqa: B009  # mypy: any class
+    before = kind.forward
 
     @uncompiled
     def forward(self: nn.Module, *args: Any, **options: Any) -> Any:
@@ -158,14 +158,14 @@ def _forward_changed(kind: type, of: Callable[..., Any]) -> Iterator[None]:
         return of(self, call, args, options)
 
     forward.__signature__ = _signature(before)  # type: ignore[attr-defined]
-    setattr(kind, "forward", forward)  # noqa: B010
+    kind.forward = forward
     try:
         yield
     finally:
         if own is None:
-            delattr(kind, "forward")
+            del kind.forward
         else:
-            setattr(kind, "forward", own)  # noqa: B010
+            kind.forward = own
 
 
 @contextmanager

@@ -20,11 +20,7 @@ def report_in_words(report: Audit) -> str:
     """Write what was audited, both matrices and the findings."""
     record = report.record
     updates = max((c.update for c in record.calls), default=0)
-    head = (
-        f"{record.name}: {many(len(record.calls), 'call')}, {many(report.steps, 'step')} of "
-        f"{many(len(report.sequences), 'sequence')}, {many(len(record.passes), 'backward pass')}, "
-        f"{many(updates, 'update')}"
-    )
+    head = f"{record.name}: {report.counts}, {many(updates, 'update')}"
     blocks = [head, beside(report.credit, report.memory, report.start)]
     blocks += [str(f) for f in report.findings]
     if not report.faults:

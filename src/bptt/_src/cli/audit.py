@@ -13,7 +13,7 @@ import typer
 
 import bptt
 from bptt._src.atomic import write_whole
-from bptt._src.cli.places import STANDARD_OUTPUT, check_places
+from bptt._src.cli.places import STANDARD_OUTPUT, Json, Page, Picture, check_places
 from bptt._src.cli.script import Script
 from bptt._src.cli.terminal import echo
 from bptt.credit import parse
@@ -68,18 +68,9 @@ def audit(
             show_default=False,
         ),
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="write a page to look at", show_default=False)
-    ] = None,
-    json_: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", help="write all of it as JSON; - prints nothing else", show_default=False
-        ),
-    ] = None,
-    figure: Annotated[
-        Path | None, typer.Option(help="write a picture: .png, .svg or .pdf", show_default=False)
-    ] = None,
+    html: Page = None,
+    json_: Json = None,
+    figure: Picture = None,
 ) -> None:
     """Show which losses a training loop credits to which steps, and what its state remembers.
 

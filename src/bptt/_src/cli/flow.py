@@ -16,7 +16,7 @@ import torch
 import typer
 
 from bptt._src.atomic import write_whole
-from bptt._src.cli.places import STANDARD_OUTPUT, check_places
+from bptt._src.cli.places import STANDARD_OUTPUT, Json, Page, Picture, check_places
 from bptt._src.cli.terminal import echo, on_one_line
 from bptt._src.language_model.flow import flow_of
 from bptt._src.language_model.model import check_device
@@ -106,18 +106,9 @@ def flow(
             help="of an untrained network: draws its weights (default: 0)", show_default=False
         ),
     ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="write a page to look at", show_default=False)
-    ] = None,
-    json_: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", help="write all of it as JSON; - prints nothing else", show_default=False
-        ),
-    ] = None,
-    figure: Annotated[
-        Path | None, typer.Option(help="write a picture: .png, .svg or .pdf", show_default=False)
-    ] = None,
+    html: Page = None,
+    json_: Json = None,
+    figure: Picture = None,
     device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
 ) -> None:
     """Show how far back the gradient of each token's loss reaches, and what to do about it."""

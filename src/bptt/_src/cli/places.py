@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from bptt.errors import ConfigError, require
 
 PICTURES = (".png", ".svg", ".pdf")
 STANDARD_OUTPUT = "-"
 _ARGUMENTS = {"file": "FILE"}
+
+Page = Annotated[Path | None, typer.Option(help="write a page to look at", show_default=False)]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", help="write all of it as JSON; - prints nothing else", show_default=False
+    ),
+]
+Picture = Annotated[
+    Path | None, typer.Option(help="write a picture: .png, .svg or .pdf", show_default=False)
+]
+"""Options of what a command writes."""
 
 
 def check_places(**places: Path | None) -> None:

@@ -132,7 +132,7 @@ def _functions(w: Floats, known: NDArray[np.bool_]) -> Iterator[tuple[str, Float
 
 
 def _progression(kind: str, values: Floats) -> str:
-    """Say what is known of a few sequences of factors, else list them."""
+    """Name the few sequences of factors that are known; list others."""
     T, there = len(values), np.isfinite(values)
 
     def are(expected: Callable[[Floats], Floats]) -> bool:

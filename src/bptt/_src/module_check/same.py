@@ -52,7 +52,7 @@ def same_runs(view: View, name: str, found: Run, expected: Run, what: str, remed
 
 
 def shape_difference(found: Any, expected: Any) -> str:
-    """Say how the tensors of two results differ in number or shape; "" if they do not."""
+    """Describe how the tensors of two results differ in number or shape; "" if they do not."""
     shapes = [[tuple(v.shape) for v in floats(tree)] for tree in (found, expected)]
     return "" if shapes[0] == shapes[1] else f"expected shapes {shapes[1]}, found {shapes[0]}"
 

@@ -28,7 +28,7 @@ def packed(report: Audit) -> dict[str, Any]:
     """
     return {
         "module": report.record.name,
-        "counts": counts(report),
+        "counts": report.counts,
         "steps": report.steps,
         "start": report.start,
         "sequences": [str(name) for name in report.sequences],
@@ -45,20 +45,6 @@ def packed(report: Audit) -> dict[str, Any]:
 def matrices_of(kind: str) -> list[str]:
     """Return in which matrices the place of a finding means something."""
     return [ONLY_IN[kind]] if kind in ONLY_IN else ["credit", "memory"]
-
-
-def counts(report: Audit) -> str:
-    """Say how much was recorded."""
-    record = report.record
-    return (
-        f"{_many(len(record.calls), 'call')}, {_many(report.steps, 'step')} of "
-        f"{_many(len(report.sequences), 'sequence')}, "
-        f"{_many(len(record.passes), 'backward pass', 'backward passes')}"
-    )
-
-
-def _many(n: int, one: str, more: str | None = None) -> str:
-    return f"{n} {one if n == 1 else more or f'{one}s'}"
 
 
 def in_runs(W: Matrix) -> list[list[float | int]]:

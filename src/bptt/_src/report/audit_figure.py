@@ -14,7 +14,7 @@ with needs("plot"):
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter
 
-from bptt._src.report.audit_data import calls, counts, episode_starts, matrices_of
+from bptt._src.report.audit_data import calls, episode_starts, matrices_of
 from bptt._src.report.matrices import INK, draw_matrix, draw_scale, scale_of
 from bptt._src.report.style import COLOURS
 
@@ -62,7 +62,7 @@ def draw_audit(report: Audit, title: str | None = None) -> Figure:
                 axes.plot(*place, gid=fault.kind, zorder=6, clip_on=False, **RING)
     draw_scale(figure, [left, right], shown, colours, norm)
     _draw_legend(figure, report)
-    heading = f"{report.record.name}: {counts(report)}" if title is None else title
+    heading = f"{report.record.name}: {report.counts}" if title is None else title
     figure.suptitle(heading, x=0.01, ha="left", fontsize="medium", parse_math=False)
     return figure
 
