@@ -289,6 +289,8 @@ def test_cells(kind):
     np.testing.assert_array_equal(report.credit, W)
     assert report.is_("full")
     assert report.faults == ()
+    with pytest.raises(ValueError, match=r"time=0 was given, but a .*Cell takes one step"):
+        bptt.audit(run, cell, time=0)
 
 
 class Keeping(nn.Module):

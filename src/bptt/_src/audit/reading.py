@@ -199,6 +199,11 @@ class Reader:
         return len(shapes) == 1 and "Cell" in type(self.module).__name__
 
     def _time(self, y: Any) -> int | None:
+        if y is None and self.time in (0, 1):
+            raise ValueError(
+                f"bptt.audit: time={self.time} was given, but a {type(self.module).__name__} takes "
+                "one step and returns its state alone; leave it out"
+            )
         if y is None or isinstance(y, PackedSequence):
             return None
         if self.time != AUTO:
