@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bptt._src.dtypes import is_bf16
 from bptt._src.engines.guard import without_autocast
 from bptt._src.engines.readout import Readout
 from bptt._src.readout_loss import Options, readout_loss
@@ -54,7 +55,9 @@ def linear_cross_entropy(
     Returns:
         The loss, one number, or [...] with ``reduction="none"``. Half precision (float16,
         bfloat16) is computed in float32 and the loss is rounded; under autocast everything is
-        computed in float32, and so is the returned loss.
+        computed in float32, and so is the returned loss. Where all of it is bfloat16, and under
+        autocast to bfloat16, both sides of each product are rounded to it, if the processor
+        multiplies it (:func:`bptt.kernels.backend`).
 
     Raises:
         ValueError: shapes, dtypes or options do not match.
@@ -78,6 +81,7 @@ def linear_cross_entropy(
         weight.to(dtype),
         None if bias is None else bias.to(dtype),
         targets.reshape(-1),
+        bf16=dtype is torch.float32 and is_bf16(weight.dtype, hidden.device),
     )
     with without_autocast(hidden.device):
         loss = readout_loss(readout, Options(label_weights, ignore_index, reduction))

@@ -1,4 +1,4 @@
-"""Which dtypes a module takes, and which it returns under autocast."""
+"""Which dtypes a module takes, computes in, and returns under autocast."""
 
 from __future__ import annotations
 
@@ -35,6 +35,18 @@ def check_dtype(called: str, what: str, x: Tensor, weights: torch.dtype) -> None
         )
 
 
+def computed_in(weights: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype of a module's sums and states: on a CPU float32 at least."""
+    return torch.float32 if device.type == "cpu" and weights.itemsize < 4 else weights
+
+
+def is_bf16(weights: torch.dtype, device: torch.device) -> bool:
+    """Whether products may be of bfloat16: by the parameters' dtype, or by autocast's."""
+    if device.type != "cpu" or weights is torch.float64:
+        return False
+    return torch.bfloat16 in (weights, dtype_of_autocast(device))
+
+
 def rounded(
     rows: Rows,
     hx: Any,
@@ -44,7 +56,7 @@ def rounded(
     finals: list[State],
     each: list[State],
 ) -> tuple[Tensor, list[State], list[State]]:
-    """Round results to the dtypes of autocast, where it is on.
+    """Round results to the dtypes of autocast, where it is on, or to that of the weights.
 
     Args:
         rows: the input.
@@ -57,9 +69,12 @@ def rounded(
     """
     autocast = dtype_of_autocast(rows.x.device)
     if autocast is None or weights is torch.float64:  # which autocast leaves alone
-        return y, finals, each
-    given = (hx,) if isinstance(hx, Tensor) else tuple(hx or (rows.x,) * len(finals[0]))
-    dtypes = rule(autocast, given, isinstance(rows.like, PackedSequence))
+        if y.dtype is weights:
+            return y, finals, each
+        dtypes = [weights] * len(finals[0])
+    else:
+        given = (hx,) if isinstance(hx, Tensor) else tuple(hx or (rows.x,) * len(finals[0]))
+        dtypes = rule(autocast, given, isinstance(rows.like, PackedSequence))
 
     def to_those(states: list[State]) -> list[State]:
         return [tuple(s.to(d) for s, d in zip(state, dtypes, strict=True)) for state in states]

@@ -76,6 +76,7 @@ class Exported:
             by_windows=False,
             to_windows=False,
             all_states=False,
+            bf16=False,
         )
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt._src.credit.credit import Credit
 from bptt._src.credit.plan import Plan, check_directions, plan_for
 from bptt._src.credit.spelling import as_credit
-from bptt._src.dtypes import check_dtype, rounded
+from bptt._src.dtypes import check_dtype, computed_in, is_bf16, rounded
 from bptt._src.dynamo import allow
 from bptt._src.engines.guard import is_exporting, only_by_autograd, without_autocast
 from bptt._src.engines.plan_operator import Crossing, plan_of
@@ -131,7 +131,8 @@ class Layers(NotQuantized, nn.Module):
             found = in_pieces(self, rows.x, state, carry, resets)
             if found is not None:
                 return self._laid_out(rows, hx, False, found[0], [found[1]], [])
-        run = Directly(rows.sizes, carry, resets, windows, self._directions, return_states)
+        bf16 = is_bf16(self._dtype, rows.x.device)
+        run = Directly(rows.sizes, carry, resets, windows, self._directions, return_states, bf16)
         return self._through(rows, hx, state, run)
 
     def _record(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
@@ -152,7 +153,8 @@ class Layers(NotQuantized, nn.Module):
         sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
         of_rows = tuple(rows.x.shape[:-1])
         crossing = Crossing(carry, resets, blocks)
-        run = Recorded(crossing, sizes, of_rows, self.num_layers, return_states)
+        bf16 = is_bf16(self._dtype, rows.x.device)
+        run = Recorded(crossing, sizes, of_rows, self.num_layers, return_states, bf16)
         return self._through(rows, hx, state, run)
 
     def _through(self, rows: Rows, hx: Any, state: State, run: LayerRun) -> Any:
@@ -230,7 +232,8 @@ class Layers(NotQuantized, nn.Module):
             The outputs, the final state of each layer and direction, and, where they are asked
             for, the states of each layer after each step.
         """
-        x = x.to(self._dtype)
+        dtype = computed_in(self._dtype, x.device)
+        x, state = x.to(dtype), tuple([s.to(dtype) for s in state])
         finals: list[State] = []
         each: list[State] = []
         cell, directions = self.cell, self._directions
@@ -239,6 +242,8 @@ class Layers(NotQuantized, nn.Module):
             outputs = []
             for reverse in directions:
                 initial, w = of_each[len(finals)], self._weights(layer, reverse)
+                if dtype is not self._dtype:
+                    w = Weights(*[p if p is None else p.to(dtype) for p in w])  # type: ignore[arg-type]
                 y, final, others = run.layer(cell, x, initial, w, reverse, layer)
                 outputs.append((y, *others))
                 finals.append(final)
@@ -374,7 +379,7 @@ class Layers(NotQuantized, nn.Module):
         layout = Layout(T, None if rows.is_unbatched else B, 0, 1, self.batch_first, True)
         found: list[Tensor | None] = []
         for name, given, dtype in (
-            ("carry", carry, self._dtype),
+            ("carry", carry, computed_in(self._dtype, rows.x.device)),
             ("resets", resets, torch.bool),
         ):
             at = layout.by_time(name, given, f"{self._called}")

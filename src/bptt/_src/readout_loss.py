@@ -45,7 +45,7 @@ def readout_loss(readout: Readout, options: Options) -> Tensor:
     )
     if engine.RECORDS:
         return by_autograd(readout, options)
-    loss: Tensor = _Fused.apply(*readout[:4], options)
+    loss: Tensor = _Fused.apply(*readout[:4], options, readout.bf16)
     return loss
 
 
@@ -62,7 +62,7 @@ def _found(
     """
     label_weights, ignore_index, reduction = options
     rows, counted = len(readout.targets), _counted(readout, ignore_index)
-    hidden, weight, bias, targets, *_ = readout
+    hidden, weight, bias, targets, *_, bf16 = readout
     if counted is not None:
         hidden, targets = hidden.index_select(0, counted), targets.index_select(0, counted)
         grad = None if grad is None else grad.index_select(0, counted)
@@ -74,7 +74,7 @@ def _found(
         factors = grad if weights is None else grad * weights
     elif reduction == "mean" and weights is None and len(targets):
         factors = hidden.new_full((len(targets),), 1 / len(targets))
-    given = Readout(hidden, weight, bias, targets, factors, needed)
+    given = Readout(hidden, weight, bias, targets, factors, needed, bf16)
     losses, d_hidden, *d_others = engine_for(given, recorded=False).cross_entropy(given)
     if counted is not None and d_hidden is not None:
         d_hidden = readout.hidden.new_zeros(readout.hidden.shape).index_copy_(0, counted, d_hidden)
@@ -135,25 +135,27 @@ class _Fused(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         options: Options,
+        bf16: bool,
     ) -> Tensor:
         each = options.reduction == "none"
         needed = (False,) * 3 if each else ctx.needs_input_grad[:3]
-        loss, *found = _found(Readout(hidden, weight, bias, targets), options, needed)
+        readout = Readout(hidden, weight, bias, targets, bf16=bf16)
+        loss, *found = _found(readout, options, needed)
         ctx.found = None if each else found
-        ctx.options = options._replace(label_weights=None)
+        ctx.options, ctx.bf16 = options._replace(label_weights=None), bf16
         ctx.save_for_backward(hidden, weight, bias, targets, options.label_weights)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *given, label_weights = ctx.saved_tensors
-        readout, needed = Readout(*given), ctx.needs_input_grad[:3]
+        readout, needed = Readout(*given)._replace(bf16=ctx.bf16), ctx.needs_input_grad[:3]
         options = ctx.options._replace(label_weights=label_weights)
         found, ctx.found = ctx.found, None  # given out without keeping a copy
         with without_autocast(readout.hidden.device):
             saved = (*given, label_weights)
             if torch.is_grad_enabled() or is_watched() or only_by_autograd(grad, *saved):
-                return (*_differentiable(readout, options, needed, grad), None, None)
+                return (*_differentiable(readout, options, needed, grad), *(None,) * 3)
             if options.reduction == "none":
                 _, *found = _found(readout, options, needed, grad)
             else:
@@ -161,29 +163,29 @@ class _Fused(torch.autograd.Function):
                     _, *found = _found(readout, options, needed)
                 if grad != 1:
                     found = [None if d is None else d.mul_(grad) for d in found]
-        return (*found, None, None)
+        return (*found, *(None,) * 3)
 
 
 # ------------------------------------------------------------------------- as one operation
 
 _OPERANDS = """
     Tensor hidden, Tensor weight, Tensor? bias, Tensor targets, Tensor? label_weights,
-    SymInt ignore_index, str reduction, bool[] needed
+    SymInt ignore_index, str reduction, bool bf16, bool[] needed
 """
 
 
 @custom_op("bptt::linear_cross_entropy", mutates_args=(), schema=f"({_OPERANDS}) -> Tensor[]")
 def _operation(*operands: Any) -> list[Tensor]:
     """Return the loss, and the gradients that are needed."""
-    *given, label_weights, ignore_index, reduction, needed = operands
+    *given, label_weights, ignore_index, reduction, bf16, needed = operands
     options = Options(label_weights, ignore_index, reduction)
-    found = _found(Readout(*given), options, tuple(needed))
+    found = _found(Readout(*given)._replace(bf16=bf16), options, tuple(needed))
     return [t for t in found if t is not None]
 
 
 @_operation.register_fake
 def _(*operands: Any) -> list[Tensor]:
-    hidden, _, _, targets, _, _, reduction, needed = operands
+    hidden, _, _, targets, _, _, reduction, _, needed = operands
     loss = hidden.new_empty(targets.shape if reduction == "none" else ())
     return [loss, *_like(operands[:3], needed)]
 
@@ -195,9 +197,9 @@ def _(*operands: Any) -> list[Tensor]:
 )
 def _operation_backward(grad: Tensor, *operands: Any) -> list[Tensor]:
     """Return the gradients that are needed, from that of each row's loss."""
-    *given, label_weights, ignore_index, reduction, needed = operands
+    *given, label_weights, ignore_index, reduction, bf16, needed = operands
     options = Options(label_weights, ignore_index, reduction)
-    found = _found(Readout(*given), options, tuple(needed), grad)
+    found = _found(Readout(*given)._replace(bf16=bf16), options, tuple(needed), grad)
     return [t for t in found[1:] if t is not None]
 
 
@@ -215,12 +217,12 @@ def _recorded(readout: Readout, options: Options) -> Tensor:
     given = readout[:3]
     needed = [wanted and t is not None and t.requires_grad for t in given]
     run = torch.ops.bptt.linear_cross_entropy.default
-    loss: Tensor = run(*readout[:4], *options, needed)[0]
+    loss: Tensor = run(*readout[:4], *options, readout.bf16, needed)[0]
     return loss
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, ctx.ignore_index, ctx.reduction, ctx.needed = inputs
+    *tensors, ctx.ignore_index, ctx.reduction, ctx.bf16, ctx.needed = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.set_materialize_grads(False)
 
@@ -239,17 +241,17 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         there = list(needed) if ctx.reduction == "none" else ctx.needed
         if ctx.reduction == "none":
             run = torch.ops.bptt.linear_cross_entropy_backward.default
-            found = run(grad, *readout[:4], *options, there)
+            found = run(grad, *readout[:4], *options, ctx.bf16, there)
         else:
             if any(need and not is_there for need, is_there in zip(needed, there, strict=True)):
                 there = list(needed)  # of an exported program, more than when it was recorded
                 _, *found = torch.ops.bptt.linear_cross_entropy.default(
-                    *readout[:4], *options, there
+                    *readout[:4], *options, ctx.bf16, there
                 )
             found = [t * grad for t in found]
         each = iter(found)
         d = [next(each) if is_there else None for is_there in there]
-    return (*d, *(None,) * 5)
+    return (*d, *(None,) * 6)
 
 
 _operation.register_autograd(_backward, setup_context=_keep_for_backward)

@@ -52,8 +52,9 @@ class Directly:
         windows: Windows | None,
         directions: tuple[bool, ...],
         all_states: bool,
+        bf16: bool,
     ) -> None:
-        self.sizes, self.windows, self.all_states = sizes, windows, all_states
+        self.sizes, self.windows, self.all_states, self.bf16 = sizes, windows, all_states, bf16
         self.boundaries = [boundary_of(sizes, carry, resets, reverse) for reverse in directions]
 
     def layer(
@@ -61,7 +62,7 @@ class Directly:
     ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
         x = x if self.windows is None or number else x.flatten(0, -2)
         steps, boundary = Steps(self.sizes, reverse), self.boundaries[reverse]
-        rest = self.windows, number > 0, self.all_states
+        rest = self.windows, number > 0, self.all_states, self.bf16
         return sequence(Call(cell, x, state, w, steps, boundary, *rest))
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
@@ -86,10 +87,11 @@ class Recorded:
         rows: tuple[int, ...],
         layers: int,
         all_states: bool,
+        bf16: bool,
     ) -> None:
         """``sizes`` are the ``batch_sizes`` of a PackedSequence; ``rows`` [T, B], or [N] of it."""
         self.crossing, self.sizes, self.rows, self.layers = crossing, sizes, rows, layers
-        self.all_states = all_states
+        self.all_states, self.bf16 = all_states, bf16
 
     def layer(
         self, cell: Cell, x: Tensor, state: State, w: Weights, reverse: bool, number: int
@@ -102,6 +104,7 @@ class Recorded:
             by_windows=windows and number > 0,
             to_windows=windows and number < self.layers - 1,
             all_states=self.all_states,
+            bf16=self.bf16,
         )
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:

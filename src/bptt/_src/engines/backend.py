@@ -36,13 +36,16 @@ class Backend:
     """Why they are not native, where they are not."""
     fewer: str | None = None
     """Why a call may take fewer threads than torch, where that is so."""
+    bf16: bool = False
+    """Whether they have products of bfloat16; if not, those are computed in float32."""
 
     def __str__(self) -> str:
         """Describe it in one line."""
         number = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
         if self.name == "native":
             fewer = f" ({self.fewer})" if self.fewer else ""
-            return f"native kernels, {self.isa}, {number}{fewer}"
+            bf16 = " with bf16" if self.bf16 else ""
+            return f"native kernels, {self.isa}{bf16}, {number}{fewer}"
         return f"plain torch (twin), {number}: {self.reason}"
 
 
@@ -64,7 +67,9 @@ def backend() -> Backend:
     Set ``BPTT_KERNELS`` in the environment to choose: ``auto`` (the native ones where they are
     to be had), ``native``, ``twin``, or the native ones with the vectors ``avx512``, ``avx2`` or
     ``portable``. Even native kernels leave to the twin what they do not have: an LSTM with a
-    projection, other dtypes than float32 and float64, other devices.
+    projection, other devices. Under ``torch.autocast("cpu", torch.bfloat16)``, and with parameters
+    of bfloat16, they round both sides of each product to bfloat16 if the processor multiplies
+    it (``bf16``), and compute in float32 if not.
 
     A native call takes no more threads than there are processors for them, whatever torch's number:
     those that the process may run on, or what its cgroup's quota of processor time is worth.
@@ -79,7 +84,7 @@ def backend() -> Backend:
         return Backend("twin", None, torch.get_num_threads(), _choice.reason)
     isa = kernel_library.ISAS[kernel_library.library().bptt_isa_in_use()]
     number, fewer = threads.explained()
-    return Backend("native", isa, number, None, fewer)
+    return Backend("native", isa, number, None, fewer, kernel_library.has_bf16())
 
 
 def runs_native() -> bool:

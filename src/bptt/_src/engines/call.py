@@ -40,6 +40,9 @@ class Call(NamedTuple):
     """Whether ∂L/∂x has a row for each row of the windows."""
     all_states: bool = False
     """Whether the states but h after each step are wanted, too."""
+    bf16: bool = False
+    """Whether both sides of each product may be rounded to bfloat16. All else is float32, and so
+    are the products where an engine, or the processor, has no others."""
 
     @property
     def walk(self) -> Steps:

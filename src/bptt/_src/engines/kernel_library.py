@@ -19,9 +19,10 @@ from bptt._src.engines.guard import address, dense
 from bptt.cells import Cell
 from bptt.errors import KernelError
 
-INTERFACE = 10
+INTERFACE = 11
 ISAS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
+_FLOAT, _DOUBLE, _BF16 = range(3)
 
 
 @lru_cache(maxsize=1)
@@ -45,6 +46,7 @@ def library() -> ctypes.CDLL:
         )
     found.bptt_kept.restype = ctypes.c_int64
     found.bptt_kept.argtypes = [ctypes.c_int64] * 4
+    found.bptt_has_type.argtypes = [ctypes.c_int64]
     found.bptt_cells.restype = ctypes.c_int64
     found.bptt_cell_name.restype = ctypes.c_char_p
     found.bptt_cell_name.argtypes = [ctypes.c_int64]
@@ -62,6 +64,23 @@ def library() -> ctypes.CDLL:
     ]
     _share_threads(found)
     return found
+
+
+def type_of(dtype: torch.dtype, bf16: bool = False) -> int:
+    """Return what the library computes a call in, as its ``enum bptt_type``.
+
+    Args:
+        dtype: float32 or float64.
+        bf16: whether float32 may have products of bfloat16, if the library has them.
+    """
+    if dtype is torch.float64:
+        return _DOUBLE
+    return _BF16 if bf16 and has_bf16() else _FLOAT
+
+
+def has_bf16() -> bool:
+    """Whether the kernels in use have products of bfloat16."""
+    return bool(library().bptt_has_type(_BF16))
 
 
 @lru_cache(maxsize=1)

@@ -26,7 +26,7 @@ from bptt._src.engines.guard import (
     only_by_autograd,
     room,
 )
-from bptt._src.engines.kernel_library import cells, has, library
+from bptt._src.engines.kernel_library import cells, has, library, type_of
 from bptt._src.engines.readout import Found, Readout
 from bptt._src.uncompiled import at_compile_time
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
@@ -171,6 +171,7 @@ class _Given:
         """``after`` is the output and whatever else a forward pass kept for the backward pass."""
         cell, x, state, w, steps, (carry, resets), *_ = call
         self.cell, self.steps, self.dtype = cell, steps, x.dtype
+        self.type = type_of(x.dtype, call.bf16)
         self.sizes, self.rows = _whole_numbers(steps.sizes)
         dtype, states = x.dtype, cell.states
         shape, first, biased = x.shape, state[0].shape, (w.b_ih is not None, w.b_hh is not None)
@@ -193,7 +194,7 @@ class _Given:
         """Call the library; the results are the fields of bptt_sequence from h_n on."""
         call = _SEQUENCE.pack(
             cells()[self.cell.name],
-            self.dtype is torch.float64,
+            self.type,
             threads.allowed(),
             self.steps.reverse,
             len(self.steps.sizes),
@@ -265,7 +266,7 @@ def _sizes(
 
 @lru_cache(maxsize=64)
 def _size_of_kept(name: str, dtype: torch.dtype, rows: int, hidden: int) -> int:
-    return int(library().bptt_kept(cells()[name], dtype == torch.float64, rows, hidden))
+    return int(library().bptt_kept(cells()[name], type_of(dtype), rows, hidden))
 
 
 @lru_cache(maxsize=64)
@@ -285,7 +286,7 @@ def _whole_numbers(sizes: tuple[int, ...]) -> tuple[Any, int]:
 
 def cross_entropy(readout: Readout) -> Found:
     """Compute a readout's losses and their gradients, as :class:`engines.call.Engine` says."""
-    hidden, weight, bias, targets, factors, needed = readout
+    hidden, weight, bias, targets, factors, needed, bf16 = readout
     (N, H), V, dtype = hidden.shape, len(weight), hidden.dtype
     given = (
         dense("hidden", hidden, dtype, (N, H)),
@@ -300,7 +301,7 @@ def cross_entropy(readout: Readout) -> Found:
         for t, wanted in zip((hidden, weight, bias), needed, strict=True)
     ]
     call = _READOUT.pack(
-        dtype is torch.float64,
+        type_of(dtype, bf16),
         threads.allowed(),
         *(N, H, V),
         *addresses(*given, losses, *found),

@@ -59,6 +59,7 @@ def _sequence(
     by_windows: bool,
     to_windows: bool,
     all_states: bool,
+    bf16: bool,
 ) -> list[Any]:
     """A layer in one direction; ``carry`` says something of its gradient alone."""
     op = _operators()

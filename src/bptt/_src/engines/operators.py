@@ -32,7 +32,7 @@ _OPERANDS = """
     str cell, str engine, Tensor x, Tensor[] state,
     Tensor ih, Tensor hh, Tensor? b_ih, Tensor? b_hh, Tensor? hr, Tensor? units,
     Tensor? sizes, bool reverse, Tensor? carry, Tensor? resets,
-    Tensor? blocks, bool by_windows, bool to_windows, bool all_states
+    Tensor? blocks, bool by_windows, bool to_windows, bool all_states, bool bf16
 """
 _SEQUENCE = f"({_OPERANDS}) -> Tensor[]"
 _BACKWARD = f"""(
@@ -48,7 +48,7 @@ class _Operands:
         self.x, state, *w = operands[2:10]
         self.state, self.w = tuple(state), Weights(*w)
         self.sizes, self.reverse, self.carry, self.resets, self.blocks = operands[10:15]
-        self.by_windows, self.to_windows, self.all_states = operands[15:]
+        self.by_windows, self.to_windows, self.all_states, self.bf16 = operands[15:]
 
     @property
     def steps_and_batch(self) -> Any:
@@ -88,7 +88,7 @@ class _Operands:
             assert windows is not None
             x = x.index_select(0, windows.own)
         state = tuple(s.flatten(0, -2) for s in self.state)
-        rest = windows, by_windows, self.all_states
+        rest = windows, by_windows, self.all_states, self.bf16
         return Call(self.cell, x, state, self.w, steps, boundary, *rest)
 
 
@@ -188,7 +188,7 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) 
     kept = output[1 + ctx.results :]
     ctx.save_for_backward(*of.tensors(), of.sizes, of.carry, of.resets, of.blocks, output[0], *kept)
     ctx.cell, ctx.engine, ctx.states = inputs[0], of.engine, len(of.state)
-    ctx.flags = of.reverse, of.by_windows, of.to_windows, of.all_states
+    ctx.flags = of.reverse, of.by_windows, of.to_windows, of.all_states, of.bf16
     ctx.set_materialize_grads(False)
 
 
@@ -208,7 +208,7 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         run = torch.ops.bptt.sequence_backward.default
         found = iter(run(d_y, d_rest, *operands, saved, needed))
         d = [next(found) if need else None for need in needed]
-    return (None, None, d[0], d[1:n], *d[n:], *(None,) * 8)
+    return (None, None, d[0], d[1:n], *d[n:], *(None,) * 9)
 
 
 def _differentiable(
@@ -284,6 +284,7 @@ def sequence(
     by_windows: bool,
     to_windows: bool,
     all_states: bool,
+    bf16: bool,
 ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a layer in one direction, as :func:`engines.sequence.sequence`, as one operation.
 
@@ -298,6 +299,7 @@ def sequence(
         by_windows: whether x is laid out by the windows of the plan's blocks.
         to_windows: whether the outputs are to be.
         all_states: whether the states but h after each step are wanted.
+        bf16: whether products may be of bfloat16.
     """
     engine = ""
     wanted = any(t is not None and t.requires_grad for t in (x, *state, *w))
@@ -305,6 +307,6 @@ def sequence(
         engine = _engine_for(cell, x, w)
     operands = (name_of_cell(cell), engine, x, list(state), *w, sizes, reverse)
     run = torch.ops.bptt.sequence.default
-    y, *rest = run(*operands, *crossing, by_windows, to_windows, all_states)
+    y, *rest = run(*operands, *crossing, by_windows, to_windows, all_states, bf16)
     n = cell.states
     return y, tuple(rest[:n]), tuple(rest[n : 2 * n - 1]) if all_states else ()

@@ -23,6 +23,8 @@ class Readout(NamedTuple):
     """Factors on the rows' losses, in the gradients only; None: all are 1."""
     needed: tuple[bool, ...] = (False, False, False)
     """Whether the gradients of hidden, weight and bias are."""
+    bf16: bool = False
+    """Whether products may be of bfloat16, as :attr:`engines.call.Call.bf16`."""
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """Return its tensors."""

@@ -152,7 +152,7 @@ def _of_weights(
 
 def cross_entropy(readout: Readout) -> Found:
     """Compute a readout's losses and their gradients, as :class:`engines.call.Engine` says."""
-    hidden, weight, bias, targets, factors, needed = readout
+    hidden, weight, bias, targets, factors, needed, _ = readout
     losses = hidden.new_empty(len(hidden))
     d_hidden, d_weight, d_bias = (
         torch.zeros_like(t, memory_format=torch.contiguous_format)

@@ -38,6 +38,16 @@ public:
         return (n * int64_t(sizeof(T)) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     }
 
+    // The same for several arrays.
+    template <class T, int N> static int64_t size_of(const int64_t (&sizes)[N], T **const (&)[N]) {
+        int64_t bytes = 0;
+        for (int64_t n : sizes) bytes += size_of<T>(n);
+        return bytes;
+    }
+    template <class T, int N> void take(const int64_t (&sizes)[N], T **const (&places)[N]) {
+        for (int i = 0; i < N; i++) *places[i] = take<T>(sizes[i]);
+    }
+
 private:
     // Large pages, where the system has them for the asking: panels are read all over.
     static void *allocate(size_t bytes) {

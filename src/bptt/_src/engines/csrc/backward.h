@@ -5,8 +5,9 @@
 
 namespace {
 
-template <class T, class Cell> struct Backward : Sizes<T, Cell> {
-    using S = Sizes<T, Cell>;
+template <class P, class Cell> struct Backward : Sizes<P, Cell> {
+    using S = Sizes<P, Cell>;
+    using typename S::T;
     using S::A, S::B, S::G, S::H, S::Hp, S::I, S::JOINT, S::N, S::q, S::STATES, S::U;
 
     const bool windowed = q.walk_steps > 0;
@@ -17,22 +18,26 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     const int64_t chunk_rows = walk.most_rows(BACKWARD_ROWS);
     const int64_t most_rows = std::max(chunk_rows, windowed ? std::min(N, BACKWARD_ROWS) : 0);
     const int64_t blocks = round_up<T>(H) / WIDTH<T>;
-    const T *const y = S::template at<T>(q.y), *const x = S::template at<T>(q.x);
-    const T *const gates = S::template at<T>(q.kept);
+    const T *const y = S::at(q.y), *const x = S::at(q.x);
+    const T *const gates = S::at(q.kept);
     const T *const kept_apart = gates + N * G * Hp;
     const T *const kept_states = kept_apart + A * N * Hp;
-    const T *const carry = S::template at<T>(q.carry);
-    T *const d_x = S::template at<T>(q.d_x), *const d_h = S::template at<T>(q.d_state[0]);
-    T *const d_w_ih = S::template at<T>(q.d_w_ih), *const d_w_hh = S::template at<T>(q.d_w_hh);
+    const T *const carry = S::at(q.carry);
+    T *const d_x = S::at(q.d_x), *const d_h = S::at(q.d_state[0]);
+    T *const d_w_ih = S::at(q.d_w_ih), *const d_w_hh = S::at(q.d_w_hh);
     // Whether the windows' deltas of the same row are wanted together.
     const bool summed = windowed && (d_w_ih || d_w_hh || (d_x && !q.by_windows));
+    // Whether weights are read where they are: packed, they would hardly be used again.
+    const bool few = !IS_ROUNDED<P> && walk_rows <= FEW;
 
-    // Of a chunk: deltas, the gradients of W_hh h, [rows, G*H], and those of W_ih x where they
-    // are others, [rows, A*H]. Both of all rows, where windows are summed.
-    T *delta, *delta_x, *total, *total_x;
+    // Of a chunk: deltas, the gradients of W_hh h, [rows, GH], and those of W_ih x where they are
+    // others, [rows, AH].
+    P *delta, *delta_x;
+    T *total, *total_x;  // the sums over the windows, of all rows
     T *states;  // gradients, [STATES, W, Hp]
     T *sums;    // over all rows, [G + A + U, Hp]: of the deltas, and of the gradients of the units
-    T *of_h, *of_x, *x_panels, *h_panels, *slivers;  // what is packed
+    P *of_h, *of_x, *x_panels, *h_panels, *slivers;  // what is packed
+    const int64_t GH = paired<P>(G * H), AH = paired<P>(A * H), JH = paired<P>(JOINT * H);
     double *row_squares;  // of a chunk: sums over a vector's units of each row, [rows, STATES, blocks]
     int64_t *previous;  // [N]: the row of the step before, or START - b, or NONE
 
@@ -51,25 +56,30 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     bool reserve(Arena &arena) {
         const bool weights = d_w_ih || d_w_hh;
         const int64_t sizes[] = {
-            chunk_rows * G * H,                        // delta
-            chunk_rows * A * H,                        // delta_x
-            summed ? N * G * H : 0,                    // total
-            summed ? N * A * H : 0,                    // total_x
-            STATES * W * Hp,                           // states
-            (G + A + U) * Hp,                          // sums
-            G * H * round_up<T>(H),                    // of_h
-            d_x ? G * H * round_up<T>(I) : 0,          // of_x
-            d_w_ih ? most_rows * round_up<T>(I) : 0,   // x_panels
-            d_w_hh ? most_rows * round_up<T>(H) : 0,   // h_panels
-            weights ? most_rows * G * H : 0,           // slivers
+            summed ? N * GH : 0,   // total
+            summed ? N * AH : 0,   // total_x
+            STATES * W * Hp,       // states
+            (G + A + U) * Hp,      // sums
         };
-        T **places[] = {&delta, &delta_x, &total, &total_x, &states, &sums, &of_h, &of_x,
-                        &x_panels, &h_panels, &slivers};
+        const int64_t rows = paired<P>(most_rows), threads = team();
+        const int64_t of_products[] = {
+            most_rows * GH,                          // delta
+            most_rows * AH,                          // delta_x
+            few ? threads * size_in_place<T>(H) : GH * round_up<T>(H),  // of_h
+            !d_x ? 0 : few ? threads * size_in_place<T>(I) : (JH + AH) * round_up<T>(I),  // of_x
+            d_w_ih ? rows * round_up<T>(I) : 0,      // x_panels
+            d_w_hh ? rows * round_up<T>(H) : 0,      // h_panels
+            weights ? rows * G * H : 0,              // slivers
+        };
+        T **places[] = {&total, &total_x, &states, &sums};
+        P **for_products[] = {&delta, &delta_x, &of_h, &of_x, &x_panels, &h_panels, &slivers};
         const int64_t row_blocks = q.row_norms ? chunk_rows * STATES * blocks : 0;
-        int64_t bytes = Arena::size_of<double>(row_blocks) + Arena::size_of<int64_t>(N);
-        for (int64_t n : sizes) bytes += Arena::size_of<T>(n);
-        if (!arena.reserve(bytes)) return false;
-        for (int i = 0; i < 11; i++) *places[i] = arena.take<T>(sizes[i]);
+        if (!arena.reserve(Arena::size_of<double>(row_blocks) + Arena::size_of<int64_t>(N) +
+                           Arena::size_of(sizes, places) +
+                           Arena::size_of(of_products, for_products)))
+            return false;
+        arena.take(sizes, places);
+        arena.take(of_products, for_products);
         row_squares = arena.take<double>(row_blocks);
         previous = arena.take<int64_t>(N);
         find_previous();
@@ -96,7 +106,7 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     const T *before(int i, int64_t row) const {
         const int64_t from = previous[row];
         if (from == NONE) return nullptr;
-        if (from <= START) return S::template at<T>(q.state_0[i]) + (START - from) * H;
+        if (from <= START) return S::at(q.state_0[i]) + (START - from) * H;
         return i ? kept_state(i, from) : y + from * H;
     }
     const T *kept_state(int i, int64_t row) const { return kept_states + ((i - 1) * N + row) * Hp; }
@@ -104,13 +114,16 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
 
     void work(const Member &me) {
         const Range units = me.share(H, WIDTH<T>), inputs = me.share(I, WIDTH<T>);
-        const Panels<T> to_h{of_h + units.begin * G * H, G * H, units.size(), widest_panel(W)};
-        const Panels<T> to_x{of_x + inputs.begin * G * H, G * H, inputs.size(),
+        const Panels<P> to_h{of_h + units.begin * GH, G * H, units.size(), widest_panel(W)};
+        const Panels<P> to_x{of_x + inputs.begin * (JH + AH), JH + A * H, inputs.size(),
                              widest_panel(most_rows)};
-        pack_rows(to_h, [&](int64_t k) { return S::template at<T>(q.w_hh) + k * H + units.begin; });
-        if (d_x)
-            pack_rows(to_x,
-                      [&](int64_t k) { return S::template at<T>(q.w_ih) + k * I + inputs.begin; });
+        if (!few) pack_rows(to_h, [&](int64_t k) { return S::at(q.w_hh) + k * H + units.begin; });
+        if (d_x && !few)
+            pack_rows(to_x, [&](int64_t k) -> const T * {
+                const int64_t filled = JH - JOINT * H;  // between what is joint and what is apart
+                if (k >= JOINT * H && k < JH) return nullptr;
+                return S::at(q.w_ih) + (k < JH ? k : k - filled) * I + inputs.begin;
+            });
         begin(units);
         bool first = true;
         walk.chunks(BACKWARD_ROWS, walk_rows, [&](const Chunk &chunk) {
@@ -118,7 +131,7 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
             if (q.row_norms) report_rows(me, chunk);
             const int64_t n = chunk.high - chunk.low;
             if (d_x && (!windowed || q.by_windows))
-                of_inputs(delta, delta_x, chunk.low, n, inputs, to_x);
+                of_inputs(me, delta, delta_x, chunk.low, n, inputs, to_x);
             if (!windowed) of_weights(me, delta, delta_x, chunk.low, n, first);
             first = false;
             me.wait();  // the deltas' place is used again
@@ -126,18 +139,30 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         if (summed)
             for (int64_t low = 0; low < N; low += BACKWARD_ROWS) {
                 const int64_t n = std::min(BACKWARD_ROWS, N - low);
-                T *const of_h = total + low * G * H, *const of_x = total_x + low * A * H;
-                if (d_x && !q.by_windows) of_inputs(of_h, of_x, low, n, inputs, to_x);
+                const P *const of_h = deltas(me, total, delta, low, n, G * H);
+                const P *const of_x = deltas(me, total_x, delta_x, low, n, A * H);
+                if (IS_ROUNDED<P>) me.wait();
+                if (d_x && !q.by_windows) of_inputs(me, of_h, of_x, low, n, inputs, to_x);
                 of_weights(me, of_h, of_x, low, n, low == 0);
                 me.wait();
             }
         finish(units);
     }
 
+    // Some rows of the summed deltas as a side of products.
+    const P *deltas(const Member &me, const T *all, P *place, int64_t low, int64_t n, int64_t K) {
+        const int64_t row = paired<P>(K);
+        if constexpr (!IS_ROUNDED<P>) return all + low * row;
+        const Range rows = me.share(n);
+        round_rows<P>(rows.size(), 0, K, K, all + (low + rows.begin) * row, row,
+                      place + rows.begin * row, row);
+        return place;
+    }
+
     void begin(const Range &units) {
         const int64_t end = units.begin + round_up<T>(units.size());
         for (int i = 0; i < STATES; i++) {
-            const T *const from = S::template at<T>(q.d_state[i]);
+            const T *const from = S::at(q.d_state[i]);
             for (int64_t w = 0; w < W; w++)
                 for (int64_t u = units.begin; u < end; u++)
                     d_state(i, w)[u] = from && u < H ? from[w * H + u] : T(0);
@@ -149,21 +174,31 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
                 T *const to = delta_row(total, total_x, row, d);
                 std::fill(to + units.begin, to + units.end, T(0));
             }
+        if (units.begin < units.end && units.end == H)  // what fills the last pair
+            for (int64_t row = 0; row < chunk_rows; row++) {
+                std::fill(delta + row * GH + G * H, delta + (row + 1) * GH, P{});
+                std::fill(delta_x + row * AH + A * H, delta_x + (row + 1) * AH, P{});
+            }
     }
 
     // The deltas of a row: of the gates' W_hh h, then of W_ih x of those where it is apart.
-    T *delta_row(T *of_h, T *of_x, int64_t row, int64_t d) const {
-        return d < G ? of_h + (row * G + d) * H : of_x + (row * A + d - G) * H;
+    template <class E> E *delta_row(E *of_h, E *of_x, int64_t row, int64_t d) const {
+        return d < G ? of_h + row * GH + d * H : of_x + row * AH + (d - G) * H;
     }
 
     // The deltas of a chunk of steps, and the state's gradient before it.
-    void recur(const Member &me, const Chunk &chunk, const Range &units, const Panels<T> &to_h) {
-        const Panels<T> whole{to_h.data, to_h.depth, round_up<T>(units.size()), to_h.widest};
-        walk.within(chunk, [&](int64_t, int64_t low, int64_t n) {
+    void recur(const Member &me, const Chunk &chunk, const Range &units, const Panels<P> &to_h) {
+        const Panels<P> whole{to_h.data, to_h.depth, round_up<T>(units.size()), to_h.widest};
+        walk.within(chunk, [&](int64_t s, int64_t low, int64_t n) {
             for (int64_t b = 0; b < n; b++) row(chunk, low + b, b, units);
             me.wait();
-            multiply<T>(n, G * H, {delta + (low - chunk.low) * G * H, G * H}, whole,
-                        states + units.begin, Hp, Cell::DIRECT);
+            if (s + 1 == walk.steps && !d_h) return;  // nobody asks for it
+            const Left<P> left{delta + (low - chunk.low) * GH, GH};
+            if (few)
+                in_place(me, n, G * H, left, S::at(q.w_hh) + units.begin, H, units.size(), of_h,
+                         states + units.begin, Hp, Cell::DIRECT);
+            else
+                multiply<P>(n, G * H, left, whole, states + units.begin, Hp, Cell::DIRECT);
             if (carry || q.resets)
                 for (int64_t b = 0; b < n; b++) cross(low + b, b, units);
         });
@@ -175,27 +210,30 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         if (q.row_norms) square(b, row - chunk.low, units);
         for (int i = 0; i < STATES; i++) {
             T *const d = d_state(i, b);
-            const T *const more = S::template at<T>(q.d_after[i]);
+            const T *const more = S::at(q.d_after[i]);
             for (int64_t u = units.begin; more && u < units.end; u += WIDTH<T>)
                 store(d + u, load(d + u) + load(more + row * H + u, H - u));
         }
         step(source(row), row - chunk.low, b, units);
-        if (summed) add_to_total(source(row), row - chunk.low, units);
     }
 
     // The elementwise part of a row's step.
     void step(int64_t row, int64_t in_chunk, int64_t b, const Range &units) {
         const int64_t H = this->H, Hp = this->Hp;  // not to be read again after each store
-        const T *const gate = gates + row * G * Hp, *const unit = S::template at<T>(q.units);
+        const T *const gate = gates + row * G * Hp, *const unit = S::at(q.units);
         const T *apart[room(A)], *before[STATES], *after[STATES];
-        T *d_state[STATES], *delta[G + A], *const sums = this->sums;
+        T *d_state[STATES], *total[G + A], *const sums = this->sums;
+        P *delta[G + A];
         for (int a = 0; a < A; a++) apart[a] = kept_apart + (a * N + row) * Hp;
         for (int i = 0; i < STATES; i++) {
             before[i] = this->before(i, row);
             after[i] = i ? kept_state(i, row) : y + row * H;
             d_state[i] = this->d_state(i, b);
         }
-        for (int d = 0; d < G + A; d++) delta[d] = delta_row(this->delta, delta_x, in_chunk, d);
+        for (int d = 0; d < G + A; d++) {
+            delta[d] = delta_row(this->delta, delta_x, in_chunk, d);
+            total[d] = summed ? delta_row(this->total, total_x, row, d) : nullptr;
+        }
         for (int64_t u = units.begin; u < units.end; u += WIDTH<T>) {
             BackwardStep<T, Cell> s;
             for (int g = 0; Cell::KEEPS_GATES && g < G; g++) s.gate[g] = load(gate + g * Hp + u);
@@ -209,7 +247,9 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
             Cell::backward(s);
             for (int i = Cell::DIRECT ? 0 : 1; i < STATES; i++) store(d_state[i] + u, s.d_state[i]);
             auto put = [&](int d, V<T> v) {
-                if (d < G + A) store(delta[d] + u, v, H - u);
+                if (d < G + A) Operand<P>::store_row(delta[d] + u, v, H - u);
+                if (d < G + A && total[d]) 
+                    store(total[d] + u, load(total[d] + u, H - u) + rounded<T>(v), H - u);
                 store(sums + d * Hp + u, load(sums + d * Hp + u) + v);
             };
             for (int g = 0; g < G; g++) put(g, g < JOINT ? s.d_gate[g] : s.d_apart[g - JOINT]);
@@ -229,15 +269,6 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
                     block += double(d[v]) * double(d[v]);
                 sum[u / WIDTH<T>] = block;
             }
-        }
-    }
-
-    void add_to_total(int64_t row, int64_t in_chunk, const Range &units) {
-        for (int d = 0; d < G + A; d++) {
-            const T *const from = delta_row(delta, delta_x, in_chunk, d);
-            T *const to = delta_row(total, total_x, row, d);
-            for (int64_t u = units.begin; u < units.end; u += WIDTH<T>)
-                store(to + u, load(to + u, H - u) + load(from + u, H - u), H - u);
         }
     }
 
@@ -263,51 +294,66 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
     }
 
     // d_x = deltas W_ih
-    void of_inputs(const T *of_h, const T *of_x, int64_t low, int64_t n, const Range &inputs,
-                   const Panels<T> &to_x) {
+    void of_inputs(const Member &me, const P *of_h, const P *of_x, int64_t low, int64_t n,
+                   const Range &inputs, const Panels<P> &to_x) {
         T *to = d_x + low * I + inputs.begin;
-        if (JOINT) multiply<T>(n, JOINT * H, {of_h, G * H}, to_x, to, I, false);
-        if (A) multiply<T>(n, A * H, {of_x, A * H}, to_x, to, I, JOINT > 0, JOINT * H);
+        const auto add = [&](int64_t K, Left<P> left, int64_t first, int64_t packed_first) {
+            if (few)
+                in_place(me, n, K, left, S::at(q.w_ih) + first * I + inputs.begin, I, inputs.size(),
+                         this->of_x, to, I, first > 0);
+            else
+                multiply<P>(n, K, left, to_x, to, I, first > 0, packed_first);
+        };
+        if (JOINT) add(JOINT * H, {of_h, GH}, 0, 0);
+        if (A) add(A * H, {of_x, AH}, JOINT * H, JH);
+    }
+
+    // The product with rows of a weight, as they are; `place` has room for each thread.
+    void in_place(const Member &me, int64_t n, int64_t K, Left<P> left, const T *w, int64_t w_row,
+                  int64_t columns, P *place, T *to, int64_t to_row, bool add) const {
+        if constexpr (!IS_ROUNDED<P>)
+            multiply_in_place<T>(n, K, left, w, w_row, columns,
+                                 place + me.number * size_in_place<T>(w_row), to, to_row, add);
     }
 
     // d_W += deltasᵀ [x, h_before], over n rows
-    void of_weights(const Member &me, const T *of_h, const T *of_x, int64_t low, int64_t n,
+    void of_weights(const Member &me, const P *of_h, const P *of_x, int64_t low, int64_t n,
                     bool first) {
         if (!d_w_ih && !d_w_hh) return;
-        const Panels<T> xs{x_panels, n, I, widest_panel(MOST_ROWS)};
-        const Panels<T> hs{h_panels, n, H, widest_panel(MOST_ROWS)};
+        const Panels<P> xs{x_panels, n, I, widest_panel(MOST_ROWS)};
+        const Panels<P> hs{h_panels, n, H, widest_panel(MOST_ROWS)};
         if (d_w_ih) pack_share(me, xs, [&](int64_t k) { return x + (low + k) * I; });
         if (d_w_hh) pack_share(me, hs, [&](int64_t k) { return before(0, low + k); });
         me.wait();
         const Range own = me.share(G * H, MOST_ROWS);
         const Range both{own.begin, std::min(own.end, JOINT * H)};
         const Range apart{std::max(own.begin, JOINT * H), own.end};
-        T *packed = slivers + own.begin * n;
+        P *packed = slivers + own.begin * paired<P>(n);
         if (both.size() > 0) {
-            pack_slivers(both.size(), n, of_h + both.begin, G * H, xs.widest, packed);
+            pack_slivers(both.size(), n, of_h + both.begin, GH, xs.widest, packed);
             if (d_w_ih)
-                multiply<T>(both.size(), n, {packed, 0}, xs, d_w_ih + both.begin * I, I, !first);
+                multiply<P>(both.size(), n, {packed, 0}, xs, d_w_ih + both.begin * I, I, !first);
             if (d_w_hh)
-                multiply<T>(both.size(), n, {packed, 0}, hs, d_w_hh + both.begin * H, H, !first);
+                multiply<P>(both.size(), n, {packed, 0}, hs, d_w_hh + both.begin * H, H, !first);
         }
         if (apart.size() <= 0) return;
         if (d_w_ih) {
-            pack_slivers(apart.size(), n, of_x + apart.begin - JOINT * H, A * H, xs.widest, packed);
-            multiply<T>(apart.size(), n, {packed, 0}, xs, d_w_ih + apart.begin * I, I, !first);
+            pack_slivers(apart.size(), n, of_x + apart.begin - JOINT * H, AH, xs.widest, packed);
+            multiply<P>(apart.size(), n, {packed, 0}, xs, d_w_ih + apart.begin * I, I, !first);
         }
         if (d_w_hh) {
-            pack_slivers(apart.size(), n, of_h + apart.begin, G * H, hs.widest, packed);
-            multiply<T>(apart.size(), n, {packed, 0}, hs, d_w_hh + apart.begin * H, H, !first);
+            pack_slivers(apart.size(), n, of_h + apart.begin, GH, hs.widest, packed);
+            multiply<P>(apart.size(), n, {packed, 0}, hs, d_w_hh + apart.begin * H, H, !first);
         }
     }
 
     // Each thread packs every so many-th panel.
-    template <class Row> void pack_share(const Member &me, const Panels<T> &b, Row row) {
+    template <class Row> void pack_share(const Member &me, const Panels<P> &b, Row row) {
         int64_t number = 0;
-        b.walk([&](int64_t column, int wide, T *panel) {
+        b.walk([&](int64_t column, int wide, P *panel) {
             if (number++ % me.team != me.number) return;
             const int64_t width = std::min<int64_t>(wide * WIDTH<T>, b.columns - column);
-            pack_panel<T>(b.depth, row, column, width, wide, panel);
+            pack_panel<P>(b.depth, row, column, width, wide, panel);
         });
     }
 
@@ -315,11 +361,11 @@ template <class T, class Cell> struct Backward : Sizes<T, Cell> {
         for (int i = 0; d_h && i < STATES; i++)
             for (int64_t w = 0; w < W; w++)
                 std::copy(d_state(i, w) + units.begin, d_state(i, w) + units.end,
-                          S::template at<T>(q.d_state[i]) + w * H + units.begin);
+                          S::at(q.d_state[i]) + w * H + units.begin);
         auto put = [&](void *to, int64_t row, int64_t of_sums) {
             if (to)
                 std::copy(sums + of_sums * Hp + units.begin, sums + of_sums * Hp + units.end,
-                          S::template at<T>(to) + row * H + units.begin);
+                          S::at(to) + row * H + units.begin);
         };
         for (int g = 0; g < G; g++) {
             put(q.d_b_hh, g, g);

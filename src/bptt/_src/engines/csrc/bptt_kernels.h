@@ -20,18 +20,23 @@ extern "C" {
 enum bptt_isa { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_ISAS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 10
+#define BPTT_INTERFACE 11
 
 /* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
    are null. */
 #define BPTT_STATES 2
 
 /* What a call returns besides 0. */
-enum bptt_error { BPTT_NO_MEMORY = -1, BPTT_NO_CELL = -2 };
+enum bptt_error { BPTT_NO_MEMORY = -1, BPTT_NO_CELL = -2, BPTT_NO_TYPE = -3 };
+
+/* What a call computes in. With BPTT_BF16 all that it is given and gives is float; both sides of
+   each product are rounded to bfloat16, unless there are only few rows, and the product is summed
+   in float. */
+enum bptt_type { BPTT_FLOAT, BPTT_DOUBLE, BPTT_BF16 };
 
 typedef struct bptt_sequence {
     int64_t cell;      /* its number, below bptt_cells() */
-    int64_t is_double; /* 0: float, 1: double */
+    int64_t type;      /* enum bptt_type */
     int64_t threads;   /* at most */
     int64_t reverse;   /* 1: the last step comes first */
     int64_t steps, batch, inputs, hidden, rows; /* T, B, I, H, N */
@@ -77,7 +82,7 @@ typedef struct bptt_sequence {
 /* A linear readout and its cross-entropy: losses -ln softmax(W h + b)[target], and the gradients of
    their sum, each times its factor. */
 typedef struct bptt_readout {
-    int64_t is_double, threads;
+    int64_t type, threads;
     int64_t rows, hidden_size, labels; /* N, H, V */
     const void *hidden;     /* [N, H] */
     const void *weight;     /* [V, H] */
@@ -142,6 +147,9 @@ BPTT_API int bptt_has_isa(int isa);
 BPTT_API int bptt_use_isa(int isa);
 BPTT_API int bptt_isa_in_use(void);
 
+/* Whether the instruction set in use has an enum bptt_type, for layers and the readout: 1 or 0. */
+BPTT_API int bptt_has_type(int64_t type);
+
 /* Take the threads from here; until then, and in a forked child, everything runs on one thread. */
 BPTT_API void bptt_use_threads(bptt_parallel, bptt_number number, bptt_number count);
 
@@ -155,7 +163,7 @@ BPTT_API int bptt_cell_sizes(int64_t cell, int64_t sizes[4]);
 
 /* How many elements `kept` has, or BPTT_NO_CELL. It holds the gates, [N, G, H], then [N, H] for
    each gate whose W_hh h is apart and for each state but h; H is padded to whole 64 bytes. */
-BPTT_API int64_t bptt_kept(int64_t cell, int64_t is_double, int64_t rows, int64_t hidden);
+BPTT_API int64_t bptt_kept(int64_t cell, int64_t type, int64_t rows, int64_t hidden);
 
 /* These return 0, or an error: enum bptt_error. */
 BPTT_API int bptt_forward(const bptt_sequence *);

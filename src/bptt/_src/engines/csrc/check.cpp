@@ -52,18 +52,20 @@ bool agree(const std::vector<Result<T>> &ours, const std::vector<Result<T>> &the
 }
 
 // One cell and dtype: every instruction set there is with the first one, one thread with several.
-template <class T> bool check(int64_t cell) {
-    const double tolerance = sizeof(T) == 8 ? 1e-11 : 1e-4;
+template <class T> bool check(int64_t cell, bool bf16 = false) {
+    const double tolerance = sizeof(T) == 8 ? 1e-11 : bf16 ? 0.05 : 1e-4;
     const auto all = shapes();
     bool same = true;
     for (size_t n = 0; n < all.size(); n++) {
-        const Problem<T> problem(cell, all[n]);
+        const Problem<T> problem(cell, all[n]), rounding(cell, all[n], BPTT_BF16);
         std::vector<Result<T>> first;
         for (int isa = 0; isa < BPTT_ISAS; isa++) {
             if (bptt_use_isa(isa) != 0) continue;
             char what[64];
-            const auto alone = problem.run(1);
-            if (isa == 0) first = alone;
+            if (isa == 0) first = problem.run(1);
+            if (bf16 && !bptt_has_type(BPTT_BF16)) continue;
+            const auto run = [&](int threads) { return (bf16 ? rounding : problem).run(threads); };
+            const auto alone = run(1);
             // A rectifier that is on or off by a rounding error makes another gradient.
             std::snprintf(what, sizeof what, "%s and %s", ISAS[isa], ISAS[0]);
             if (std::strcmp(bptt_cell_name(cell), "RNN_RELU") != 0 || sizeof(T) == 8)
@@ -71,14 +73,15 @@ template <class T> bool check(int64_t cell) {
             if (!(all[n].has & THREADS)) continue;
             std::snprintf(what, sizeof what, "%s, %d threads and 1", ISAS[isa], TEAM);
             const int before = teams;
-            same = agree(problem.run(TEAM), alone, 0, what, n) && same;
+            same = agree(run(TEAM), alone, 0, what, n) && same;
             if (teams == before + 3) continue;
             std::printf("  shape %zu, %s: too small for threads\n", n, what);
             same = false;
         }
     }
-    std::printf("%s %s: %zu shapes %s\n", bptt_cell_name(cell), sizeof(T) == 8 ? "double" : "float",
-                all.size(), same ? "agree" : "DIFFER");
+    std::printf("%s %s: %zu shapes %s\n", bptt_cell_name(cell),
+                sizeof(T) == 8 ? "double" : bf16 ? "float, bf16" : "float", all.size(),
+                same ? "agree" : "DIFFER");
     return same;
 }
 
@@ -114,9 +117,9 @@ template <class T> bool check_readout() {
         const auto hidden = draw(N * H), weight = draw(V * H), bias = draw(V), factors = draw(N);
         Numbers targets(static_cast<size_t>(N));
         for (int64_t &t : targets) t = int64_t(random() % uint64_t(V));
-        auto run = [&](int threads) {
+        auto compute = [&](int64_t type, int threads) {
             auto out = draw(N), d_h = draw(N * H), d_w = draw(V * H), d_b = draw(V);
-            const bptt_readout q = {sizeof(T) == 8,  threads,     N,          H,
+            const bptt_readout q = {type,            threads,     N,          H,
                                     V,               hidden.data(), weight.data(), bias.data(),
                                     targets.data(),  factors.data(), out.data(), d_h.data(),
                                     d_w.data(),      d_b.data()};
@@ -125,7 +128,12 @@ template <class T> bool check_readout() {
                 out.insert(out.end(), more->begin(), more->end());
             return out;
         };
-        same = all_isas_agree<T>(run) && same;
+        const int64_t type = sizeof(T) == 8 ? BPTT_DOUBLE : BPTT_FLOAT;
+        same = all_isas_agree<T>([&](int threads) { return compute(type, threads); }) && same;
+        if (type == BPTT_DOUBLE || !bptt_has_type(BPTT_BF16)) continue;  // of the widest vectors
+        const auto rounded = compute(BPTT_BF16, 1);
+        same = difference(rounded, compute(type, 1)) < 0.02 && same;
+        same = same_bits(compute(BPTT_BF16, TEAM), rounded) && same;
     }
     std::printf("readout, %s: %s\n", sizeof(T) == 8 ? "double" : "float",
                 same ? "agree" : "DIFFER");
@@ -304,7 +312,8 @@ int main() {
     std::printf("\n");
     bool same = true;
     for (int64_t cell = 0; cell < bptt_cells(); cell++)
-        for (bool ok : {check<float>(cell), check<double>(cell)}) same = same && ok;
+        for (bool ok : {check<float>(cell), check<double>(cell), check<float>(cell, true)})
+            same = same && ok;
     for (bool ok : {check_readout<float>(), check_readout<double>(), check_flow<float>(),
                     check_flow<double>(), check_numbers(), check_callers(), check_crowd(),
                     check_limit(), check_functions<float>(), check_functions<double>()})

@@ -151,7 +151,7 @@ template <class T> struct Result {
 
 template <class T> class Problem {
 public:
-    Problem(int64_t cell, const Shape &given)
+    Problem(int64_t cell, const Shape &given, int64_t type = sizeof(T) == 8 ? BPTT_DOUBLE : BPTT_FLOAT)
         : shape(given), of_cell(sizes_of(cell)), gates(of_cell.gates) {
         for (int64_t t = 0; t < shape.lengths[0]; t++)
             sizes.push_back(std::count_if(shape.lengths.begin(), shape.lengths.end(),
@@ -177,7 +177,7 @@ public:
         }
         for (int64_t n = 0; n < rows && has(RESETS); n++) resets.push_back(random() % 5 == 0);
         for (int64_t n = 0; n < rows && has(CARRY); n++) carry.push_back(T(random() % 4) / 2);
-        q.cell = cell, q.is_double = sizeof(T) == 8, q.reverse = has(REVERSE);
+        q.cell = cell, q.type = type, q.reverse = has(REVERSE);
         q.steps = int64_t(sizes.size()), q.batch = B, q.inputs = I, q.hidden = H, q.rows = rows;
         q.sizes = sizes.data(), q.resets = at(resets), q.carry = at(carry);
         q.x = x.data(), q.w_ih = w_ih.data(), q.w_hh = w_hh.data();
@@ -192,7 +192,7 @@ public:
         const int64_t B = q.batch, H = q.hidden, I = q.inputs, of_bias = has(BIAS) ? gates * H : 0;
         bptt_sequence call = q;
         call.threads = threads;
-        std::vector<T> kept(size_t(bptt_kept(q.cell, q.is_double, rows, H)), T(NAN));
+        std::vector<T> kept(size_t(bptt_kept(q.cell, q.type, rows, H)), T(NAN));
         auto y = empty(rows * H), y_alone = y;
         std::vector<T> state_n[BPTT_STATES], d_states[BPTT_STATES];
         for (int64_t i = 0; i < of_cell.states; i++) {

@@ -28,6 +28,14 @@ int widest() {
     return isa;
 }
 
+bool can_run_bf16() {
+#if defined(BPTT_HAS_BF16)
+    return can_run(BPTT_AVX512) && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
 std::atomic<int> chosen{-1};
 
 const bptt_isa_table &table() {
@@ -38,6 +46,14 @@ const bptt_isa_table &table() {
 #endif
         default: return bptt_portable;
     }
+}
+
+// Those of a type, or null where it is none that the instruction set in use has.
+const bptt_passes *passes(int64_t type) {
+#if defined(BPTT_HAS_BF16)
+    if (type == BPTT_BF16) return bptt_has_type(BPTT_BF16) ? &bptt_avx512_bf16 : nullptr;
+#endif
+    return bptt_has_type(type) ? &table().passes : nullptr;
 }
 
 bptt_threads threads = {nullptr, nullptr, nullptr};
@@ -73,6 +89,11 @@ void bptt_use_threads(bptt_parallel parallel, bptt_number number, bptt_number co
     threads = {parallel, number, count};
 }
 
+int bptt_has_type(int64_t type) {
+    if (type == BPTT_BF16) return bptt_isa_in_use() == BPTT_AVX512 && can_run_bf16();
+    return type == BPTT_FLOAT || type == BPTT_DOUBLE;
+}
+
 int64_t bptt_cells(void) { return Cells::SIZE; }
 
 const char *bptt_cell_name(int64_t cell) {
@@ -88,18 +109,27 @@ int bptt_cell_sizes(int64_t cell, int64_t sizes[4]) {
     });
 }
 
-int64_t bptt_kept(int64_t cell, int64_t is_double, int64_t rows, int64_t hidden) {
-    const int64_t whole = is_double ? 8 : 16;
+int64_t bptt_kept(int64_t cell, int64_t type, int64_t rows, int64_t hidden) {
+    const int64_t whole = type == BPTT_DOUBLE ? 8 : 16;
     const int64_t padded = (hidden + whole - 1) / whole * whole;
     return Cells::with<int64_t>(cell, BPTT_NO_CELL,
                                 [&](auto c) { return rows * KEPT<decltype(c)> * padded; });
 }
 
-int bptt_forward(const bptt_sequence *q) { return table().forward(*q, threads); }
+int bptt_forward(const bptt_sequence *q) {
+    const bptt_passes *const of = passes(q->type);
+    return of ? of->forward(*q, threads) : BPTT_NO_TYPE;
+}
 
-int bptt_backward(const bptt_sequence *q) { return table().backward(*q, threads); }
+int bptt_backward(const bptt_sequence *q) {
+    const bptt_passes *const of = passes(q->type);
+    return of ? of->backward(*q, threads) : BPTT_NO_TYPE;
+}
 
-int bptt_cross_entropy(const bptt_readout *q) { return table().cross_entropy(*q, threads); }
+int bptt_cross_entropy(const bptt_readout *q) {
+    const bptt_passes *const of = passes(q->type);
+    return of ? of->cross_entropy(*q, threads) : BPTT_NO_TYPE;
+}
 
 int bptt_flow_back(const bptt_flow_step *q) { return table().flow_back(*q, threads); }
 

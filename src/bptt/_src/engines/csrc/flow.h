@@ -71,10 +71,8 @@ template <class T> struct FlowStep {
         const int64_t sizes[] = {group * of_h_size, group * of_x_size, q.credit ? group * K : 0,
                                  group * blocks * row};
         T **places[] = {&of_h, &of_x, &of_credit, &left};
-        int64_t bytes = 0;
-        for (int64_t n : sizes) bytes += Arena::size_of<T>(n);
-        if (!arena.reserve(bytes)) return false;
-        for (int i = 0; i < 4; i++) *places[i] = arena.take<T>(sizes[i]);
+        if (!arena.reserve(Arena::size_of(sizes, places))) return false;
+        arena.take(sizes, places);
         return true;
     }
 

@@ -5,20 +5,26 @@
 
 namespace {
 
-template <class T, class Cell> struct Forward : Sizes<T, Cell> {
-    using S = Sizes<T, Cell>;
+template <class P, class Cell> struct Forward : Sizes<P, Cell> {
+    using S = Sizes<P, Cell>;
+    using typename S::T;
     using S::A, S::B, S::G, S::H, S::Hp, S::I, S::JOINT, S::N, S::q, S::STATES, S::U;
 
-    const T *const x = S::template at<T>(q.x), *const h_0 = S::template at<T>(q.state_0[0]);
-    T *const y = S::template at<T>(q.y);
+    const T *const x = S::at(q.x), *const h_0 = S::at(q.state_0[0]);
+    T *const y = S::at(q.y);
     const Walk walk{q.sizes, q.steps, q.reverse != 0};
     // Whether the rows of step t-1 are, as they are, those from which step t starts.
     const bool plain = !q.resets && (S::is_dense() || !q.reverse);
     const bool keeps = q.kept != nullptr;
     const int64_t chunk_rows = walk.most_rows(FORWARD_ROWS);
+    // Whether the weights are read where they are: packed, they would hardly be used again.
+    const bool few_x = !IS_ROUNDED<P> && N <= FEW, few_h = !IS_ROUNDED<P> && B * q.steps <= FEW;
     // What is apart, [A, rows, Hp], has as many rows as the gates. The other states are of each
     // sequence, [STATES - 1, B, Hp]; to be kept, [STATES - 1, N, Hp].
-    T *gates, *apart, *bias, *states, *before[2], *of_x, *of_h, *kept_states;
+    T *gates, *apart, *bias, *states, *before[2], *kept_states;
+    P *of_x, *of_h;
+    // Where products round: a chunk's inputs, [rows, I], and h before a step, [B, H].
+    P *rounded_x, *rounded_h[2];
 
     explicit Forward(const bptt_sequence &sequence) : S(sequence) {}
 
@@ -32,13 +38,19 @@ template <class T, class Cell> struct Forward : Sizes<T, Cell> {
             (G + A) * Hp,                           // bias
             (STATES - 1) * B * Hp,                  // states
             plain ? 0 : B * H, plain ? 0 : B * H,   // before
-            G * I * round_up<T>(H), G * H * round_up<T>(H),
         };
-        T **places[] = {&gates, &apart, &bias, &states, &before[0], &before[1], &of_x, &of_h};
-        int64_t bytes = 0;
-        for (int64_t n : sizes) bytes += Arena::size_of<T>(n);
-        if (!arena.reserve(bytes)) return false;
-        for (int i = 0; i < 8; i++) *places[i] = arena.take<T>(sizes[i]);
+        const int64_t of_h_left = IS_ROUNDED<P> ? B * paired<P>(H) : 0;
+        const int64_t of_products[] = {
+            few_x ? 0 : G * paired<P>(I) * round_up<T>(H),
+            few_h ? 0 : G * paired<P>(H) * round_up<T>(H),
+            IS_ROUNDED<P> ? chunk_rows * paired<P>(I) : 0, of_h_left, of_h_left,
+        };
+        T **places[] = {&gates, &apart, &bias, &states, &before[0], &before[1]};
+        P **for_products[] = {&of_x, &of_h, &rounded_x, &rounded_h[0], &rounded_h[1]};
+        if (!arena.reserve(Arena::size_of(sizes, places) + Arena::size_of(of_products, for_products)))
+            return false;
+        arena.take(sizes, places);
+        arena.take(of_products, for_products);
         if (Cell::KEEPS_GATES && keeps) {
             gates = static_cast<T *>(q.kept);
             apart = gates + N * G * Hp;
@@ -61,22 +73,24 @@ template <class T, class Cell> struct Forward : Sizes<T, Cell> {
         const Range units = me.share(H, WIDTH<T>);
         // Of the gates, which have room for whole vectors; of an Elman network's y, which has not.
         const int64_t columns = Cell::KEEPS_GATES ? round_up<T>(units.size()) : units.size();
-        Panels<T> from_x[G], from_h[G];
+        Panels<P> from_x[G], from_h[G];
         for (int g = 0; g < G; g++) {
             const int64_t place = units.begin * G + g * round_up<T>(units.size());
-            from_x[g] = {of_x + place * I, I, units.size(), widest_panel(chunk_rows)};
-            from_h[g] = {of_h + place * H, H, units.size(), widest_panel(B)};
+            from_x[g] = {of_x + place * paired<P>(I), I, units.size(), widest_panel(chunk_rows)};
+            from_h[g] = {of_h + place * paired<P>(H), H, units.size(), widest_panel(B)};
             const int64_t first = g * H + units.begin;
-            pack_transposed(from_x[g], S::template at<T>(q.w_ih) + first * I, I);
-            pack_transposed(from_h[g], S::template at<T>(q.w_hh) + first * H, H);
+            if (!few_x) pack_transposed(from_x[g], S::at(q.w_ih) + first * I, I);
+            if (!few_h) pack_transposed(from_h[g], S::at(q.w_hh) + first * H, H);
             from_x[g].columns = from_h[g].columns = columns;
         }
         begin(me, units);
         walk.chunks(FORWARD_ROWS, N, [&](const Chunk &chunk) {
             T *to = gate_row(chunk, chunk.low) + units.begin;
+            const Left<P> left = inputs(me, chunk);
+            const int64_t n = chunk.high - chunk.low;
             for (int g = 0; g < G; g++)
-                multiply<T>(chunk.high - chunk.low, I, {x + chunk.low * I, I}, from_x[g],
-                            to + g * Hp, row_apart(), false);
+                if (few_x) few(n, I, x + chunk.low * I, q.w_ih, g, units, to + g * Hp, row_apart(), false);
+                else multiply<P>(n, I, left, from_x[g], to + g * Hp, row_apart(), false);
             walk.within(chunk, [&](int64_t s, int64_t row, int64_t n) {
                 recur(chunk, s, row, n, units, from_h);
                 me.wait();
@@ -85,9 +99,17 @@ template <class T, class Cell> struct Forward : Sizes<T, Cell> {
         finish(units);
     }
 
+    // The product of a few rows with the weights of some units of a gate.
+    void few(int64_t n, int64_t K, const T *a, const void *weights, int64_t gate,
+             const Range &units, T *to, int64_t to_row, bool add) const {
+        multiply_transposed<T>(std::make_integer_sequence<int, 8>(), n, K, a, K,
+                               S::at(weights) + (gate * H + units.begin) * K, K, units.size(), to,
+                               to_row, add);
+    }
+
     // Biases, and the state before the first step.
     void begin(const Member &me, const Range &units) {
-        const T *b_ih = S::template at<T>(q.b_ih), *b_hh = S::template at<T>(q.b_hh);
+        const T *b_ih = S::at(q.b_ih), *b_hh = S::at(q.b_hh);
         for (int64_t u = units.begin; u < units.begin + round_up<T>(units.size()); u++) {
             for (int g = 0; g < G; g++) {
                 const T of_x = b_ih && u < H ? b_ih[g * H + u] : T(0);
@@ -97,15 +119,37 @@ template <class T, class Cell> struct Forward : Sizes<T, Cell> {
             }
             for (int i = 1; i < STATES; i++)
                 for (int64_t b = 0; b < B; b++)
-                    state(i, b)[u] = u < H ? S::template at<T>(q.state_0[i])[b * H + u] : T(0);
+                    state(i, b)[u] = u < H ? S::at(q.state_0[i])[b * H + u] : T(0);
         }
-        if (!plain) {
-            set_before(0, nullptr, 0, walk.last_first ? N - walk.size(0) : 0, walk.size(0), units);
-            me.wait();
-        }
+        const int64_t first = walk.last_first ? N - walk.size(0) : 0;
+        if (!plain) set_before(0, nullptr, 0, first, walk.size(0), units);
+        round_h(0, first, walk.size(0), units);
+        if (!plain) me.wait();
     }
 
     T *state(int i, int64_t b) const { return states + ((i - 1) * B + b) * Hp; }
+
+    // A chunk's inputs as the left side of a product.
+    Left<P> inputs(const Member &me, const Chunk &chunk) {
+        if constexpr (!IS_ROUNDED<P>) return {x + chunk.low * I, I};
+        const Range rows = me.share(chunk.high - chunk.low);
+        const int64_t row = paired<P>(I);
+        round_rows<P>(rows.size(), 0, I, I, x + (chunk.low + rows.begin) * I, I,
+                      rounded_x + rows.begin * row, row);
+        me.wait();  // also for h before the first step
+        return {rounded_x, row};
+    }
+
+    // h before step s as the left side of a product: of some units, to be read by all after a wait.
+    void round_h(int64_t s, int64_t row, int64_t n, const Range &units) {
+        if constexpr (IS_ROUNDED<P>)
+            round_rows<P>(n, units.begin, units.end, H, h_before(s, row), H, rounded_h[s % 2],
+                          paired<P>(H));
+    }
+    Left<P> left_h(int64_t s, const T *h) const {
+        if constexpr (IS_ROUNDED<P>) return {rounded_h[s % 2], paired<P>(H)};
+        else return {h, H};
+    }
 
     const T *h_before(int64_t s, int64_t row) const {
         if (!plain) return before[s % 2];
@@ -127,19 +171,21 @@ template <class T, class Cell> struct Forward : Sizes<T, Cell> {
     }
 
     void recur(const Chunk &chunk, int64_t s, int64_t row, int64_t n, const Range &units,
-               const Panels<T> *from_h) {
+               const Panels<P> *from_h) {
         const T *h = h_before(s, row);
         for (int g = 0; g < G; g++) {
             const bool joint = g < JOINT;
             T *to = joint ? gate_row(chunk, row) + g * Hp : apart_row(chunk, row, g - JOINT);
-            multiply<T>(n, H, {h, H}, from_h[g], to + units.begin, joint ? row_apart() : Hp, joint);
+            const int64_t apart = joint ? row_apart() : Hp;
+            if (few_h) few(n, H, h, q.w_hh, g, units, to + units.begin, apart, joint);
+            else multiply<P>(n, H, left_h(s, h), from_h[g], to + units.begin, apart, joint);
         }
         for (int64_t b = 0; b < n; b++) step(chunk, row + b, b, h + b * H, units);
-        if (!plain && s + 1 < walk.steps) {
-            const int64_t next = walk.size(s + 1);
-            const int64_t next_row = walk.last_first ? row - next : row + n;
-            set_before(s + 1, y + row * H, n, next_row, next, units);
-        }
+        if (s + 1 == walk.steps) return;
+        const int64_t next = walk.size(s + 1);
+        const int64_t next_row = walk.last_first ? row - next : row + n;
+        if (!plain) set_before(s + 1, y + row * H, n, next_row, next, units);
+        round_h(s + 1, next_row, next, units);
     }
 
     // The elementwise part of a row's step.
@@ -147,7 +193,7 @@ template <class T, class Cell> struct Forward : Sizes<T, Cell> {
         const int64_t H = this->H, Hp = this->Hp;  // not to be read again after each store
         const bool reset = q.resets && q.resets[row], keeps = this->keeps;
         T *const gate = gate_row(chunk, row), *const out = y + row * H;
-        const T *const bias = this->bias, *const unit = S::template at<T>(q.units);
+        const T *const bias = this->bias, *const unit = S::at(q.units);
         T *apart[room(A)], *state[STATES], *kept[STATES];
         for (int a = 0; a < A; a++) apart[a] = apart_row(chunk, row, a);
         for (int i = 1; i < STATES; i++) {
@@ -179,7 +225,7 @@ template <class T, class Cell> struct Forward : Sizes<T, Cell> {
 
     // The final states: of each sequence's last step.
     void finish(const Range &units) {
-        T *h_n = S::template at<T>(q.state_n[0]);
+        T *h_n = S::at(q.state_n[0]);
         int64_t row = 0;
         for (int64_t t = 0; t < q.steps; t++) {
             const int64_t n = q.sizes[t];
@@ -194,7 +240,7 @@ template <class T, class Cell> struct Forward : Sizes<T, Cell> {
         for (int i = 1; i < STATES; i++)
             for (int64_t b = 0; b < B; b++)
                 std::copy(state(i, b) + units.begin, state(i, b) + units.end,
-                          S::template at<T>(q.state_n[i]) + b * H + units.begin);
+                          S::at(q.state_n[i]) + b * H + units.begin);
     }
 };
 

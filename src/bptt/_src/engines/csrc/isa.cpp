@@ -4,32 +4,15 @@
 
 #include <chrono>
 
-#include "backward.h"
-#include "cells/list.h"
 #include "flow.h"
-#include "forward.h"
-#include "readout.h"
+#include "passes.h"
 
 namespace {
 
-thread_local Arena arena;
-
-template <class Work> int start(Work &&pass, const bptt_threads &threads) {
-    if (!pass.reserve(arena)) return BPTT_NO_MEMORY;
-    run(threads, pass.team(), [&](const Member &me) { pass.work(me); });
-    return 0;
-}
-
-template <template <class, class> class Pass, class T>
-int with_cell(const bptt_sequence &q, const bptt_threads &threads) {
-    return Cells::with<int>(q.cell, BPTT_NO_CELL, [&](auto cell) {
-        return start(Pass<T, decltype(cell)>(q), threads);
-    });
-}
-
 template <template <class, class> class Pass>
 int with_type(const bptt_sequence &q, const bptt_threads &threads) {
-    return q.is_double ? with_cell<Pass, double>(q, threads) : with_cell<Pass, float>(q, threads);
+    return q.type == BPTT_DOUBLE ? with_cell<Pass, double>(q, threads)
+                                 : with_cell<Pass, float>(q, threads);
 }
 
 int forward(const bptt_sequence &q, const bptt_threads &threads) {
@@ -41,7 +24,8 @@ int backward(const bptt_sequence &q, const bptt_threads &threads) {
 }
 
 int cross_entropy(const bptt_readout &q, const bptt_threads &threads) {
-    return q.is_double ? start(Readout<double>(q), threads) : start(Readout<float>(q), threads);
+    return q.type == BPTT_DOUBLE ? start(Readout<double>(q), threads)
+                                 : start(Readout<float>(q), threads);
 }
 
 int flow_back(const bptt_flow_step &q, const bptt_threads &threads) {
@@ -94,5 +78,5 @@ double multiply_adds(const bptt_threads &threads, int team, double seconds) {
 
 #define BPTT_JOIN(a, b) a##b
 #define BPTT_NAME(isa) BPTT_JOIN(bptt_, isa)
-extern const bptt_isa_table BPTT_NAME(BPTT_ISA) = {forward, backward, cross_entropy, flow_back,
-                                                    function_of, multiply_adds};
+extern const bptt_isa_table BPTT_NAME(BPTT_ISA) = {
+    {forward, backward, cross_entropy}, flow_back, function_of, multiply_adds};

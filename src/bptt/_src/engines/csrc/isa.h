@@ -8,13 +8,18 @@ struct bptt_threads {
     bptt_number number, count;
 };
 
-struct bptt_isa_table {
+struct bptt_passes {
     int (*forward)(const bptt_sequence &, const bptt_threads &);
     int (*backward)(const bptt_sequence &, const bptt_threads &);
     int (*cross_entropy)(const bptt_readout &, const bptt_threads &);
+};
+
+struct bptt_isa_table {
+    bptt_passes passes;  // in float and double
     int (*flow_back)(const bptt_flow_step &, const bptt_threads &);
     void (*function)(int which, int64_t is_double, int64_t n, const void *in, void *out);
     double (*peak)(const bptt_threads &, int team, double seconds);
 };
 
 extern const bptt_isa_table bptt_portable, bptt_avx2, bptt_avx512;
+extern const bptt_passes bptt_avx512_bf16;  // beside bptt_avx512

@@ -1,4 +1,5 @@
-// Matrix products C (+)= A B, where B is packed into panels and C is worked on tile by tile.
+// Matrix products C (+)= A B, where B is packed into panels and C is worked on tile by tile. P is
+// what A and B are made of (operand.h), T = Sum<P> what C is.
 //
 // A panel is some vectors wide and as long as B has rows, row after row. A tile is a panel's width
 // of C and some rows high; all of it stays in registers while k runs. Each element of C is summed
@@ -7,7 +8,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "vector.h"
+#include "operand.h"
 
 namespace {
 
@@ -17,7 +18,7 @@ constexpr int MOST_VECTORS = 8;
 constexpr int64_t DEPTH_BYTES = 2048;  // of k at a time: a panel of it stays in the first cache
 constexpr int64_t BLOCK_ROWS = 128;    // of A at a time: they stay in the second cache
 
-template <class T> constexpr int64_t DEPTH = DEPTH_BYTES / sizeof(T);
+template <class P> constexpr int64_t DEPTH = DEPTH_BYTES / sizeof(P);
 
 // How many vectors wide the panels for a product with so many rows are at most.
 inline int widest_panel(int64_t rows) {
@@ -38,28 +39,29 @@ template <class T> constexpr int64_t round_up(int64_t n) {
 // ---------------------------------------------------------------------------------- one tile
 
 // c[R][C vectors] (+)= a[R][K] b[K][C vectors]. A's rows lie a_row apart; where it is packed, its
-// columns lie one after the other, R long. B's rows lie b_row apart.
-template <class T, int R, int C, bool PACKED>
-void tile(int64_t K, const T *a, int64_t a_row, const T *b, int64_t b_row, T *c, int64_t c_row,
-          bool add) {
+// columns lie one after the other, R long. B's rows lie b_row apart. K is whole pairs.
+template <class P, int R, int C, bool PACKED>
+void tile(int64_t K, const P *a, int64_t a_row, const P *b, int64_t b_row, Sum<P> *c,
+          int64_t c_row, bool add) {
+    using T = Sum<P>;
     V<T> sum[R][C];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int v = 0; v < C; v++)
             sum[r][v] = add ? load(c + r * c_row + v * WIDTH<T>) : V<T>{};
-    for (int64_t k = 0; k < K; k++) {
-        V<T> row[C];
+    for (int64_t k = 0; k < K; k += PAIR<P>) {
+        Word<P> row[C];
 #pragma GCC unroll 8
-        for (int v = 0; v < C; v++) row[v] = load(b + v * WIDTH<T>);
+        for (int v = 0; v < C; v++) row[v] = Operand<P>::words_at(b + v * WIDTH<P>);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const T left = PACKED ? a[r] : a[r * a_row];
+            const auto left = Operand<P>::broadcast(PACKED ? a + r * PAIR<P> : a + r * a_row);
 #pragma GCC unroll 8
-            for (int v = 0; v < C; v++) sum[r][v] += left * row[v];
+            for (int v = 0; v < C; v++) Operand<P>::add_product(sum[r][v], left, row[v]);
         }
-        a += PACKED ? R : 1;
-        b += b_row;
+        a += PACKED ? R * PAIR<P> : PAIR<P>;
+        b += b_row * PAIR<P>;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -67,29 +69,29 @@ void tile(int64_t K, const T *a, int64_t a_row, const T *b, int64_t b_row, T *c,
         for (int v = 0; v < C; v++) store(c + r * c_row + v * WIDTH<T>, sum[r][v]);
 }
 
-template <class T>
-using Tile = void (*)(int64_t, const T *, int64_t, const T *, int64_t, T *, int64_t, bool);
+template <class P>
+using Tile = void (*)(int64_t, const P *, int64_t, const P *, int64_t, Sum<P> *, int64_t, bool);
 
-template <class T, bool PACKED, int R, int C> constexpr Tile<T> tile_if_it_fits() {
-    if constexpr (R * C <= ACCUMULATORS) return tile<T, R, C, PACKED>;
+template <class P, bool PACKED, int R, int C> constexpr Tile<P> tile_if_it_fits() {
+    if constexpr (R * C <= ACCUMULATORS) return tile<P, R, C, PACKED>;
     else return nullptr;
 }
 
-template <class T, bool PACKED> struct Tiles {
-    Tile<T> of[MOST_ROWS * MOST_VECTORS];
+template <class P, bool PACKED> struct Tiles {
+    Tile<P> of[MOST_ROWS * MOST_VECTORS];
     template <int... I> constexpr explicit Tiles(std::integer_sequence<int, I...>)
-        : of{tile_if_it_fits<T, PACKED, I / MOST_VECTORS + 1, I % MOST_VECTORS + 1>()...} {}
+        : of{tile_if_it_fits<P, PACKED, I / MOST_VECTORS + 1, I % MOST_VECTORS + 1>()...} {}
 };
 
-template <class T, bool PACKED>
-constexpr Tiles<T, PACKED> TILES{std::make_integer_sequence<int, MOST_ROWS * MOST_VECTORS>()};
+template <class P, bool PACKED>
+constexpr Tiles<P, PACKED> TILES{std::make_integer_sequence<int, MOST_ROWS * MOST_VECTORS>()};
 
 // -------------------------------------------------------------------------------- the product
 
 // The right side of a product: packed, or, with `row`, where it is, its rows so far apart. Where the
 // columns do not end with a whole vector, what comes after them is read then, but not used.
-template <class T> struct Panels {
-    T *data;
+template <class P> struct Panels {
+    P *data;
     int64_t depth;    // rows of all of it
     int64_t columns;
     int widest;       // in vectors
@@ -97,20 +99,21 @@ template <class T> struct Panels {
 
     // Call each(first column, its vectors, where it begins) for one panel after the other.
     template <class Each> void walk(Each each) const {
-        T *panel = data;
-        const int64_t vectors = (columns + WIDTH<T> - 1) / WIDTH<T>;
+        constexpr int64_t W = WIDTH<Sum<P>>;
+        P *panel = data;
+        const int64_t vectors = (columns + W - 1) / W;
         for (int64_t v = 0; v < vectors;) {
             const int wide = int(part(vectors - v, widest));
-            each(v * WIDTH<T>, wide, panel);
-            panel += (row ? 1 : depth) * wide * WIDTH<T>;
+            each(v * W, wide, panel);
+            panel += (row ? 1 : paired<P>(depth)) * wide * W;
             v += wide;
         }
     }
 };
 
 // The left side: rows that lie `row` apart, or slivers as pack_slivers() makes them (row = 0).
-template <class T> struct Left {
-    const T *data;
+template <class P> struct Left {
+    const P *data;
     int64_t row;
 };
 
@@ -126,31 +129,33 @@ void copy_rows(int rows, int wide, int64_t width, const T *from, int64_t from_ro
 }
 
 // C[rows, columns] (+)= A[rows, K] B[first + K rows of the panels, columns].
-template <class T, bool PACKED>
-void multiply_as(int64_t rows, int64_t K, Left<T> a, const Panels<T> &b, int64_t first, T *c,
+template <class P, bool PACKED>
+void multiply_as(int64_t rows, int64_t K, Left<P> a, const Panels<P> &b, int64_t first, Sum<P> *c,
                  int64_t c_row, bool add) {
+    constexpr int64_t W = WIDTH<Sum<P>>;
     const int tall = std::min(MOST_ROWS, ACCUMULATORS / b.widest);
-    for (int64_t k = 0; k < K; k += DEPTH<T>) {
-        const int64_t deep = std::min(DEPTH<T>, K - k);
+    for (int64_t k = 0; k < K; k += DEPTH<P>) {
+        const int64_t deep = std::min(DEPTH<P>, K - k);
         const bool more = add || k > 0;
         for (int64_t block = 0; block < rows;) {
             int64_t end = block;
-            b.walk([&](int64_t column, int wide, const T *panel) {
-                const int64_t right_row = b.row ? b.row : wide * WIDTH<T>;
-                const T *right = panel + (first + k) * right_row;
-                const int64_t width = std::min<int64_t>(wide * WIDTH<T>, b.columns - column);
+            b.walk([&](int64_t column, int wide, const P *panel) {
+                const int64_t right_row = b.row ? b.row : wide * W;
+                const P *right = panel + (first + k) * right_row;
+                const int64_t width = std::min<int64_t>(wide * W, b.columns - column);
                 int64_t r = block;
                 for (; r < rows && r < block + BLOCK_ROWS;) {
                     const int high = int(part(rows - r, tall));
-                    const T *left = PACKED ? a.data + r * K + k * high : a.data + r * a.row + k;
-                    const Tile<T> run =
-                        TILES<T, PACKED>.of[(high - 1) * MOST_VECTORS + wide - 1];
-                    T *to = c + r * c_row + column;
-                    if (width == wide * WIDTH<T>) {
+                    const P *left =
+                        PACKED ? a.data + r * paired<P>(K) + k * high : a.data + r * a.row + k;
+                    const Tile<P> run =
+                        TILES<P, PACKED>.of[(high - 1) * MOST_VECTORS + wide - 1];
+                    Sum<P> *to = c + r * c_row + column;
+                    if (width == wide * W) {
                         run(deep, left, a.row, right, right_row, to, c_row, more);
                     } else {  // the last vector is not a whole one
-                        T whole[ACCUMULATORS * WIDTH<T>];
-                        const int64_t whole_row = wide * WIDTH<T>;
+                        Sum<P> whole[ACCUMULATORS * W];
+                        const int64_t whole_row = wide * W;
                         if (more) copy_rows(high, wide, width, to, c_row, whole, whole_row);
                         run(deep, left, a.row, right, right_row, whole, whole_row, more);
                         copy_rows(high, wide, width, whole, whole_row, to, c_row);
@@ -165,32 +170,50 @@ void multiply_as(int64_t rows, int64_t K, Left<T> a, const Panels<T> &b, int64_t
     }
 }
 
-template <class T>
-void multiply(int64_t rows, int64_t K, Left<T> a, const Panels<T> &b, T *c, int64_t c_row,
+template <class P>
+void multiply(int64_t rows, int64_t K, Left<P> a, const Panels<P> &b, Sum<P> *c, int64_t c_row,
               bool add, int64_t first = 0) {
-    if (a.row) multiply_as<T, false>(rows, K, a, b, first, c, c_row, add);
-    else multiply_as<T, true>(rows, K, a, b, first, c, c_row, add);
+    if (a.row) multiply_as<P, false>(rows, K, a, b, first, c, c_row, add);
+    else multiply_as<P, true>(rows, K, a, b, first, c, c_row, add);
 }
 
 // ------------------------------------------------------------------------------------ packing
 
+// Some columns of rows that are numbers to be summed, as what they are in a product.
+template <class P>
+void round_rows(int64_t rows, int64_t begin, int64_t end, int64_t K, const Sum<P> *from,
+                int64_t from_row, P *to, int64_t to_row) {
+    constexpr int64_t W = WIDTH<Sum<P>>;
+    for (int64_t r = 0; r < rows; r++, from += from_row, to += to_row) {
+        for (int64_t k = begin; k < end; k += W)
+            Operand<P>::store_row(to + k, load(from + k, end - k), end - k);
+        if (end == K) std::fill(to + K, to + paired<P>(K), P{});
+    }
+}
+
 // The panel of rows[k][column...], of which `width` columns are there and the rest is zero.
-template <class T, class Row>
-void pack_panel(int64_t depth, Row row, int64_t column, int64_t width, int wide, T *to) {
-    for (int64_t k = 0; k < depth; k++, to += wide * WIDTH<T>) {
-        const T *from = row(k);
+template <class P, class Row>
+void pack_panel(int64_t depth, Row row, int64_t column, int64_t width, int wide, P *to) {
+    using T = Sum<P>;
+    const auto some = [&](const T *from, int v) {
+        const int64_t left = std::max<int64_t>(width - v * WIDTH<T>, 0);
+        return from ? load(from + column + v * WIDTH<T>, left) : V<T>{};
+    };
+    for (int64_t k = 0; k < depth; k += PAIR<P>, to += wide * WIDTH<P>) {
+        const T *const first = row(k);
+        const T *const second = PAIR<P> > 1 && k + 1 < depth ? row(k + 1) : nullptr;
         for (int v = 0; v < wide; v++) {
-            const int64_t left = std::max<int64_t>(width - v * WIDTH<T>, 0);
-            store(to + v * WIDTH<T>, from ? load(from + column + v * WIDTH<T>, left) : V<T>{});
+            const V<T> found = Operand<P>::words(some(first, v), some(second, v));
+            std::memcpy(static_cast<void *>(to + v * WIDTH<P>), &found, sizeof found);
         }
     }
 }
 
 // Pack B[k][column] = row(k)[column]; a missing row (null) is zero.
-template <class T, class Row> void pack_rows(const Panels<T> &b, Row row) {
-    b.walk([&](int64_t column, int wide, T *panel) {
-        const int64_t width = std::min<int64_t>(wide * WIDTH<T>, b.columns - column);
-        pack_panel<T>(b.depth, row, column, width, wide, panel);
+template <class P, class Row> void pack_rows(const Panels<P> &b, Row row) {
+    b.walk([&](int64_t column, int wide, P *panel) {
+        const int64_t width = std::min<int64_t>(wide * WIDTH<Sum<P>>, b.columns - column);
+        pack_panel<P>(b.depth, row, column, width, wide, panel);
     });
 }
 
@@ -206,12 +229,10 @@ inline void zip(V<T> a, V<T> b, V<T> &low, V<T> &high, std::integer_sequence<int
 #endif
 }
 
-// W rows of W elements, `from_row` apart, become W columns, `to_row` apart.
-template <class T> void transpose(const T *from, int64_t from_row, T *to, int64_t to_row) {
+// The rows of a matrix of vectors become its columns.
+template <class T> void transpose(V<T> (&rows)[WIDTH<T>]) {
     constexpr int W = WIDTH<T>;
-    V<T> rows[W], next[W];
-#pragma GCC unroll 16
-    for (int i = 0; i < W; i++) rows[i] = load(from + i * from_row);
+    V<T> next[W];
 #pragma GCC unroll 4
     for (int round = 1; round < W; round *= 2) {
 #pragma GCC unroll 8
@@ -221,51 +242,136 @@ template <class T> void transpose(const T *from, int64_t from_row, T *to, int64_
 #pragma GCC unroll 16
         for (int i = 0; i < W; i++) rows[i] = next[i];
     }
+}
+
+// Load W rows, of which so many are there and n of their numbers, and make columns of them.
+template <class P>
+void load_columns(const Sum<P> *from, int64_t from_row, int64_t there, int64_t n,
+                  V<Sum<P>> (&columns)[WIDTH<Sum<P>>]) {
+    using T = Sum<P>;
+    constexpr int W = WIDTH<T>;
+    if (there == W && n >= W * PAIR<P>) {
 #pragma GCC unroll 16
-    for (int i = 0; i < W; i++) store(to + i * to_row, rows[i]);
+        for (int i = 0; i < W; i++) columns[i] = Operand<P>::words(from + i * from_row, W * PAIR<P>);
+    } else {
+        for (int i = 0; i < W; i++)
+            columns[i] = i < there ? Operand<P>::words(from + i * from_row, n) : V<T>{};
+    }
+    transpose<T>(columns);
 }
 
 // Pack B[k][column] = w[column * w_row + k].
-template <class T> void pack_transposed(const Panels<T> &b, const T *w, int64_t w_row) {
-    b.walk([&](int64_t column, int wide, T *panel) {
-        const int64_t row = wide * WIDTH<T>;
+template <class P> void pack_transposed(const Panels<P> &b, const Sum<P> *w, int64_t w_row) {
+    using T = Sum<P>;
+    constexpr int64_t W = WIDTH<T>;
+    b.walk([&](int64_t column, int wide, P *panel) {
         for (int v = 0; v < wide; v++) {
-            const int64_t first = column + v * WIDTH<T>;
-            const int64_t there = std::min<int64_t>(WIDTH<T>, b.columns - first);
-            const T *from = w + first * w_row;
-            T *to = panel + v * WIDTH<T>;
-            int64_t k = 0;
-            if (there == WIDTH<T>)
-                for (; k + WIDTH<T> <= b.depth; k += WIDTH<T>)
-                    transpose<T>(from + k, w_row, to + k * row, row);
-            for (; k < b.depth; k++)
-                for (int64_t i = 0; i < WIDTH<T>; i++)
-                    to[k * row + i] = i < there ? from[i * w_row + k] : T(0);
+            const int64_t first = column + v * W, there = std::min<int64_t>(W, b.columns - first);
+            P *to = panel + v * WIDTH<P>;
+            for (int64_t k = 0; k < b.depth; k += WIDTH<P>) {
+                V<T> columns[W];
+                load_columns<P>(w + first * w_row + k, w_row, there, b.depth - k, columns);
+                const int64_t words = (std::min<int64_t>(b.depth - k, WIDTH<P>) + PAIR<P> - 1) / PAIR<P>;
+                for (int64_t i = 0; i < words; i++, to += wide * WIDTH<P>)
+                    std::memcpy(static_cast<void *>(to), &columns[i], sizeof columns[i]);
+            }
         }
     });
 }
 
-template <class T, int HIGH>
-void pack_sliver(int64_t depth, const T *d, int64_t d_row, T *to) {
-    for (int64_t k = 0; k < depth; k++)
-        for (int i = 0; i < HIGH; i++) to[k * HIGH + i] = d[k * d_row + i];
+template <class P, int HIGH>
+void pack_sliver(int64_t depth, const P *d, int64_t d_row, P *to) {
+    int64_t k = 0;
+    for (; k + PAIR<P> <= depth; k += PAIR<P>, to += HIGH * PAIR<P>)
+        for (int i = 0; i < HIGH; i++)
+            for (int j = 0; j < PAIR<P>; j++) to[i * PAIR<P> + j] = d[(k + j) * d_row + i];
+    for (int i = 0; k < depth && i < HIGH; i++)
+        to[i * PAIR<P>] = d[k * d_row + i], to[i * PAIR<P> + 1] = P{};
+}
+
+template <class P, int... I>
+void pack_sliver_of(int high, int64_t depth, const P *d, int64_t d_row, P *to,
+                    std::integer_sequence<int, I...>) {
+    ((high == I + 1 ? pack_sliver<P, I + 1>(depth, d, d_row, to) : void()), ...);
 }
 
 // Pack A[m][k] = d[k * d_row + m] for the left side of a product with panels that are so wide.
-template <class T>
-void pack_slivers(int64_t rows, int64_t depth, const T *d, int64_t d_row, int widest, T *to) {
+template <class P>
+void pack_slivers(int64_t rows, int64_t depth, const P *d, int64_t d_row, int widest, P *to) {
     const int tall = std::min(MOST_ROWS, ACCUMULATORS / widest);
     for (int64_t m = 0; m < rows;) {
         const int high = int(part(rows - m, tall));
-        if (high == 8) pack_sliver<T, 8>(depth, d + m, d_row, to);
-        else if (high == 6) pack_sliver<T, 6>(depth, d + m, d_row, to);
-        else if (high == 4) pack_sliver<T, 4>(depth, d + m, d_row, to);
-        else
-            for (int64_t k = 0; k < depth; k++)
-                for (int i = 0; i < high; i++) to[k * high + i] = d[k * d_row + m + i];
-        to += high * depth;
+        pack_sliver_of(high, depth, d + m, d_row, to, std::make_integer_sequence<int, MOST_ROWS>());
+        to += high * paired<P>(depth);
         m += high;
     }
+}
+
+// ------------------------------------------------------------------- few rows, without packing
+
+#ifndef BPTT_FEW
+#define BPTT_FEW 16
+#endif
+constexpr int64_t FEW = BPTT_FEW;  // rows, for which packing costs more than it saves
+
+// c[R, columns] (+)= a[R, K] Wᵀ, where the rows of W lie w_row apart.
+template <class T, int R>
+void multiply_transposed(int64_t K, const T *a, int64_t a_row, const T *w, int64_t w_row,
+                         int64_t columns, T *c, int64_t c_row, bool add) {
+    constexpr int64_t W = WIDTH<T>;
+    for (int64_t j = 0; j < columns; j += W) {
+        const int64_t there = std::min(W, columns - j);
+        V<T> sum[R];
+        for (int r = 0; r < R; r++) sum[r] = add ? load(c + r * c_row + j, there) : V<T>{};
+        for (int64_t k = 0; k < K; k += W) {
+            V<T> of_k[W];
+            load_columns<T>(w + j * w_row + k, w_row, there, K - k, of_k);
+            const auto add_k = [&](int64_t i) {
+#pragma GCC unroll 8
+                for (int r = 0; r < R; r++) sum[r] += a[r * a_row + k + i] * of_k[i];
+            };
+            if (K - k >= W) {
+#pragma GCC unroll 16
+                for (int64_t i = 0; i < W; i++) add_k(i);
+            } else {
+                for (int64_t i = 0; i < K - k; i++) add_k(i);
+            }
+        }
+        for (int r = 0; r < R; r++) store(c + r * c_row + j, sum[r], there);
+    }
+}
+
+template <class T, int... I>
+void multiply_transposed(std::integer_sequence<int, I...>, int64_t rows, int64_t K, const T *a,
+                         int64_t a_row, const T *w, int64_t w_row, int64_t columns, T *c,
+                         int64_t c_row, bool add) {
+    constexpr int64_t MOST = sizeof...(I);
+    for (int64_t r = 0; r < rows;) {
+        const int64_t high = part(rows - r, MOST);
+        const T *const from = a + r * a_row;
+        T *const to = c + r * c_row;
+        ((high == I + 1 ? multiply_transposed<T, I + 1>(K, from, a_row, w, w_row, columns, to, c_row, add)
+                        : void()), ...);
+        r += high;
+    }
+}
+
+// C[rows, columns] (+)= A[rows, K] B, where the rows of B lie b_row apart. Whole vectors are read of
+// them, so that the last ones, after which there may be nothing, are copied; to `place`.
+template <class T>
+void multiply_in_place(int64_t rows, int64_t K, Left<T> a, const T *b, int64_t b_row,
+                       int64_t columns, T *place, T *c, int64_t c_row, bool add) {
+    const int64_t last = std::min(K, (WIDTH<T> + b_row - 1) / b_row), before = K - last;
+    const int widest = widest_panel(rows);
+    multiply<T>(rows, before, a, {const_cast<T *>(b), before, columns, widest, b_row}, c, c_row, add);
+    const Panels<T> copied{place, last, columns, widest};
+    pack_rows(copied, [&](int64_t k) { return b + (before + k) * b_row; });
+    multiply<T>(rows, last, {a.data + before, a.row}, copied, c, c_row, add || before > 0);
+}
+
+// How many elements `place` has for each thread.
+template <class T> int64_t size_in_place(int64_t b_row) {
+    return (WIDTH<T> + b_row - 1) / b_row * round_up<T>(b_row);
 }
 
 }  // namespace

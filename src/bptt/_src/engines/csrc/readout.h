@@ -20,7 +20,8 @@ constexpr int64_t READOUT_ROWS = 256;     // at a time, at most
 constexpr int64_t FEW_ROWS = 48;          // for which W is read where it is
 constexpr int64_t SMALL_READOUT = 200000; // multiplications that are not worth a second thread
 
-template <class T> struct Readout {
+template <class P> struct Readout {
+    using T = Sum<P>;
     const bptt_readout &q;
     const int64_t N = q.rows, H = q.hidden_size, V = q.labels;
     const T *const hidden = static_cast<const T *>(q.hidden);
@@ -35,7 +36,9 @@ template <class T> struct Readout {
     const int64_t row = round_up<T>(V) + WIDTH<T>;
     const int64_t at_a_time = chunk();
     const int64_t parts = (V + LABELS - 1) / LABELS;
-    T *logits, *largest, *sums, *of_target, *scale, *scaled, *slivers, *panel, *packed;
+    T *logits, *largest, *sums, *of_target, *scale, *scaled_h;
+    P *scaled, *slivers, *panel, *packed;
+    P *rounded_h, *rounded_e;  // where products round: hidden states, [rows, H], and e, as the logits
 
     explicit Readout(const bptt_readout &readout) : q(readout) {}
 
@@ -54,17 +57,22 @@ template <class T> struct Readout {
             threads * at_a_time,                               // largest, of each thread's labels
             parts * at_a_time,                                 // sums
             at_a_time, threads * at_a_time,                    // of_target; scale, of each thread
-            threads * at_a_time * round_up<T>(H),              // scaled: panels of s h, likewise
-            d_weight || d_bias ? at_a_time * row : 0,          // slivers
-            threads * H * MOST_VECTORS * WIDTH<T>,             // panel, of each thread
-            d_hidden ? DEPTH<T> * round_up<T>(H) : 0,          // packed
+            d_weight ? threads * at_a_time * H : 0,            // scaled_h: s h, likewise
         };
-        T **places[] = {&logits, &largest, &sums, &of_target, &scale, &scaled, &slivers, &panel,
-                        &packed};
-        int64_t bytes = 0;
-        for (int64_t n : sizes) bytes += Arena::size_of<T>(n);
-        if (!arena.reserve(bytes)) return false;
-        for (int i = 0; i < 9; i++) *places[i] = arena.take<T>(sizes[i]);
+        const int64_t of_products[] = {
+            d_weight ? threads * paired<P>(at_a_time) * round_up<T>(H) : 0,  // scaled: its panels
+            d_weight ? paired<P>(at_a_time) * row : 0,         // slivers
+            threads * paired<P>(H) * MOST_VECTORS * WIDTH<T>,  // panel, of each thread
+            d_hidden ? DEPTH<P> * round_up<T>(H) : 0,          // packed
+            IS_ROUNDED<P> ? at_a_time * paired<P>(H) : 0,
+            IS_ROUNDED<P> && gradients ? at_a_time * row : 0,
+        };
+        T **places[] = {&logits, &largest, &sums, &of_target, &scale, &scaled_h};
+        P **for_products[] = {&scaled, &slivers, &panel, &packed, &rounded_h, &rounded_e};
+        if (!arena.reserve(Arena::size_of(sizes, places) + Arena::size_of(of_products, for_products)))
+            return false;
+        arena.take(sizes, places);
+        arena.take(of_products, for_products);
         return true;
     }
 
@@ -90,18 +98,34 @@ template <class T> struct Readout {
     void make_logits(const Member &me, int64_t first, int64_t n, const Range &labels) {
         T *own = largest + me.number * at_a_time;
         std::fill(own, own + n, -std::numeric_limits<T>::infinity());
-        T *const place = panel + me.number * H * MOST_VECTORS * WIDTH<T>;
+        P *const place = panel + me.number * paired<P>(H) * MOST_VECTORS * WIDTH<T>;
+        const Left<P> of_rows = states(me, first, n);
         const int widest = widest_panel(n);
         for (int64_t v = labels.begin; v < labels.end;) {
             const int64_t left = (labels.end - v + WIDTH<T> - 1) / WIDTH<T>;
             const int64_t wide = part(left, widest) * WIDTH<T>;
-            const Panels<T> b{place, H, std::min(wide, labels.end - v), widest};
+            const Panels<P> b{place, H, std::min(wide, labels.end - v), widest};
             pack_transposed(b, weight + v * H, H);
-            const Panels<T> whole{place, H, wide, widest};
-            multiply<T>(n, H, {hidden + first * H, H}, whole, logits + v, row, false);
+            const Panels<P> whole{place, H, wide, widest};
+            multiply<P>(n, H, of_rows, whole, logits + v, row, false);
             for (int64_t i = 0; i < n; i++) own[i] = finish_panel(logits + i * row, v, wide, own[i]);
             v += wide;
         }
+    }
+
+    // Hidden states as the left side of a product.
+    Left<P> states(const Member &me, int64_t first, int64_t n) {
+        if constexpr (!IS_ROUNDED<P>) return {hidden + first * H, H};
+        const Range rows = me.share(n);
+        const int64_t row = paired<P>(H);
+        round_rows<P>(rows.size(), 0, H, H, hidden + (first + rows.begin) * H, H,
+                      rounded_h + rows.begin * row, row);
+        me.wait();
+        return {rounded_h, row};
+    }
+    const P *e() const {
+        if constexpr (IS_ROUNDED<P>) return rounded_e;
+        else return logits;
     }
 
     // Add the bias, and put the labels that there are not out of the way; returns the largest.
@@ -142,6 +166,8 @@ template <class T> struct Readout {
                     const V_ e = d < Vector<T>::least ? V_{} : exp_<T>(d);
                     sum += e;
                     if (gradients) store(l + j, e);
+                    if (IS_ROUNDED<P> && gradients)
+                        Operand<P>::store_row(rounded_e + i * row + v + j, e, WIDTH<T>);
                 }
                 T total = 0;
                 for (int k = 0; k < WIDTH<T>; k++) total += sum[k];
@@ -164,15 +190,14 @@ template <class T> struct Readout {
 
     // d_W = eᵀ (s h), less the factor times h in the target's row; d_b likewise.
     void of_weight(const Member &me, int64_t first, int64_t n, const Range &labels, const T *scale) {
-        T *const place = scaled + me.number * at_a_time * round_up<T>(H);
-        const Panels<T> hs{place, n, H, widest_panel(MOST_ROWS)};
         if (d_weight) {
-            hs.walk([&](int64_t column, int wide, T *to) {
-                pack_scaled(first, n, column, wide, scale, to);
-            });
-            T *const own = slivers + labels.begin * n;
-            pack_slivers(labels.size(), n, logits + labels.begin, row, hs.widest, own);
-            multiply<T>(labels.size(), n, {own, 0}, hs, d_weight + labels.begin * H, H, first > 0);
+            P *const place = scaled + me.number * paired<P>(at_a_time) * round_up<T>(H);
+            const Panels<P> hs{place, n, H, widest_panel(MOST_ROWS)};
+            const T *const of_rows = scale_states(me, first, n, scale);
+            pack_rows(hs, [&](int64_t i) { return of_rows + i * H; });
+            P *const own = slivers + labels.begin * paired<P>(n);
+            pack_slivers(labels.size(), n, e() + labels.begin, row, hs.widest, own);
+            multiply<P>(labels.size(), n, {own, 0}, hs, d_weight + labels.begin * H, H, first > 0);
         }
         for (int64_t i = 0; i < n; i++) {
             const T s = scale[i];
@@ -189,31 +214,30 @@ template <class T> struct Readout {
         }
     }
 
-    void pack_scaled(int64_t first, int64_t n, int64_t column, int wide, const T *scale,
-                     T *to) {
+    // s h, of each thread for itself.
+    const T *scale_states(const Member &me, int64_t first, int64_t n, const T *scale) {
+        T *const own = scaled_h + me.number * at_a_time * H;
         for (int64_t i = 0; i < n; i++)
-            for (int v = 0; v < wide; v++, to += WIDTH<T>) {
-                const int64_t u = column + v * WIDTH<T>;
-                store(to, load(hidden + (first + i) * H + u, std::max<int64_t>(H - u, 0)) * scale[i]);
-            }
+            for (int64_t u = 0; u < H; u++) own[i * H + u] = hidden[(first + i) * H + u] * scale[i];
+        return own;
     }
 
     // d_h = s (e W), less the factor times the target's row of W, for the thread's units.
     void of_hidden(int64_t first, int64_t n, const Range &units, const T *scale) {
         if (units.size() <= 0) return;
-        const int widest = widest_panel(n);
-        const int64_t tail = (WIDTH<T> + H - 1) / H;
-        T *const to = d_hidden + first * H + units.begin, *const place = packed + units.begin * DEPTH<T>;
-        for (int64_t v = 0; v < V;) {
-            // For a few rows W is not worth packing, but for its end: whole vectors are read.
-            const bool pack = n > FEW_ROWS || v >= V - tail;
-            const int64_t deep = std::min(DEPTH<T>, V - v - (pack ? 0 : tail));
-            const Panels<T> panels{place, deep, units.size(), widest};
-            T *const where = const_cast<T *>(weight) + v * H + units.begin;
-            if (pack) pack_rows(panels, [&](int64_t k) { return where + k * H; });
-            multiply<T>(n, deep, {logits + v, row},
-                        pack ? panels : Panels<T>{where, deep, units.size(), widest, H}, to, H, v > 0);
-            v += deep;
+        T *const to = d_hidden + first * H + units.begin;
+        const T *const w = weight + units.begin;
+        P *const place = packed + units.begin * DEPTH<P>;
+        if (!IS_ROUNDED<P> && n <= FEW_ROWS) {
+            if constexpr (!IS_ROUNDED<P>)
+                multiply_in_place<T>(n, V, {e(), row}, w, H, units.size(), place, to, H, false);
+        } else {
+            for (int64_t v = 0; v < V; v += DEPTH<P>) {
+                const int64_t deep = std::min(DEPTH<P>, V - v);
+                const Panels<P> panels{place, deep, units.size(), widest_panel(n)};
+                pack_rows(panels, [&](int64_t k) { return w + (v + k) * H; });
+                multiply<P>(n, deep, {e() + v, row}, panels, to, H, v > 0);
+            }
         }
         for (int64_t i = 0; i < n; i++) {
             const T s = scale[i], factor = factors ? factors[first + i] : T(1);

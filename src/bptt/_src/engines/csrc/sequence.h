@@ -63,7 +63,9 @@ struct Walk {
     }
 };
 
-template <class T, class Cell> struct Sizes {
+// P: what products are made of; all else is the numbers that they are summed in.
+template <class P, class Cell> struct Sizes {
+    using T = Sum<P>;
     const bptt_sequence &q;
     const int64_t B = q.batch, I = q.inputs, H = q.hidden, N = q.rows;
     static constexpr int64_t G = Cell::GATES, A = Cell::APART, U = Cell::UNITS;
@@ -77,7 +79,7 @@ template <class T, class Cell> struct Sizes {
         return sequences * H * G * H < SMALL_STEP ? 1 : int(q.threads);
     }
     bool is_dense() const { return q.sizes[q.steps - 1] == B; }
-    template <class P> static P *at(const void *p) { return static_cast<P *>(const_cast<void *>(p)); }
+    static T *at(const void *p) { return static_cast<T *>(const_cast<void *>(p)); }
 };
 
 }  // namespace

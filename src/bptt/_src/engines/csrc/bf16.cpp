@@ -1,0 +1,28 @@
+// The passes whose products are of bfloat16, for processors that multiply it.
+#include "isa.h"
+
+#include "passes.h"
+
+namespace {
+
+// Of few rows nothing is packed, and to round would cost more than it saves.
+bool is_worth_it(int64_t rows) { return rows > FEW; }
+
+int forward(const bptt_sequence &q, const bptt_threads &threads) {
+    if (!is_worth_it(q.rows)) return bptt_avx512.passes.forward(q, threads);
+    return with_cell<Forward, Bf16>(q, threads);
+}
+
+int backward(const bptt_sequence &q, const bptt_threads &threads) {
+    if (!is_worth_it(q.rows)) return bptt_avx512.passes.backward(q, threads);
+    return with_cell<Backward, Bf16>(q, threads);
+}
+
+int cross_entropy(const bptt_readout &q, const bptt_threads &threads) {
+    if (!is_worth_it(q.rows)) return bptt_avx512.passes.cross_entropy(q, threads);
+    return start(Readout<Bf16>(q), threads);
+}
+
+}  // namespace
+
+extern const bptt_passes bptt_avx512_bf16 = {forward, backward, cross_entropy};
