@@ -1,8 +1,9 @@
 """Train on texts with known figures, and print the results beside them.
 
-    python benchmarks/known_texts.py DIRECTORY [NAME...]
+    python benchmarks/known_texts.py DIRECTORY [NAME...] [--OPTION VALUE...]
 
-DIRECTORY holds the texts; missing ones are skipped. NAME selects some of them.
+DIRECTORY holds the texts; missing ones are skipped. NAME selects some of them. Options are those of
+Config, in place of those below: --precision bf16 --seed 1 --epochs 2.
 
     tinyshakespeare.txt   characters, an LSTM of 256, the last tenth held out; beside it the best of
                           the interpolated n-gram models of up to 5 characters
@@ -14,6 +15,7 @@ DIRECTORY holds the texts; missing ones are skipped. NAME selects some of them.
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 import sys
@@ -21,13 +23,14 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from bptt.language_model import Config, Run, start
 
 
-def trained(config: Config, out: Path) -> tuple[Run, float]:
-    """Train; return the run and the seconds it took."""
-    training, begun = start(config, out), time.monotonic()
+def trained(config: Config, out: Path, instead: dict[str, Any]) -> tuple[Run, float]:
+    """Train with some options in place of others; return the run and the seconds it took."""
+    training, begun = start(config.changed(**instead), out), time.monotonic()
     training.fit()
     return training.run, time.monotonic() - begun
 
@@ -61,13 +64,13 @@ def best_n_gram(train: str, valid: str, most: int = 5) -> tuple[float, int]:
     return min(losses), losses.index(min(losses)) + 1
 
 
-def tinyshakespeare(path: Path, out: Path) -> None:
+def tinyshakespeare(path: Path, out: Path, instead: dict[str, Any]) -> None:
     """Characters, an LSTM of 256."""
     config = Config(
         corpus=(str(path),), level="char", cell="lstm", hidden=256, dropout=0.2,
         batch_size=32, steps=64, epochs=14,
     )  # fmt: skip
-    run, seconds = trained(config, out)
+    run, seconds = trained(config, out, instead)
     best = min(m["valid_loss"] for m in run.metrics() if "valid_loss" in m)
     text = path.read_text(encoding="utf-8")
     cut = round(0.9 * len(text))
@@ -78,7 +81,7 @@ def tinyshakespeare(path: Path, out: Path) -> None:
     )
 
 
-def timemachine(path: Path, out: Path) -> None:
+def timemachine(path: Path, out: Path, instead: dict[str, Any]) -> None:
     """The experiment of Dive into Deep Learning."""
     letters = re.sub("[^a-z]+", " ", path.read_text(encoding="utf-8").lower())
     out.mkdir(parents=True)
@@ -87,7 +90,7 @@ def timemachine(path: Path, out: Path) -> None:
         corpus=(str(out / "letters.txt"),), level="char", max_tokens=10_000, valid_fraction=0.05,
         cell="gru", hidden=256, batch_size=32, steps=35, epochs=200, schedule="constant",
     )  # fmt: skip
-    run, seconds = trained(config, out / "run")
+    run, seconds = trained(config, out / "run", instead)
     epochs = [m for m in run.metrics() if "epoch_perplexity" in m]
     last = epochs[-1]["epoch_perplexity"]
     first = next((m["epoch"] for m in epochs if m["epoch_perplexity"] < 1.5), None)
@@ -97,13 +100,13 @@ def timemachine(path: Path, out: Path) -> None:
     )
 
 
-def comments(path: Path, out: Path) -> None:
+def comments(path: Path, out: Path, instead: dict[str, Any]) -> None:
     """The tutorials' own task."""
     config = Config(
         corpus=(str(path),), column="body", level="word", vocabulary=8000, reading="sentences",
         cell="rnn", hidden=100, epochs=3,
     )  # fmt: skip
-    run, seconds = trained(config, out)
+    run, seconds = trained(config, out, instead)
     first = run.metrics()[0]["loss"]
     losses = [m["epoch_loss"] for m in run.metrics() if "epoch_loss" in m]
     V = run.text()["vocabulary"]
@@ -124,7 +127,15 @@ def main() -> None:
     """Run the tasks whose texts exist."""
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    directory, wanted = Path(sys.argv[1]), sys.argv[2:]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("names", nargs="*")
+    for name in ("epochs", "seed", "hidden", "max_tokens", "threads"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument("--precision")
+    given = vars(parser.parse_args())
+    directory, wanted = given.pop("directory"), given.pop("names")
+    instead = {name: value for name, value in given.items() if value is not None}
     for name, job in JOBS.items():
         path = directory / name
         if wanted and not any(name.startswith(w) for w in wanted):
@@ -133,7 +144,7 @@ def main() -> None:
             print(f"{path} does not exist: skipped")
             continue
         with tempfile.TemporaryDirectory() as scratch:
-            job(path, Path(scratch) / "run")
+            job(path, Path(scratch) / "run", instead)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ TRAIN = {
     "most_rewinds": Change({"--most-rewinds": 2}, WILD),
     "seed": to("--seed", 1),
     "device": "--device meta: no device that bptt can use",
+    "precision": to("--precision", "bf16"),
     "memory": to("--memory", "recompute:2"),
     "threads": to("--threads", 2),
     "flow_every": to("--flow-every", 3),

@@ -17,6 +17,7 @@ from bptt._src.language_model.tensors import read_tensors, write_tensors
 from bptt._src.networks import NAMES
 from bptt.data import Tokenizer
 from bptt.errors import CheckpointError, ConfigError, DivergedError, KernelError
+from bptt.kernels import backend
 from bptt.language_model import LanguageModel, Run, resume, start, train
 
 
@@ -64,6 +65,7 @@ VARIANTS = {
     "tied, random windows": {"tied": True, "sampling": "random"},
     "sentences": {"reading": "sentences"},
     "lines, characters": {"reading": "lines", "level": "char"},
+    **({"bf16": {"precision": "bf16", "dropout": 0.3}} if backend().bf16 else {}),
 }
 
 
@@ -143,6 +145,7 @@ OPTIONS = [
     {"schedule": "cosine"},
     {"warmup": 50},
     {"seed": 1},
+    *([{"precision": "bf16"}] if backend().bf16 else []),
 ]
 
 

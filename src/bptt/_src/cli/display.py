@@ -24,6 +24,7 @@ from bptt._src.cli.terminal import Console, visible
 from bptt._src.language_model.score import beside, perplexity
 from bptt._src.shell import quoted
 from bptt.errors import needs
+from bptt.kernels import backend
 from bptt.language_model import Score, Training, Watch, evaluate
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -89,6 +90,8 @@ class Display(Watch):
             again = training.reach_back
             back = f"; each update runs the {again} steps before its window again" if again else ""
             self.say(f"Credit: {training.credit!r}{back}.")
+        if config.precision == "bf16" and backend().bf16:
+            self.say("Precision: training's products in bf16, all else and evaluation in float32.")
         if not training.job.is_alone:
             self.say(_processes(training))
         verb = f"going on after update {training.progress.updates:,}" if resumed else "new"

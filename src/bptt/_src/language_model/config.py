@@ -176,6 +176,11 @@ class Config:
     )
 
     device: str = _option("cpu", RUNNING, "device to compute on: cpu, cuda, cuda:1...")
+    precision: Literal["float32", "bf16"] = _option(
+        "float32",
+        RUNNING,
+        "precision of the products in training, on a CPU; all else is float32, evaluations too",
+    )
     memory: str | None = _option(
         None,
         RUNNING,
@@ -213,6 +218,11 @@ class Config:
             raise ConfigError(
                 f"{spelled('tied')} needs an embedding of the hidden layer's size {self.hidden}, "
                 f"got {self.embedding}: leave {spelled('embedding')} out"
+            )
+        if self.precision == "bf16" and not self.device.startswith("cpu"):
+            raise ConfigError(
+                f"{spelled('precision', 'bf16')} is for {spelled('device', 'cpu')}, got "
+                f"{spelled('device', self.device)}: leave {spelled('precision')} out"
             )
         if not is_own(self.credit):
             self.make_credit()

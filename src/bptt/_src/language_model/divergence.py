@@ -42,8 +42,8 @@ def first_not_finite(
         targets: the token after each input, [T, B].
         stream: the state of the streams before the batch.
         loss: the batch's loss.
-        how: how the gradient went back: ``credit``, ``memory`` and ``reach_back``, as for
-            :func:`language_model.step.loss_of`.
+        how: how loss and gradient were computed: ``credit``, ``memory``, ``reach_back`` and
+            ``bf16``, as for :func:`language_model.step.loss_of`.
 
     Returns:
         What was not finite and where, as a part of a sentence.

@@ -33,6 +33,11 @@ class _Dropout(nn.Dropout):
         return dropout(input, self.p, self.training)
 
 
+def _in_float32(dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool) -> Any:
+    """The dtypes of the recurrent layers' states under autocast."""
+    return [torch.float32] * len(state)
+
+
 class LanguageModel(nn.Module):
     """A recurrent language model: p(next token | all tokens before it).
 
@@ -61,6 +66,8 @@ class LanguageModel(nn.Module):
         self.recurrent = make_network(
             config.cell, E, H, nonlinearity=config.nonlinearity, **options
         )
+        # Under autocast, too: torch.nn's round the state that one window hands to the next.
+        self.recurrent._under_autocast = _in_float32  # type: ignore[method-assign]
         self.readout = nn.Linear(H, V)
         self.dropout = _Dropout(config.dropout)
         self.reset_parameters()

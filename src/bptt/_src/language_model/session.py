@@ -175,7 +175,14 @@ def _check_here(config: Config, job: Job, threads: int | None) -> None:
     """Refuse what this process cannot do, before the text is prepared; set its threads."""
     check_share(config.batch_size, job.ranks)
     config.make_credit()  # imports a user's own class, which was not needed until now
-    backend()  # refuses unavailable kernels before a run is made
+    kernels = backend()  # refuses unavailable kernels before a run is made
+    if config.precision == "bf16" and not kernels.bf16:
+        warnings.warn(
+            f"{spelled('precision', 'bf16')} is computed in float32 here: no products of bfloat16 "
+            f"in the kernels ({kernels})",
+            BpttWarning,
+            stacklevel=3,
+        )
     threads = threads or threads_here()
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)

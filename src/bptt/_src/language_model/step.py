@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +45,7 @@ def loss_of(
     reach_back: int = 0,
     generator: torch.Generator | None = None,
     total: int | None = None,
+    bf16: bool = False,
 ) -> tuple[Float[Tensor, ""], Stream]:
     """Compute a batch's mean loss, without storing the logits, and the streams after it.
 
@@ -60,11 +62,13 @@ def loss_of(
         generator: draws what is random in the credit; torch's own by default.
         total: the number of targets that the sum of the losses is divided by, where the batch is
             one process's share of another; None: those of the batch.
+        bf16: whether products may be of bfloat16, by autocast on the CPU.
     """
     reduction = "mean" if total is None else "sum"
     how: dict[str, Any] = {"credit": credit, "memory": memory, "generator": generator}
     asked = {"targets": targets, "reduction": reduction, "reach_back": reach_back}
-    loss, after = model(inputs, stream, **asked, **how)
+    with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+        loss, after = model(inputs, stream, **asked, **how)
     return loss if total is None else loss / total, after
 
 
@@ -117,7 +121,7 @@ class TrainingStep:
             stream: the state of the streams before the batch.
             rate: the learning rate.
             share: what there is to know of the whole batch, where several processes share it.
-            how: ``credit``, ``memory`` and ``reach_back``, as for :func:`loss_of`.
+            how: ``credit``, ``memory``, ``reach_back`` and ``bf16``, as for :func:`loss_of`.
         """
         total = None if share is None else share.tokens
         loss, after = loss_of(self.model, inputs, targets, stream, total=total, **how)

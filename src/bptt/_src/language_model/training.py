@@ -146,7 +146,7 @@ class Training:
         numbers = range(rank, batch.size, size)
         with sharing(self.job.ranks, batch.size), numbered(numbers), self.monitor.listening():
             taken = self.step(
-                *(inputs, targets, before, self.progress.rate, share), **self._how_credited()
+                *(inputs, targets, before, self.progress.rate, share), **self._how_computed()
             )
             if not (math.isfinite(taken.loss) and math.isfinite(taken.norm)):
                 raise self._diverged_in(taken, inputs, targets, before)
@@ -162,7 +162,7 @@ class Training:
     ) -> DivergedError:
         """Make the error of an update: from the process whose loss is not finite, if one's is."""
         found = first_not_finite(
-            self.model, inputs, targets, before, taken.own_loss, self._how_credited()
+            self.model, inputs, targets, before, taken.own_loss, self._how_computed()
         )
         heard = self.job.exchange((math.isfinite(taken.own_loss), found))
         found = next((text for is_finite, text in heard if not is_finite), heard[0][1])
@@ -171,9 +171,10 @@ class Training:
             f"gradient's norm {taken.norm:g}; {found}"
         )
 
-    def _how_credited(self) -> dict[str, Any]:
-        """The arguments of a step that determine how its gradient goes back."""
-        return {"credit": self.credit, "memory": self.memory, "reach_back": self.reach_back}
+    def _how_computed(self) -> dict[str, Any]:
+        """The arguments of a step that determine how its loss and gradient are computed."""
+        how = {"credit": self.credit, "memory": self.memory, "reach_back": self.reach_back}
+        return {**how, "bf16": self.config.precision == "bf16"}
 
     @property
     def reach_back(self) -> int:
