@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bptt._src.bench import fresh, ranks, run
+from bptt._src.bench import fresh, jobs, ranks
 from bptt._src.bench.ranks import APART, ONE, SEVERAL, how, measure_ranks, share_of_sum
 from bptt._src.bench.result import IN_PROCESSES, OURS, TORCH, Row
 from bptt._src.bench.shapes import ModelShape
@@ -50,13 +50,13 @@ def test_it_can_be_stopped_before():
 
 
 def test_two_processes_need_two_processors(monkeypatch):
-    monkeypatch.setattr(run, "measure_ranks", lambda *given: pytest.fail("it was measured"))
-    monkeypatch.setattr(run, "measure_limits", lambda seconds: Limits(1.0, None, {}))
-    monkeypatch.setattr(run.sharing, "processors_to_choose", lambda: [3])
+    monkeypatch.setattr(jobs, "measure_ranks", lambda *given: pytest.fail("it was measured"))
+    monkeypatch.setattr(jobs, "measure_limits", lambda seconds: Limits(1.0, None, {}))
+    monkeypatch.setattr(jobs.sharing, "processors_to_choose", lambda: [3])
     found = bench(only=["ranks"], effort=LITTLE)
     assert found.notes[-1] == "ranks: not measured, 2 processes on 1 processor say nothing"
-    monkeypatch.setattr(run.torch.distributed, "is_available", lambda: False)
-    monkeypatch.setattr(run.sharing, "processors_to_choose", lambda: [3, 4])
+    monkeypatch.setattr(jobs.torch.distributed, "is_available", lambda: False)
+    monkeypatch.setattr(jobs.sharing, "processors_to_choose", lambda: [3, 4])
     assert "no gloo" in bench(only=["ranks"], effort=LITTLE).notes[-1]
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from bptt._src.bench import ranks, run
+from bptt._src.bench import jax_scan, jobs, ranks
 from bptt._src.bench.figure import draw_bench
 from bptt._src.bench.result import (
     ALONE,
@@ -30,7 +30,7 @@ from bptt._src.report.style import as_picture
 from bptt.bench import SECTIONS, Bench, BenchWatch, Limits, Row, SeedEpoch, Shape, Start, bench
 from bptt.errors import BpttError, ConfigError
 
-LITTLE = Effort(rounds=2, turn=0.0, steps=2, sentences=2, textbook=1)
+LITTLE = Effort(rounds=2, turn=0.0, steps=2, sentences=2, textbook=1, search=1)
 SMALL = Shape(3, 2, 4, 5)
 
 
@@ -55,15 +55,16 @@ def no_processes(shape, effort, pace):
 def small(monkeypatch):
     """Everything that a run measures, tiny, and without other processes."""
     tiny = ModelShape("rnn", 1, vocabulary=20, hidden=4, batch=1, steps=4)
-    monkeypatch.setattr(run, "MODELS", (tiny,))
-    monkeypatch.setattr(run, "SHAPES", (SMALL,))
+    monkeypatch.setattr(jobs, "MODELS", (tiny,))
+    monkeypatch.setattr(jobs, "SHAPES", (SMALL,))
     monkeypatch.setattr("bptt._src.bench.tutorial.SEED", tiny)
-    monkeypatch.setattr(run, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0}))
-    monkeypatch.setattr(run, "_measure_start", lambda: Start(None, 2.0, 1.0))
-    monkeypatch.setattr(run.crowded, "measure_crowded", no_process)
-    monkeypatch.setattr(run, "measure_ranks", no_processes)
-    monkeypatch.setattr(run.sharing, "processors_to_choose", lambda: [0, 1])
-    monkeypatch.setattr(run.jax_scan, "load", lambda threads: (None, "JAX is not installed"))
+    monkeypatch.setattr("bptt._src.bench.search.RANGES", ((2, 4), (1, 3), (1, 9), (6, 9)))
+    monkeypatch.setattr(jobs, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0}))
+    monkeypatch.setattr(jobs, "measure_start", lambda: Start(None, 2.0, 1.0))
+    monkeypatch.setattr(jobs.crowded, "measure_crowded", no_process)
+    monkeypatch.setattr(jobs, "measure_ranks", no_processes)
+    monkeypatch.setattr(jobs.sharing, "processors_to_choose", lambda: [0, 1])
+    monkeypatch.setattr(jax_scan, "load", lambda threads: (None, "JAX is not installed"))
 
 
 def parts(found):
@@ -79,7 +80,7 @@ def test_everything_is_measured(small):
     found = bench(effort=LITTLE)
     assert parts(found) == list(SECTIONS)
     layers = ["RNN", "GRU", "LSTM"]
-    rows = [row.name for row in found.rows if row.section != "threads"]
+    rows = [row.name for row in found.rows if row.section not in ("search", "threads")]
     assert rows == [*layers, "RNN", *layers, "RNN", "RNN"]
     crowded = [f"{row.name} {row.shape}" for row in found.rows if row.section == "threads"]
     assert crowded == [
@@ -118,14 +119,14 @@ def test_the_threads_part_takes_shapes_and_cells_too(small):
 
 
 def test_where_there_are_too_few_processors_a_line_says_so(small, monkeypatch):
-    monkeypatch.setattr(run.sharing, "processors_to_choose", lambda: [3])
+    monkeypatch.setattr(jobs.sharing, "processors_to_choose", lambda: [3])
     found = bench(only=["threads"], effort=LITTLE)
     assert {row.name for row in found.rows} == {"LSTM, 2 threads on 1"}
     assert found.notes[1:] == [
         "4 threads on 2: not measured, this process may run on 1 only",
         "2 threads on 2, 1 busy: not measured, this process may run on 1 only",
     ]
-    monkeypatch.setattr(run.sharing, "processors_to_choose", list)
+    monkeypatch.setattr(jobs.sharing, "processors_to_choose", list)
     found = bench(only=["threads"], effort=LITTLE)
     assert not found.rows
     assert found.notes[1].startswith("threads: not measured, this system")
@@ -145,7 +146,7 @@ def test_threads_are_set_for_the_run_alone(small, monkeypatch):
         ({"cells": ["tree"]}, "cell must be one of rnn, gru, lstm, got 'tree'"),
         (
             {"only": ["all"]},
-            "only must be one of kernels, model, credit, sight, ranks, seed, start, threads",
+            "only must be one of " + ", ".join(SECTIONS),
         ),
         ({"threads": 0}, "threads must be from 1 to 1024, got 0"),
         ({"threads": 2, "only": ["threads"]}, "threads has no effect on threads, with numbers"),

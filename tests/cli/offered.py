@@ -155,14 +155,17 @@ def make_bench_small() -> None:
     """Let bench measure next to nothing; in a process that ends after it."""
     from matplotlib.figure import Figure
 
-    import bptt._src.bench.run as everything
+    import bptt._src.bench.jobs as everything
+    import bptt._src.bench.search
     import bptt._src.comparison.figure
+    from bptt._src.bench import jax_scan
     from bptt._src.bench.shapes import ModelShape, Shape
     from bptt.bench import Limits, Start
 
     tiny = ModelShape("rnn", 1, vocabulary=20, hidden=4, batch=1, steps=4)
     everything.MODELS, everything.SHAPES = (tiny,), (Shape(3, 2, 4, 5),)
+    bptt._src.bench.search.RANGES = ((2, 4), (1, 3), (1, 9), (6, 9))
     everything.measure_limits = lambda seconds: Limits(10.0, None, {"mm 8": 5.0})
-    everything._measure_start = lambda: Start(None, 2.0, 1.0)
-    everything.jax_scan.load = lambda threads: (None, "JAX is not installed")
+    everything.measure_start = lambda: Start(None, 2.0, 1.0)
+    jax_scan.load = lambda threads: (None, "JAX is not installed")
     bptt._src.comparison.figure.draw_comparison = lambda found: Figure()

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bptt._src.bench import run as everything
+from bptt._src.bench import jax_scan
+from bptt._src.bench import jobs as everything
 from bptt._src.bench.shapes import ModelShape, Shape
 from bptt._src.cli import bench as command
 from bptt._src.cli.bench import BenchDisplay
 from bptt.bench import Limits, Start
+from bptt.bench import bench as real_bench
 
 SMALL = ["--shape", "5/2/3/4", "--rounds", "1", "--quick"]
 ALL_SMALL = ["--rounds", "1", "--quick", "--sentences", "2"]
@@ -29,15 +31,16 @@ def run(monkeypatch):
     monkeypatch.setattr(everything, "MODELS", (tiny,))
     monkeypatch.setattr(everything, "SHAPES", (Shape(3, 2, 4, 5),))
     monkeypatch.setattr("bptt._src.bench.tutorial.SEED", tiny)
+    monkeypatch.setattr("bptt._src.bench.search.RANGES", ((2, 4), (1, 3), (1, 9), (6, 9)))
     monkeypatch.setattr(
         everything, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0})
     )
-    monkeypatch.setattr(everything, "_measure_start", lambda: Start(None, 2.0, 1.0))
+    monkeypatch.setattr(everything, "measure_start", lambda: Start(None, 2.0, 1.0))
     monkeypatch.setattr(everything.os, "cpu_count", lambda: 1)  # too few for the part ranks
     monkeypatch.setattr(
         everything.sharing, "processors_to_choose", list
     )  # none for the part threads
-    monkeypatch.setattr(everything.jax_scan, "load", lambda threads: (None, "JAX is not installed"))
+    monkeypatch.setattr(jax_scan, "load", lambda threads: (None, "JAX is not installed"))
     return everything
 
 
@@ -101,6 +104,15 @@ def test_a_cell_alone_means_layers(bptt):
     assert names(measured(bptt, "--cell", "gru", *ONE_ROUND)) == ["kernels GRU 3/2/4/5"]
 
 
+def test_search_alone_means_random_shapes(bptt):
+    found = measured(bptt, "--search", 2, "--cell", "gru", "--seed", 3, *ONE_ROUND)
+    assert found["conditions"]["search"] == 2
+    drawn = names(found)
+    assert drawn[0].startswith("search GRU")
+    assert len({name.rpartition(" ")[2] for name in drawn}) == 2
+    assert names(measured(bptt, "--search", 2, "--cell", "gru", "--seed", 4, *ONE_ROUND)) != drawn
+
+
 def test_parts(bptt):
     found = measured(bptt, *ONE_ROUND, "--only", "credit", "--only", "start", "--cell", "lstm")
     assert names(found) == ["credit LSTM 3/2/4/5"]
@@ -138,7 +150,7 @@ def test_quick_is_less(bptt, run, monkeypatch):
 def _note(efforts, run):
     def bench(**options):
         efforts.append(options["effort"])
-        return run.bench(**options)
+        return real_bench(**options)
 
     return bench
 
@@ -160,11 +172,15 @@ def test_the_files(bptt, tmp_path):
     [
         (["--shape", "1/2/3"], "--shape 1/2/3: give T/B/I/H"),
         (["--cell", "tree"], "--cell must be one of rnn, gru, lstm, got 'tree'"),
-        (["--only", "all"], "--only must be one of kernels, model, credit, sight, ranks, seed"),
+        (["--only", "all"], "--only must be one of kernels, model, credit, sight, ranks, search"),
         (["--only", "ranks", "--threads", "2"], "--threads has no effect on ranks"),
         (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),
         (["--sentences", "0"], "--sentences must be at least 1, got 0"),
+        (["--search", "0"], "--search must be at least 1, got 0"),
+        (["--search", "9", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--search", "9", "--shape", "1/2/3/4"], "--shape has no effect on search: leave it out"),
+        (["--cell", "rnn", "--seed", "1"], "--seed has no effect on kernels: leave it out, or add"),
         (["--json", "."], "--json . is a directory: give a file in it"),
         (["--json", "no/a.json"], "--json no/a.json: make the directory no first"),
         (["--figure", "a.jpg"], "--figure a.jpg: expected a name that ends in .png, .svg or .pdf"),

@@ -14,7 +14,7 @@ import pytest
 from cli import forked, offered
 from cli.offered import LEAVE_OUT, RUN, TEXT
 
-from bptt._src.bench.run import SECTIONS, USED_BY
+from bptt._src.bench.jobs import SECTIONS, USED_BY
 from bptt._src.language_model.config import TOGETHER, Config, fields_by_name
 from bptt._src.together import Only, With
 from bptt.errors import ConfigError
@@ -192,6 +192,8 @@ BENCH = {
     "threads": to("--threads", 2),
     "rounds": to("--rounds", 2),
     "sentences": Change({"--sentences": 3}, {"--only": "seed", "--rounds": LEAVE_OUT}),
+    "search": Change({"--search": 2}, {"--only": "search"}),
+    "seed": Change({"--seed": 1}, {"--only": "search", "--search": 1}),
     "quick": to("--quick", LEAVE_OUT, only="start", rounds=LEAVE_OUT),
     "json_": to("--json", "other.json"),
     "figure": to("--figure", "bench.svg"),
@@ -286,7 +288,10 @@ def contents(path) -> Any:
             for r in found["rows"]
             for c in r["contenders"].values()
         ]
-        kept = {k: found["conditions"][k] for k in ("threads", "rounds", "turn", "sentences")}
+        kept = {
+            k: found["conditions"][k]
+            for k in ("threads", "rounds", "turn", "sentences", "search", "seed")
+        }
         return rows, rounds, kept
     if path.suffix == ".json":
         return _timeless(json.loads(path.read_text()))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bptt
 from bptt._src.bench import jax_scan
-from bptt._src.bench.result import EXACT, JAX, OURS, TORCH, WINDOWS, Row
+from bptt._src.bench.result import CELL, EXACT, IN_BF16, JAX, OURS, TORCH, WINDOWS, Row
 from bptt._src.bench.shapes import Shape
 from bptt._src.bench.timing import Effort, Pace, Surroundings, take_turns, timed
 
@@ -18,8 +18,11 @@ MODULES = {
     OURS: {"rnn": bptt.RNN, "gru": bptt.GRU, "lstm": bptt.LSTM},
     TORCH: {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM},
 }
+CELLS = {"rnn": nn.RNNCell, "gru": nn.GRUCell, "lstm": nn.LSTMCell}
 AGREES = 1e-4
 """How far two contenders may be apart, in multiples of a tensor's greatest entry."""
+AGREES_BF16 = 0.1
+"""The same in bfloat16, of eight bits; torch.nn's own gradients over 1000 steps are .09 away."""
 
 
 @runtime_checkable
@@ -41,14 +44,23 @@ class TorchLayer:
         x: [T, B, I].
         d_y: the gradient of the outputs, [T, B, H].
         around: what else training computes, before each step; not timed.
+        bf16: whether the forward pass runs under autocast to bfloat16.
         how: further arguments of the module.
     """
 
     def __init__(
-        self, module: nn.Module, x: Tensor, d_y: Tensor, around: Callable[[], object], **how: Any
+        self,
+        module: nn.Module,
+        x: Tensor,
+        d_y: Tensor,
+        around: Callable[[], object],
+        *,
+        bf16: bool = False,
+        **how: Any,
     ) -> None:
         self.module, self.d_y, self.around, self.how = module, d_y, around, how
         self.x = x.clone().requires_grad_()
+        self.bf16 = bf16
 
     def __call__(self) -> float:
         """Take a step, into gradient buffers that are fresh, as after an update."""
@@ -68,9 +80,73 @@ class TorchLayer:
         self.x.grad = None
 
     def _step(self) -> Tensor:
-        y: Tensor = self.module(self.x, **self.how)[0]
-        y.backward(self.d_y)
+        with autocast(self.bf16):
+            y: Tensor = self.module(self.x, **self.how)[0]
+        y.backward(self.d_y.to(y.dtype))
         return y
+
+
+class TorchForward:
+    """The forward pass of a module of torch's kind, without gradients, as a contender.
+
+    Each call goes on from the state that the one before it left, as in acting and sampling.
+
+    Args:
+        module: torch.nn's, ours, or a cell that is called once a step.
+        x: the input that it takes.
+        around: what else is computed before each call; not timed.
+        bf16: whether it runs under autocast to bfloat16.
+    """
+
+    def __init__(
+        self, module: nn.Module, x: Tensor, around: Callable[[], object], *, bf16: bool = False
+    ) -> None:
+        self.module, self.x, self.around, self.bf16 = module, x, around, bf16
+        self.state: Any = None
+
+    def __call__(self) -> float:
+        """Go on; give the seconds."""
+        self.around()
+        return timed(self._go_on)
+
+    def found(self) -> list[Tensor]:
+        """Return what the contenders are compared by: the outputs that follow a zero state."""
+        self.state = None
+        return [self._go_on()]
+
+    def _go_on(self) -> Tensor:
+        y: Tensor
+        with torch.inference_mode(), autocast(self.bf16):
+            y, self.state = self.module(self.x, self.state)
+        return y
+
+
+class CellLoop(nn.Module):
+    """torch.nn's cell with a layer's weights, called once a step.
+
+    Args:
+        cell: ``"rnn"``, ``"gru"`` or ``"lstm"``.
+        layer: torch.nn's, whose weights it takes.
+    """
+
+    def __init__(self, cell: str, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.cell = CELLS[cell](layer.input_size, layer.hidden_size)
+        weights = layer.state_dict()
+        self.cell.load_state_dict({n.removesuffix("_l0"): w for n, w in weights.items()})
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Compute the outputs of one step, [B, I], or of several, [T, B, I], and the state."""
+        outputs = []
+        for step in (x,) if x.dim() == 2 else x.unbind():
+            state = self.cell(step, state)
+            outputs.append(state[0] if isinstance(state, tuple) else state)
+        return outputs[0] if x.dim() == 2 else torch.stack(outputs), state
+
+
+def autocast(bf16: bool) -> torch.autocast:
+    """Return a context in which torch multiplies in bfloat16, or one that changes nothing."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=bf16)
 
 
 def measure_layer(cell: str, shape: Shape, effort: Effort, pace: Pace, *, jax: bool) -> Row:
@@ -135,6 +211,40 @@ def _contenders(cell: str, shape: Shape, *, jax: bool) -> dict[str, Contender]:
     return found
 
 
+def contenders_of(
+    cell: str, shape: Shape, *, trains: bool, bf16: bool, steps: int
+) -> dict[str, Contender]:
+    """Return ours and torch.nn's ways to compute a layer with the same weights, by name.
+
+    Args:
+        cell: ``"rnn"``, ``"gru"`` or ``"lstm"``.
+        shape: T, B, I, H.
+        trains: whether it is a training step; if not, a forward pass without gradients.
+        bf16: whether each is there under autocast to bfloat16, too.
+        steps: the most for which torch.nn's cell is there, called once a step.
+    """
+    torch.manual_seed(0)
+    x, d_y = _problem(shape)
+    around = Surroundings(shape.steps * shape.batch, shape.hidden)
+    layer = MODULES[TORCH][cell](shape.inputs, shape.hidden)
+    ours = MODULES[OURS][cell](shape.inputs, shape.hidden)
+    ours.load_state_dict(layer.state_dict())
+    modules: dict[str, nn.Module] = {OURS: ours, TORCH: layer}
+    if shape.steps <= steps:
+        modules[CELL] = CellLoop(cell, layer)
+    found: dict[str, Contender] = {}
+    for is_bf16 in (False, True)[: 1 + bf16]:
+        for name, module in modules.items():
+            one = name == CELL and shape.steps == 1
+            rows = (x[0], d_y[0]) if one else (x, d_y)
+            found[IN_BF16[name] if is_bf16 else name] = (
+                TorchLayer(module, *rows, around, bf16=is_bf16)
+                if trains
+                else TorchForward(module, rows[0], around, bf16=is_bf16)
+            )
+    return found
+
+
 def agreeing(
     contenders: Mapping[str, Contender], reference: str
 ) -> tuple[dict[str, Contender], list[str]]:
@@ -143,7 +253,7 @@ def agreeing(
     expected = contenders[reference].found()
     for name, contender in contenders.items():
         gap = distance(contender.found(), expected)
-        if gap <= AGREES:
+        if gap <= (AGREES_BF16 if name in IN_BF16.values() else AGREES):
             right[name] = contender
         else:
             notes.append(f"{name} is not timed, it is {gap:.1g} away from {reference}")

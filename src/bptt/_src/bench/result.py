@@ -9,6 +9,10 @@ from typing import Any
 OURS, TORCH, JAX, TEXTBOOK = "bptt", "torch.nn", "JAX", "textbook"
 EXACT, WINDOWS = "exact", "windows"
 """Who is measured, and the two ways of assigning credit, both ours."""
+CELL = "torch.nn cell"
+"""torch.nn's LSTMCell, GRUCell or RNNCell, called once a step."""
+IN_BF16 = {name: f"{name} bf16" for name in (OURS, TORCH, CELL)}
+"""The same under ``torch.autocast("cpu", torch.bfloat16)``."""
 ALONE = "bptt on one thread"
 """Ours, beside itself on several."""
 IN_PROCESSES = ("1 thread", "2 threads", "2 processes", "2 processes, no sum")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from bptt.errors import needs
@@ -30,10 +30,12 @@ from bptt._src.bench.result import (
     Bench,
     Row,
 )
+from bptt._src.bench.search import against_fastest, compared, fastest_peer, summaries
 from bptt._src.bench.sight import share_of
 from bptt._src.numbers import ABSENT, number
 
 WIDTH = 100
+WORST = 15
 SHORT = {OURS: "bptt", TORCH: "torch", JAX: "JAX"}
 LEGEND = ". GF/s: GFLOP/s; peak: the share of it"
 BUSY = 0.5  # runnable processes besides this one, from which on it is said
@@ -68,6 +70,12 @@ def write_bench(found: Bench, width: int = WIDTH) -> str:
             "threads",
             _crowded,
         ),
+        (
+            "Layers of random shapes: the time of torch.nn's fastest, in multiples of bptt's",
+            "search",
+            _sums,
+        ),
+        (f"The {WORST} worst of them; shape: T/B/I/H", "search", _worst),
     ):
         rows = [row for row in found.rows if row.section == section]
         if rows:
@@ -183,14 +191,41 @@ def _crowded(rows: Sequence[Row], peak: float | None, width: int) -> Table:
     )
 
 
+def _sums(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+    lines = [(s.name, f"{s.cases}", number(s.median), f"{s.below}") for s in summaries(rows)]
+    return _lay_out([""], ["shapes", "median", "below 1"], lines)
+
+
+def _worst(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+    def of_peak(row: Row) -> str:  # that of float32: none was measured for bfloat16
+        return percent(row.share(OURS, peak) if row.base == OURS else None)
+
+    return _table(
+        compared(rows)[:WORST],
+        [
+            ("bptt\nms", lambda row: number(row.milliseconds(row.base))),
+            ("bptt\npeak", of_peak),
+            ("fastest\nms", lambda row: number(row.milliseconds(fastest_peer(row)))),
+            ("fastest\n/bptt", lambda row: number(against_fastest(row))),
+            ("\nfastest", fastest_peer),
+        ],
+    )
+
+
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
+    lines = [(row.name, row.shape, *(of(row) for _, of in columns)) for row in rows]
+    return _lay_out(["", "shape"], [header for header, _ in columns], lines)
+
+
+def _lay_out(words: Sequence[str], numbers: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
+    """Make a table with columns of words, then of numbers."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, expand=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("shape", no_wrap=True)
-    for header, _ in columns:
+    for header in words:
+        table.add_column(header, no_wrap=True)
+    for header in numbers:
         table.add_column(header, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(row.name, row.shape, *(of(row) for _, of in columns))
+    for line in lines:
+        table.add_row(*line)
     return table
 
 

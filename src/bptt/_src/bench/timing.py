@@ -28,6 +28,8 @@ class Effort:
         steps: untimed updates of a language model, after which the losses are compared.
         sentences: of the seed's epoch, those that are trained on.
         textbook: of the seed's epoch, the sentences that the textbook is timed on.
+        search: random shapes.
+        seed: of their draws.
     """
 
     rounds: int = 15
@@ -35,20 +37,27 @@ class Effort:
     steps: int = 20
     sentences: int = 2000
     textbook: int = 5
+    search: int = 100
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check that there is something to measure."""
-        for name, most in (("rounds", 10**6), ("sentences", 79_000)):
+        for name, least, most in (
+            ("rounds", 1, 10**6),
+            ("sentences", 1, 79_000),
+            ("search", 1, 10**6),
+            ("seed", 0, 2**63 - 1),
+        ):
             value = getattr(self, name)
-            if value < 1:
-                raise ConfigError(f"{spelled(name)} must be at least 1, got {value}")
+            if value < least:
+                raise ConfigError(f"{spelled(name)} must be at least {least}, got {value}")
             if value > most:
                 raise ConfigError(f"{spelled(name)} must be at most {most}, got {value}")
 
     @classmethod
     def quick(cls) -> Effort:
         """The least that says something: a first look."""
-        return cls(rounds=3, turn=0.02, sentences=200, textbook=2)
+        return cls(rounds=3, turn=0.02, sentences=200, textbook=2, search=20)
 
 
 class Stopped(Exception):

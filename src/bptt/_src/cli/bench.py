@@ -14,7 +14,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from bptt._src.atomic import write_whole
-from bptt._src.bench.run import check_used
+from bptt._src.bench.jobs import check_used
 from bptt._src.cli.display import Display
 from bptt._src.cli.places import check_places
 from bptt._src.cli.running import Signals
@@ -43,7 +43,8 @@ def bench_(
         typer.Option(
             metavar="PART",
             help="; ".join(f"{k}: {v}" for k, v in SECTIONS.items())
-            + "; may be given several times (default: all, but with --shape or --cell kernels)",
+            + "; may be given several times (default: all, but with --search that, with --shape or "
+            "--cell kernels)",
             show_default=False,
         ),
     ] = None,
@@ -65,6 +66,19 @@ def bench_(
             "it (default: 2000, with --quick 200)",
             show_default=False,
         ),
+    ] = None,
+    search: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="so many layers of random shapes, training and forward, and the worst of them "
+            "(default: 100, with --quick 20); alone it measures nothing else",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="of the random shapes (default: 0)", show_default=False),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="fewer rounds, shorter turns: a first look")
@@ -88,14 +102,16 @@ def bench_(
     bptt bench
     bptt bench --quick --only kernels --cell lstm
     bptt bench --shape 50/16/128/256 --threads 1
+    bptt bench --search 500 --threads 1
     bptt bench --json bench.json --figure bench.svg
     """
     shapes = [Shape.parse(s) for s in shape or ()]
-    sections = only or (["kernels"] if shape or cell else [])
-    effort = _effort(quick, rounds, sentences)
+    sections = only or _implied(shape=shape, cell=cell, search=search)
+    asked = {"rounds": rounds, "sentences": sentences, "search": search, "seed": seed}
+    given = {name: value for name, value in asked.items() if value is not None}
+    effort = replace(Effort.quick() if quick else Effort(), **given)
     check_places(json=json_, figure=figure)
-    given = {"rounds": rounds, "sentences": sentences, "figure": figure}
-    check_used([n for n, value in given.items() if value is not None], sections)
+    check_used([*given, *["figure"] * (figure is not None)], sections)
     show = BenchDisplay()
     with Signals() as signals:
         with show.progress():
@@ -116,10 +132,11 @@ def bench_(
         raise typer.Exit(128 + (signal.SIGTERM if is_term else signal.SIGINT))
 
 
-def _effort(quick: bool, rounds: int | None, sentences: int | None) -> Effort:
-    effort = Effort.quick() if quick else Effort()
-    given = {"rounds": rounds, "sentences": sentences}
-    return replace(effort, **{k: v for k, v in given.items() if v is not None})
+def _implied(*, shape: object, cell: object, search: object) -> list[str]:
+    """Return the parts that options ask for, without --only; none: all."""
+    if search is not None:
+        return ["search"]
+    return ["kernels"] if shape or cell else []
 
 
 def save_bench(found: Bench, json_: Path | None, figure: Path | None) -> list[Path]:

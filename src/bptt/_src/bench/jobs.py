@@ -1,0 +1,199 @@
+"""What a run has to measure: the sections, and the work that each of them is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from bptt._src.bench import crowded, fresh, sharing
+from bptt._src.bench.layers import measure_credit, measure_layer
+from bptt._src.bench.models import measure_model
+from bptt._src.bench.processor import measure_limits
+from bptt._src.bench.ranks import PROCESSES, measure_ranks
+from bptt._src.bench.result import Start
+from bptt._src.bench.search import measure_search
+from bptt._src.bench.shapes import GATES, MODELS, SHAPES, Shape
+from bptt._src.bench.sight import measure_sight
+from bptt._src.bench.timing import Effort, Pace
+from bptt._src.bench.tutorial import measure_seed_epoch
+from bptt.errors import ConfigError, spelled
+from bptt.kernels import backend
+
+Job = tuple[str, Callable[[], Any]]
+"""What it is called, and the work."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured, and how."""
+
+    shapes: Sequence[Shape]
+    """Instead of a section's own; none: those."""
+    cells: Sequence[str]
+    """Instead of a section's own; none: those."""
+    only: Sequence[str]
+    """The sections."""
+    effort: Effort
+    pace: Pace
+    jax: bool
+    """Whether JAX takes part."""
+
+    @property
+    def how(self) -> tuple[Effort, Pace]:
+        """How much, and how to stop."""
+        return self.effort, self.pace
+
+    def layers(self) -> Iterator[tuple[str, Shape]]:
+        """Yield the cells and shapes of training steps."""
+        for cell in self.cells or GATES:
+            for shape in self.shapes or SHAPES:
+                yield cell, shape
+
+
+def _kernels(wanted: Wanted) -> Iterator[Job]:
+    for cell, shape in wanted.layers():
+        work = partial(measure_layer, cell, shape, *wanted.how, jax=wanted.jax)
+        yield f"{cell.upper()} {shape}", work
+
+
+def _model(wanted: Wanted) -> Iterator[Job]:
+    for m in MODELS:
+        yield f"language model, {m.name} {m}", partial(measure_model, m, *wanted.how)
+
+
+def _credit(wanted: Wanted) -> Iterator[Job]:
+    for cell in wanted.cells or GATES:
+        work = partial(measure_credit, cell, SHAPES[0], *wanted.how)
+        yield f"{cell.upper()} {SHAPES[0]}, windows", work
+
+
+def _sight(wanted: Wanted) -> Iterator[Job]:
+    for m in MODELS:
+        yield f"sight, {m.name} {m}", partial(measure_sight, m, *wanted.how)
+
+
+def _ranks(wanted: Wanted) -> Iterator[Job]:
+    for m in MODELS:
+        yield f"ranks, {m.name} {m}", partial(measure_ranks, m, *wanted.how)
+
+
+def _search(wanted: Wanted) -> Iterator[Job]:
+    yield "the search", partial(measure_search, wanted.cells, *wanted.how)
+
+
+def _seed(wanted: Wanted) -> Iterator[Job]:
+    yield "the seed's epoch", partial(measure_seed_epoch, *wanted.how)
+
+
+def _start(wanted: Wanted) -> Iterator[Job]:
+    yield "the start of a process", measure_start
+
+
+def _threads(wanted: Wanted) -> Iterator[Job]:
+    of = wanted.cells or crowded.CELLS, wanted.shapes or crowded.SHAPES
+    for s in crowded.SITUATIONS:
+        if s.processors <= len(sharing.processors_to_choose()):
+            yield str(s), partial(crowded.measure_crowded, s, *of, *wanted.how)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a run."""
+
+    about: str
+    """What is measured."""
+    jobs: Callable[[Wanted], Iterable[Job]]
+    uses: frozenset[str]
+    """The options that have an effect on it, beside --threads."""
+
+
+def _section(about: str, jobs: Callable[[Wanted], Iterable[Job]], uses: str) -> Section:
+    return Section(about, jobs, frozenset(uses.split()))
+
+
+ALL = {
+    "kernels": _section("a training step of a layer", _kernels, "shape cell rounds figure"),
+    "model": _section("a training step of a whole language model", _model, "rounds figure"),
+    "credit": _section(
+        "windows behind each loss beside the exact gradient", _credit, "cell rounds"
+    ),
+    "sight": _section(
+        "seeing how far the gradient reaches, as a share of the training time", _sight, "rounds"
+    ),
+    "ranks": _section("a language model in one process and in two", _ranks, "rounds"),
+    "search": _section(
+        "layers of random shapes, the worst of them", _search, "cell rounds search seed"
+    ),
+    "seed": _section("an epoch of the seed's job, beside the textbook", _seed, "sentences"),
+    "start": _section("loading the library and the first call, in a fresh process", _start, ""),
+    "threads": _section(
+        "a layer where threads have to share processors", _threads, "shape cell rounds"
+    ),
+}
+SECTIONS = {name: section.about for name, section in ALL.items()}
+"""What can be measured; the processor's limits always are."""
+USED_BY = {
+    option: tuple(name for name, section in ALL.items() if option in section.uses)
+    for option in ("shape", "cell", "rounds", "search", "seed", "sentences", "figure")
+}
+"""The sections in which an option has an effect."""
+
+
+def check_used(given: Iterable[str], sections: Sequence[str]) -> None:
+    """Refuse options that have no effect in the sections that are measured.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for option in given:
+        used = USED_BY.get(option, ())
+        if used and sections and not {*used} & {*sections}:
+            raise ConfigError(
+                f"{spelled(option)} has no effect on {' and '.join(sections)}: leave it out, or "
+                "add " + " or ".join(spelled("only", section) for section in used)
+            )
+
+
+def jobs_of(wanted: Wanted) -> list[Job]:
+    """Return all that is to be done, the processor's limits first."""
+    limits = ("the processor's limits", partial(measure_limits, 5 * wanted.effort.turn))
+    possible = [ALL[name] for name in ALL if name in wanted.only and _why_not(name) is None]
+    return [limits, *(job for section in possible for job in section.jobs(wanted))]
+
+
+def _why_not(section: str) -> str | None:
+    """Return why a section cannot be measured here at all."""
+    choice = len(sharing.processors_to_choose())
+    if section == "threads" and choice == 0:
+        return "this system lets no process choose its processors"
+    if section != "ranks":
+        return None
+    have = choice or os.cpu_count() or 1
+    if have < PROCESSES:
+        return f"{PROCESSES} processes on {have} processor say nothing"
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        return "this torch has no gloo for processes to talk by"
+    return None
+
+
+def not_possible(only: Sequence[str]) -> list[str]:
+    """Describe what of the sections cannot be measured here."""
+    notes = [f"{n}: not measured, {why}" for n in ALL if n in only and (why := _why_not(n))]
+    have = len(sharing.processors_to_choose())
+    if "threads" in only and have:
+        notes += [
+            f"{s}: not measured, this process may run on {have} only"
+            for s in crowded.SITUATIONS
+            if s.processors > have
+        ]
+    return notes
+
+
+def measure_start() -> Start:
+    """Time the beginning of a process."""
+    return Start(**fresh.run_fresh(fresh.beginning, torch.get_num_threads(), backend().name))
