@@ -260,22 +260,28 @@ void load_columns(const Sum<P> *from, int64_t from_row, int64_t there, int64_t n
     transpose<T>(columns);
 }
 
-// Pack B[k][column] = w[column * w_row + k].
-template <class P> void pack_transposed(const Panels<P> &b, const Sum<P> *w, int64_t w_row) {
+// A panel of B[k][column] = w[column * w_row + k].
+template <class P>
+void pack_transposed_panel(const Panels<P> &b, const Sum<P> *w, int64_t w_row, int64_t column,
+                           int wide, P *panel) {
     using T = Sum<P>;
     constexpr int64_t W = WIDTH<T>;
-    b.walk([&](int64_t column, int wide, P *panel) {
-        for (int v = 0; v < wide; v++) {
-            const int64_t first = column + v * W, there = std::min<int64_t>(W, b.columns - first);
-            P *to = panel + v * WIDTH<P>;
-            for (int64_t k = 0; k < b.depth; k += WIDTH<P>) {
-                V<T> columns[W];
-                load_columns<P>(w + first * w_row + k, w_row, there, b.depth - k, columns);
-                const int64_t words = (std::min<int64_t>(b.depth - k, WIDTH<P>) + PAIR<P> - 1) / PAIR<P>;
-                for (int64_t i = 0; i < words; i++, to += wide * WIDTH<P>)
-                    std::memcpy(static_cast<void *>(to), &columns[i], sizeof columns[i]);
-            }
+    for (int v = 0; v < wide; v++) {
+        const int64_t first = column + v * W, there = std::min<int64_t>(W, b.columns - first);
+        P *to = panel + v * WIDTH<P>;
+        for (int64_t k = 0; k < b.depth; k += WIDTH<P>) {
+            V<T> columns[W];
+            load_columns<P>(w + first * w_row + k, w_row, there, b.depth - k, columns);
+            const int64_t words = (std::min<int64_t>(b.depth - k, WIDTH<P>) + PAIR<P> - 1) / PAIR<P>;
+            for (int64_t i = 0; i < words; i++, to += wide * WIDTH<P>)
+                std::memcpy(static_cast<void *>(to), &columns[i], sizeof columns[i]);
         }
+    }
+}
+
+template <class P> void pack_transposed(const Panels<P> &b, const Sum<P> *w, int64_t w_row) {
+    b.walk([&](int64_t column, int wide, P *panel) {
+        pack_transposed_panel(b, w, w_row, column, wide, panel);
     });
 }
 

@@ -22,6 +22,7 @@ template <class P> struct Operand {
     static P broadcast(const P *p) { return *p; }
     static void add_product(V<P> &sum, P left, V<P> right) { sum += left * right; }
     static void store_row(P *to, V<P> v, int64_t n) { store(to, v, n); }
+    static V<P> numbers(const P *p) { return load(p); }
 };
 
 #if defined(__AVX512BF16__)
@@ -55,6 +56,10 @@ template <> struct Operand<Bf16> {
     static void store_row(Bf16 *to, V<float> v, int64_t n) {
         const __mmask16 there = n >= 16 ? __mmask16(-1) : first_of(n);
         _mm256_mask_storeu_epi16(to, there, __m256i(_mm512_cvtneps_pbh(__m512(v))));
+    }
+    static V<float> numbers(const Bf16 *p) {
+        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(p));
+        return V<float>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
     }
 };
 #endif
