@@ -108,6 +108,22 @@ def test_the_mean_of_the_gradients_is_the_full_one(mode, name, shared):
     assert (mean - full).norm() <= 1e-12 * full.norm()
 
 
+@EACH
+@pytest.mark.parametrize("batch", [1, 2, 40])
+@pytest.mark.parametrize("steps", [1, 2, 6, 50])
+def test_the_factors_are_those_of_a_walk_from_step_to_step(credit, steps, batch):
+    if isinstance(credit.pi, tuple):
+        credit = Randomized(pi=tuple(np.resize(credit.pi, steps).tolist()))
+    drawn = np.random.default_rng(steps + batch).random((steps, batch))
+    expected, since_cut = np.ones((steps, batch)), np.ones(batch)
+    for j in range(1, steps):
+        c = credit.cut_probability(j, since_cut, steps)
+        cuts = drawn[j] < c
+        expected[j] = np.where(cuts, 0.0, 1 / np.where(cuts, 1.0, 1 - c))
+        since_cut = np.where(cuts, 1.0, since_cut + 1)
+    np.testing.assert_array_equal(credit.carry_of(drawn), expected)
+
+
 # ------------------------------------------------------------------------ lengths of the pieces
 
 

@@ -97,6 +97,8 @@ def boundary_of(
     if carry is None and resets is None:
         return Boundary()
     B = sizes[0]
+    if sizes[-1] == B and not reverse:  # all sequences run to the end
+        return Boundary(*(None if at is None else at.reshape(-1, 1) for at in (carry, resets)))
     running = torch.arange(B, device="cpu") < torch.tensor(sizes, device="cpu").unsqueeze(
         1
     )  # [T, B]

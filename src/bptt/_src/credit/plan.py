@@ -85,11 +85,12 @@ class Plan:
         if not np.isfinite(factors).all():
             raise ConfigError("a plan's carry must be finite numbers; 0 cuts, 1 passes")
         windows = tuple(blocks)
-        _check(windows, steps)
-        cuts = _as_cuts(windows)
-        if cuts is not None:  # windows that do not overlap
-            factors[cuts] = 0
-            windows = ()
+        if windows:
+            _check(windows, steps)
+            cuts = _as_cuts(windows)
+            if cuts is not None:  # windows that do not overlap
+                factors[cuts] = 0
+                windows = ()
         self.steps, self.carry, self.blocks = steps, factors, windows
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -110,6 +111,10 @@ class Plan:
         . 1 1 1
         . . 1 1 1
         """
+        if every == reach:  # each window begins where the one before it ends
+            carry = np.ones(steps)
+            carry[every::every] = 0
+            return cls(steps, carry)
         ends = range(every, steps + every, every)
         blocks = [Block(e - every, min(e, steps), max(0, e - reach)) for e in ends]
         return cls(steps, blocks=tuple(blocks))
@@ -236,18 +241,18 @@ def _check(blocks: Iterable[Block], T: int) -> None:
                 f"0 <= since <= first < end; got {tuple(b)} after step {before}"
             )
         before = b.end
-    if before not in (0, T):
+    if before != T:
         raise ConfigError(f"a plan's blocks must cover all {T} steps; these end at {before}")
 
 
 def _as_cuts(blocks: tuple[Block, ...]) -> list[int] | None:
     """Find cuts equivalent to the windows, which exist if no window begins inside another one."""
-    cuts = sorted({b.since for b in blocks} - {0})
-    edges = np.array([0, *cuts])
-    for b in blocks:
-        # The last cut at or before every loss of the block must be the block's own edge.
-        if edges[np.searchsorted(edges, b.end - 1, side="right") - 1] != b.since:
-            return None
+    _, ends, since = np.array(blocks).T
+    edges = np.unique([0, *since])
+    # The last cut at or before every loss of a block must be the block's own edge.
+    if (edges[np.searchsorted(edges, ends - 1, side="right") - 1] != since).any():
+        return None
+    cuts: list[int] = edges[1:].tolist()
     return cuts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -93,25 +94,52 @@ class Randomized(Credit):
         A number below the probability of a cut means a cut. The first step's number is not used:
         the gradient always passes to the initial state.
         """
-        carry = np.ones_like(drawn)
-        since_cut = np.ones(drawn.shape[1])
-        for j in range(1, len(drawn)):
-            c = self.cut_probability(j, since_cut, len(drawn))
-            cuts = drawn[j] < c
-            carry[j] = np.where(cuts, 0.0, 1 / np.where(cuts, 1.0, 1 - c))
-            since_cut = np.where(cuts, 1.0, since_cut + 1)
+        if self.pi is None and self.tail == "heavy":
+            return self._with_heavy_tail(drawn)
+        steps = np.arange(len(drawn))[:, None]
+        c = self.cut_probability(steps, np.ones_like(drawn), len(drawn))
+        cuts = drawn < c
+        carry: NDArray[np.float64] = np.where(cuts, 0.0, 1 / np.where(cuts, 1.0, 1 - c))
+        carry[0] = 1
+        return carry
+
+    def _with_heavy_tail(self, drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn the numbers into factors; a walk from step to step, with as few steps as possible.
+
+        The sequences are laid end to end, each as if it began with a cut. A cut is likeliest just
+        after another one, so that only the steps whose number is below that probability are looked
+        at one by one.
+        """
+        T, B = drawn.shape
+        numbers = drawn.T.flatten()
+        numbers[::T] = -1  # the beginnings
+        probability, factors = _by_length(self, T)
+        (chances,) = np.nonzero(numbers < probability[1])
+        cuts, back, last = [], [], -1
+        for j, number in zip(chances.tolist(), numbers[chances].tolist(), strict=True):
+            if number < probability[j - last]:
+                cuts.append(j)
+                back.append(1 - (j - last))
+                last = j
+        steps = np.ones(T * B, np.int64)
+        steps[cuts] = back
+        carry: NDArray[np.float64] = factors[steps.cumsum()].reshape(B, T).T
+        carry[0] = 1
         return carry
 
     def cut_probability(
-        self, step: int, since_cut: NDArray[np.float64], steps: int
+        self, step: int | NDArray[np.int64], since_cut: NDArray[np.float64], steps: int
     ) -> NDArray[np.float64]:
         """c_j, the probability of a cut between the steps j-1 and j.
 
         Args:
-            step: the step j.
-            since_cut: δ for each sequence, [B]: the steps since its last cut, 1 for the first
-                boundary after it.
+            step: the step j, or several, [T, 1].
+            since_cut: δ for each sequence, [B] or [T, B]: the steps since its last cut, 1 for the
+                first boundary after it.
             steps: the number of steps T.
+
+        Returns:
+            As many probabilities as ``since_cut`` has values.
         """
         if self.pi is not None:
             pi = np.asarray(self.pi, np.float64)
@@ -124,3 +152,13 @@ class Randomized(Credit):
         if self.tail == "constant":
             return np.full_like(since_cut, 1 / self.mean)
         return (self.alpha - 1) / ((self.alpha - 2) * self.mean + since_cut)
+
+
+@lru_cache(maxsize=16)
+def _by_length(credit: Randomized, steps: int) -> tuple[list[float], NDArray[np.float64]]:
+    """The probability of a cut after δ = 0 ... T steps, and the factor where there is none.
+
+    The values for δ = 0 stand for the cut itself.
+    """
+    c = credit.cut_probability(0, np.arange(1.0, steps + 1), steps)
+    return [1.0, *c.tolist()], np.append(0.0, 1 / (1 - c))
