@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from bptt._src.language_model import sampling
 from bptt._src.language_model.sampling import choose
 from bptt.errors import BpttWarning, ConfigError
 from bptt.language_model import train
@@ -69,12 +71,83 @@ def test_sentences_end_and_begin_anew(small, tmp_path):
     assert "</s>" not in text
 
 
+@pytest.mark.parametrize("reading", ["stream", "sentences"])
+def test_single_steps_give_the_logits_of_the_modules(small, tmp_path, reading, monkeypatch):
+    """Hooks, a readout of another kind and half precision go through the modules, to the same."""
+    model = train(small.changed(reading=reading, layers=2), tmp_path / "run").load_model()
+    drawn, quick, slow = sampling.choose, [], []
+
+    def sampled(kept):
+        def noted(logits, *options):
+            kept.append(logits.copy())
+            return drawn(logits, *options)
+
+        monkeypatch.setattr(sampling, "choose", noted)
+        return model.sample("John", length=30, seed=4)
+
+    text = sampled(quick)
+    assert isinstance(sampling._after(model), sampling._Quickly)
+    handle = model.readout.register_forward_hook(lambda *_: None)
+    assert not isinstance(sampling._after(model), sampling._Quickly)
+    assert sampled(slow) == text
+    for a, b in zip(quick, slow, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    handle.remove()
+    model.bfloat16()
+    assert not isinstance(sampling._after(model), sampling._Quickly)
+    assert model.sample("John", length=5, seed=4)
+
+
+def drawing(logits, seed=0):
+    """Draw from logits again and again."""
+    generator, logits = torch.Generator().manual_seed(seed), logits.numpy()
+
+    def draw(count, *options, **others):
+        numbers = torch.rand(count, dtype=torch.float64, generator=generator).tolist()
+        return [choose(logits, number, *options, **others) for number in numbers]
+
+    return draw
+
+
+def test_top_k_keeps_k_and_of_equal_ones_the_first():
+    """As sorting all of them in order would."""
+    logits = torch.randint(6, (40,), generator=torch.Generator().manual_seed(0)).float()
+    draw = drawing(logits)
+    order = logits.sort(descending=True, stable=True).indices.tolist()
+    for k in (1, 2, 7, 39, 40, 100):
+        assert {*draw(1500, 3.0, top_k=k)} == {*order[:k]}
+    for p in (0.05, 0.3, 0.9):
+        shares = logits.double().div(3).softmax(-1)[order]
+        count = int((shares.cumsum(-1) - shares < p).sum())
+        assert {*draw(1500, 3.0, top_p=p)} == {*order[:count]}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_numbers_are_refused(bad):
+    for temperature in (0.0, 1.0, 2.0):
+        with pytest.raises(RuntimeError, match=f"the largest logit of the next token is {bad}"):
+            choose(np.array([0.0, bad, 1.0], np.float32), 0.5, temperature)
+        with pytest.raises(RuntimeError, match="is -inf"):
+            choose(np.full(3, -np.inf, np.float32), 0.5, temperature)
+
+
+def test_the_least_and_the_greatest_number_choose_what_has_probability():
+    logits = np.array([-np.inf, 2, -np.inf, 2, -np.inf], np.float32)
+    assert choose(logits, 0.0) == 1
+    assert choose(logits, math.nextafter(1, 0)) == 3
+    for size in range(2, 400):
+        assert (
+            choose(np.append(np.zeros(size, np.float32), np.float32(-np.inf)), math.nextafter(1, 0))
+            == size - 1
+        )
+
+
 def test_drawn_as_often_as_the_probabilities_say():
     logits = torch.tensor([1.0, 3.0, 2.0, -1.0])
-    generator = torch.Generator().manual_seed(0)
+    draw = drawing(logits)
 
     def shares(**options):
-        drawn = [choose(logits, generator=generator, **options) for _ in range(4000)]
+        drawn = draw(4000, **options)
         return torch.bincount(torch.tensor(drawn), minlength=4) / 4000
 
     for temperature in (0.5, 1.0, 2.0):
@@ -126,10 +199,8 @@ def test_a_sentence_begins_from_a_zero_state(small, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.99}])
 def test_extreme_temperatures_are_the_likeliest_or_any_token(options):
-    logits = torch.tensor([1.0, 3.0, 2.999999, -math.inf])
-    generator = torch.Generator().manual_seed(0)
+    draw = drawing(torch.tensor([1.0, 3.0, 2.999999, -math.inf]))
     for cold in (5e-324, 1e-320, 1e-50):
-        assert {choose(logits, cold, generator=generator, **options) for _ in range(20)} == {1}
+        assert {*draw(20, cold, **options)} == {1}
     for hot in (1e40, 1e300):
-        drawn = {choose(logits, hot, generator=generator, **options) for _ in range(60)}
-        assert drawn == {0, 1, 2}
+        assert {*draw(60, hot, **options)} == {0, 1, 2}
