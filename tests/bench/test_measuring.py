@@ -256,7 +256,7 @@ def test_a_models_row(cell):
     assert row.tokens == 10
     assert row.flop == shape.flop()
     assert row.losses[OURS] == pytest.approx(row.losses[TORCH], rel=1e-5)
-    assert row.notes[0].endswith("it agrees")
+    assert row.notes[0].endswith("they agree")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_model_that_is_trained_otherwise_does_not_agree(monkeypatch, wrong):
     monkeypatch.setattr(models, "Plain", other)
     shape = ModelShape("rnn", 2, vocabulary=30, hidden=6, batch=2, steps=5)
     row = models.measure_model(shape, Effort(rounds=1, turn=0.0), Pace())
-    assert row.notes[0].endswith("it DOES NOT AGREE")
+    assert row.notes[0].endswith("they DO NOT AGREE")
 
 
 def test_a_model_is_stopped_before_there_is_anything():

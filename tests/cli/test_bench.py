@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from bptt._src.bench import jax_scan
 from bptt._src.bench import jobs as everything
-from bptt._src.bench.shapes import ModelShape, Shape
+from bptt._src.bench.shapes import ModelShape, ReadoutShape, Shape, Variant
 from bptt._src.cli import bench as command
 from bptt._src.cli.bench import BenchDisplay
 from bptt.bench import Limits, Start
@@ -29,7 +30,13 @@ def run(monkeypatch):
     """The module that goes through it all, with tiny jobs and no limits to measure."""
     tiny = ModelShape("rnn", 1, vocabulary=20, hidden=4, batch=1, steps=4)
     monkeypatch.setattr(everything, "MODELS", (tiny,))
-    monkeypatch.setattr(everything, "SHAPES", (Shape(3, 2, 4, 5),))
+    for name in ("SHAPES", "ACTING"):
+        monkeypatch.setattr(everything, name, (Shape(3, 2, 4, 5),))
+    for name in ("WRITERS", "READERS"):
+        monkeypatch.setattr(everything, name, (replace(tiny, cell="lstm"),))
+    monkeypatch.setattr(everything, "READOUTS", (ReadoutShape(3, hidden=4, vocabulary=9),))
+    monkeypatch.setattr(everything, "VARIANTS", (Variant("gru", Shape(3, 2, 4, 5), half=True),))
+    monkeypatch.setattr("bptt._src.bench.generation.READ", 9)
     monkeypatch.setattr("bptt._src.bench.tutorial.SEED", tiny)
     monkeypatch.setattr("bptt._src.bench.search.RANGES", ((2, 4), (1, 3), (1, 9), (6, 9)))
     monkeypatch.setattr(
@@ -172,7 +179,7 @@ def test_the_files(bptt, tmp_path):
     [
         (["--shape", "1/2/3"], "--shape 1/2/3: give T/B/I/H"),
         (["--cell", "tree"], "--cell must be one of rnn, gru, lstm, got 'tree'"),
-        (["--only", "all"], "--only must be one of kernels, model, credit, sight, ranks, search"),
+        (["--only", "all"], "--only must be one of kernels, model, bf16, acting, sampling"),
         (["--only", "ranks", "--threads", "2"], "--threads has no effect on ranks"),
         (["--threads", "0"], "--threads must be from 1 to 1024, got 0"),
         (["--rounds", "0"], "--rounds must be at least 1, got 0"),

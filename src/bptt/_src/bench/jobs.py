@@ -11,16 +11,28 @@ from typing import Any
 import torch
 
 from bptt._src.bench import crowded, fresh, sharing
-from bptt._src.bench.layers import measure_credit, measure_layer
-from bptt._src.bench.models import measure_model
+from bptt._src.bench.generation import measure_reading, measure_writing
+from bptt._src.bench.layers import measure_credit, measure_layer, measure_layer_in_bf16
+from bptt._src.bench.models import measure_model, measure_model_in_bf16
 from bptt._src.bench.processor import measure_limits
 from bptt._src.bench.ranks import PROCESSES, measure_ranks
 from bptt._src.bench.result import Start
 from bptt._src.bench.search import measure_search
-from bptt._src.bench.shapes import GATES, MODELS, SHAPES, Shape
+from bptt._src.bench.shapes import (
+    ACTING,
+    GATES,
+    MODELS,
+    READERS,
+    READOUTS,
+    SHAPES,
+    VARIANTS,
+    WRITERS,
+    Shape,
+)
 from bptt._src.bench.sight import measure_sight
 from bptt._src.bench.timing import Effort, Pace
 from bptt._src.bench.tutorial import measure_seed_epoch
+from bptt._src.bench.uses import measure_acting, measure_readout, measure_variant
 from bptt.errors import ConfigError, spelled
 from bptt.kernels import backend
 
@@ -48,15 +60,15 @@ class Wanted:
         """How much, and how to stop."""
         return self.effort, self.pace
 
-    def layers(self) -> Iterator[tuple[str, Shape]]:
-        """Yield the cells and shapes of training steps."""
+    def layers(self, usual: Sequence[Shape]) -> Iterator[tuple[str, Shape]]:
+        """Yield each cell at each shape, the usual ones where no others are given."""
         for cell in self.cells or GATES:
-            for shape in self.shapes or SHAPES:
+            for shape in self.shapes or usual:
                 yield cell, shape
 
 
 def _kernels(wanted: Wanted) -> Iterator[Job]:
-    for cell, shape in wanted.layers():
+    for cell, shape in wanted.layers(SHAPES):
         work = partial(measure_layer, cell, shape, *wanted.how, jax=wanted.jax)
         yield f"{cell.upper()} {shape}", work
 
@@ -64,6 +76,40 @@ def _kernels(wanted: Wanted) -> Iterator[Job]:
 def _model(wanted: Wanted) -> Iterator[Job]:
     for m in MODELS:
         yield f"language model, {m.name} {m}", partial(measure_model, m, *wanted.how)
+
+
+def _bf16(wanted: Wanted) -> Iterator[Job]:
+    for cell, shape in wanted.layers(SHAPES):
+        work = partial(measure_layer_in_bf16, cell, shape, *wanted.how)
+        yield f"{cell.upper()} {shape}, bf16", work
+    for m in MODELS:
+        work = partial(measure_model_in_bf16, m, *wanted.how)
+        yield f"language model, {m.name} {m}, bf16", work
+
+
+def _acting(wanted: Wanted) -> Iterator[Job]:
+    for cell, shape in wanted.layers(ACTING):
+        yield f"{cell.upper()} {shape}, forward", partial(measure_acting, cell, shape, *wanted.how)
+
+
+def _sampling(wanted: Wanted) -> Iterator[Job]:
+    for m in WRITERS:
+        yield f"sampling, {m.name} {m}", partial(measure_writing, m, *wanted.how)
+
+
+def _evaluation(wanted: Wanted) -> Iterator[Job]:
+    for m in READERS:
+        yield f"evaluation, {m.name} {m}", partial(measure_reading, m, *wanted.how)
+
+
+def _readout(wanted: Wanted) -> Iterator[Job]:
+    for shape in READOUTS:
+        yield f"readout {shape}", partial(measure_readout, shape, *wanted.how)
+
+
+def _variants(wanted: Wanted) -> Iterator[Job]:
+    for v in VARIANTS:
+        yield f"{v.name} {v.shape}", partial(measure_variant, v, *wanted.how)
 
 
 def _credit(wanted: Wanted) -> Iterator[Job]:
@@ -119,6 +165,18 @@ def _section(about: str, jobs: Callable[[Wanted], Iterable[Job]], uses: str) -> 
 ALL = {
     "kernels": _section("a training step of a layer", _kernels, "shape cell rounds figure"),
     "model": _section("a training step of a whole language model", _model, "rounds figure"),
+    "bf16": _section(
+        "both under autocast to bfloat16, where the kernels multiply in it",
+        _bf16,
+        "shape cell rounds",
+    ),
+    "acting": _section(
+        "a forward pass of few rows without gradients, as in acting", _acting, "shape cell rounds"
+    ),
+    "sampling": _section("a language model that writes", _sampling, "rounds"),
+    "evaluation": _section("a language model that reads one stream", _evaluation, "rounds"),
+    "readout": _section("a readout with its loss, of large and of odd sizes", _readout, "rounds"),
+    "variants": _section("an LSTM with a projection, layers in float16", _variants, "rounds"),
     "credit": _section(
         "windows behind each loss beside the exact gradient", _credit, "cell rounds"
     ),
@@ -169,6 +227,8 @@ def jobs_of(wanted: Wanted) -> list[Job]:
 def _why_not(section: str) -> str | None:
     """Return why a section cannot be measured here at all."""
     choice = len(sharing.processors_to_choose())
+    if section == "bf16" and not backend().bf16:
+        return "these kernels have no products of bfloat16"
     if section == "threads" and choice == 0:
         return "this system lets no process choose its processors"
     if section != "ranks":

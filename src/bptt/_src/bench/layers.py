@@ -169,6 +169,20 @@ def measure_layer(cell: str, shape: Shape, effort: Effort, pace: Pace, *, jax: b
     return Row("kernels", name, str(shape), shape.flop(cell), times, about)
 
 
+def measure_layer_in_bf16(cell: str, shape: Shape, effort: Effort, pace: Pace) -> Row:
+    """Time a training step under autocast to bfloat16, and ours in float32 beside it.
+
+    The arguments are those of :func:`measure_layer`.
+    """
+    contenders = contenders_of(cell, shape, trains=True, bf16=True, steps=0)
+    right, notes = agreeing(contenders, reference=TORCH)
+    wanted = (IN_BF16[OURS], IN_BF16[TORCH], OURS)
+    times = take_turns({name: right[name] for name in wanted if name in right}, effort, pace)
+    about = [f"{cell.upper()} {shape}: {note}" for note in notes]
+    flop = shape.flop(cell)
+    return Row("bf16", cell.upper(), str(shape), flop, times, about, base=IN_BF16[OURS])
+
+
 def measure_credit(cell: str, shape: Shape, effort: Effort, pace: Pace) -> Row:
     """Time windows of five steps behind each loss, and the exact gradient beside them.
 
@@ -246,14 +260,22 @@ def contenders_of(
 
 
 def agreeing(
-    contenders: Mapping[str, Contender], reference: str
+    contenders: Mapping[str, Contender], reference: str, within: float | None = None
 ) -> tuple[dict[str, Contender], list[str]]:
-    """Leave out who computes something else than the reference; return the others, and notes."""
+    """Leave out who computes something else than the reference; return the others, and notes.
+
+    Args:
+        contenders: by name.
+        reference: one of the names.
+        within: how far they may be apart; by default :data:`AGREES`, in bfloat16
+            :data:`AGREES_BF16`.
+    """
     right, notes = {}, []
     expected = contenders[reference].found()
     for name, contender in contenders.items():
         gap = distance(contender.found(), expected)
-        if gap <= (AGREES_BF16 if name in IN_BF16.values() else AGREES):
+        usual = AGREES_BF16 if name in IN_BF16.values() else AGREES
+        if gap <= (usual if within is None else within):
             right[name] = contender
         else:
             notes.append(f"{name} is not timed, it is {gap:.1g} away from {reference}")
@@ -263,7 +285,7 @@ def agreeing(
 def distance(found: list[Tensor], expected: list[Tensor]) -> float:
     """The greatest difference between tensors, in multiples of each one's greatest entry."""
     gaps = [
-        float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+        float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-30))
         for a, b in zip(found, expected, strict=True)
     ]
     return max(gaps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 OURS, TORCH, JAX, TEXTBOOK = "bptt", "torch.nn", "JAX", "textbook"
@@ -37,8 +37,7 @@ class Row:
     """Contenders side by side in one job."""
 
     section: str
-    """``"kernels"``, ``"model"``, ``"credit"``, ``"sight"``, ``"ranks"`` or
-    ``"threads"``."""
+    """One of :data:`bptt.bench.SECTIONS`."""
     name: str
     """The cell, the number of layers where it is not one, and the threads and processors."""
     shape: str
@@ -53,6 +52,15 @@ class Row:
     """Of a language model, after its first updates."""
     base: str = OURS
     """What the ratios are to."""
+
+    @property
+    def is_bf16(self) -> bool:
+        """Whether the contenders multiply in bfloat16, but for those that are said not to."""
+        return self.base == IN_BF16[OURS]
+
+    def name_of(self, contender: str) -> str:
+        """Return the name under which a contender is in this row: in bfloat16 another one."""
+        return IN_BF16.get(contender, contender) if self.is_bf16 else contender
 
     def milliseconds(self, contender: str) -> float | None:
         """Return the median over the rounds; None for a contender that is not in it, as below."""
@@ -97,6 +105,17 @@ class Row:
             },
             "notes": self.notes,
         }
+
+
+def split_by_dtype(row: Row) -> list[Row]:
+    """Make of a row one of float32, with the notes, and one of bfloat16 if anything ran in it."""
+    in_bf16 = {name: row.seconds[name] for name in IN_BF16.values() if name in row.seconds}
+    in_fp32 = {name: seconds for name, seconds in row.seconds.items() if name not in in_bf16}
+    found = [replace(row, seconds=in_fp32)]
+    if in_bf16:
+        bf16 = replace(row, name=f"{row.name} bf16", seconds=in_bf16, base=IN_BF16[OURS])
+        found.append(replace(bf16, notes=[]))
+    return found
 
 
 @dataclass(frozen=True)

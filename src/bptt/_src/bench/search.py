@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
 from bptt._src.bench.layers import agreeing, contenders_of
-from bptt._src.bench.result import IN_BF16, OURS, TORCH, Row
+from bptt._src.bench.result import IN_BF16, OURS, TORCH, Row, split_by_dtype
 from bptt._src.bench.shapes import GATES, Shape
 from bptt._src.bench.timing import Effort, Pace, take_turns
 from bptt.kernels import backend
@@ -98,25 +97,14 @@ def _measure_case(case: Case, effort: Effort, pace: Pace) -> list[Row]:
         contenders_of(case.cell, case.shape, trains=case.trains, bf16=backend().bf16, steps=1),
         reference=TORCH,
     )
+    about = [f"{case} {case.shape}: {note}" for note in notes]
     rows: list[Row] = []
     for part in (LOOK, AGAIN):
         times = take_turns(contenders, replace(effort, turn=part * effort.turn), _Quietly(pace))
-        rows = _rows(case, times, notes)
+        rows = split_by_dtype(Row("search", str(case), str(case.shape), case.flop, times, about))
         if not any(against_fastest(row) < CLOSE for row in compared(rows)) or pace.stopped():
             break
     return rows
-
-
-def _rows(case: Case, times: dict[str, list[float]], notes: Sequence[str]) -> list[Row]:
-    """Make a row of float32, with the notes, and one of bfloat16 if anything ran in it."""
-    in_bf16 = {name: times[name] for name in IN_BF16.values() if name in times}
-    in_fp32 = {name: seconds for name, seconds in times.items() if name not in in_bf16}
-    about = [f"{case} {case.shape}: {note}" for note in notes]
-    row = partial(Row, "search", shape=str(case.shape), flop=case.flop)
-    found = [row(str(case), seconds=in_fp32, notes=about)]
-    if in_bf16:
-        found.append(row(f"{case} bf16", seconds=in_bf16, base=IN_BF16[OURS]))
-    return found
 
 
 def compared(rows: Iterable[Row]) -> list[Row]:

@@ -108,3 +108,77 @@ MODELS = (
 )
 SEED = ModelShape("rnn", 1, vocabulary=8000, hidden=100, batch=1, steps=25, rate=0.005, clip=None)
 """The job of the textbook's tutorial: one sentence of about 25 words an update, no clipping."""
+
+ACTING = tuple(
+    Shape.parse(text)
+    for text in ("1/1/64/64", "1/1/650/650", "1/16/64/256", "2/4/100/100", "3/8/128/512")
+)
+"""Of forward passes of few rows."""
+
+
+@dataclass(frozen=True)
+class ReadoutShape:
+    """A readout with its loss."""
+
+    rows: int
+    hidden: int
+    vocabulary: int
+
+    def __str__(self) -> str:
+        """Write V/H/N."""
+        return f"{self.vocabulary}/{self.hidden}/{self.rows}"
+
+    @property
+    def flop(self) -> int:
+        """Count the operations of the loss and its gradients."""
+        return 3 * 2 * self.rows * self.hidden * self.vocabulary
+
+
+READOUTS = (
+    ReadoutShape(700, hidden=256, vocabulary=50_000),
+    ReadoutShape(700, hidden=256, vocabulary=100_000),
+    ReadoutShape(700, hidden=100, vocabulary=8000),
+    ReadoutShape(400, hidden=200, vocabulary=10_000),
+    ReadoutShape(700, hidden=650, vocabulary=10_000),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A layer that not everyone has."""
+
+    cell: str
+    shape: Shape
+    half: bool = False
+    """Whether its parameters and inputs are of float16."""
+    projection: int = 0
+    """``proj_size``; 0: none."""
+
+    @property
+    def name(self) -> str:
+        """The cell, and what is particular."""
+        projected = f" proj {self.projection}" if self.projection else ""
+        return self.cell.upper() + projected + " float16" * self.half
+
+    @property
+    def flop(self) -> int:
+        """Count the operations of a training step."""
+        T, B, H, P = self.shape.steps, self.shape.batch, self.shape.hidden, self.projection
+        if not P:
+            return self.shape.flop(self.cell)
+        return 3 * 2 * T * B * H * (GATES[self.cell] * (self.shape.inputs + P) + P)
+
+
+VARIANTS = (
+    Variant("lstm", Shape(35, 20, 200, 200), projection=100),
+    Variant("lstm", Shape(100, 32, 128, 512), projection=128),
+    *(Variant(cell, Shape(35, 20, 200, 200), half=True) for cell in GATES),
+)
+WRITERS = (
+    ModelShape("lstm", 2, vocabulary=10_000, hidden=650, batch=1, steps=50),
+    ModelShape("lstm", 1, vocabulary=100, hidden=512, batch=1, steps=50),
+    ModelShape("lstm", 1, vocabulary=100, hidden=32, batch=1, steps=50),
+)
+"""Language models that write so many tokens a time."""
+READERS = (ModelShape("lstm", 1, vocabulary=100, hidden=512, batch=1, steps=500),)
+"""Language models that read one stream, in windows of so many steps."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from bptt.errors import needs
 
@@ -17,6 +19,7 @@ with needs("lm"):
 from bptt._src.bench.ranks import ONE, SEVERAL, THREADS, how, share_of_sum, updates_per_second
 from bptt._src.bench.result import (
     ALONE,
+    CELL,
     EXACT,
     HEARD,
     JAX,
@@ -36,7 +39,7 @@ from bptt._src.numbers import ABSENT, number
 
 WIDTH = 100
 WORST = 15
-SHORT = {OURS: "bptt", TORCH: "torch", JAX: "JAX"}
+SHORT = {OURS: "bptt", TORCH: "torch", CELL: "cell", JAX: "JAX"}
 LEGEND = ". GF/s: GFLOP/s; peak: the share of it"
 BUSY = 0.5  # runnable processes besides this one, from which on it is said
 
@@ -51,32 +54,7 @@ def write_bench(found: Bench, width: int = WIDTH) -> str:
     """Write what was measured as plain text."""
     console = Console(file=io.StringIO(), width=width, highlight=False, emoji=False, markup=False)
     console.print("\n".join(conditions_of(found)), markup=False)
-    for title, section, write in (
-        (f"A training step of a layer; shape: T/B/I/H{LEGEND}", "kernels", _steps),
-        (f"A training step of a whole language model; shape: V/H/B/T{LEGEND}", "model", _steps),
-        ("A window of 5 steps behind each loss, Truncated(every=1, reach=5)", "credit", _windows),
-        (
-            "What seeing how far the gradient reaches adds; shape: V/H/B/T",
-            "sight",
-            _sight,
-        ),
-        (
-            "Updates/s in one process and in two; shape: V/H/B/T; sum: its share of the time",
-            "ranks",
-            _ranks,
-        ),
-        (
-            "A training step of a layer whose threads have to share processors; shape: T/B/I/H",
-            "threads",
-            _crowded,
-        ),
-        (
-            "Layers of random shapes: the time of torch.nn's fastest, in multiples of bptt's",
-            "search",
-            _sums,
-        ),
-        (f"The {WORST} worst of them; shape: T/B/I/H", "search", _worst),
-    ):
+    for title, section, write in _TABLES:
         rows = [row for row in found.rows if row.section == section]
         if rows:
             console.print(f"\n{title}", markup=False)
@@ -108,59 +86,104 @@ def conditions_of(found: Bench) -> list[str]:
     return lines
 
 
-Column = tuple[str, Callable[[Row], str]]
+class Column(NamedTuple):
+    """A column of numbers."""
+
+    header: str
+    value: Callable[[Row], float | None]
+    write: Callable[[float | None], str] = number
+    has_median: bool = False
+    """Whether the median of all rows is written below."""
 
 
 def _steps(rows: Sequence[Row], peak: float | None, width: int) -> Table:
-    table = _table(rows, _columns(rows, peak, ("ms", "GF/s", "peak")))
+    """Lay out times, shares of the peak and ratios, and the GFLOP/s where there is room."""
+    table = _table(rows, _columns(rows, ("ms", "GF/s", "peak"), peak))
     if Console(width=1000).measure(table).maximum > width:
-        table = _table(rows, _columns(rows, peak, ("ms", "peak")))
+        table = _table(rows, _columns(rows, ("ms", "peak"), peak))
     return table
 
 
-def _columns(rows: Sequence[Row], peak: float | None, units: Sequence[str]) -> list[Column]:
-    names = [n for n in SHORT if any(n in row.seconds for row in rows)]
-    write: dict[str, Callable[[Row, str], str]] = {
-        "ms": lambda row, n: number(row.milliseconds(n)),
-        "GF/s": lambda row, n: number(row.gflops(n)),
-        "peak": lambda row, n: percent(row.share(n, peak)),
-    }
-    found: list[Column] = [
-        (f"{SHORT[n]}\n{unit}", partial(_write, write[unit], n)) for unit in units for n in names
-    ]
-    ratio = partial(_write, lambda row, n: number(row.ratio(n)))
-    found += [(f"{SHORT[n]}\n/{OURS}", partial(ratio, n)) for n in names if n != OURS]
-    if any(row.tokens for row in rows):
-        found += [(f"{SHORT[n]}\ntokens/s", partial(_write, _tokens, n)) for n in names]
+def _times(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+    return _table(rows, _columns(rows, ("ms",)))
+
+
+def _rates(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+    return _table(rows, _columns(rows, ("tokens/s",)))
+
+
+def _in_bf16(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+    in_fp32 = Column("float32\n/bptt", lambda row: row.ratio(OURS), has_median=True)
+    return _table(rows, [*_columns(rows, ("ms", "GF/s")), in_fp32])
+
+
+def _columns(rows: Sequence[Row], units: Sequence[str], peak: float | None = None) -> list[Column]:
+    """Return the columns of everyone, by the names that they have in a row's precision."""
+    names = [n for n in SHORT if any(row.name_of(n) in row.seconds for row in rows)]
+
+    def column(unit: str, name: str, header: str = "") -> Column:
+        of, write, has_median = _UNITS[unit]
+        header = header or f"{SHORT[name]}\n{unit}"
+        return Column(header, lambda row: of(row, row.name_of(name), peak), write, has_median)
+
+    found = [column(unit, n) for unit in units for n in names]
+    found += [column("ratio", n, f"{SHORT[n]}\n/{OURS}") for n in names if n != OURS]
+    if "peak" in units and any(row.tokens for row in rows):
+        found += [column("tokens/s", n) for n in names]
     return found
 
 
-def _write(value: Callable[[Row, str], str], name: str, row: Row) -> str:
-    return value(row, name)
+def _share(row: Row, name: str, peak: float | None) -> float | None:
+    return None if row.is_bf16 else row.share(name, peak)  # bfloat16's peak is not measured
 
 
-def _tokens(row: Row, name: str) -> str:
+def _tokens(row: Row, name: str, peak: float | None) -> float | None:
     ms = row.milliseconds(name)
-    return ABSENT if ms is None or row.tokens is None else f"{1e3 * row.tokens / ms:,.0f}"
+    return None if ms is None or row.tokens is None else 1e3 * row.tokens / ms
+
+
+def _write_whole(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:,.0f}"
+
+
+def percent(value: float | None) -> str:
+    """Write a share; one digit more where it is small."""
+    if value is None:
+        return ABSENT
+    return f"{value:.1%}" if value < 0.0995 else f"{value:.0%}"
+
+
+_UNITS: dict[
+    str,
+    tuple[Callable[[Row, str, float | None], float | None], Callable[[float | None], str], bool],
+] = {
+    "ms": (lambda row, name, peak: row.milliseconds(name), number, False),
+    "GF/s": (lambda row, name, peak: row.gflops(name), number, False),
+    "peak": (_share, percent, True),
+    "ratio": (lambda row, name, peak: row.ratio(name), number, True),
+    "tokens/s": (_tokens, _write_whole, False),
+}
+"""Of each the value, how it is written, and whether its median is."""
 
 
 def _windows(rows: Sequence[Row], peak: float | None, width: int) -> Table:
     return _table(
         rows,
         [
-            ("exact\nms", lambda row: number(row.milliseconds(EXACT))),
-            ("windows\nms", lambda row: number(row.milliseconds(WINDOWS))),
-            ("windows\n/exact", lambda row: number(row.ratio(WINDOWS))),
+            Column("exact\nms", lambda row: row.milliseconds(EXACT)),
+            Column("windows\nms", lambda row: row.milliseconds(WINDOWS)),
+            Column("windows\n/exact", lambda row: row.ratio(WINDOWS)),
         ],
     )
 
 
 def _sight(rows: Sequence[Row], peak: float | None, width: int) -> Table:
-    columns: list[Column] = [
-        (f"{name}\nms", partial(_write, lambda row, n: number(row.milliseconds(n)), name))
-        for name in (UPDATE, HEARD, TOLD, LOOK)
-    ]
-    return _table(rows, [*columns, ("share\nof time", lambda row: percent(share_of(row)))])
+    columns = [Column(f"{n}\nms", partial(_milliseconds, n)) for n in (UPDATE, HEARD, TOLD, LOOK)]
+    return _table(rows, [*columns, Column("share\nof time", share_of, percent)])
+
+
+def _milliseconds(name: str, row: Row) -> float | None:
+    return row.milliseconds(name)
 
 
 def _ranks(rows: Sequence[Row], peak: float | None, width: int) -> Table:
@@ -168,25 +191,22 @@ def _ranks(rows: Sequence[Row], peak: float | None, width: int) -> Table:
     short = {ONE: "1 thread", THREADS: "2 thr.", SEVERAL: "2 proc."}
     for who in (OURS, TORCH):
         for trained, header in short.items():
-            value = partial(_write, lambda row, n: number(updates_per_second(row, n)))
-            columns.append((f"{SHORT[who]}\n{header}", partial(value, how(who, trained))))
-        columns.append((f"{SHORT[who]}\nsum", partial(_write, _share_of_sum, who)))
+            rate = partial(updates_per_second, contender=how(who, trained))
+            columns.append(Column(f"{SHORT[who]}\n{header}", rate))
+        share = partial(share_of_sum, who=who)
+        columns.append(Column(f"{SHORT[who]}\nsum", share, percent))
     return _table(rows, columns)
-
-
-def _share_of_sum(row: Row, who: str) -> str:
-    return percent(share_of_sum(row, who))
 
 
 def _crowded(rows: Sequence[Row], peak: float | None, width: int) -> Table:
     return _table(
         rows,
         [
-            ("one thread\nms", lambda row: number(row.milliseconds(ALONE))),
-            ("bptt\nms", lambda row: number(row.milliseconds(OURS))),
-            ("torch\nms", lambda row: number(row.milliseconds(TORCH))),
-            ("bptt\n/one thread", lambda row: number(row.ratio(OURS))),
-            ("torch\n/one thread", lambda row: number(row.ratio(TORCH))),
+            Column("one thread\nms", lambda row: row.milliseconds(ALONE)),
+            Column("bptt\nms", lambda row: row.milliseconds(OURS)),
+            Column("torch\nms", lambda row: row.milliseconds(TORCH)),
+            Column("bptt\n/one thread", lambda row: row.ratio(OURS)),
+            Column("torch\n/one thread", lambda row: row.ratio(TORCH)),
         ],
     )
 
@@ -197,24 +217,37 @@ def _sums(rows: Sequence[Row], peak: float | None, width: int) -> Table:
 
 
 def _worst(rows: Sequence[Row], peak: float | None, width: int) -> Table:
-    def of_peak(row: Row) -> str:  # that of float32: none was measured for bfloat16
-        return percent(row.share(OURS, peak) if row.base == OURS else None)
-
-    return _table(
-        compared(rows)[:WORST],
-        [
-            ("bptt\nms", lambda row: number(row.milliseconds(row.base))),
-            ("bptt\npeak", of_peak),
-            ("fastest\nms", lambda row: number(row.milliseconds(fastest_peer(row)))),
-            ("fastest\n/bptt", lambda row: number(against_fastest(row))),
-            ("\nfastest", fastest_peer),
-        ],
-    )
+    lines = [
+        (
+            row.name,
+            row.shape,
+            number(row.milliseconds(row.base)),
+            percent(_share(row, row.base, peak)),
+            number(row.milliseconds(fastest_peer(row))),
+            number(against_fastest(row)),
+            fastest_peer(row),
+        )
+        for row in compared(rows)[:WORST]
+    ]
+    headers = ["bptt\nms", "bptt\npeak", "fastest\nms", "fastest\n/bptt", "\nfastest"]
+    return _lay_out(["", "shape"], headers, lines)
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
-    lines = [(row.name, row.shape, *(of(row) for _, of in columns)) for row in rows]
-    return _lay_out(["", "shape"], [header for header, _ in columns], lines)
+    lines = [(row.name, row.shape, *(c.write(c.value(row)) for c in columns)) for row in rows]
+    for name, those in (
+        ("median", [row for row in rows if not row.is_bf16]),
+        ("median bf16", [row for row in rows if row.is_bf16]),
+    ):
+        medians = [_median(column, those) if column.has_median else "" for column in columns]
+        if len(those) > 2 and any(medians):
+            lines.append((name, "", *medians))
+    return _lay_out(["", "shape"], [column.header for column in columns], lines)
+
+
+def _median(column: Column, rows: Sequence[Row]) -> str:
+    values = [value for row in rows if (value := column.value(row)) is not None]
+    return column.write(statistics.median(values)) if values else ""
 
 
 def _lay_out(words: Sequence[str], numbers: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
@@ -227,6 +260,45 @@ def _lay_out(words: Sequence[str], numbers: Sequence[str], lines: Iterable[Seque
     for line in lines:
         table.add_row(*line)
     return table
+
+
+_TABLES = (
+    (f"A training step of a layer; shape: T/B/I/H{LEGEND}", "kernels", _steps),
+    (f"A training step of a whole language model; shape: V/H/B/T{LEGEND}", "model", _steps),
+    (
+        "Both under autocast to bfloat16, and bptt's time in float32 by it; GF/s: GFLOP/s",
+        "bf16",
+        _in_bf16,
+    ),
+    (
+        "A forward pass of few rows, no gradients; shape: T/B/I/H; cell: torch's, step by step",
+        "acting",
+        _times,
+    ),
+    ("Tokens/s that a language model writes; shape: V/H/B/tokens", "sampling", _rates),
+    ("Tokens/s of one stream that a language model reads; shape: V/H/B/T", "evaluation", _rates),
+    (f"A readout, its loss and their gradients; shape: V/H/rows{LEGEND}", "readout", _steps),
+    (f"A training step of other layers; shape: T/B/I/H{LEGEND}", "variants", _steps),
+    ("A window of 5 steps behind each loss, Truncated(every=1, reach=5)", "credit", _windows),
+    ("What seeing how far the gradient reaches adds; shape: V/H/B/T", "sight", _sight),
+    (
+        "Updates/s in one process and in two; shape: V/H/B/T; sum: its share of the time",
+        "ranks",
+        _ranks,
+    ),
+    (
+        "A training step of a layer whose threads have to share processors; shape: T/B/I/H",
+        "threads",
+        _crowded,
+    ),
+    (
+        "Layers of random shapes: the time of torch.nn's fastest, in multiples of bptt's",
+        "search",
+        _sums,
+    ),
+    (f"The {WORST} worst of them; shape: T/B/I/H", "search", _worst),
+)
+"""The title of each table, whose section's rows are in it, and how it is written."""
 
 
 def _seed(found: Bench) -> list[str]:
@@ -275,13 +347,6 @@ def _remarks(found: Bench) -> list[str]:
             "is not."
         )
     return ["", *(note if note.endswith(".") else f"{note}." for note in notes)]
-
-
-def percent(value: float | None) -> str:
-    """Write a share; one digit more where it is small."""
-    if value is None:
-        return ABSENT
-    return f"{value:.1%}" if value < 0.0995 else f"{value:.0%}"
 
 
 def duration(seconds: float) -> str:
