@@ -28,6 +28,7 @@ from bptt._src.engines.guard import (
 )
 from bptt._src.engines.kernel_library import cells, has, library, type_of
 from bptt._src.engines.readout import Found, Readout
+from bptt._src.engines.rooms import memory_for
 from bptt._src.uncompiled import at_compile_time
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
@@ -100,7 +101,7 @@ def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     y = x.new_empty(given.outputs)
     final = tuple([torch.empty_like(s) for s in given.state])
     size = _size_of_kept(call.cell.name, x.dtype, given.rows, given.hidden) if keep else 0
-    kept = x.new_empty(size) if size else None
+    kept = memory_for(size, x.dtype) if size else None
     given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 16)
     return y, final, () if kept is None else (kept,)
 
