@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from bptt._src.data.chunks import chunks
 from bptt._src.data.decoding import well_formed
 from bptt._src.data.described import in_order, level_of, marks_of, unknown_of
+from bptt._src.data.remembered import EncodedPieces, is_divisible
 from bptt._src.data.vocabulary import (
     backend_of,
     byte_characters,
@@ -80,6 +82,7 @@ class Tokenizer:
         self.size = len(self._tokens)
         self.unknown = unknown_of(description["model"], vocabulary)
         self.start, self.end = marks_of(vocabulary)
+        self._pieces = EncodedPieces(backend) if is_divisible(description, _rules()) else None
         self._identity_bytes = self.level == "byte" and all(
             self._tokens[i] == character for i, character in enumerate(byte_characters())
         )
@@ -249,6 +252,8 @@ class Tokenizer:
             return [self._encode_characters(self._normalized(text)) for text in texts]
         if self._identity_bytes:
             return [_bytes_as_ids(self._normalized(text)) for text in texts]
+        if self._pieces is not None:
+            return self._pieces.encode(texts)
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
@@ -378,6 +383,14 @@ class Tokenizer:
         whole = str(self._backend.decode(seen, skip_special_tokens=True))
         if whole.startswith(given) and whole != given:
             yield whole[len(given) :]
+
+
+@functools.cache
+def _rules() -> list[Any]:
+    """How the texts of words and of byte pairs are divided, in the library's JSON."""
+    kinds = [("word", False), ("word", True), ("bpe", False)]
+    made = [backend_of(level, word_model([UNKNOWN]), False, marks) for level, marks in kinds]
+    return [json.loads(backend.to_str())["pre_tokenizer"] for backend in made]
 
 
 def _bytes_as_ids(text: str) -> NDArray[np.uint32]:

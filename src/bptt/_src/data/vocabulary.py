@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from bptt._src.data.described import CHARACTER, in_order
+from bptt._src.data.described import CHARACTER
+from bptt._src.data.remembered import count_words
 from bptt._src.data.words import PATTERN, STREAM_PATTERN, UNKNOWN
 from bptt.errors import BpttWarning, needs
 
@@ -128,10 +129,8 @@ def frequent_words(
     skeleton: Backend, texts: Iterable[str], size: int, special: list[str]
 ) -> list[str]:
     """Return the most frequent words, after the special tokens."""
-    # The trainer sorts by decreasing count, then by text. It also counts a literal <unk>.
-    trainer = trainers.WordLevelTrainer(vocab_size=size + 1, show_progress=False, special_tokens=[])
-    skeleton.train_from_iterator(texts, trainer)
-    words = [word for word in in_order(skeleton.get_vocab()) if word not in special]
+    counts = count_words(skeleton, texts)
+    words = sorted(counts.keys() - set(special), key=lambda word: (-counts[word], word))
     return special + words[: size - len(special)]
 
 
