@@ -101,6 +101,7 @@ EVALUATE = {
     "column": Change({"--column": "b"}, TABLE),
     "encoding": Change({"--encoding": "cp437"}, {RUN: "other", **OLD}),
     "batch_size": to("--batch-size", 3),
+    "streams": to("--streams", 3),
     "device": "--device",
     "json_": to("--json", "-"),
 }
@@ -435,6 +436,17 @@ def test_other_commands_refuse_what_has_no_effect(command, in_process):
         value = VALUES[name]
         _, err = in_process(command, "run", f"--{name}", value, status=1)
         assert re.match(rf"error: --{name} {value} has no effect without .*: leave", err)
+
+
+def test_evaluate_refuses_streams_of_a_run_that_reads_lines(
+    in_process, world, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("BPTT_CACHE", str(world / "cache"))
+    out, how = tmp_path / "of-lines", ["--hidden", 4, "--epochs", 0, "--lines", "-q"]
+    in_process("train", "book.txt", "--out", out, *how)
+    _, err = in_process("evaluate", out, "--streams", 2, status=1)
+    assert re.match(r"error: --streams is for a run that reads its text as a stream.*lines: ", err)
 
 
 @pytest.mark.parametrize("option", USED_BY)

@@ -5,11 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from bptt._src.networks import NAMES
 from bptt.cells import Weights
 from bptt.data import encode_text
-from bptt.errors import CorpusError
+from bptt.errors import ConfigError, CorpusError
 from bptt.language_model import evaluate, train
 
 
@@ -46,6 +47,42 @@ def test_is_the_sum_over_single_steps_whatever_the_batch_size(
         assert score.characters == len("".join(page.replace(". ", ".").splitlines()))
     assert score.bits_per_character == pytest.approx(nats / math.log(2) / score.characters)
     assert score.word_perplexity == pytest.approx(math.exp(nats / score.words))
+
+
+@pytest.mark.parametrize("streams", [2, 3, 7, 40])
+def test_streams_are_parts_from_a_zero_state_that_predict_the_same_tokens(run, story, streams):
+    model = run.load_model().double()
+    text = encode_text(story(24, seed=1), model.tokenizer, reading="stream")
+    ids = torch.from_numpy(text.ids.astype("int64"))
+    count = len(ids) - 1
+    edges = [k * count // streams for k in range(streams + 1)]
+    nats = 0.0
+    with torch.no_grad():
+        for first, last in pairwise(edges):
+            logits, _ = model(ids[first:last].unsqueeze(1))
+            expected = cross_entropy(logits[:, 0], ids[first + 1 : last + 1], reduction="sum")
+            nats += float(expected)
+    one = evaluate(model, text)
+    for steps in (1, 7, 10_000):
+        score = evaluate(model, text, streams=streams, steps=steps)
+        assert score.nats == pytest.approx(nats, rel=1e-9)
+        assert score.protocol.startswith(f"{streams} streams")
+        for name in ("tokens", "words", "characters", "unknown"):
+            assert getattr(score, name) == getattr(one, name)
+    assert one.nats != pytest.approx(nats, rel=1e-4)
+
+
+def test_streams_that_there_cannot_be_are_refused(run, small, tmp_path, story):
+    model = run.load_model()
+    text = encode_text("John sees Jane", model.tokenizer, reading="stream")
+    assert evaluate(model, text, streams=2).tokens == 2
+    for streams in (0, 3):
+        with pytest.raises(ConfigError, match=f"streams must be from 1 to 2, .* got {streams}"):
+            evaluate(model, text, streams=streams)
+    model = train(small.changed(reading="lines", epochs=0), tmp_path / "lines").load_model()
+    lines = encode_text(story(24), model.tokenizer, reading="lines")
+    with pytest.raises(ConfigError, match="streams=2 is for a text that is read as a stream"):
+        evaluate(model, lines, streams=2)
 
 
 def test_long_sequences_come_in_windows_to_the_same_figure(small, tmp_path, story, monkeypatch):

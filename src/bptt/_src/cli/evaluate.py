@@ -16,6 +16,7 @@ from bptt._src.language_model.score import beside, warn_of_unknown
 from bptt._src.language_model.session import text_of_run
 from bptt._src.together import Table, With, check_together
 from bptt.data import encode_corpus, open_corpus
+from bptt.errors import ConfigError
 from bptt.language_model import Run
 from bptt.language_model import evaluate as measure
 
@@ -40,6 +41,15 @@ def evaluate(
     batch_size: Annotated[
         int, typer.Option(min=1, help="how much is computed at a time; the figure does not change")
     ] = 20,
+    streams: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="read a stream as so many parts side by side, each from a zero state: faster, and "
+            "another figure (default: 1)",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
     json_: Annotated[
         Path | None,
@@ -55,13 +65,19 @@ def evaluate(
     found = Run(run)
     model = found.load_model(device)
     reading = model.config.reading
+    if streams is not None and reading != "stream":
+        raise ConfigError(
+            f"--streams is for a run that reads its text as a stream, and {run} reads {reading}: "
+            "leave --streams out"
+        )
     if corpus:
         text = open_corpus(corpus, column=column, encoding=encoding)
         name, tokens = text.name, encode_corpus(text, model.tokenizer, reading=reading)
     else:
         prepared = text_of_run(found)
         name, tokens = f"the validation part of {prepared.name}", prepared.valid
-    score = measure(model, tokens, batch_size=batch_size, steps=25 * batch_size)
+    how = {"batch_size": batch_size, "steps": 25 * batch_size, "streams": streams or 1}
+    score = measure(model, tokens, **how)
     warn_of_unknown(score.unknown_share, name, model.tokenizer.level)
     document = json.dumps({"run": str(run), "text": name, **score.to_dict()}, indent=2) + "\n"
     if str(json_) == STANDARD_OUTPUT:

@@ -14,7 +14,7 @@ from bptt._src.data.readers import IGNORED
 from bptt._src.language_model.job import Job
 from bptt._src.language_model.score import Score
 from bptt.data import Tokens
-from bptt.errors import CorpusError
+from bptt.errors import ConfigError, CorpusError, spelled
 from bptt.losses import linear_cross_entropy
 
 WINDOW = 1000
@@ -25,29 +25,47 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: LanguageModel, tokens: Tokens, *, batch_size: int = 20, steps: int = 500
+    model: LanguageModel,
+    tokens: Tokens,
+    *,
+    batch_size: int = 20,
+    steps: int = 500,
+    streams: int = 1,
 ) -> Score:
     """Measure a model's loss on a text.
 
     A stream is read once from beginning to end, and the state is carried all the way; each
     sentence or line starts from a zero state. The result does not depend on ``batch_size`` or
-    ``steps``, which only set how much is computed at a time.
+    ``steps``, which only set how much is computed at a time. It does depend on ``streams``, which
+    are faster than one: a step of a single sequence is a product with a vector, for which all the
+    weights are read.
 
     Args:
         model: the model; it is in evaluation mode for the duration of the call.
         tokens: the text.
         batch_size: sentences side by side.
         steps: steps of a stream computed at a time.
+        streams: the number of parts into which a stream is cut, read side by side. The same tokens
+            are predicted, but each part begins from a zero state, so that what is near its
+            beginning is predicted from less.
 
     Raises:
         CorpusError: there is no token to predict.
+        ConfigError: there are more streams than tokens to predict, or the text is no stream.
     """
-    return evaluate_shared(model, tokens, None, batch_size=batch_size, steps=steps)
+    how = {"batch_size": batch_size, "steps": steps, "streams": streams}
+    return evaluate_shared(model, tokens, None, **how)
 
 
 @torch.inference_mode()
 def evaluate_shared(
-    model: LanguageModel, tokens: Tokens, job: Job | None, *, batch_size: int, steps: int = 500
+    model: LanguageModel,
+    tokens: Tokens,
+    job: Job | None,
+    *,
+    batch_size: int,
+    steps: int = 500,
+    streams: int = 1,
 ) -> Score:
     """Measure a model's loss as :func:`evaluate` does, on all processes of a job.
 
@@ -56,16 +74,14 @@ def evaluate_shared(
     one process to the bit: the chunks' losses are added in the order of the text.
     """
     training = model.training
+    _check_streams(tokens, streams)
     model.eval()
     unknown = tokens.unknown
     try:
         if tokens.offsets is None:
-            nats, count = _stream(model, tokens.ids, steps, _Chunks(job))
+            nats, count = _stream(model, tokens.ids, steps, streams, _Chunks(job))
             unknown -= int(tokens.ids[0]) == model.tokenizer.unknown
-            protocol = (
-                "one stream, the state carried from the first token to the last; the first token "
-                "is not predicted"
-            )
+            protocol = _protocol(streams)
         else:
             nats, count = _sequences(model, tokens.ids, tokens.offsets, batch_size, _Chunks(job))
             protocol = (
@@ -113,24 +129,55 @@ class _Chunks:
         return math.fsum(found.tolist())
 
 
-def _stream(
-    model: LanguageModel, ids: NDArray[Any], steps: int, chunks: _Chunks
-) -> tuple[float, int]:
-    if len(ids) < 2:
+def _check_streams(tokens: Tokens, streams: int) -> None:
+    if tokens.offsets is not None:
+        if streams != 1:
+            raise ConfigError(
+                f"{spelled('streams', streams)} is for a text that is read as a stream, and this "
+                f"one has sentences or lines, which are read side by side anyway: leave "
+                f"{spelled('streams')} out"
+            )
+        return
+    count = len(tokens.ids) - 1
+    if count < 1:
         raise CorpusError(
-            f"the text has {len(ids)} token{'s' * (len(ids) != 1)}; at least 2 are needed, "
+            f"the text has {count + 1} token{'s' * (count != 0)}; at least 2 are needed, "
             "because the first is not predicted"
         )
-    device = model.embedding.weight.device
+    if not 1 <= streams <= count:
+        raise ConfigError(
+            f"{spelled('streams')} must be from 1 to {count:,}, the number of tokens that are "
+            f"predicted, got {streams}"
+        )
+
+
+def _protocol(streams: int) -> str:
+    if streams == 1:
+        return (
+            "one stream, the state carried from the first token to the last; the first token "
+            "is not predicted"
+        )
+    return (
+        f"{streams:,} streams of equal length, one after the other in the text, each from a zero "
+        "state, which is carried to its end; the text's first token is not predicted"
+    )
+
+
+def _stream(
+    model: LanguageModel, ids: NDArray[Any], steps: int, streams: int, chunks: _Chunks
+) -> tuple[float, int]:
+    count = len(ids) - 1
+    edges = np.arange(streams + 1) * count // streams
     state = None
-    for number, start in enumerate(range(0, len(ids) - 1, steps)):
-        window = torch.from_numpy(ids[start : start + steps + 1].astype(np.int64)).to(device)
-        hidden, state = model.hidden(window[:-1].unsqueeze(1), state)
+    for number, first in enumerate(range(0, int(np.diff(edges).max()), steps)):
+        starts = edges[:-1] + first
+        inputs, targets = _batch(model, ids, starts, np.minimum(edges[1:] + 1, starts + steps + 1))
+        hidden, state = model.hidden(inputs, state)
         if chunks.is_own(number):
-            chunks.add(_summed_loss(model, hidden, window[1:].unsqueeze(1)))
+            chunks.add(_summed_loss(model, hidden, targets))
         else:
             chunks.skip()
-    return chunks.sum(), len(ids) - 1
+    return chunks.sum(), count
 
 
 def _sequences(
@@ -140,7 +187,6 @@ def _sequences(
     batch_size: int,
     chunks: _Chunks,
 ) -> tuple[float, int]:
-    device = model.embedding.weight.device
     lengths = np.diff(offsets)
     order = np.argsort(lengths, kind="stable")
     count = 0
@@ -155,16 +201,24 @@ def _sequences(
         for first in windows:
             starts = offsets[chosen] + first
             ends = np.minimum(offsets[chosen + 1], starts + WINDOW + 1)
-            batch = np.full((int((ends - starts).max()), len(chosen)), IGNORED, dtype=np.int64)
-            for column, (s, e) in enumerate(zip(starts, ends, strict=True)):
-                batch[: max(0, e - s), column] = ids[s:e]
-            targets = torch.from_numpy(batch[1:]).to(device)
-            inputs = torch.from_numpy(np.maximum(batch[:-1], 0)).to(device)
+            inputs, targets = _batch(model, ids, starts, ends)
             hidden, state = model.hidden(inputs, state)
             chunks.add(_summed_loss(model, hidden, targets))
     if not count:
         raise CorpusError("the text has no sentence to predict")
     return chunks.sum(), count
+
+
+def _batch(
+    model: LanguageModel, ids: NDArray[Any], starts: NDArray[Any], ends: NDArray[Any]
+) -> tuple[Tensor, Tensor]:
+    """Lay parts of a text side by side: the inputs, and the token after each, both [T, B]."""
+    device = model.embedding.weight.device
+    batch = np.full((int((ends - starts).max()), len(starts)), IGNORED, dtype=np.int64)
+    for column, (s, e) in enumerate(zip(starts, ends, strict=True)):
+        batch[: max(0, e - s), column] = ids[s:e]
+    targets = torch.from_numpy(batch[1:]).to(device)
+    return torch.from_numpy(np.maximum(batch[:-1], 0)).to(device), targets
 
 
 def _summed_loss(model: LanguageModel, hidden: Tensor, targets: Tensor) -> float:
