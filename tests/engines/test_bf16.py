@@ -193,3 +193,10 @@ def test_few_rows_are_computed_in_float32():
         with torch.autocast("cpu", torch.bfloat16):
             y = module(x)[0]
         assert torch.equal(y, module(x)[0].bfloat16()) is same
+
+
+def test_the_peak_is_measured_for_both():
+    peaks = [kernel_library.fma_peak(1, 0.01, bf16) for bf16 in (False, True)]
+    assert all(peak > 1 for peak in peaks)
+    with using("avx2"), pytest.raises(bptt.errors.KernelError, match="no products of bfloat16"):
+        kernel_library.fma_peak(1, 0.01, bf16=True)

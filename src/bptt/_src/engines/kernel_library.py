@@ -19,7 +19,7 @@ from bptt._src.engines.guard import address, dense
 from bptt.cells import Cell
 from bptt.errors import KernelError
 
-INTERFACE = 11
+INTERFACE = 12
 ISAS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 _FLOAT, _DOUBLE, _BF16 = range(3)
@@ -54,7 +54,7 @@ def library() -> ctypes.CDLL:
     for name in ("forward", "backward", "cross_entropy", "flow_back"):
         getattr(found, f"bptt_{name}").argtypes = [ctypes.c_char_p]
     found.bptt_peak.restype = ctypes.c_double
-    found.bptt_peak.argtypes = [ctypes.c_int, ctypes.c_double]
+    found.bptt_peak.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_double]
     found.bptt_function.argtypes = [
         ctypes.c_int,
         ctypes.c_int64,
@@ -104,17 +104,20 @@ def _share_threads(found: ctypes.CDLL) -> None:
         threads.shared()
 
 
-def fma_peak(team: int, seconds: float) -> float:
-    """Measure how many fused multiply-adds the processor does, in float32 and GFLOP/s.
+def fma_peak(number: int, seconds: float, bf16: bool = False) -> float:
+    """Measure how many fused multiply-adds the processor does, in GFLOP/s.
 
     Args:
-        team: how many threads, each on registers alone.
+        number: how many threads, each on registers alone.
         seconds: for how long.
+        bf16: whether of bfloat16, in place of float32; only where :func:`has_bf16`.
 
     Raises:
-        KernelError: there is no native library.
+        KernelError: there is no native library, or it has no products of bfloat16.
     """
-    return float(library().bptt_peak(team, seconds))
+    if bf16 and not has_bf16():
+        raise KernelError("the kernels in use have no products of bfloat16")
+    return float(library().bptt_peak(_BF16 if bf16 else _FLOAT, number, seconds))
 
 
 def elementwise(name: str, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ extern "C" {
 enum bptt_isa { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_ISAS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 11
+#define BPTT_INTERFACE 12
 
 /* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
    are null. */
@@ -174,8 +174,8 @@ BPTT_API int bptt_flow_back(const bptt_flow_step *);
 /* Elementwise, for the tests: out[i] = f(in[i]); which: 0 exp, 1 tanh, 2 sigmoid. */
 BPTT_API void bptt_function(int which, int64_t is_double, int64_t n, const void *in, void *out);
 
-/* Fused multiply-adds in registers, float, on so many threads: GFLOP/s. */
-BPTT_API double bptt_peak(int threads, double seconds);
+/* Fused multiply-adds in registers, of BPTT_FLOAT or BPTT_BF16, on so many threads: GFLOP/s. */
+BPTT_API double bptt_peak(int64_t type, int threads, double seconds);
 
 #ifdef __cplusplus
 }

@@ -295,7 +295,7 @@ template <class T> bool check_functions() {
                 for (T e : out) right = right && std::abs(e - expected) < 1e-6;
             }
         }
-        right = right && bptt_peak(2, 1e-3) > 0;
+        right = right && bptt_peak(BPTT_FLOAT, 2, 1e-3) > 0;
     }
     std::printf("functions of %s %s\n", sizeof(T) == 8 ? "double" : "float",
                 right ? "agree" : "DIFFER");

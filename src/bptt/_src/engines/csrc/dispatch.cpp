@@ -137,6 +137,9 @@ void bptt_function(int which, int64_t is_double, int64_t n, const void *in, void
     table().function(which, is_double, n, in, out);
 }
 
-double bptt_peak(int team, double seconds) { return table().peak(threads, team, seconds); }
+double bptt_peak(int64_t type, int asked, double seconds) {
+    const bptt_passes *const of = type == BPTT_DOUBLE ? nullptr : passes(type);
+    return of ? of->peak(threads, asked, seconds) : BPTT_NO_TYPE;
+}
 
 }  // extern "C"

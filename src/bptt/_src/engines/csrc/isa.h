@@ -12,13 +12,13 @@ struct bptt_passes {
     int (*forward)(const bptt_sequence &, const bptt_threads &);
     int (*backward)(const bptt_sequence &, const bptt_threads &);
     int (*cross_entropy)(const bptt_readout &, const bptt_threads &);
+    double (*peak)(const bptt_threads &, int asked, double seconds);
 };
 
 struct bptt_isa_table {
     bptt_passes passes;  // in float and double
     int (*flow_back)(const bptt_flow_step &, const bptt_threads &);
     void (*function)(int which, int64_t is_double, int64_t n, const void *in, void *out);
-    double (*peak)(const bptt_threads &, int team, double seconds);
 };
 
 extern const bptt_isa_table bptt_portable, bptt_avx2, bptt_avx512;
