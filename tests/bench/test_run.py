@@ -52,6 +52,14 @@ def no_processes(shape, effort, pace):
     return Row("ranks", shape.name, str(shape), 1, times, tokens=4, base=names[0])
 
 
+def no_fresh_memory(cells, shapes, threads, effort, pace):
+    """What measure_memory returns, without other processes."""
+    times, faults = {OURS: [0.1], TORCH: [0.3]}, {OURS: 0, TORCH: 4321}
+    return [
+        Row("memory", c.upper(), str(s), 1, times, faults=faults) for c in cells for s in shapes
+    ]
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Everything that a run measures, tiny, and without other processes."""
@@ -70,6 +78,8 @@ def small(monkeypatch):
     monkeypatch.setattr(jobs, "measure_start", lambda: Start(None, 2.0, 1.0))
     monkeypatch.setattr(jobs.crowded, "measure_crowded", no_process)
     monkeypatch.setattr(jobs, "measure_ranks", no_processes)
+    monkeypatch.setattr(jobs.memory, "measure_memory", no_fresh_memory)
+    monkeypatch.setattr(jobs.platform, "libc_ver", lambda: ("glibc", "2"))
     monkeypatch.setattr(jobs.sharing, "processors_to_choose", lambda: [0, 1])
     monkeypatch.setattr(jax_scan, "load", lambda threads: (None, "JAX is not installed"))
 
@@ -232,6 +242,7 @@ def found():
             Row("credit", "RNN", "35/20/200/200", None, {EXACT: [0.1], WINDOWS: [0.3]}, base=EXACT),
             Row("sight", "RNN", "8000/100/1/20", None, sight, tokens=20, base=UPDATE),
             Row("threads", "LSTM, 2 threads on 1", "3/2/4/5", 1, crowded, base=ALONE),
+            *no_fresh_memory(["rnn"], ["7/7/7/7"], 1, None, None),
         ],
         SeedEpoch(79_000, {OURS: (2.0, 2000), TORCH: (3.0, 79_000), TEXTBOOK: (5.0, 5)}),
         Start(1.5, 2.5, 0.5),
@@ -264,6 +275,8 @@ def test_the_tables(found):
     ]  # 1 / 100, 10 / 10 / 100, 300 / 500 / 100
     crowded = next(line for line in lines if "3/2/4/5" in line)
     assert crowded[-6:] == ["3/2/4/5", "100", "120", "300", "1.20", "3.00"]
+    memory = next(line for line in lines if "7/7/7/7" in line)
+    assert memory[-5:] == ["100", "300", "3.00", "0", "4,321"]
     assert "bptt       1.3 min (extrapolated from 2,000 sentences)" in text
     assert "torch.nn     3.0 s, 0.0380 times bptt (all of it run)" in text
     assert "textbook    21.9 h, 1,000 times bptt (extrapolated from 5 sentences)" in text

@@ -164,17 +164,18 @@ def test_a_writer_draws_by_the_models_probabilities():
     assert drawn.count(4) == pytest.approx(300, abs=40)
 
 
-def test_a_readers_row(monkeypatch):
-    monkeypatch.setattr(generation, "READ", 23)
-    shape = ModelShape("lstm", 1, vocabulary=30, hidden=6, batch=1, steps=7)
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_readers_row(monkeypatch, streams):
+    monkeypatch.setattr(generation, "READ", 24)
+    shape = ModelShape("lstm", 1, vocabulary=30, hidden=6, batch=streams, steps=7)
     row = generation.measure_reading(shape, LITTLE, Pace())
-    assert (row.section, row.tokens) == ("evaluation", 23)
+    assert (row.section, row.tokens) == ("evaluation", 24)
     assert row.losses[OURS] == pytest.approx(row.losses[TORCH], rel=1e-6)
     assert row.notes[0].endswith("they agree")
 
 
 def test_who_reads_otherwise_does_not_agree(monkeypatch):
     monkeypatch.setattr(generation, "READ", 23)
-    monkeypatch.setattr(generation, "_read", lambda model, ids, steps: 9.0)
+    monkeypatch.setattr(generation, "_read", lambda model, ids, shape: 9.0)
     shape = ModelShape("lstm", 1, vocabulary=30, hidden=6, batch=1, steps=7)
     assert generation.measure_reading(shape, LITTLE, Pace()).notes[0].endswith("DO NOT AGREE")

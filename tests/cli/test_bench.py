@@ -43,6 +43,7 @@ def run(monkeypatch):
         everything, "measure_limits", lambda seconds: Limits(10.0, None, {"mm 8": 5.0})
     )
     monkeypatch.setattr(everything, "measure_start", lambda: Start(None, 2.0, 1.0))
+    monkeypatch.setattr(everything.platform, "libc_ver", lambda: ("", ""))  # none for memory
     monkeypatch.setattr(everything.os, "cpu_count", lambda: 1)  # too few for the part ranks
     monkeypatch.setattr(
         everything.sharing, "processors_to_choose", list

@@ -18,13 +18,14 @@ from bptt.errors import BpttError
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def run_fresh(function: Callable[..., Any], threads: int, *arguments: Any) -> Any:
+def run_fresh(function: Callable[..., Any], threads: int, *arguments: Any, **variables: str) -> Any:
     """Call a function of this file in a new Python process.
 
     Args:
         function: its result goes through JSON.
         threads: for the libraries that it loads.
         arguments: of the function; they are written out.
+        variables: of its environment, besides those of this process.
 
     Raises:
         BpttError: the process failed.
@@ -33,7 +34,7 @@ def run_fresh(function: Callable[..., Any], threads: int, *arguments: Any) -> An
     text = "from __future__ import annotations\n" + inspect.getsource(function) + call
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", text],
-        env=os.environ | dict.fromkeys(_THREADS, str(threads)),
+        env=os.environ | dict.fromkeys(_THREADS, str(threads)) | variables,
         capture_output=True,
         text=True,
         check=False,
@@ -126,3 +127,15 @@ def ranks(shape: dict[str, Any], effort: dict[str, Any]) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         spawn(main, (directory, shape, effort), PROCESSES)
         return json.loads((Path(directory) / "found.json").read_text())
+
+
+def memory(jobs: list[tuple[str, str]], effort: dict[str, Any]) -> Any:
+    """Time layers with the memory that this process has: see :mod:`bench.memory`."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends the run after it
+
+    from bptt._src.bench.memory import in_turns
+    from bptt._src.bench.timing import Effort
+
+    return in_turns(jobs, Effort(**effort))

@@ -102,10 +102,10 @@ def measure_writing(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
 
 
 def measure_reading(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
-    """Time the evaluation of a model on one stream, beside the same in torch alone.
+    """Time the evaluation of a model, beside the same in torch alone.
 
     Args:
-        shape: of the model, and the windows in which it reads.
+        shape: of the model, into how many streams the text is cut, and the windows of each.
         effort: how much.
         pace: how to stop.
     """
@@ -118,10 +118,10 @@ def measure_reading(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
     losses: dict[str, float] = {}
 
     def ours() -> None:
-        losses[OURS] = evaluate(model, text, steps=shape.steps).nats / READ
+        losses[OURS] = evaluate(model, text, steps=shape.steps, streams=shape.batch).loss
 
     def torchs() -> None:
-        losses[TORCH] = _read(plain, torch.from_numpy(ids.astype(np.int64)), shape.steps)
+        losses[TORCH] = _read(plain, torch.from_numpy(ids.astype(np.int64)), shape)
 
     times = take_turns({OURS: lambda: timed(ours), TORCH: lambda: timed(torchs)}, effort, pace)
     agree = math.isclose(losses[OURS], losses[TORCH], rel_tol=AGREES)
@@ -133,12 +133,14 @@ def measure_reading(shape: ModelShape, effort: Effort, pace: Pace) -> Row:
 
 
 @torch.inference_mode()
-def _read(model: PlainModel, ids: Tensor, steps: int) -> float:
-    """Return the mean loss of one stream, the state carried from window to window."""
+def _read(model: PlainModel, ids: Tensor, shape: ModelShape) -> float:
+    """Return the mean loss of streams side by side, their states carried from window to window."""
+    inputs, targets = (part.view(shape.batch, -1).t() for part in (ids[:-1], ids[1:]))
     nats, state = 0.0, None
-    for start in range(0, len(ids) - 1, steps):
-        window = ids[start : start + steps + 1].unsqueeze(1)
-        h, state = model.recurrent(model.embedding(window[:-1]), state)
+    for window, following in zip(
+        inputs.split(shape.steps), targets.split(shape.steps), strict=True
+    ):
+        h, state = model.recurrent(model.embedding(window), state)
         logits = model.readout(h).flatten(0, 1)
-        nats += float(cross_entropy(logits, window[1:].flatten(), reduction="sum"))
-    return nats / (len(ids) - 1)
+        nats += float(cross_entropy(logits, following.flatten(), reduction="sum"))
+    return nats / inputs.numel()

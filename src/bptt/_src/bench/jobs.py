@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bptt._src.bench import crowded, fresh, sharing
+from bptt._src.bench import crowded, fresh, memory, sharing
 from bptt._src.bench.generation import measure_reading, measure_writing
 from bptt._src.bench.layers import measure_credit, measure_layer, measure_layer_in_bf16
 from bptt._src.bench.models import measure_model, measure_model_in_bf16
@@ -140,6 +141,12 @@ def _start(wanted: Wanted) -> Iterator[Job]:
     yield "the start of a process", measure_start
 
 
+def _memory(wanted: Wanted) -> Iterator[Job]:
+    of = wanted.cells or memory.CELLS, wanted.shapes or memory.SHAPES
+    threads = torch.get_num_threads()
+    yield "memory", partial(memory.measure_memory, *of, threads, *wanted.how)
+
+
 def _threads(wanted: Wanted) -> Iterator[Job]:
     of = wanted.cells or crowded.CELLS, wanted.shapes or crowded.SHAPES
     for s in crowded.SITUATIONS:
@@ -174,7 +181,7 @@ ALL = {
         "a forward pass of few rows without gradients, as in acting", _acting, "shape cell rounds"
     ),
     "sampling": _section("a language model that writes", _sampling, "rounds"),
-    "evaluation": _section("a language model that reads one stream", _evaluation, "rounds"),
+    "evaluation": _section("a language model that reads a text", _evaluation, "rounds"),
     "readout": _section("a readout with its loss, of large and of odd sizes", _readout, "rounds"),
     "variants": _section("an LSTM with a projection, layers in float16", _variants, "rounds"),
     "credit": _section(
@@ -184,6 +191,11 @@ ALL = {
         "seeing how far the gradient reaches, as a share of the training time", _sight, "rounds"
     ),
     "ranks": _section("a language model in one process and in two", _ranks, "rounds"),
+    "memory": _section(
+        "a layer with memory that the process keeps, without page faults",
+        _memory,
+        "shape cell rounds",
+    ),
     "search": _section(
         "layers of random shapes, the worst of them", _search, "cell rounds search seed"
     ),
@@ -229,6 +241,8 @@ def _why_not(section: str) -> str | None:
     choice = len(sharing.processors_to_choose())
     if section == "bf16" and not backend().bf16:
         return "these kernels have no products of bfloat16"
+    if section == "memory" and platform.libc_ver()[0] != "glibc":
+        return "its settings are those of glibc, which this process does not use"
     if section == "threads" and choice == 0:
         return "this system lets no process choose its processors"
     if section != "ranks":

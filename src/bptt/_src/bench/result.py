@@ -28,6 +28,7 @@ UNITS = {
     "ratio": "median over the rounds of this contender's time by the base's in the same round",
     "shape": "T/B/I/H: steps, batch, inputs, hidden; of models V/H/B/T, V the vocabulary",
     "loss": "nats a token after the untimed first updates",
+    "page_faults": "of a training step: pages that are touched for the first time",
     "seconds": "wall-clock time",
 }
 
@@ -52,6 +53,8 @@ class Row:
     """Of a language model, after its first updates."""
     base: str = OURS
     """What the ratios are to."""
+    faults: dict[str, int] | None = None
+    """The page faults of a step of each contender, where they are counted."""
 
     @property
     def is_bf16(self) -> bool:
@@ -90,7 +93,7 @@ class Row:
         about |= {"flop": self.flop, "base": self.base}
         if self.tokens is not None:
             about["tokens"] = self.tokens
-        losses = self.losses or {}
+        losses, faults = self.losses or {}, self.faults or {}
         return about | {
             "contenders": {
                 name: {
@@ -99,6 +102,7 @@ class Row:
                     "share_of_peak": self.share(name, peak),
                     "ratio": self.ratio(name),
                     **({"loss": losses[name]} if name in losses else {}),
+                    **({"page_faults": faults[name]} if name in faults else {}),
                     "milliseconds_of_rounds": [1e3 * s for s in times],
                 }
                 for name, times in self.seconds.items()

@@ -180,5 +180,7 @@ WRITERS = (
     ModelShape("lstm", 1, vocabulary=100, hidden=32, batch=1, steps=50),
 )
 """Language models that write so many tokens a time."""
-READERS = (ModelShape("lstm", 1, vocabulary=100, hidden=512, batch=1, steps=500),)
-"""Language models that read one stream, in windows of so many steps."""
+READERS = tuple(
+    ModelShape("lstm", 1, vocabulary=100, hidden=512, batch=batch, steps=500) for batch in (1, 20)
+)
+"""Language models that read a text as so many streams, in windows of so many steps."""

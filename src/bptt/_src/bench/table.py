@@ -39,6 +39,7 @@ from bptt._src.numbers import ABSENT, number
 
 WIDTH = 100
 WORST = 15
+PAIR = (OURS, TORCH)
 SHORT = {OURS: "bptt", TORCH: "torch", CELL: "cell", JAX: "JAX"}
 LEGEND = ". GF/s: GFLOP/s; peak: the share of it"
 BUSY = 0.5  # runnable processes besides this one, from which on it is said
@@ -211,6 +212,15 @@ def _crowded(rows: Sequence[Row], peak: float | None, width: int) -> Table:
     )
 
 
+def _memory(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+    faults = [Column(f"{SHORT[n]}\nfaults", partial(_faults, n), _write_whole) for n in PAIR]
+    return _table(rows, [*_columns(rows, ("ms",)), *faults])
+
+
+def _faults(name: str, row: Row) -> float | None:
+    return (row.faults or {}).get(name)
+
+
 def _sums(rows: Sequence[Row], peak: float | None, width: int) -> Table:
     lines = [(s.name, f"{s.cases}", number(s.median), f"{s.below}") for s in summaries(rows)]
     return _lay_out([""], ["shapes", "median", "below 1"], lines)
@@ -276,7 +286,7 @@ _TABLES = (
         _times,
     ),
     ("Tokens/s that a language model writes; shape: V/H/B/tokens", "sampling", _rates),
-    ("Tokens/s of one stream that a language model reads; shape: V/H/B/T", "evaluation", _rates),
+    ("Tokens/s that a language model reads; shape: V/H/streams/T", "evaluation", _rates),
     (f"A readout, its loss and their gradients; shape: V/H/rows{LEGEND}", "readout", _steps),
     (f"A training step of other layers; shape: T/B/I/H{LEGEND}", "variants", _steps),
     ("A window of 5 steps behind each loss, Truncated(every=1, reach=5)", "credit", _windows),
@@ -290,6 +300,11 @@ _TABLES = (
         "A training step of a layer whose threads have to share processors; shape: T/B/I/H",
         "threads",
         _crowded,
+    ),
+    (
+        "Page faults, and a training step with memory that the process keeps; shape: T/B/I/H",
+        "memory",
+        _memory,
     ),
     (
         "Layers of random shapes: the time of torch.nn's fastest, in multiples of bptt's",
