@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bptt._src.bench.result import CELL, JAX, OURS, TORCH
+from bptt._src.bench.result import CELL, JAX, OURS, TORCH, Peaks
 from bptt._src.bench.search import compared, summaries
 from bptt._src.bench.table import percent
 from bptt._src.numbers import ABSENT, number
@@ -49,7 +49,7 @@ def median(write: Callable[[float | None], str], values: Iterable[float | None])
     return write(statistics.median(there)) if there else ABSENT
 
 
-def layers(rows: Sequence[Row], peak: float | None) -> str:
+def layers(rows: Sequence[Row], peaks: Peaks) -> str:
     """Write a line for each shape, a column for each cell: time, torch, JAX, share of the peak."""
     cells = list(dict.fromkeys(row.name for row in rows))
     found = {(row.shape, row.name): row for row in rows}
@@ -57,7 +57,7 @@ def layers(rows: Sequence[Row], peak: float | None) -> str:
 
     def figures(those: Sequence[Row]) -> list[str]:
         ratios = [median(times, (row.ratio(n) for row in those)) for n in names]
-        return [*ratios, median(percent, (row.share(OURS, peak) for row in those))]
+        return [*ratios, median(percent, (row.share(OURS, peaks) for row in those))]
 
     def cell(row: Row | None) -> str:
         if row is None:
@@ -70,14 +70,14 @@ def layers(rows: Sequence[Row], peak: float | None) -> str:
     return table(["T/B/I/H", *cells], [*lines, ["median", *medians]])
 
 
-def cases(rows: Sequence[Row], peak: float | None) -> str:
+def cases(rows: Sequence[Row], peaks: Peaks) -> str:
     """Write a line for each case: time or rate, the others by it, share of the peak."""
     columns: dict[str, Column] = {
         "milliseconds": lambda row: number(row.milliseconds(row.base)),
         "torch": lambda row: times(row.ratio(row.name_of(TORCH))),
         "torch's cell": lambda row: times(row.ratio(row.name_of(CELL))),
         "bptt in float32": lambda row: times(row.ratio(OURS) if row.is_bf16 else None),
-        "share of the peak": lambda row: percent(None if row.is_bf16 else row.share(OURS, peak)),
+        "share of the peak": lambda row: percent(row.share(row.base, peaks)),
     }
     if all(row.tokens and row.flop is None for row in rows):
         rate = {"tokens/s": lambda row: f"{1e3 * row.tokens / row.milliseconds(row.base):,.0f}"}
@@ -87,10 +87,10 @@ def cases(rows: Sequence[Row], peak: float | None) -> str:
     return table(["", *shown], lines)
 
 
-def search(rows: Sequence[Row], peak: float | None) -> str:
+def search(rows: Sequence[Row], peaks: Peaks) -> str:
     """Write a line for each kind of case, and the worst of all."""
     lines = [[s.name, f"{s.cases}", times(s.median), f"{s.below}"] for s in summaries(rows)]
-    worst = cases(compared(rows)[:5], peak)
+    worst = cases(compared(rows)[:5], peaks)
     return f"{table(['', 'shapes', 'median', 'below 1'], lines)}\n\nThe worst:\n\n{worst}"
 
 
@@ -103,16 +103,18 @@ TABLES = {"kernels": layers} | TABLES | {"search": search}
 def main(paths: Sequence[str]) -> str:
     """Return all tables, and before them what they were measured on."""
     found = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
-    c, peak = found[0]["conditions"], found[0]["limits"]["fma_peak"]["gflop_per_second"]
+    c, peak = found[0]["conditions"], found[0]["limits"]["fma_peak"]
+    peaks = Peaks(peak["gflop_per_second"], peak["gflop_per_second_bf16"])
     jax = f", JAX {c['jax']}" if c["jax"] else ""
     parts = [
         f"{c['processor']}, {c['threads']} threads: {c['kernels']}; torch {c['torch']}{jax}; "
-        f"peak of fused multiply-adds {number(peak)} GFLOP/s; {c['rounds']} rounds."
+        f"peak of fused multiply-adds {number(peaks.float32)} GFLOP/s, of bfloat16 "
+        f"{number(peaks.bfloat16)}; {c['rounds']} rounds."
     ]
     for section, write in TABLES.items():
         written = [row for one in found for row in one["rows"] if row["section"] == section]
         if written:
-            parts.append(f"{section}:\n\n{write(list(map(read_row, written)), peak)}")
+            parts.append(f"{section}:\n\n{write(list(map(read_row, written)), peaks)}")
     return "\n\n".join(parts)
 
 

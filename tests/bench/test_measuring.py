@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bptt
 from bptt._src.bench import fresh, jax_scan, layers, models, processor, tutorial
-from bptt._src.bench.result import EXACT, JAX, OURS, TEXTBOOK, TORCH, WINDOWS
+from bptt._src.bench.result import EXACT, JAX, OURS, TEXTBOOK, TORCH, WINDOWS, Peaks
 from bptt._src.bench.shapes import GATES, MODELS, SEED, SHAPES, ModelShape
 from bptt._src.bench.timing import Effort, Pace, Stopped, Surroundings, take_turns
 from bptt.bench import Row, Shape
@@ -142,8 +142,8 @@ def test_ratios_are_of_neighbours():
     assert row.ratio(OURS) == 1.0
     assert row.milliseconds(OURS) == 2000.0
     assert row.gflops(TORCH) == pytest.approx(0.001)
-    assert row.share(TORCH, 0.1) == pytest.approx(0.01)
-    assert row.share(TORCH, None) is None
+    assert row.share(TORCH, Peaks(0.1)) == pytest.approx(0.01)
+    assert row.share(TORCH, Peaks(bfloat16=0.1)) is None
     assert (row.milliseconds(JAX), row.gflops(JAX), row.ratio(JAX)) == (None, None, None)
     assert Row("kernels", "RNN", "", 1, {TORCH: [1.0]}).ratio(TORCH) is None  # ours is not in it
 
@@ -339,16 +339,19 @@ def test_the_seeds_sentences():
 
 def test_the_limits(monkeypatch):
     monkeypatch.setattr(processor, "PRODUCTS", (16, 32))
-    monkeypatch.setattr(processor.kernel_library, "fma_peak", lambda threads, seconds: 7.0)
+    monkeypatch.setattr(
+        processor.kernel_library, "fma_peak", lambda threads, seconds, bf16: 7.0 + bf16
+    )
     limits = processor.measure_limits(0.0)
     assert (limits.peak, limits.no_peak) == (7.0, None)
+    assert limits.peak_bf16 == (8.0 if bptt.kernels.backend().bf16 else None)
     sizes = [what.rpartition(" ")[2] for what in limits.products]
     assert sizes == ["16", "32", "16", "32"]
     assert limits.products[limits.best] == max(limits.products.values())
 
 
 def test_no_peak_without_a_library(monkeypatch):
-    def no_library(threads, seconds):
+    def no_library(threads, seconds, bf16):
         raise KernelError("there is no library")
 
     monkeypatch.setattr(processor, "PRODUCTS", (16,))
@@ -357,6 +360,7 @@ def test_no_peak_without_a_library(monkeypatch):
     assert limits.to_dict()["fma_peak"] == {
         "gflop_per_second": None,
         "not_measured": "there is no library",
+        "gflop_per_second_bf16": None,
     }
 
 

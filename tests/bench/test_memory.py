@@ -11,7 +11,7 @@ import pytest
 
 from bptt._src.bench import fresh, jobs, memory
 from bptt._src.bench.memory import measure_memory
-from bptt._src.bench.result import OURS, TORCH
+from bptt._src.bench.result import OURS, TORCH, Peaks
 from bptt._src.bench.shapes import Shape
 from bptt._src.bench.timing import Effort, Pace, Stopped
 from bptt.bench import bench
@@ -28,7 +28,7 @@ def test_both_kinds_are_measured():
         assert {name: len(times) for name, times in row.seconds.items()} == {OURS: 2, TORCH: 2}
         assert list(row.faults) == [OURS, TORCH]
         assert not row.notes
-    assert usual.to_dict(None)["contenders"][TORCH]["page_faults"] == usual.faults[TORCH]
+    assert usual.to_dict(Peaks())["contenders"][TORCH]["page_faults"] == usual.faults[TORCH]
 
 
 COUNTED = """

@@ -62,16 +62,21 @@ def measure_limits(seconds: float) -> Limits:
         seconds: for each.
     """
     threads = torch.get_num_threads()
-    peak, reason = None, None
+    peak, in_bf16, reason = None, None, None
     try:
-        peak = max(kernel_library.fma_peak(threads, seconds / 10) for _ in range(10))
+        peak = _peak(threads, seconds, bf16=False)
+        in_bf16 = _peak(threads, seconds, bf16=True) if backend().bf16 else None
     except KernelError as e:
         reason = str(e)
     products = {f"torch.mm {size}": _torch_product(size, seconds) for size in PRODUCTS}
     numpy = fresh.run_fresh(fresh.numpy_products, threads, list(PRODUCTS), seconds)
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
     products |= {f"NumPy ({blas}) {size}": gflops for size, gflops in numpy.items()}
-    return Limits(peak, reason, products)
+    return Limits(peak, reason, products, in_bf16)
+
+
+def _peak(threads: int, seconds: float, *, bf16: bool) -> float:
+    return max(kernel_library.fma_peak(threads, seconds / 10, bf16) for _ in range(10))
 
 
 def _torch_product(size: int, seconds: float) -> float:

@@ -23,14 +23,26 @@ UPDATE, HEARD, TOLD, LOOK = "update", "with norms", "recording", "measuring"
 UNITS = {
     "milliseconds": "wall-clock time of one training step; of one round the median of its turn",
     "flop": "floating-point operations of one training step, those of its matrix products",
-    "gflop_per_second": "10^9 floating-point operations a second, float32",
-    "share_of_peak": "of limits.fma_peak.gflop_per_second; null where that is not measured",
+    "gflop_per_second": "10^9 floating-point operations a second",
+    "share_of_peak": "of limits.fma_peak, in bfloat16 of its own; null where that is not measured",
     "ratio": "median over the rounds of this contender's time by the base's in the same round",
     "shape": "T/B/I/H: steps, batch, inputs, hidden; of models V/H/B/T, V the vocabulary",
     "loss": "nats a token after the untimed first updates",
     "page_faults": "of a training step: pages that are touched for the first time",
     "seconds": "wall-clock time",
 }
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Fused multiply-adds on registers alone, GFLOP/s; None where not measured."""
+
+    float32: float | None = None
+    bfloat16: float | None = None
+
+    def of(self, contender: str) -> float | None:
+        """Return that of a contender's products."""
+        return self.bfloat16 if contender in IN_BF16.values() else self.float32
 
 
 @dataclass(frozen=True)
@@ -75,9 +87,9 @@ class Row:
         ms = self.milliseconds(contender)
         return None if ms is None or self.flop is None else self.flop / ms / 1e6
 
-    def share(self, contender: str, peak: float | None) -> float | None:
+    def share(self, contender: str, peaks: Peaks) -> float | None:
         """Return the share of the processor's peak."""
-        gflops = self.gflops(contender)
+        gflops, peak = self.gflops(contender), peaks.of(contender)
         return None if gflops is None or peak is None else gflops / peak
 
     def ratio(self, contender: str) -> float | None:
@@ -87,7 +99,7 @@ class Row:
         pairs = zip(self.seconds[self.base], self.seconds[contender], strict=True)
         return statistics.median(b / a for a, b in pairs)
 
-    def to_dict(self, peak: float | None) -> dict[str, Any]:
+    def to_dict(self, peaks: Peaks) -> dict[str, Any]:
         """Return all of it as JSON's values."""
         about: dict[str, Any] = {"section": self.section, "name": self.name, "shape": self.shape}
         about |= {"flop": self.flop, "base": self.base}
@@ -99,7 +111,7 @@ class Row:
                 name: {
                     "milliseconds": self.milliseconds(name),
                     "gflop_per_second": self.gflops(name),
-                    "share_of_peak": self.share(name, peak),
+                    "share_of_peak": self.share(name, peaks),
                     "ratio": self.ratio(name),
                     **({"loss": losses[name]} if name in losses else {}),
                     **({"page_faults": faults[name]} if name in faults else {}),
@@ -132,6 +144,8 @@ class Limits:
     """Why not."""
     products: dict[str, float]
     """GFLOP/s of large matrix products, by library and size."""
+    peak_bf16: float | None = None
+    """The peak of bfloat16; None where the kernels have no products of it."""
 
     @property
     def best(self) -> str:
@@ -141,6 +155,7 @@ class Limits:
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON's values."""
         peak = {"gflop_per_second": self.peak, "not_measured": self.no_peak}
+        peak |= {"gflop_per_second_bf16": self.peak_bf16}
         best = {"what": self.best, "gflop_per_second": self.products[self.best]}
         return {"fma_peak": peak, "matrix_product": best, "matrix_products": self.products}
 
@@ -214,9 +229,10 @@ class Bench:
         return any(row.section in ("kernels", "model") for row in self.rows)
 
     @property
-    def peak(self) -> float | None:
-        """The processor's, GFLOP/s."""
-        return None if self.limits is None else self.limits.peak
+    def peaks(self) -> Peaks:
+        """The processor's."""
+        found = self.limits
+        return Peaks() if found is None else Peaks(found.peak, found.peak_bf16)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as JSON's values, with the units."""
@@ -225,7 +241,7 @@ class Bench:
             "units": UNITS,
             "conditions": self.conditions,
             "limits": None if self.limits is None else self.limits.to_dict(),
-            "rows": [row.to_dict(self.peak) for row in self.rows],
+            "rows": [row.to_dict(self.peaks) for row in self.rows],
             "seed_epoch": None if self.seed_epoch is None else self.seed_epoch.to_dict(),
             "start": None if self.start is None else self.start.to_dict(),
             "notes": self.notes,

@@ -31,6 +31,7 @@ from bptt._src.bench.result import (
     UPDATE,
     WINDOWS,
     Bench,
+    Peaks,
     Row,
 )
 from bptt._src.bench.search import against_fastest, compared, fastest_peer, summaries
@@ -40,6 +41,7 @@ from bptt._src.numbers import ABSENT, number
 WIDTH = 100
 WORST = 15
 PAIR = (OURS, TORCH)
+NO_PEAKS = Peaks()
 SHORT = {OURS: "bptt", TORCH: "torch", CELL: "cell", JAX: "JAX"}
 LEGEND = ". GF/s: GFLOP/s; peak: the share of it"
 BUSY = 0.5  # runnable processes besides this one, from which on it is said
@@ -59,7 +61,7 @@ def write_bench(found: Bench, width: int = WIDTH) -> str:
         rows = [row for row in found.rows if row.section == section]
         if rows:
             console.print(f"\n{title}", markup=False)
-            console.print(write(rows, found.peak, width))
+            console.print(write(rows, found.peaks, width))
     console.print("\n".join([*_seed(found), *_start(found), *_remarks(found)]), markup=False)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     text = "\n".join(line.rstrip() for line in text.splitlines()).strip()
@@ -82,7 +84,9 @@ def conditions_of(found: Bench) -> list[str]:
         first = f"not measured, {found.limits.no_peak}" if peak is None else f"{peak:,.0f} GFLOP/s"
         product = found.limits.products[best]
         share = "" if peak is None else f", {product / peak:.0%} of it"
-        lines.append(f"Fused multiply-adds at most: {first}.")
+        bf16 = found.limits.peak_bf16
+        second = "" if bf16 is None else f"; of bfloat16 {bf16:,.0f}"
+        lines.append(f"Fused multiply-adds at most: {first}{second}.")
         lines.append(f"The best large matrix product: {product:,.0f} GFLOP/s{share}, {best}.")
     return lines
 
@@ -97,48 +101,44 @@ class Column(NamedTuple):
     """Whether the median of all rows is written below."""
 
 
-def _steps(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _steps(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     """Lay out times, shares of the peak and ratios, and the GFLOP/s where there is room."""
-    table = _table(rows, _columns(rows, ("ms", "GF/s", "peak"), peak))
+    table = _table(rows, _columns(rows, ("ms", "GF/s", "peak"), peaks))
     if Console(width=1000).measure(table).maximum > width:
-        table = _table(rows, _columns(rows, ("ms", "peak"), peak))
+        table = _table(rows, _columns(rows, ("ms", "peak"), peaks))
     return table
 
 
-def _times(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _times(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     return _table(rows, _columns(rows, ("ms",)))
 
 
-def _rates(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _rates(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     return _table(rows, _columns(rows, ("tokens/s",)))
 
 
-def _in_bf16(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _in_bf16(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     in_fp32 = Column("float32\n/bptt", lambda row: row.ratio(OURS), has_median=True)
-    return _table(rows, [*_columns(rows, ("ms", "GF/s")), in_fp32])
+    return _table(rows, [*_columns(rows, ("ms", "GF/s", "peak"), peaks), in_fp32])
 
 
-def _columns(rows: Sequence[Row], units: Sequence[str], peak: float | None = None) -> list[Column]:
+def _columns(rows: Sequence[Row], units: Sequence[str], peaks: Peaks = NO_PEAKS) -> list[Column]:
     """Return the columns of everyone, by the names that they have in a row's precision."""
     names = [n for n in SHORT if any(row.name_of(n) in row.seconds for row in rows)]
 
     def column(unit: str, name: str, header: str = "") -> Column:
         of, write, has_median = _UNITS[unit]
         header = header or f"{SHORT[name]}\n{unit}"
-        return Column(header, lambda row: of(row, row.name_of(name), peak), write, has_median)
+        return Column(header, lambda row: of(row, row.name_of(name), peaks), write, has_median)
 
     found = [column(unit, n) for unit in units for n in names]
     found += [column("ratio", n, f"{SHORT[n]}\n/{OURS}") for n in names if n != OURS]
-    if "peak" in units and any(row.tokens for row in rows):
+    if "peak" in units and all(row.tokens for row in rows):
         found += [column("tokens/s", n) for n in names]
     return found
 
 
-def _share(row: Row, name: str, peak: float | None) -> float | None:
-    return None if row.is_bf16 else row.share(name, peak)  # bfloat16's peak is not measured
-
-
-def _tokens(row: Row, name: str, peak: float | None) -> float | None:
+def _tokens(row: Row, name: str, peaks: Peaks) -> float | None:
     ms = row.milliseconds(name)
     return None if ms is None or row.tokens is None else 1e3 * row.tokens / ms
 
@@ -156,18 +156,18 @@ def percent(value: float | None) -> str:
 
 _UNITS: dict[
     str,
-    tuple[Callable[[Row, str, float | None], float | None], Callable[[float | None], str], bool],
+    tuple[Callable[[Row, str, Peaks], float | None], Callable[[float | None], str], bool],
 ] = {
-    "ms": (lambda row, name, peak: row.milliseconds(name), number, False),
-    "GF/s": (lambda row, name, peak: row.gflops(name), number, False),
-    "peak": (_share, percent, True),
-    "ratio": (lambda row, name, peak: row.ratio(name), number, True),
+    "ms": (lambda row, name, peaks: row.milliseconds(name), number, False),
+    "GF/s": (lambda row, name, peaks: row.gflops(name), number, False),
+    "peak": (Row.share, percent, True),
+    "ratio": (lambda row, name, peaks: row.ratio(name), number, True),
     "tokens/s": (_tokens, _write_whole, False),
 }
 """Of each the value, how it is written, and whether its median is."""
 
 
-def _windows(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _windows(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     return _table(
         rows,
         [
@@ -178,7 +178,7 @@ def _windows(rows: Sequence[Row], peak: float | None, width: int) -> Table:
     )
 
 
-def _sight(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _sight(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     columns = [Column(f"{n}\nms", partial(_milliseconds, n)) for n in (UPDATE, HEARD, TOLD, LOOK)]
     return _table(rows, [*columns, Column("share\nof time", share_of, percent)])
 
@@ -187,7 +187,7 @@ def _milliseconds(name: str, row: Row) -> float | None:
     return row.milliseconds(name)
 
 
-def _ranks(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _ranks(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     columns: list[Column] = []
     short = {ONE: "1 thread", THREADS: "2 thr.", SEVERAL: "2 proc."}
     for who in (OURS, TORCH):
@@ -199,7 +199,7 @@ def _ranks(rows: Sequence[Row], peak: float | None, width: int) -> Table:
     return _table(rows, columns)
 
 
-def _crowded(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _crowded(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     return _table(
         rows,
         [
@@ -212,7 +212,7 @@ def _crowded(rows: Sequence[Row], peak: float | None, width: int) -> Table:
     )
 
 
-def _memory(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _memory(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     faults = [Column(f"{SHORT[n]}\nfaults", partial(_faults, n), _write_whole) for n in PAIR]
     return _table(rows, [*_columns(rows, ("ms",)), *faults])
 
@@ -221,18 +221,18 @@ def _faults(name: str, row: Row) -> float | None:
     return (row.faults or {}).get(name)
 
 
-def _sums(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _sums(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     lines = [(s.name, f"{s.cases}", number(s.median), f"{s.below}") for s in summaries(rows)]
     return _lay_out([""], ["shapes", "median", "below 1"], lines)
 
 
-def _worst(rows: Sequence[Row], peak: float | None, width: int) -> Table:
+def _worst(rows: Sequence[Row], peaks: Peaks, width: int) -> Table:
     lines = [
         (
             row.name,
             row.shape,
             number(row.milliseconds(row.base)),
-            percent(_share(row, row.base, peak)),
+            percent(row.share(row.base, peaks)),
             number(row.milliseconds(fastest_peer(row))),
             number(against_fastest(row)),
             fastest_peer(row),
@@ -276,7 +276,7 @@ _TABLES = (
     (f"A training step of a layer; shape: T/B/I/H{LEGEND}", "kernels", _steps),
     (f"A training step of a whole language model; shape: V/H/B/T{LEGEND}", "model", _steps),
     (
-        "Both under autocast to bfloat16, and bptt's time in float32 by it; GF/s: GFLOP/s",
+        "Both under autocast to bfloat16, and bptt in float32. GF/s: GFLOP/s; peak: of bfloat16",
         "bf16",
         _in_bf16,
     ),
