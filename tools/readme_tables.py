@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bptt._src.bench.result import CELL, JAX, OURS, TORCH, Peaks
+from bptt._src.bench.result import CELL, CONVERTED, JAX, OURS, TORCH, Peaks
 from bptt._src.bench.search import compared, summaries
 from bptt._src.bench.table import percent
 from bptt._src.numbers import ABSENT, number
@@ -76,6 +76,8 @@ def cases(rows: Sequence[Row], peaks: Peaks) -> str:
         "milliseconds": lambda row: number(row.milliseconds(row.base)),
         "torch": lambda row: times(row.ratio(row.name_of(TORCH))),
         "torch's cell": lambda row: times(row.ratio(row.name_of(CELL))),
+        "torch .bfloat16()": lambda row: times(row.ratio(CONVERTED[TORCH])),
+        "its cell .bfloat16()": lambda row: times(row.ratio(CONVERTED[CELL])),
         "bptt in float32": lambda row: times(row.ratio(OURS) if row.is_bf16 else None),
         "share of the peak": lambda row: percent(row.share(row.base, peaks)),
     }

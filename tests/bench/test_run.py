@@ -70,7 +70,7 @@ def small(monkeypatch):
     monkeypatch.setattr(jobs, "WRITERS", (replace(tiny, cell="lstm"),))
     monkeypatch.setattr(jobs, "READERS", (replace(tiny, cell="lstm"),))
     monkeypatch.setattr(jobs, "READOUTS", (ReadoutShape(3, hidden=4, vocabulary=9),))
-    monkeypatch.setattr(jobs, "VARIANTS", (Variant("gru", SMALL, half=True),))
+    monkeypatch.setattr(jobs, "VARIANTS", (Variant("gru", SMALL, "float16"),))
     monkeypatch.setattr("bptt._src.bench.generation.READ", 9)
     monkeypatch.setattr("bptt._src.bench.tutorial.SEED", tiny)
     monkeypatch.setattr("bptt._src.bench.search.RANGES", ((2, 4), (1, 3), (1, 9), (6, 9)))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bptt._src.bench import generation, layers, models, uses
-from bptt._src.bench.result import CELL, IN_BF16, OURS, TORCH
+from bptt._src.bench.result import CELL, CONVERTED, IN_BF16, OURS, TORCH
 from bptt._src.bench.shapes import GATES, ModelShape, ReadoutShape, Shape, Variant
 from bptt._src.bench.timing import Effort, Pace
 from bptt.kernels import backend
@@ -75,7 +75,7 @@ def test_rows_of_acting():
     rows = uses.measure_acting("lstm", SMALL, LITTLE, Pace())
     assert [list(row.seconds) for row in rows] == [
         [OURS, TORCH, CELL],
-        in_bf16(OURS, TORCH, CELL),
+        [*in_bf16(OURS, TORCH, CELL), *CONVERTED.values()],
     ][:BOTH]
     assert [row.name for row in rows] == ["LSTM", "LSTM bf16"][:BOTH]
     assert 3 * rows[0].flop == SMALL.flop("lstm")
@@ -110,13 +110,16 @@ def test_a_readout_that_loses_a_gradient_is_not_timed(monkeypatch):
     ("variant", "name"),
     [
         (Variant("lstm", SMALL, projection=5), "LSTM proj 5"),
-        (Variant("gru", SMALL, half=True), "GRU float16"),
+        (Variant("gru", SMALL, "float16"), "GRU weights float16"),
+        (Variant("lstm", SMALL, "bfloat16"), "LSTM weights bf16"),
     ],
 )
 def test_a_variants_row(variant, name):
     (row,) = uses.measure_variant(variant, LITTLE, Pace())
-    assert list(row.seconds) == [OURS, TORCH]
+    assert list(row.seconds) == [row.name_of(OURS), row.name_of(TORCH)]
     assert (row.name, row.notes) == (name, [])
+    assert row.is_bf16 == (variant.dtype == "bfloat16")
+    assert row.ratio(row.name_of(TORCH))
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
@@ -129,7 +132,7 @@ def test_a_projections_operations_are_those_that_torch_counts():
         nn.LSTM(I, H, proj_size=P)(x, tuple(state))[0].sum().backward()
     variant = Variant("lstm", Shape(T, B, I, H), projection=P)
     assert variant.flop == counted.get_total_flops()
-    assert Variant("gru", SMALL, half=True).flop == SMALL.flop("gru")
+    assert Variant("gru", SMALL, "float16").flop == SMALL.flop("gru")
 
 
 # ---------------------------------------------------------------------------- writing and reading

@@ -35,7 +35,7 @@ def run(monkeypatch):
     for name in ("WRITERS", "READERS"):
         monkeypatch.setattr(everything, name, (replace(tiny, cell="lstm"),))
     monkeypatch.setattr(everything, "READOUTS", (ReadoutShape(3, hidden=4, vocabulary=9),))
-    monkeypatch.setattr(everything, "VARIANTS", (Variant("gru", Shape(3, 2, 4, 5), half=True),))
+    monkeypatch.setattr(everything, "VARIANTS", (Variant("gru", Shape(3, 2, 4, 5), "float16"),))
     monkeypatch.setattr("bptt._src.bench.generation.READ", 9)
     monkeypatch.setattr("bptt._src.bench.tutorial.SEED", tiny)
     monkeypatch.setattr("bptt._src.bench.search.RANGES", ((2, 4), (1, 3), (1, 9), (6, 9)))

@@ -183,7 +183,9 @@ ALL = {
     "sampling": _section("a language model that writes", _sampling, "rounds"),
     "evaluation": _section("a language model that reads a text", _evaluation, "rounds"),
     "readout": _section("a readout with its loss, of large and of odd sizes", _readout, "rounds"),
-    "variants": _section("an LSTM with a projection, layers in float16", _variants, "rounds"),
+    "variants": _section(
+        "an LSTM with a projection, layers of float16 and bfloat16", _variants, "rounds"
+    ),
     "credit": _section(
         "windows behind each loss beside the exact gradient", _credit, "cell rounds"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -10,7 +11,18 @@ from torch import Tensor, nn
 
 import bptt
 from bptt._src.bench import jax_scan
-from bptt._src.bench.result import CELL, EXACT, IN_BF16, JAX, OURS, TORCH, WINDOWS, Row
+from bptt._src.bench.result import (
+    ALL_IN_BF16,
+    CELL,
+    CONVERTED,
+    EXACT,
+    IN_BF16,
+    JAX,
+    OURS,
+    TORCH,
+    WINDOWS,
+    Row,
+)
 from bptt._src.bench.shapes import Shape
 from bptt._src.bench.timing import Effort, Pace, Surroundings, take_turns, timed
 
@@ -234,7 +246,8 @@ def contenders_of(
         cell: ``"rnn"``, ``"gru"`` or ``"lstm"``.
         shape: T, B, I, H.
         trains: whether it is a training step; if not, a forward pass without gradients.
-        bf16: whether each is there under autocast to bfloat16, too.
+        bf16: whether each is there under autocast to bfloat16, too, and of forward passes those of
+            torch.nn with weights of bfloat16.
         steps: the most for which torch.nn's cell is there, called once a step.
     """
     torch.manual_seed(0)
@@ -256,6 +269,11 @@ def contenders_of(
                 if trains
                 else TorchForward(module, rows[0], around, bf16=is_bf16)
             )
+    if bf16 and not trains:
+        for name in (n for n in CONVERTED if n in modules):
+            module = deepcopy(modules[name]).bfloat16()
+            given = (x[0] if name == CELL and shape.steps == 1 else x).bfloat16()
+            found[CONVERTED[name]] = TorchForward(module, given, around)
     return found
 
 
@@ -274,7 +292,7 @@ def agreeing(
     expected = contenders[reference].found()
     for name, contender in contenders.items():
         gap = distance(contender.found(), expected)
-        usual = AGREES_BF16 if name in IN_BF16.values() else AGREES
+        usual = AGREES_BF16 if name in ALL_IN_BF16 else AGREES
         if gap <= (usual if within is None else within):
             right[name] = contender
         else:

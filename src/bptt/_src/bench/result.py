@@ -13,6 +13,9 @@ CELL = "torch.nn cell"
 """torch.nn's LSTMCell, GRUCell or RNNCell, called once a step."""
 IN_BF16 = {name: f"{name} bf16" for name in (OURS, TORCH, CELL)}
 """The same under ``torch.autocast("cpu", torch.bfloat16)``."""
+CONVERTED = {name: f"{name} .bfloat16()" for name in (TORCH, CELL)}
+"""The same with weights and inputs of bfloat16, which no call has to convert."""
+ALL_IN_BF16 = frozenset((*IN_BF16.values(), *CONVERTED.values()))
 ALONE = "bptt on one thread"
 """Ours, beside itself on several."""
 IN_PROCESSES = ("1 thread", "2 threads", "2 processes", "2 processes, no sum")
@@ -42,7 +45,7 @@ class Peaks:
 
     def of(self, contender: str) -> float | None:
         """Return that of a contender's products."""
-        return self.bfloat16 if contender in IN_BF16.values() else self.float32
+        return self.bfloat16 if contender in ALL_IN_BF16 else self.float32
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,13 @@ class Row:
 
 
 def split_by_dtype(row: Row) -> list[Row]:
-    """Make of a row one of float32, with the notes, and one of bfloat16 if anything ran in it."""
-    in_bf16 = {name: row.seconds[name] for name in IN_BF16.values() if name in row.seconds}
-    in_fp32 = {name: seconds for name, seconds in row.seconds.items() if name not in in_bf16}
-    found = [replace(row, seconds=in_fp32)]
+    """Make of a row one of float32 and one of bfloat16, as far as there are; one has the notes."""
+    in_bf16 = {name: times for name, times in row.seconds.items() if name in ALL_IN_BF16}
+    in_fp32 = {name: times for name, times in row.seconds.items() if name not in ALL_IN_BF16}
+    found = [replace(row, seconds=in_fp32)] if in_fp32 else []
     if in_bf16:
         bf16 = replace(row, name=f"{row.name} bf16", seconds=in_bf16, base=IN_BF16[OURS])
-        found.append(replace(bf16, notes=[]))
+        found.append(replace(bf16, notes=[]) if found else bf16)
     return found
 
 

@@ -149,16 +149,17 @@ class Variant:
 
     cell: str
     shape: Shape
-    half: bool = False
-    """Whether its parameters and inputs are of float16."""
+    dtype: str = "float32"
+    """Of its parameters and inputs."""
     projection: int = 0
     """``proj_size``; 0: none."""
 
     @property
     def name(self) -> str:
-        """The cell, and what is particular."""
+        """The cell, and what is particular; that its row is of bfloat16 is said elsewhere."""
         projected = f" proj {self.projection}" if self.projection else ""
-        return self.cell.upper() + projected + " float16" * self.half
+        dtypes = {"float32": "", "float16": " weights float16", "bfloat16": " weights"}
+        return self.cell.upper() + projected + dtypes[self.dtype]
 
     @property
     def flop(self) -> int:
@@ -172,7 +173,11 @@ class Variant:
 VARIANTS = (
     Variant("lstm", Shape(35, 20, 200, 200), projection=100),
     Variant("lstm", Shape(100, 32, 128, 512), projection=128),
-    *(Variant(cell, Shape(35, 20, 200, 200), half=True) for cell in GATES),
+    *(
+        Variant(cell, Shape(35, 20, 200, 200), dtype)
+        for dtype in ("float16", "bfloat16")
+        for cell in GATES
+    ),
 )
 WRITERS = (
     ModelShape("lstm", 2, vocabulary=10_000, hidden=650, batch=1, steps=50),

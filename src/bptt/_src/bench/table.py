@@ -20,6 +20,7 @@ from bptt._src.bench.ranks import ONE, SEVERAL, THREADS, how, share_of_sum, upda
 from bptt._src.bench.result import (
     ALONE,
     CELL,
+    CONVERTED,
     EXACT,
     HEARD,
     JAX,
@@ -42,7 +43,10 @@ WIDTH = 100
 WORST = 15
 PAIR = (OURS, TORCH)
 NO_PEAKS = Peaks()
-SHORT = {OURS: "bptt", TORCH: "torch", CELL: "cell", JAX: "JAX"}
+SHORT = {OURS: "bptt", TORCH: "torch", CELL: "cell", JAX: "JAX"} | {
+    CONVERTED[TORCH]: "torch*",
+    CONVERTED[CELL]: "cell*",
+}
 LEGEND = ". GF/s: GFLOP/s; peak: the share of it"
 BUSY = 0.5  # runnable processes besides this one, from which on it is said
 
@@ -281,7 +285,7 @@ _TABLES = (
         _in_bf16,
     ),
     (
-        "A forward pass of few rows, no gradients; shape: T/B/I/H; cell: torch's, step by step",
+        "A forward pass of few rows; shape: T/B/I/H; cell: torch's, step by step; *: .bfloat16()",
         "acting",
         _times,
     ),

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 
 from bptt._src.bench.layers import (
+    AGREES_BF16,
     MODULES,
     Contender,
     TorchLayer,
@@ -24,8 +25,8 @@ from bptt._src.bench.timing import Effort, Pace, Surroundings, take_turns, timed
 from bptt.kernels import backend
 from bptt.losses import linear_cross_entropy
 
-AGREES_FLOAT16 = 0.02
-"""How far layers in float16 may be apart, in multiples of a tensor's greatest entry."""
+AGREES_HALF = {"float16": 0.02, "bfloat16": AGREES_BF16}
+"""How far layers of these dtypes may be apart, in multiples of a tensor's greatest entry."""
 STEPS = 3
 """The most for which torch.nn's cell, called once a step, is among those who act."""
 
@@ -104,10 +105,13 @@ class _Readout:
 
 
 def measure_variant(variant: Variant, effort: Effort, pace: Pace) -> list[Row]:
-    """Time a training step of a layer with a projection, or in float16, as for the others."""
+    """Time a training step of a layer with a projection, or with weights of half precision.
+
+    The rest is as for :func:`measure_acting`.
+    """
     torch.manual_seed(0)
     shape = variant.shape
-    dtype = torch.float16 if variant.half else torch.float32
+    dtype: torch.dtype = getattr(torch, variant.dtype)
     how: dict[str, Any] = {"proj_size": variant.projection} if variant.projection else {}
     kinds = {name: kinds[variant.cell] for name, kinds in MODULES.items()}
     modules = {n: kind(shape.inputs, shape.hidden, dtype=dtype, **how) for n, kind in kinds.items()}
@@ -116,13 +120,15 @@ def measure_variant(variant: Variant, effort: Effort, pace: Pace) -> list[Row]:
     x = torch.randn(*rows, shape.inputs).to(dtype)
     d_y = torch.randn(*rows, variant.projection or shape.hidden).to(dtype)
     around = Surroundings(shape.steps * shape.batch, shape.hidden)
-    contenders = {name: TorchLayer(module, x, d_y, around) for name, module in modules.items()}
+    names = IN_BF16 if dtype is torch.bfloat16 else {name: name for name in modules}
+    contenders = {names[n]: TorchLayer(module, x, d_y, around) for n, module in modules.items()}
     about = "variants", variant.name, str(shape), variant.flop
-    within = AGREES_FLOAT16 if variant.half else None
+    within = AGREES_HALF.get(variant.dtype)
     with warnings.catch_warnings():
         # torch says so once, to whoever trains an LSTM with a projection.
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
-        return _measure(*about, contenders, effort, pace, within=within)
+        given = (*about, contenders, effort, pace)
+        return _measure(*given, reference=names[TORCH], within=within)
 
 
 def _measure(
@@ -134,9 +140,10 @@ def _measure(
     effort: Effort,
     pace: Pace,
     *,
+    reference: str = TORCH,
     within: float | None = None,
 ) -> list[Row]:
-    right, notes = agreeing(contenders, reference=TORCH, within=within)
+    right, notes = agreeing(contenders, reference, within)
     about: Sequence[str] = [f"{name} {shape}: {note}" for note in notes]
     times = take_turns(right, effort, pace)
     return split_by_dtype(Row(section, name, shape, flop, times, list(about)))
