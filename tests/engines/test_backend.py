@@ -200,7 +200,7 @@ def test_what_was_chosen_is_what_runs(name, monkeypatch):
 def test_native_kernels_leave_to_the_twin_what_they_do_not_have(monkeypatch):
     monkeypatch.setattr(sequence.native, "forward", refuse)
     with using("native"):
-        bptt.LSTM(2, 3, proj_size=2)(torch.ones(4, 1, 2))
+        bptt.Recurrent(bptt.cells.BY_NAME["RNN_TANH"], 2, 3, proj_size=2)(torch.ones(4, 1, 2))
         leaky = bptt.Cell("LEAKY", 1, 1, lambda x, h, s, units: (0.9 * s[0] + x[0] + h[0],))
         bptt.Recurrent(leaky, 2, 3)(torch.ones(4, 1, 2))
         with pytest.raises(AssertionError, match="ran"):

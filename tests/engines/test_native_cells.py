@@ -15,9 +15,10 @@ from torch import Tensor
 
 from bptt._src.engines import kernel_library
 
-SEQUENCE = struct.Struct("=39q")  # the fields of a bptt_sequence
+SEQUENCE = struct.Struct("=42q")  # the fields of a bptt_sequence
 NO_CELL = -2
 LEAVES = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "units")
+RESULTS = [*LEAVES[:3], "none, of a projection", *LEAVES[3:]]
 SIZES = {"MGU": (2, 1, 0), "PEEPHOLE_LSTM": (4, 2, 3)}  # gates, states, units
 EACH_CELL = pytest.mark.parametrize("cell", SIZES)
 
@@ -131,7 +132,7 @@ class Problem:
         N, B, I, H = sum(self.lengths), len(self.lengths), self.inputs, self.hidden
         number, double = kernel_library.cells()[self.cell], self.dtype is torch.float64
         sizes = (ctypes.c_int64 * len(self.sizes))(*self.sizes)
-        kept = t["x"].new_empty(library.bptt_kept(number, double, N, H))
+        kept = t["x"].new_empty(library.bptt_kept(number, double, N, H, False))
         found = {"y": t["x"].new_empty(N, H)}
         found |= {f"final_{i}": torch.empty_like(t[f"state_{i}"]) for i in range(states)}
         found |= {f"d_{n}": torch.empty_like(t[n]) for n in LEAVES if n in t}
@@ -142,19 +143,31 @@ class Problem:
             return [of[n].data_ptr() if n in of else 0 for n in names]
 
         given = [
-            *(number, double, threads, self.reverse, len(sizes), B, I, H, N),
+            *(number, double, threads, self.reverse, len(sizes), B, I, H, N, H),
             ctypes.addressof(sizes),
-            *at("x", "w_ih", "w_hh", "b_ih", "b_hh", "units", "state_0", "state_1", "resets", "y"),
+            *at(
+                "x",
+                "w_ih",
+                "w_hh",
+                "",
+                "b_ih",
+                "b_hh",
+                "units",
+                "state_0",
+                "state_1",
+                "resets",
+                "y",
+            ),
             kept.data_ptr(),
         ]
-        forward = SEQUENCE.pack(*given, *at("final_0", "final_1"), *[0] * 16)
+        forward = SEQUENCE.pack(*given, *at("final_0", "final_1"), *[0] * 17)
         assert library.bptt_forward(forward) == 0
         walk = [0] * 4
         if self.every_reach:
             running, rows = [(ctypes.c_int64 * len(n))(*n) for n in self.walked()]
             walk = [len(running), ctypes.addressof(running), ctypes.addressof(rows), 0]
         gradients = at(
-            "carry", "d_y", "d_other", "d_state_0", "d_state_1", *(f"d_{n}" for n in LEAVES)
+            "carry", "d_y", "d_other", "d_state_0", "d_state_1", *(f"d_{n}" for n in RESULTS)
         )
         assert library.bptt_backward(SEQUENCE.pack(*given, 0, 0, *gradients, 0, *walk)) == 0
         return found
@@ -275,6 +288,6 @@ def test_every_cell_has_a_number_and_no_other_number_runs():
     assert sorted(numbers.values()) == list(range(library.bptt_cells()))
     for number in (-1, len(numbers)):
         assert library.bptt_cell_name(number) is None
-        assert library.bptt_kept(number, 1, 3, 5) == NO_CELL
-        call = SEQUENCE.pack(number, *[0] * 38)
+        assert library.bptt_kept(number, 1, 3, 5, 0) == NO_CELL
+        call = SEQUENCE.pack(number, *[0] * 41)
         assert library.bptt_forward(call) == library.bptt_backward(call) == NO_CELL

@@ -66,10 +66,10 @@ def backend() -> Backend:
 
     Set ``BPTT_KERNELS`` in the environment to choose: ``auto`` (the native ones where they are
     to be had), ``native``, ``twin``, or the native ones with the vectors ``avx512``, ``avx2`` or
-    ``portable``. Even native kernels leave to the twin what they do not have: an LSTM with a
-    projection, other devices. Under ``torch.autocast("cpu", torch.bfloat16)``, and with parameters
-    of bfloat16, they round both sides of each product to bfloat16 if the processor multiplies
-    it (``bf16``), and compute in float32 if not.
+    ``portable``. Even native kernels leave to the twin what they do not have: other devices, cells
+    of one's own, a projection of another cell than the LSTMs. Under ``torch.autocast("cpu",
+    torch.bfloat16)``, and with parameters of bfloat16, they round both sides of each product to
+    bfloat16 if the processor multiplies it (``bf16``), and compute in float32 if not.
 
     A native call takes no more threads than there are processors for them, whatever torch's number:
     those that the process may run on, or what its cgroup's quota of processor time is worth.

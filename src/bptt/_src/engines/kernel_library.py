@@ -19,7 +19,7 @@ from bptt._src.engines.guard import address, dense
 from bptt.cells import Cell
 from bptt.errors import KernelError
 
-INTERFACE = 12
+INTERFACE = 13
 ISAS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 _FLOAT, _DOUBLE, _BF16 = range(3)
@@ -45,7 +45,7 @@ def library() -> ctypes.CDLL:
             f"{INTERFACE}): install bptt again"
         )
     found.bptt_kept.restype = ctypes.c_int64
-    found.bptt_kept.argtypes = [ctypes.c_int64] * 4
+    found.bptt_kept.argtypes = [ctypes.c_int64] * 5
     found.bptt_has_type.argtypes = [ctypes.c_int64]
     found.bptt_cells.restype = ctypes.c_int64
     found.bptt_cell_name.restype = ctypes.c_char_p
@@ -158,3 +158,9 @@ def has(cell: Cell) -> bool:
             "leave is_native out"
         )
     return True
+
+
+@lru_cache(maxsize=64)
+def projects(cell: Cell) -> bool:
+    """Whether the library has this cell with a projection of what the equations call h."""
+    return bool(library().bptt_kept(cells()[cell.name], _FLOAT, 1, 1, 1) > 0)

@@ -26,7 +26,7 @@ from bptt._src.engines.guard import (
     only_by_autograd,
     room,
 )
-from bptt._src.engines.kernel_library import cells, has, library, type_of
+from bptt._src.engines.kernel_library import cells, has, library, projects, type_of
 from bptt._src.engines.readout import Found, Readout
 from bptt._src.engines.rooms import memory_for
 from bptt._src.uncompiled import at_compile_time
@@ -39,7 +39,7 @@ _OTHERS = "the gradient of a state after each step"
 _AFTER = ("the output", "what the forward pass kept")
 
 # The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
-_SEQUENCE = struct.Struct("=39q")
+_SEQUENCE = struct.Struct("=42q")
 _READOUT = struct.Struct("=14q")
 
 
@@ -68,10 +68,10 @@ def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
         return f"the input is on {x.device}"
     if dtype is not torch.float32 and dtype is not torch.float64:
         return f"there are none for {dtype}"
-    if w.hr is not None:
-        return "there are none with a projection"
     if not (cell.is_native and _has(cell)):
         return f"there are none for the cell {cell.name}"
+    if w.hr is not None and not _projects(cell):
+        return f"there are none for the cell {cell.name} with a projection"
     for t in w:
         if t is not None and t.dtype is not dtype:
             return f"a weight is {t.dtype} and the input {dtype}"
@@ -81,6 +81,11 @@ def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
 @at_compile_time
 def _has(cell: Cell) -> bool:
     return has(cell)
+
+
+@at_compile_time
+def _projects(cell: Cell) -> bool:
+    return projects(cell)
 
 
 def _refuses_readout(call: Readout) -> str | None:
@@ -100,16 +105,16 @@ def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     given, x = _Given(call), call.x
     y = x.new_empty(given.outputs)
     final = tuple([torch.empty_like(s) for s in given.state])
-    size = _size_of_kept(call.cell.name, x.dtype, given.rows, given.hidden) if keep else 0
+    size = given.size_of_kept if keep else 0
     kept = memory_for(size, x.dtype) if size else None
-    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 16)
+    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 17)
     return y, final, () if kept is None else (kept,)
 
 
 def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     """Go back through it, as :class:`engines.call.Engine` says."""
     given = _Given(call, (saved.y, *saved.kept))
-    dtype, hidden, states = given.dtype, given.hidden, call.cell.states
+    dtype, states = given.dtype, call.cell.states
     d_y, d_state, needed, row_norms, d_others = incoming
     layout: tuple[int, ...] = given.outputs[:-1]
     walk, windows = (0, 0, 0, 0), call.windows
@@ -123,19 +128,19 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
         rows = layout if windows and call.by_windows else given.outputs[:-1]
         d_x = call.x.new_empty((*rows, call.x.shape[-1]))
     if d_y is not None:
-        d_y = dense("the output's gradient", d_y, dtype, (*layout, hidden))
-    of_rows = (math.prod(layout), hidden)
+        d_y = dense("the output's gradient", d_y, dtype, (*layout, given.outputs[-1]))
+    of_rows = (math.prod(layout), given.hidden)
     after = tuple(d if d is None else dense(_OTHERS, d, dtype, of_rows) for d in d_others)
     if d_state is not None:
-        of_state = given.state[0].shape if windows is None else (windows.steps.batch, hidden)
-        for d in d_state:
+        for d, s in zip(d_state, given.state, strict=True):
+            of_state = s.shape if windows is None else (windows.steps.batch, s.shape[-1])
             room("the final state's gradient", d, dtype, of_state)
     if row_norms is not None:
         row_norms = room("row_norms", row_norms, torch.float64, (math.prod(layout), states))
     of = Weights(*needed[1 + states :])  # type: ignore[arg-type]
-    ih, hh, b_ih, b_hh, units = (
+    ih, hh, b_ih, b_hh, hr, units = (
         torch.empty_like(p) if p is not None and wanted else None
-        for p, wanted in zip((*given.w, given.units), (*of[:4], of.units), strict=True)
+        for p, wanted in zip((*given.w, given.hr, given.units), of, strict=True)
     )
     given.run(
         library().bptt_backward,
@@ -144,10 +149,10 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
         *(0, 0),  # h_n, c_n
         *addresses(given.carry, d_y, *(after or (None,))),
         *_both(d_state),
-        *addresses(d_x, ih, hh, b_ih, b_hh, units, row_norms),
+        *addresses(d_x, ih, hh, hr, b_ih, b_hh, units, row_norms),
         *walk,
     )
-    return Gradients(d_x, d_state, (ih, hh, b_ih, b_hh, None, units))
+    return Gradients(d_x, d_state, (ih, hh, b_ih, b_hh, hr, units))
 
 
 def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -174,15 +179,18 @@ class _Given:
         self.cell, self.steps, self.dtype = cell, steps, x.dtype
         self.type = type_of(x.dtype, call.bf16)
         self.sizes, self.rows = _whole_numbers(steps.sizes)
-        dtype, states = x.dtype, cell.states
-        shape, first, biased = x.shape, state[0].shape, (w.b_ih is not None, w.b_hh is not None)
-        sizes = _sizes(cell, dtype, shape, first, steps.batch, self.rows, biased, len(after))
-        self.hidden, self.inputs, self.outputs, names, shapes = sizes
-        units = () if w.units is None else (w.units,)
-        tensors = (*w[:4], x, *state, *after, *units)
+        dtype, states, optional = x.dtype, cell.states, w[2:]
+        there = tuple([t is not None for t in optional])
+        hidden = state[0].shape[-1] if w.hr is None else cell.hidden(w)
+        shape, first = x.shape, state[0].shape
+        sizes = _sizes(cell, dtype, shape, first, hidden, steps.batch, self.rows, there, len(after))
+        self.hidden, self.inputs, self.outputs, self.size_of_kept, names, shapes = sizes
+        more = () if w.hr is None and w.units is None else [t for t in w[4:] if t is not None]
+        tensors = (*w[:4], x, *state, *after, *more)
         found: tuple[Any, ...] = all_dense(names, tensors, dtype, shapes)
         self.w, self.x, self.state = found[:4], found[4], found[5 : 5 + states]
-        self.units = found[-1] if units else None
+        self.units = found[-1] if w.units is not None else None
+        self.hr = None if w.hr is None else found[-2 if w.units is not None else -1]
         self.y, self.kept = (*found[5 + states : 5 + states + len(after)], None, None)[:2]
         self.carry = carry
         if carry is not None:
@@ -203,8 +211,9 @@ class _Given:
             self.inputs,
             self.hidden,
             self.rows,
+            self.outputs[-1],
             ctypes.addressof(self.sizes),
-            *addresses(self.x, *self.w, self.units),
+            *addresses(self.x, *self.w[:2], self.hr, *self.w[2:], self.units),
             *_both(self.state),
             *addresses(self.resets, y, kept),
             *results,
@@ -227,47 +236,52 @@ def _sizes(
     dtype: torch.dtype,
     shape: tuple[int, ...],
     first: tuple[int, ...],
+    hidden: int,
     batch: int,
     rows: int,
-    biased: tuple[bool, bool],
+    there: tuple[bool, ...],
     after: int,
-) -> tuple[int, int, tuple[int, ...], tuple[str, ...], tuple[tuple[int, ...] | None, ...]]:
-    """Return the numbers of hidden units and inputs, the output's shape, and the operands' shapes.
+) -> tuple[int, int, tuple[int, ...], int, tuple[str, ...], tuple[tuple[int, ...] | None, ...]]:
+    """Return the numbers of hidden units and inputs, the output's shape, how much is kept, and the
+    operands' names and shapes.
 
     Args:
         cell: the cell.
         dtype: of the call.
         shape: the input's.
         first: the shape of the initial h.
+        hidden: the number of hidden units.
         batch: the number of sequences.
         rows: the number of their steps together.
-        biased: which of the biases there are.
+        there: which of the biases, the projection and the weights of units there are.
         after: whether there are an output, 1, and what was kept, 2.
 
     Raises:
         RuntimeError: the input has not as many rows.
     """
-    hidden, inputs = first[-1], shape[-1]
+    inputs, outputs, b_ih, b_hh, hr, units = shape[-1], first[-1], *there
     if math.prod(shape) != rows * inputs:
         raise RuntimeError(
             f"bptt: the input must have a row for each step of each sequence, {rows}, got "
             f"{tuple(shape)}"
         )
-    gates, of_state = cell.gates_h * hidden, (*first[:-2], batch, hidden)
-    outputs = (*shape[:-1], hidden)
-    biases = [(gates,) if there else None for there in biased]
-    kept = (_size_of_kept(cell.name, dtype, rows, hidden),) if after == 2 else ()
-    of_after = (outputs, kept)[:after]
-    weights = ((gates, inputs), (gates, hidden), *biases)
-    units = ((cell.units, hidden),) if cell.units else ()
-    shapes = (*weights, shape, *(of_state,) * cell.states, *of_after, *units)
-    names = (*WEIGHT_NAMES[:4], "the input", *_STATES[: cell.states], *_AFTER[:after])
-    return hidden, inputs, outputs, (*names, WEIGHT_NAMES[-1]), shapes
-
-
-@lru_cache(maxsize=64)
-def _size_of_kept(name: str, dtype: torch.dtype, rows: int, hidden: int) -> int:
-    return int(library().bptt_kept(cells()[name], type_of(dtype), rows, hidden))
+    gates = cell.gates_h * hidden
+    of_state = [(*first[:-2], batch, n) for n in (outputs, *(hidden,) * (cell.states - 1))]
+    output = (*shape[:-1], outputs)
+    number = cells()[cell.name]
+    kept = int(library().bptt_kept(number, type_of(dtype), rows, hidden, hr))
+    of_after = (output, (kept,))[:after]
+    weights = ((gates, inputs), (gates, outputs), *((gates,) if b else None for b in (b_ih, b_hh)))
+    shapes = [*weights, shape, *of_state, *of_after]
+    names = [*WEIGHT_NAMES[:4], "the input", *_STATES[: cell.states], *_AFTER[:after]]
+    for is_there, name, of in (
+        (hr, WEIGHT_NAMES[4], (outputs, hidden)),
+        (units, WEIGHT_NAMES[5], (cell.units, hidden)),
+    ):
+        if is_there:
+            names.append(name)
+            shapes.append(of)
+    return hidden, inputs, output, kept, tuple(names), tuple(shapes)
 
 
 @lru_cache(maxsize=64)

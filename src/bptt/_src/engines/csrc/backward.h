@@ -8,7 +8,8 @@ namespace {
 template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     using S = Sizes<P, Cell>;
     using typename S::T;
-    using S::A, S::B, S::G, S::H, S::Hp, S::I, S::JOINT, S::N, S::q, S::STATES, S::U;
+    using S::A, S::B, S::G, S::H, S::Hp, S::I, S::JOINT, S::N, S::O, S::projects, S::q, S::STATES,
+        S::U;
 
     const bool windowed = q.walk_steps > 0;
     const Walk walk{windowed ? q.walk_sizes : q.sizes, windowed ? q.walk_steps : q.steps,
@@ -17,14 +18,17 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     const int64_t walk_rows = rows_of(walk);
     const int64_t chunk_rows = walk.most_rows(BACKWARD_ROWS);
     const int64_t most_rows = std::max(chunk_rows, windowed ? std::min(N, BACKWARD_ROWS) : 0);
-    const int64_t blocks = round_up<T>(H) / WIDTH<T>;
+    const int64_t Op = padded<T>(O), row_of_states = std::max(Hp, Op);
+    const int64_t blocks = row_of_states / WIDTH<T>;
     const T *const y = S::at(q.y), *const x = S::at(q.x);
     const T *const gates = S::at(q.kept);
     const T *const kept_apart = gates + N * G * Hp;
-    const T *const kept_states = kept_apart + A * N * Hp;
+    const T *const kept_m = kept_apart + A * N * Hp;
+    const T *const kept_states = kept_m + (projects ? N * Hp : 0);
     const T *const carry = S::at(q.carry);
     T *const d_x = S::at(q.d_x), *const d_h = S::at(q.d_state[0]);
     T *const d_w_ih = S::at(q.d_w_ih), *const d_w_hh = S::at(q.d_w_hh);
+    T *const d_w_hr = S::at(q.d_w_hr);
     // Whether the windows' deltas of the same row are wanted together.
     const bool summed = windowed && (d_w_ih || d_w_hh || (d_x && !q.by_windows));
     // Whether weights are read where they are: packed, they would hardly be used again.
@@ -33,11 +37,14 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     // Of a chunk: deltas, the gradients of W_hh h, [rows, GH], and those of W_ih x where they are
     // others, [rows, AH].
     P *delta, *delta_x;
+    P *d_outputs;  // the gradients of h, where it is projected, [rows, OP], and
+    T *d_m;        // of a step's m, [W, Hp]
     T *total, *total_x;  // the sums over the windows, of all rows
-    T *states;  // gradients, [STATES, W, Hp]
+    T *states;  // gradients, [STATES, W, row_of_states]
     T *sums;    // over all rows, [G + A + U, Hp]: of the deltas, and of the gradients of the units
-    P *of_h, *of_x, *x_panels, *h_panels, *slivers;  // what is packed
+    P *of_h, *of_x, *of_m, *x_panels, *h_panels, *m_panels, *slivers;  // what is packed
     const int64_t GH = paired<P>(G * H), AH = paired<P>(A * H), JH = paired<P>(JOINT * H);
+    const int64_t OP = paired<P>(O);
     double *row_squares;  // of a chunk: sums over a vector's units of each row, [rows, STATES, blocks]
     int64_t *previous;  // [N]: the row of the step before, or START - b, or NONE
 
@@ -58,21 +65,26 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         const int64_t sizes[] = {
             summed ? N * GH : 0,   // total
             summed ? N * AH : 0,   // total_x
-            STATES * W * Hp,       // states
+            STATES * W * row_of_states,  // states
             (G + A + U) * Hp,      // sums
+            projects ? W * Hp : 0,  // d_m
         };
         const int64_t rows = paired<P>(most_rows), threads = team();
         const int64_t of_products[] = {
             most_rows * GH,                          // delta
             most_rows * AH,                          // delta_x
-            few ? threads * size_in_place<T>(H) : GH * round_up<T>(H),  // of_h
+            few ? threads * size_in_place<T>(O) : GH * round_up<T>(O),  // of_h
             !d_x ? 0 : few ? threads * size_in_place<T>(I) : (JH + AH) * round_up<T>(I),  // of_x
             d_w_ih ? rows * round_up<T>(I) : 0,      // x_panels
-            d_w_hh ? rows * round_up<T>(H) : 0,      // h_panels
-            weights ? rows * G * H : 0,              // slivers
+            d_w_hh ? rows * round_up<T>(O) : 0,      // h_panels
+            std::max(weights ? rows * G * H : 0, d_w_hr ? rows * O : 0),  // slivers
+            projects ? most_rows * OP : 0,           // d_outputs
+            projects ? OP * round_up<T>(H) : 0,      // of_m
+            d_w_hr ? rows * round_up<T>(H) : 0,      // m_panels
         };
-        T **places[] = {&total, &total_x, &states, &sums};
-        P **for_products[] = {&delta, &delta_x, &of_h, &of_x, &x_panels, &h_panels, &slivers};
+        T **places[] = {&total, &total_x, &states, &sums, &d_m};
+        P **for_products[] = {&delta,    &delta_x,  &of_h,    &of_x,      &x_panels,
+                              &h_panels, &slivers, &d_outputs, &of_m, &m_panels};
         const int64_t row_blocks = q.row_norms ? chunk_rows * STATES * blocks : 0;
         if (!arena.reserve(Arena::size_of<double>(row_blocks) + Arena::size_of<int64_t>(N) +
                            Arena::size_of(sizes, places) +
@@ -106,33 +118,38 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     const T *before(int i, int64_t row) const {
         const int64_t from = previous[row];
         if (from == NONE) return nullptr;
-        if (from <= START) return S::at(q.state_0[i]) + (START - from) * H;
-        return i ? kept_state(i, from) : y + from * H;
+        if (from <= START) return S::at(q.state_0[i]) + (START - from) * width(i);
+        return i ? kept_state(i, from) : y + from * O;
     }
     const T *kept_state(int i, int64_t row) const { return kept_states + ((i - 1) * N + row) * Hp; }
-    T *d_state(int i, int64_t b) const { return states + (i * W + b) * Hp; }
+    T *d_state(int i, int64_t b) const { return states + (i * W + b) * row_of_states; }
+    int64_t width(int i) const { return i ? H : O; }  // of a state
 
     void work(const Member &me) {
         const Range units = me.share(H, WIDTH<T>), inputs = me.share(I, WIDTH<T>);
-        const Panels<P> to_h{of_h + units.begin * GH, G * H, units.size(), widest_panel(W)};
+        const Range outputs = me.share(O, WIDTH<T>);
+        const Panels<P> to_h{of_h + outputs.begin * GH, G * H, outputs.size(), widest_panel(W)};
+        const Panels<P> to_m{of_m + units.begin * OP, O, units.size(), widest_panel(W)};
         const Panels<P> to_x{of_x + inputs.begin * (JH + AH), JH + A * H, inputs.size(),
                              widest_panel(most_rows)};
-        if (!few) pack_rows(to_h, [&](int64_t k) { return S::at(q.w_hh) + k * H + units.begin; });
+        if (!few) pack_rows(to_h, [&](int64_t k) { return S::at(q.w_hh) + k * O + outputs.begin; });
+        if (projects) pack_rows(to_m, [&](int64_t k) { return S::at(q.w_hr) + k * H + units.begin; });
         if (d_x && !few)
             pack_rows(to_x, [&](int64_t k) -> const T * {
                 const int64_t filled = JH - JOINT * H;  // between what is joint and what is apart
                 if (k >= JOINT * H && k < JH) return nullptr;
                 return S::at(q.w_ih) + (k < JH ? k : k - filled) * I + inputs.begin;
             });
-        begin(units);
+        begin(units, outputs);
         bool first = true;
         walk.chunks(BACKWARD_ROWS, walk_rows, [&](const Chunk &chunk) {
-            recur(me, chunk, units, to_h);
+            recur(me, chunk, units, outputs, to_h, to_m);
             if (q.row_norms) report_rows(me, chunk);
             const int64_t n = chunk.high - chunk.low;
             if (d_x && (!windowed || q.by_windows))
                 of_inputs(me, delta, delta_x, chunk.low, n, inputs, to_x);
             if (!windowed) of_weights(me, delta, delta_x, chunk.low, n, first);
+            if (d_w_hr) of_projection(me, chunk.low, n, first);
             first = false;
             me.wait();  // the deltas' place is used again
         });
@@ -146,7 +163,7 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
                 of_weights(me, of_h, of_x, low, n, low == 0);
                 me.wait();
             }
-        finish(units);
+        finish(units, outputs);
     }
 
     // Some rows of the summed deltas as a side of products.
@@ -159,13 +176,15 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         return place;
     }
 
-    void begin(const Range &units) {
+    void begin(const Range &units, const Range &outputs) {
         const int64_t end = units.begin + round_up<T>(units.size());
         for (int i = 0; i < STATES; i++) {
             const T *const from = S::at(q.d_state[i]);
+            const Range own = i ? units : outputs;
+            const int64_t last = own.begin + round_up<T>(own.size());
             for (int64_t w = 0; w < W; w++)
-                for (int64_t u = units.begin; u < end; u++)
-                    d_state(i, w)[u] = from && u < H ? from[w * H + u] : T(0);
+                for (int64_t u = own.begin; u < last; u++)
+                    d_state(i, w)[u] = from && u < width(i) ? from[w * width(i) + u] : T(0);
         }
         for (int k = 0; k < G + A + U; k++)
             std::fill(sums + k * Hp + units.begin, sums + k * Hp + end, T(0));
@@ -178,6 +197,7 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
             for (int64_t row = 0; row < chunk_rows; row++) {
                 std::fill(delta + row * GH + G * H, delta + (row + 1) * GH, P{});
                 std::fill(delta_x + row * AH + A * H, delta_x + (row + 1) * AH, P{});
+                if (projects) std::fill(d_outputs + row * OP + O, d_outputs + (row + 1) * OP, P{});
             }
     }
 
@@ -187,34 +207,51 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     }
 
     // The deltas of a chunk of steps, and the state's gradient before it.
-    void recur(const Member &me, const Chunk &chunk, const Range &units, const Panels<P> &to_h) {
-        const Panels<P> whole{to_h.data, to_h.depth, round_up<T>(units.size()), to_h.widest};
+    void recur(const Member &me, const Chunk &chunk, const Range &units, const Range &outputs,
+               const Panels<P> &to_h, const Panels<P> &to_m) {
+        const Panels<P> whole{to_h.data, to_h.depth, round_up<T>(outputs.size()), to_h.widest};
+        const Panels<P> whole_m{to_m.data, to_m.depth, round_up<T>(units.size()), to_m.widest};
         walk.within(chunk, [&](int64_t s, int64_t low, int64_t n) {
-            for (int64_t b = 0; b < n; b++) row(chunk, low + b, b, units);
+            for (int64_t b = 0; b < n; b++) {
+                receive(low + b, low + b - chunk.low, b, units, outputs);
+                if (!projects) step(source(low + b), low + b - chunk.low, b, units);
+            }
+            if (projects) {
+                me.wait();
+                multiply<P>(n, O, {d_outputs + (low - chunk.low) * OP, OP}, whole_m,
+                            d_m + units.begin, Hp, false);
+                for (int64_t b = 0; b < n; b++)
+                    step(source(low + b), low + b - chunk.low, b, units);
+            }
             me.wait();
             if (s + 1 == walk.steps && !d_h) return;  // nobody asks for it
             const Left<P> left{delta + (low - chunk.low) * GH, GH};
             if (few)
-                in_place(me, n, G * H, left, S::at(q.w_hh) + units.begin, H, units.size(), of_h,
-                         states + units.begin, Hp, Cell::DIRECT);
+                in_place(me, n, G * H, left, S::at(q.w_hh) + outputs.begin, O, outputs.size(), of_h,
+                         states + outputs.begin, row_of_states, Cell::DIRECT);
             else
-                multiply<P>(n, G * H, left, whole, states + units.begin, Hp, Cell::DIRECT);
+                multiply<P>(n, G * H, left, whole, states + outputs.begin, row_of_states,
+                            Cell::DIRECT);
             if (carry || q.resets)
-                for (int64_t b = 0; b < n; b++) cross(low + b, b, units);
+                for (int64_t b = 0; b < n; b++) cross(low + b, b, units, outputs);
         });
     }
 
     int64_t source(int64_t row) const { return windowed ? q.window_rows[row] : row; }
 
-    void row(const Chunk &chunk, int64_t row, int64_t b, const Range &units) {
-        if (q.row_norms) square(b, row - chunk.low, units);
+    // The gradients of the losses at a row, added to what the steps after hand down.
+    void receive(int64_t row, int64_t in_chunk, int64_t b, const Range &units, const Range &outputs) {
+        if (q.row_norms) square(b, in_chunk, units, outputs);
         for (int i = 0; i < STATES; i++) {
             T *const d = d_state(i, b);
             const T *const more = S::at(q.d_after[i]);
-            for (int64_t u = units.begin; more && u < units.end; u += WIDTH<T>)
-                store(d + u, load(d + u) + load(more + row * H + u, H - u));
+            const Range own = i ? units : outputs;
+            const int64_t n = width(i);
+            for (int64_t u = own.begin; more && u < own.end; u += WIDTH<T>)
+                store(d + u, load(d + u) + load(more + row * n + u, n - u));
         }
-        step(source(row), row - chunk.low, b, units);
+        for (int64_t u = outputs.begin; projects && u < outputs.end; u += WIDTH<T>)
+            Operand<P>::store_row(d_outputs + in_chunk * OP + u, load(d_state(0, b) + u), O - u);
     }
 
     // The elementwise part of a row's step.
@@ -226,9 +263,9 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         P *delta[G + A];
         for (int a = 0; a < A; a++) apart[a] = kept_apart + (a * N + row) * Hp;
         for (int i = 0; i < STATES; i++) {
-            before[i] = this->before(i, row);
-            after[i] = i ? kept_state(i, row) : y + row * H;
-            d_state[i] = this->d_state(i, b);
+            before[i] = projects && i == 0 ? nullptr : this->before(i, row);  // it is not read
+            after[i] = i ? kept_state(i, row) : projects ? kept_m + row * Hp : y + row * H;
+            d_state[i] = projects && i == 0 ? d_m + b * Hp : this->d_state(i, b);
         }
         for (int d = 0; d < G + A; d++) {
             delta[d] = delta_row(this->delta, delta_x, in_chunk, d);
@@ -259,13 +296,14 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     }
 
     // Of the state's gradient, vector by vector: whole vectors belong to one thread.
-    void square(int64_t b, int64_t in_chunk, const Range &units) {
+    void square(int64_t b, int64_t in_chunk, const Range &units, const Range &outputs) {
         for (int i = 0; i < STATES; i++) {
             const T *const d = d_state(i, b);
+            const Range own = i ? units : outputs;
             double *const sum = row_squares + (in_chunk * STATES + i) * blocks;
-            for (int64_t u = units.begin; u < units.end; u += WIDTH<T>) {
+            for (int64_t u = own.begin; u < own.end; u += WIDTH<T>) {
                 double block = 0;
-                for (int64_t v = u; v < std::min<int64_t>(u + WIDTH<T>, units.end); v++)
+                for (int64_t v = u; v < std::min<int64_t>(u + WIDTH<T>, own.end); v++)
                     block += double(d[v]) * double(d[v]);
                 sum[u / WIDTH<T>] = block;
             }
@@ -273,14 +311,16 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     }
 
     // What of the state's gradient passes from a row's step to the one before.
-    void cross(int64_t row, int64_t b, const Range &units) {
+    void cross(int64_t row, int64_t b, const Range &units, const Range &outputs) {
         const int64_t from = source(row);
         const T factor = q.resets && q.resets[from] ? T(0) : carry ? carry[from] : T(1);
-        for (int i = 0; i < STATES; i++)
-            for (int64_t u = units.begin; u < units.end; u += WIDTH<T>) {
+        for (int i = 0; i < STATES; i++) {
+            const Range own = i ? units : outputs;
+            for (int64_t u = own.begin; u < own.end; u += WIDTH<T>) {
                 T *const d = d_state(i, b) + u;
                 store(d, factor == T(0) ? V<T>{} : load(d) * factor);
             }
+        }
     }
 
     void report_rows(const Member &me, const Chunk &chunk) {
@@ -288,7 +328,8 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         const Range rows = me.share(chunk.high * STATES - first);
         for (int64_t n = rows.begin; n < rows.end; n++) {
             double sum = 0;
-            for (int64_t block = 0; block < blocks; block++) sum += row_squares[n * blocks + block];
+            const int64_t of_state = round_up<T>(width(int(n % STATES))) / WIDTH<T>;
+            for (int64_t block = 0; block < of_state; block++) sum += row_squares[n * blocks + block];
             q.row_norms[first + n] = __builtin_sqrt(sum);
         }
     }
@@ -321,7 +362,7 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
                     bool first) {
         if (!d_w_ih && !d_w_hh) return;
         const Panels<P> xs{x_panels, n, I, widest_panel(MOST_ROWS)};
-        const Panels<P> hs{h_panels, n, H, widest_panel(MOST_ROWS)};
+        const Panels<P> hs{h_panels, n, O, widest_panel(MOST_ROWS)};
         if (d_w_ih) pack_share(me, xs, [&](int64_t k) { return x + (low + k) * I; });
         if (d_w_hh) pack_share(me, hs, [&](int64_t k) { return before(0, low + k); });
         me.wait();
@@ -334,7 +375,7 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
             if (d_w_ih)
                 multiply<P>(both.size(), n, {packed, 0}, xs, d_w_ih + both.begin * I, I, !first);
             if (d_w_hh)
-                multiply<P>(both.size(), n, {packed, 0}, hs, d_w_hh + both.begin * H, H, !first);
+                multiply<P>(both.size(), n, {packed, 0}, hs, d_w_hh + both.begin * O, O, !first);
         }
         if (apart.size() <= 0) return;
         if (d_w_ih) {
@@ -343,8 +384,20 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         }
         if (d_w_hh) {
             pack_slivers(apart.size(), n, of_h + apart.begin, GH, hs.widest, packed);
-            multiply<P>(apart.size(), n, {packed, 0}, hs, d_w_hh + apart.begin * H, H, !first);
+            multiply<P>(apart.size(), n, {packed, 0}, hs, d_w_hh + apart.begin * O, O, !first);
         }
+    }
+
+    // d_W_hr += (gradients of h)ᵀ m, over n rows
+    void of_projection(const Member &me, int64_t low, int64_t n, bool first) {
+        me.wait();  // the slivers' place is used again
+        const Panels<P> panels{m_panels, n, H, widest_panel(MOST_ROWS)};
+        pack_share(me, panels, [&](int64_t k) { return kept_m + source(low + k) * Hp; });
+        me.wait();
+        const Range own = me.share(O, MOST_ROWS);
+        P *const packed = slivers + own.begin * paired<P>(n);
+        pack_slivers(own.size(), n, d_outputs + own.begin, OP, panels.widest, packed);
+        multiply<P>(own.size(), n, {packed, 0}, panels, d_w_hr + own.begin * H, H, !first);
     }
 
     // Each thread packs every so many-th panel.
@@ -357,11 +410,13 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         });
     }
 
-    void finish(const Range &units) {
-        for (int i = 0; d_h && i < STATES; i++)
+    void finish(const Range &units, const Range &outputs) {
+        for (int i = 0; d_h && i < STATES; i++) {
+            const Range own = i ? units : outputs;
             for (int64_t w = 0; w < W; w++)
-                std::copy(d_state(i, w) + units.begin, d_state(i, w) + units.end,
-                          S::at(q.d_state[i]) + w * H + units.begin);
+                std::copy(d_state(i, w) + own.begin, d_state(i, w) + own.end,
+                          S::at(q.d_state[i]) + w * width(i) + own.begin);
+        }
         auto put = [&](void *to, int64_t row, int64_t of_sums) {
             if (to)
                 std::copy(sums + of_sums * Hp + units.begin, sums + of_sums * Hp + units.end,

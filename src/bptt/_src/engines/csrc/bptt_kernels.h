@@ -20,7 +20,7 @@ extern "C" {
 enum bptt_isa { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_ISAS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 12
+#define BPTT_INTERFACE 13
 
 /* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
    are null. */
@@ -40,11 +40,14 @@ typedef struct bptt_sequence {
     int64_t threads;   /* at most */
     int64_t reverse;   /* 1: the last step comes first */
     int64_t steps, batch, inputs, hidden, rows; /* T, B, I, H, N */
+    int64_t outputs;   /* P, or H where there is no projection */
     const int64_t *sizes; /* [T]: sequences that are still running at each step; never increasing,
                              their sum is N and the first is B */
 
     const void *x;            /* [N, I] */
     const void *w_ih, *w_hh;  /* [G*H, I], [G*H, H]: torch.nn's layout and order of gates */
+    const void *w_hr;         /* [P, H], or null: h is W_hr times what the equations call h, and has
+                                 P elements wherever below it has H; for a cell that projects */
     const void *b_ih, *b_hh;  /* [G*H], or null */
     const void *units;        /* [U, H]; null where U is 0 */
     const void *state_0[BPTT_STATES]; /* each [B, H] */
@@ -64,7 +67,7 @@ typedef struct bptt_sequence {
     void *d_state[BPTT_STATES]; /* in: ∂L/∂state_n, out: ∂L/∂state_0; each [B, H], or one row for
                                    each window. All null: zero, and nothing comes out */
     void *d_x;         /* out: [N, I], or null; by windows where by_windows says so */
-    void *d_w_ih, *d_w_hh; /* out: as the weights, or null */
+    void *d_w_ih, *d_w_hh, *d_w_hr; /* out: as the weights, or null */
     void *d_b_ih, *d_b_hh; /* out: [G*H], or null */
     void *d_units;     /* out: [U, H], or null */
     double *row_norms; /* out: for each row of the walk ‖∂L/∂state_t‖, of one state beside the other,
@@ -162,8 +165,10 @@ BPTT_API const char *bptt_cell_name(int64_t cell);
 BPTT_API int bptt_cell_sizes(int64_t cell, int64_t sizes[4]);
 
 /* How many elements `kept` has, or BPTT_NO_CELL. It holds the gates, [N, G, H], then [N, H] for
-   each gate whose W_hh h is apart and for each state but h; H is padded to whole 64 bytes. */
-BPTT_API int64_t bptt_kept(int64_t cell, int64_t type, int64_t rows, int64_t hidden);
+   each gate whose W_hh h is apart, for what a projection is of, and for each state but h; H is
+   padded to whole 64 bytes. */
+BPTT_API int64_t bptt_kept(int64_t cell, int64_t type, int64_t rows, int64_t hidden,
+                           int64_t projects);
 
 /* These return 0, or an error: enum bptt_error. */
 BPTT_API int bptt_forward(const bptt_sequence *);

@@ -28,6 +28,9 @@ template <class Cell> constexpr bool is_sound() {
 template <class Cell>
 constexpr int KEPT = Cell::KEEPS_GATES ? Cell::GATES + Cell::APART + Cell::STATES - 1 : 0;
 
+// Whether h may be a projection of what forward() makes.
+template <class Cell> constexpr bool PROJECTS = Cell::KEEPS_GATES && !Cell::DIRECT;
+
 constexpr int room(int n) { return n > 0 ? n : 1; }  // C++ has no empty arrays
 
 template <class T, class Cell> struct ForwardStep {

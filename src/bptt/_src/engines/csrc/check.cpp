@@ -273,7 +273,7 @@ bool check_numbers() {
         int64_t sizes[4];
         q.cell = cell;
         right = right && !bptt_cell_name(cell) && bptt_cell_sizes(cell, sizes) == BPTT_NO_CELL &&
-                bptt_kept(cell, 0, 3, 5) == BPTT_NO_CELL && bptt_forward(&q) == BPTT_NO_CELL &&
+                bptt_kept(cell, 0, 3, 5, 0) == BPTT_NO_CELL && bptt_forward(&q) == BPTT_NO_CELL &&
                 bptt_backward(&q) == BPTT_NO_CELL;
     }
     std::printf("numbers of no cell %s\n", right ? "are errors" : "are NOT errors");

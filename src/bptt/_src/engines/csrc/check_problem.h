@@ -74,6 +74,7 @@ struct Shape {
     int64_t inputs, hidden;
     unsigned has = USUAL;
     int64_t every = 0, reach = 0;  // of the windows
+    int64_t outputs = 0;           // of a projection, for the cells that have one
 };
 
 Numbers times(int64_t batch, int64_t length) { return Numbers(size_t(batch), length); }
@@ -104,6 +105,9 @@ std::vector<Shape> shapes() {
         {ragged, 19, 141, USUAL | WINDOWS | RESETS | CARRY | THREADS, 2, 3},
         {times(190, 3), 5, 33, USUAL | THREADS},
         {times(190, 3), 3, 29, USUAL | WINDOWS | THREADS, 2, 3},
+        {short_ones, 5, 9, USUAL | RESETS | CARRY, 0, 0, 3},
+        {ragged, 7, 146, USUAL | REVERSE | THREADS, 0, 0, 77},
+        {ragged, 19, 141, USUAL | WINDOWS | RESETS | CARRY | THREADS, 2, 3, 150},
         // ... which have no units, or no inputs, some of them.
         {times(2000, 1), 1, 9, USUAL | RESETS | THREADS},
     };
@@ -165,20 +169,24 @@ public:
             window_rows = layout.rows;
             walk_rows = int64_t(window_rows.size()), walk_batch = walk_sizes[0];
         }
+        const bool projects = shape.outputs && bptt_kept(cell, type, 1, 1, 1) > 0;
+        const int64_t O = projects ? shape.outputs : H;
         x = normal(rows * I);
         w_ih = normal(gates * H * I, 1 / std::sqrt(double(I)));
-        w_hh = normal(gates * H * H, 1 / std::sqrt(double(H)));
+        w_hh = normal(gates * H * O, 1 / std::sqrt(double(O)));
+        w_hr = normal(projects ? O * H : 0, 1 / std::sqrt(double(H)));
         b_ih = normal(has(BIAS) ? gates * H : 0), b_hh = normal(has(BIAS) ? gates * H : 0);
-        units = normal(of_cell.units * H), d_y = normal(has(D_Y) ? walk_rows * H : 0),
+        units = normal(of_cell.units * H), d_y = normal(has(D_Y) ? walk_rows * O : 0),
         d_other = normal(has(D_Y) && of_cell.states > 1 ? walk_rows * H : 0);
         for (int64_t i = 0; i < of_cell.states; i++) {
-            state_0[i] = normal(B * H), d_state[i] = normal(walk_batch * H);
+            state_0[i] = normal(B * (i ? H : O)), d_state[i] = normal(walk_batch * (i ? H : O));
             q.state_0[i] = state_0[i].data();
         }
         for (int64_t n = 0; n < rows && has(RESETS); n++) resets.push_back(random() % 5 == 0);
         for (int64_t n = 0; n < rows && has(CARRY); n++) carry.push_back(T(random() % 4) / 2);
         q.cell = cell, q.type = type, q.reverse = has(REVERSE);
         q.steps = int64_t(sizes.size()), q.batch = B, q.inputs = I, q.hidden = H, q.rows = rows;
+        q.outputs = O, q.w_hr = at(w_hr);
         q.sizes = sizes.data(), q.resets = at(resets), q.carry = at(carry);
         q.x = x.data(), q.w_ih = w_ih.data(), q.w_hh = w_hh.data();
         q.b_ih = at(b_ih), q.b_hh = at(b_hh), q.units = at(units);
@@ -189,14 +197,15 @@ public:
 
     // Both passes on so many threads; all that comes of them.
     std::vector<Result<T>> run(int64_t threads) const {
-        const int64_t B = q.batch, H = q.hidden, I = q.inputs, of_bias = has(BIAS) ? gates * H : 0;
+        const int64_t B = q.batch, H = q.hidden, O = q.outputs, I = q.inputs;
+        const int64_t of_bias = has(BIAS) ? gates * H : 0;
         bptt_sequence call = q;
         call.threads = threads;
-        std::vector<T> kept(size_t(bptt_kept(q.cell, q.type, rows, H)), T(NAN));
-        auto y = empty(rows * H), y_alone = y;
+        std::vector<T> kept(size_t(bptt_kept(q.cell, q.type, rows, H, q.w_hr != nullptr)), T(NAN));
+        auto y = empty(rows * O), y_alone = y;
         std::vector<T> state_n[BPTT_STATES], d_states[BPTT_STATES];
         for (int64_t i = 0; i < of_cell.states; i++) {
-            state_n[i] = empty(B * H), d_states[i] = d_state[i];
+            state_n[i] = empty(B * (i ? H : O)), d_states[i] = d_state[i];
             call.state_n[i] = state_n[i].data(), call.d_state[i] = d_states[i].data();
         }
         call.y = y_alone.data();
@@ -210,11 +219,11 @@ public:
 
         auto dx = empty(!has(D_X) ? 0 : (has(BY_WINDOWS) ? walk_rows : rows) * I);
         auto dw_ih = empty(has(D_W_IH) ? gates * H * I : 0);
-        auto dw_hh = empty(has(D_W_HH) ? gates * H * H : 0);
+        auto dw_hh = empty(has(D_W_HH) ? gates * H * O : 0), dw_hr = empty(int64_t(w_hr.size()));
         auto db_ih = empty(of_bias), db_hh = empty(of_bias), d_units = empty(of_cell.units * H);
         std::vector<double> row_norms(size_t(walk_rows * of_cell.states), NAN);
         call.d_x = at(dx), call.d_units = at(d_units);
-        call.d_w_ih = at(dw_ih), call.d_w_hh = at(dw_hh);
+        call.d_w_ih = at(dw_ih), call.d_w_hh = at(dw_hh), call.d_w_hr = at(dw_hr);
         call.d_b_ih = at(db_ih), call.d_b_hh = at(db_hh);
         call.row_norms = row_norms.data();
         done = succeeds(bptt_backward) && done;
@@ -222,7 +231,7 @@ public:
         if (!same_bits(y, y_alone)) return {};
         return {{"y", y}, {"h_n", state_n[0]}, {"c_n", state_n[1]}, {"d_h", d_states[0]},
                 {"d_c", d_states[1]}, {"d_x", dx}, {"d_units", d_units},
-                {"d_w_ih", dw_ih}, {"d_w_hh", dw_hh}, {"d_b_ih", db_ih}, {"d_b_hh", db_hh},
+                {"d_w_ih", dw_ih}, {"d_w_hh", dw_hh}, {"d_w_hr", dw_hr}, {"d_b_ih", db_ih}, {"d_b_hh", db_hh},
                 {"row_norms", {row_norms.begin(), row_norms.end()}}};
     }
 
@@ -232,7 +241,7 @@ private:
     int64_t gates, rows = 0, walk_rows, walk_batch;
     std::mt19937 random;
     Numbers sizes, walk_sizes, window_rows;
-    std::vector<T> x, w_ih, w_hh, b_ih, b_hh, units, carry, d_y, d_other;
+    std::vector<T> x, w_ih, w_hh, w_hr, b_ih, b_hh, units, carry, d_y, d_other;
     std::vector<T> state_0[BPTT_STATES], d_state[BPTT_STATES];
     std::vector<uint8_t> resets;
     bptt_sequence q = {};

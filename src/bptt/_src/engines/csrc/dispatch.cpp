@@ -109,11 +109,14 @@ int bptt_cell_sizes(int64_t cell, int64_t sizes[4]) {
     });
 }
 
-int64_t bptt_kept(int64_t cell, int64_t type, int64_t rows, int64_t hidden) {
+int64_t bptt_kept(int64_t cell, int64_t type, int64_t rows, int64_t hidden, int64_t projects) {
     const int64_t whole = type == BPTT_DOUBLE ? 8 : 16;
     const int64_t padded = (hidden + whole - 1) / whole * whole;
-    return Cells::with<int64_t>(cell, BPTT_NO_CELL,
-                                [&](auto c) { return rows * KEPT<decltype(c)> * padded; });
+    return Cells::with<int64_t>(cell, BPTT_NO_CELL, [&](auto c) {
+        using Cell = decltype(c);
+        if (projects && !PROJECTS<Cell>) return int64_t(BPTT_NO_CELL);
+        return rows * (KEPT<Cell> + (projects ? 1 : 0)) * padded;
+    });
 }
 
 int bptt_forward(const bptt_sequence *q) {

@@ -8,7 +8,8 @@ namespace {
 template <class P, class Cell> struct Forward : Sizes<P, Cell> {
     using S = Sizes<P, Cell>;
     using typename S::T;
-    using S::A, S::B, S::G, S::H, S::Hp, S::I, S::JOINT, S::N, S::q, S::STATES, S::U;
+    using S::A, S::B, S::G, S::H, S::Hp, S::I, S::JOINT, S::N, S::O, S::projects, S::q, S::STATES,
+        S::U;
 
     const T *const x = S::at(q.x), *const h_0 = S::at(q.state_0[0]);
     T *const y = S::at(q.y);
@@ -22,9 +23,10 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
     // What is apart, [A, rows, Hp], has as many rows as the gates. The other states are of each
     // sequence, [STATES - 1, B, Hp]; to be kept, [STATES - 1, N, Hp].
     T *gates, *apart, *bias, *states, *before[2], *kept_states;
-    P *of_x, *of_h;
-    // Where products round: a chunk's inputs, [rows, I], and h before a step, [B, H].
-    P *rounded_x, *rounded_h[2];
+    T *ms;  // where there is a projection, of a step, [B, Hp], or to be kept, [N, Hp]
+    P *of_x, *of_h, *of_m;
+    // Where products round: a chunk's inputs, [rows, I], h before a step, [B, O], and m, [B, H].
+    P *rounded_x, *rounded_h[2], *rounded_m;
 
     explicit Forward(const bptt_sequence &sequence) : S(sequence) {}
 
@@ -37,16 +39,20 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
             own ? A * chunk_rows * Hp : 0,          // apart
             (G + A) * Hp,                           // bias
             (STATES - 1) * B * Hp,                  // states
-            plain ? 0 : B * H, plain ? 0 : B * H,   // before
+            plain ? 0 : B * O, plain ? 0 : B * O,   // before
+            projects && !keeps ? B * Hp : 0,        // ms
         };
-        const int64_t of_h_left = IS_ROUNDED<P> ? B * paired<P>(H) : 0;
+        const int64_t of_h_left = IS_ROUNDED<P> ? B * paired<P>(O) : 0;
         const int64_t of_products[] = {
             few_x ? 0 : G * paired<P>(I) * round_up<T>(H),
-            few_h ? 0 : G * paired<P>(H) * round_up<T>(H),
+            few_h ? 0 : G * paired<P>(O) * round_up<T>(H),
+            projects && !few_h ? paired<P>(H) * round_up<T>(O) : 0,
             IS_ROUNDED<P> ? chunk_rows * paired<P>(I) : 0, of_h_left, of_h_left,
+            IS_ROUNDED<P> && projects ? B * paired<P>(H) : 0,
         };
-        T **places[] = {&gates, &apart, &bias, &states, &before[0], &before[1]};
-        P **for_products[] = {&of_x, &of_h, &rounded_x, &rounded_h[0], &rounded_h[1]};
+        T **places[] = {&gates, &apart, &bias, &states, &before[0], &before[1], &ms};
+        P **for_products[] = {&of_x,         &of_h,         &of_m,     &rounded_x,
+                              &rounded_h[0], &rounded_h[1], &rounded_m};
         if (!arena.reserve(Arena::size_of(sizes, places) + Arena::size_of(of_products, for_products)))
             return false;
         arena.take(sizes, places);
@@ -55,6 +61,7 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
             gates = static_cast<T *>(q.kept);
             apart = gates + N * G * Hp;
             kept_states = apart + A * N * Hp;
+            if (projects) ms = kept_states, kept_states += N * Hp;
         }
         return true;
     }
@@ -70,45 +77,51 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
     }
 
     void work(const Member &me) {
-        const Range units = me.share(H, WIDTH<T>);
+        const Range units = me.share(H, WIDTH<T>), outputs = me.share(O, WIDTH<T>);
         // Of the gates, which have room for whole vectors; of an Elman network's y, which has not.
         const int64_t columns = Cell::KEEPS_GATES ? round_up<T>(units.size()) : units.size();
         Panels<P> from_x[G], from_h[G];
         for (int g = 0; g < G; g++) {
             const int64_t place = units.begin * G + g * round_up<T>(units.size());
             from_x[g] = {of_x + place * paired<P>(I), I, units.size(), widest_panel(chunk_rows)};
-            from_h[g] = {of_h + place * paired<P>(H), H, units.size(), widest_panel(B)};
+            from_h[g] = {of_h + place * paired<P>(O), O, units.size(), widest_panel(B)};
             const int64_t first = g * H + units.begin;
             if (!few_x) pack_transposed(from_x[g], S::at(q.w_ih) + first * I, I);
-            if (!few_h) pack_transposed(from_h[g], S::at(q.w_hh) + first * H, H);
+            if (!few_h) pack_transposed(from_h[g], S::at(q.w_hh) + first * O, O);
             from_x[g].columns = from_h[g].columns = columns;
         }
-        begin(me, units);
+        const Panels<P> from_m{of_m + outputs.begin * paired<P>(H), H, outputs.size(), widest_panel(B)};
+        if (projects && !few_h) pack_transposed(from_m, S::at(q.w_hr) + outputs.begin * H, H);
+        begin(me, units, outputs);
         walk.chunks(FORWARD_ROWS, N, [&](const Chunk &chunk) {
             T *to = gate_row(chunk, chunk.low) + units.begin;
             const Left<P> left = inputs(me, chunk);
             const int64_t n = chunk.high - chunk.low;
             for (int g = 0; g < G; g++)
-                if (few_x) few(n, I, x + chunk.low * I, q.w_ih, g, units, to + g * Hp, row_apart(), false);
-                else multiply<P>(n, I, left, from_x[g], to + g * Hp, row_apart(), false);
+                if (few_x)
+                    few(n, I, x + chunk.low * I, I, q.w_ih, g * H, units, to + g * Hp, row_apart(),
+                        false);
+                else
+                    multiply<P>(n, I, left, from_x[g], to + g * Hp, row_apart(), false);
             walk.within(chunk, [&](int64_t s, int64_t row, int64_t n) {
                 recur(chunk, s, row, n, units, from_h);
+                if (projects) project(me, row, n, units, outputs, from_m);
+                set_next(s, row, n, outputs);
                 me.wait();
             });
         });
-        finish(units);
+        finish(units, outputs);
     }
 
-    // The product of a few rows with the weights of some units of a gate.
-    void few(int64_t n, int64_t K, const T *a, const void *weights, int64_t gate,
-             const Range &units, T *to, int64_t to_row, bool add) const {
-        multiply_transposed<T>(std::make_integer_sequence<int, 8>(), n, K, a, K,
-                               S::at(weights) + (gate * H + units.begin) * K, K, units.size(), to,
-                               to_row, add);
+    // The product of a few rows with some of the weights' rows.
+    void few(int64_t n, int64_t K, const T *a, int64_t a_row, const void *weights, int64_t first,
+             const Range &of, T *to, int64_t to_row, bool add) const {
+        multiply_transposed<T>(std::make_integer_sequence<int, 8>(), n, K, a, a_row,
+                               S::at(weights) + (first + of.begin) * K, K, of.size(), to, to_row, add);
     }
 
     // Biases, and the state before the first step.
-    void begin(const Member &me, const Range &units) {
+    void begin(const Member &me, const Range &units, const Range &outputs) {
         const T *b_ih = S::at(q.b_ih), *b_hh = S::at(q.b_hh);
         for (int64_t u = units.begin; u < units.begin + round_up<T>(units.size()); u++) {
             for (int g = 0; g < G; g++) {
@@ -122,8 +135,8 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
                     state(i, b)[u] = u < H ? S::at(q.state_0[i])[b * H + u] : T(0);
         }
         const int64_t first = walk.last_first ? N - walk.size(0) : 0;
-        if (!plain) set_before(0, nullptr, 0, first, walk.size(0), units);
-        round_h(0, first, walk.size(0), units);
+        if (!plain) set_before(0, nullptr, 0, first, walk.size(0), outputs);
+        round_h(0, first, walk.size(0), outputs);
         if (!plain) me.wait();
     }
 
@@ -140,33 +153,33 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
         return {rounded_x, row};
     }
 
-    // h before step s as the left side of a product: of some units, to be read by all after a wait.
-    void round_h(int64_t s, int64_t row, int64_t n, const Range &units) {
+    // h before step s as the left side of a product: a part of it, to be read by all after a wait.
+    void round_h(int64_t s, int64_t row, int64_t n, const Range &outputs) {
         if constexpr (IS_ROUNDED<P>)
-            round_rows<P>(n, units.begin, units.end, H, h_before(s, row), H, rounded_h[s % 2],
-                          paired<P>(H));
+            round_rows<P>(n, outputs.begin, outputs.end, O, h_before(s, row), O, rounded_h[s % 2],
+                          paired<P>(O));
     }
     Left<P> left_h(int64_t s, const T *h) const {
-        if constexpr (IS_ROUNDED<P>) return {rounded_h[s % 2], paired<P>(H)};
-        else return {h, H};
+        if constexpr (IS_ROUNDED<P>) return {rounded_h[s % 2], paired<P>(O)};
+        else return {h, O};
     }
 
     const T *h_before(int64_t s, int64_t row) const {
         if (!plain) return before[s % 2];
         if (s == 0) return h_0;
-        return y + (row + (walk.last_first ? walk.size(s) : -walk.size(s - 1))) * H;
+        return y + (row + (walk.last_first ? walk.size(s) : -walk.size(s - 1))) * O;
     }
 
     // h before step s, where it is not the last one's: sequences that begin, and resets.
     void set_before(int64_t s, const T *last, int64_t running, int64_t row, int64_t n,
-                    const Range &units) {
+                    const Range &outputs) {
         for (int64_t b = 0; b < n; b++) {
-            T *to = before[s % 2] + b * H;
-            const T *from = b < running ? last + b * H : h_0 + b * H;
+            T *to = before[s % 2] + b * O;
+            const T *from = b < running ? last + b * O : h_0 + b * O;
             if (q.resets && q.resets[row + b])
-                std::fill(to + units.begin, to + units.end, T(0));
+                std::fill(to + outputs.begin, to + outputs.end, T(0));
             else
-                std::copy(from + units.begin, from + units.end, to + units.begin);
+                std::copy(from + outputs.begin, from + outputs.end, to + outputs.begin);
         }
     }
 
@@ -177,22 +190,42 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
             const bool joint = g < JOINT;
             T *to = joint ? gate_row(chunk, row) + g * Hp : apart_row(chunk, row, g - JOINT);
             const int64_t apart = joint ? row_apart() : Hp;
-            if (few_h) few(n, H, h, q.w_hh, g, units, to + units.begin, apart, joint);
-            else multiply<P>(n, H, left_h(s, h), from_h[g], to + units.begin, apart, joint);
+            if (few_h) few(n, O, h, O, q.w_hh, g * H, units, to + units.begin, apart, joint);
+            else multiply<P>(n, O, left_h(s, h), from_h[g], to + units.begin, apart, joint);
         }
-        for (int64_t b = 0; b < n; b++) step(chunk, row + b, b, h + b * H, units);
+        for (int64_t b = 0; b < n; b++) step(chunk, row + b, b, h + b * O, units);
+    }
+
+    T *m_row(int64_t row, int64_t b) const { return ms + (keeps ? row : b) * Hp; }
+
+    // h = W_hr m
+    void project(const Member &me, int64_t row, int64_t n, const Range &units, const Range &outputs,
+                 const Panels<P> &from_m) {
+        const T *const m = m_row(row, 0);
+        Left<P> left{rounded_m, paired<P>(H)};
+        if constexpr (IS_ROUNDED<P>)
+            round_rows<P>(n, units.begin, units.end, H, m, Hp, rounded_m, left.row);
+        else left = {m, Hp};
+        me.wait();
+        T *const to = y + row * O + outputs.begin;
+        if (few_h) few(n, H, m, Hp, q.w_hr, 0, outputs, to, O, false);
+        else multiply<P>(n, H, left, from_m, to, O, false);
+    }
+
+    // h before the step after s.
+    void set_next(int64_t s, int64_t row, int64_t n, const Range &outputs) {
         if (s + 1 == walk.steps) return;
         const int64_t next = walk.size(s + 1);
         const int64_t next_row = walk.last_first ? row - next : row + n;
-        if (!plain) set_before(s + 1, y + row * H, n, next_row, next, units);
-        round_h(s + 1, next_row, next, units);
+        if (!plain) set_before(s + 1, y + row * O, n, next_row, next, outputs);
+        round_h(s + 1, next_row, next, outputs);
     }
 
     // The elementwise part of a row's step.
     void step(const Chunk &chunk, int64_t row, int64_t b, const T *h, const Range &units) {
         const int64_t H = this->H, Hp = this->Hp;  // not to be read again after each store
         const bool reset = q.resets && q.resets[row], keeps = this->keeps;
-        T *const gate = gate_row(chunk, row), *const out = y + row * H;
+        T *const gate = gate_row(chunk, row), *const out = projects ? m_row(row, b) : y + row * H;
         const T *const bias = this->bias, *const unit = S::at(q.units);
         T *apart[room(A)], *state[STATES], *kept[STATES];
         for (int a = 0; a < A; a++) apart[a] = apart_row(chunk, row, a);
@@ -210,7 +243,7 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
             for (int a = 0; a < A; a++)
                 s.apart[a] = load(apart[a] + u) + load(bias + (G + a) * Hp + u);
             for (int k = 0; k < U; k++) s.unit[k] = load(unit + k * H + u, H - u);
-            s.before[0] = load(h + u, H - u);
+            s.before[0] = projects ? V<T>{} : load(h + u, H - u);  // which it does not read
             for (int i = 1; i < STATES; i++) s.before[i] = reset ? V<T>{} : load(state[i] + u);
             Cell::forward(s);
             for (int g = 0; Cell::KEEPS_GATES && g < G; g++) store(gate + g * Hp + u, s.gate[g]);
@@ -224,15 +257,15 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
     }
 
     // The final states: of each sequence's last step.
-    void finish(const Range &units) {
+    void finish(const Range &units, const Range &outputs) {
         T *h_n = S::at(q.state_n[0]);
         int64_t row = 0;
         for (int64_t t = 0; t < q.steps; t++) {
             const int64_t n = q.sizes[t];
             const int64_t go_on = t + 1 < q.steps && !q.reverse ? q.sizes[t + 1] : 0;
             for (int64_t b = go_on; b < n; b++) {
-                const T *from = y + (row + b) * H;
-                std::copy(from + units.begin, from + units.end, h_n + b * H + units.begin);
+                const T *from = y + (row + b) * O;
+                std::copy(from + outputs.begin, from + outputs.end, h_n + b * O + outputs.begin);
             }
             if (q.reverse) break;  // all of them end at the first step
             row += n;

@@ -22,7 +22,9 @@ template <class Work> int start(Work &&pass, const bptt_threads &threads) {
 template <template <class, class> class Pass, class P>
 int with_cell(const bptt_sequence &q, const bptt_threads &threads) {
     return Cells::with<int>(q.cell, BPTT_NO_CELL, [&](auto cell) {
-        return start(Pass<P, decltype(cell)>(q), threads);
+        using Cell = decltype(cell);
+        if (q.w_hr && !PROJECTS<Cell>) return int(BPTT_NO_CELL);
+        return start(Pass<P, Cell>(q), threads);
     });
 }
 

@@ -68,6 +68,9 @@ template <class P, class Cell> struct Sizes {
     using T = Sum<P>;
     const bptt_sequence &q;
     const int64_t B = q.batch, I = q.inputs, H = q.hidden, N = q.rows;
+    // The size of h: H, unless it is W_hr times what the equations call h, here m.
+    const int64_t O = q.outputs;
+    const bool projects = q.w_hr != nullptr;
     static constexpr int64_t G = Cell::GATES, A = Cell::APART, U = Cell::UNITS;
     static constexpr int64_t STATES = Cell::STATES;
     static constexpr int64_t JOINT = G - A;  // the first gates, where W_ih x and W_hh h are added
