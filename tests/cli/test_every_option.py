@@ -67,6 +67,7 @@ TRAIN = {
     "layers": to("--layers", 2),
     "embedding": to("--embedding", 3),
     "tied": to("--tied"),
+    "softmax": to("--softmax", "adaptive", level="char"),
     "dropout": to("--dropout", 0.5),
     "credit": to("--credit", "truncated:2"),
     "steps": to("--steps", 7),
@@ -371,7 +372,7 @@ def test_the_same_again_is_the_same(outcome, command, again):
 VALUES = {
     **{"column": "a", "encoding": "utf-8", "vocabulary": 300, "sampling": "random"},
     **{"valid_fraction": 0.4, "nonlinearity": "relu", "steps": 7, "momentum": 0.5},
-    **{"most_rewinds": 3, "hidden": 5, "layers": 2, "seed": 1},
+    **{"most_rewinds": 3, "softmax": "adaptive", "hidden": 5, "layers": 2, "seed": 1},
 }
 
 

@@ -83,7 +83,12 @@ def test_torch_has_not_every_cell(cell, nonlinearity):
 
 @pytest.mark.parametrize(
     ("cell", "nonlinearity", "options"),
-    [("lstm", "tanh", {}), ("gru", "tanh", {"hidden": 5, "tied": True}), ("mgu", "tanh", {})],
+    [
+        ("lstm", "tanh", {}),
+        ("gru", "tanh", {"hidden": 5, "tied": True}),
+        ("mgu", "tanh", {}),
+        ("rnn", "tanh", {"softmax": "adaptive"}),
+    ],
 )
 def test_a_file_of_onnx_computes_the_same(cell, nonlinearity, options):
     model = made(cell, nonlinearity, **options).train()

@@ -65,6 +65,7 @@ VARIANTS = {
     "tied, random windows": {"tied": True, "sampling": "random"},
     "sentences": {"reading": "sentences"},
     "lines, characters": {"reading": "lines", "level": "char"},
+    "adaptive softmax": {"softmax": "adaptive", "dropout": 0.2},
     **({"bf16": {"precision": "bf16", "dropout": 0.3}} if backend().bf16 else {}),
 }
 
@@ -131,6 +132,7 @@ OPTIONS = [
     {"layers": 2},
     {"embedding": 5},
     {"tied": True},
+    {"softmax": "adaptive"},
     {"dropout": 0.5},
     {"steps": 9},
     {"batch_size": 5},

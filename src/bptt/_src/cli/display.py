@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from bptt._src.cli.terminal import Console, visible
+from bptt._src.language_model.readout import AdaptiveReadout
 from bptt._src.language_model.score import beside, perplexity
 from bptt._src.shell import quoted
 from bptt.errors import needs
@@ -83,8 +84,8 @@ class Display(Watch):
             f"{len(text.valid.ids):,} held out{beside(text.valid.unknown_share)}; vocabulary {V:,}."
         )
         self.say(
-            f"Model: {config.layers} × {cell} of {config.hidden}, {parameters:,} parameters; an "
-            f"untrained one's loss is ln {V} = {math.log(V):.3f}."
+            f"Model: {config.layers} × {cell} of {config.hidden}, {parameters:,} parameters; "
+            f"{_readout(training)}."
         )
         if config.credit != "full":
             again = training.reach_back
@@ -239,6 +240,15 @@ class Display(Watch):
             "  " + best.sample(length=length, temperature=0.7, seed=0).strip().replace("\n", "\n  ")
         )
         self.say(f"The run is in {quoted(training.run.path)}.")
+
+
+def _readout(training: Training) -> str:
+    """What an untrained model's loss is, or what there is in place of one softmax."""
+    readout, V = training.model.readout, training.text.tokenizer.size
+    if isinstance(readout, AdaptiveReadout):
+        first, *_ = cutoffs = readout.softmax.cutoffs
+        return f"an adaptive softmax of {first:,} tokens and {len(cutoffs) - 1} clusters of others"
+    return f"an untrained one's loss is ln {V} = {math.log(V):.3f}"
 
 
 def _processes(training: Training) -> str:

@@ -36,6 +36,7 @@ TOGETHER: Table = {
     "steps": Only("reading", ("stream",)),
     "momentum": Only("optimizer", ("sgd",)),
     "most_rewinds": Only("on_divergence", ("rewind",)),
+    "softmax": Only("level", ("word", "char")),  # whose tokens are in order of frequency
 }
 """Options that mean something only together with others; see :mod:`together`."""
 
@@ -110,6 +111,11 @@ class Config:
         None, MODEL, "embedding size (default: that of the hidden layer)", least=1
     )
     tied: bool = _option(False, MODEL, "share the weights of embedding and readout")
+    softmax: Literal["full", "adaptive"] = _option(
+        "full",
+        MODEL,
+        "the readout: adaptive has fewer parameters for rare tokens, and takes less time",
+    )
     dropout: float = _option(
         0.0, MODEL, "dropout of the embedding, between layers, and before the readout", least=0
     )
@@ -218,6 +224,11 @@ class Config:
             raise ConfigError(
                 f"{spelled('tied')} needs an embedding of the hidden layer's size {self.hidden}, "
                 f"got {self.embedding}: leave {spelled('embedding')} out"
+            )
+        if self.tied and self.softmax == "adaptive":
+            raise ConfigError(
+                f"{spelled('tied')} shares one matrix of all tokens, which "
+                f"{spelled('softmax', 'adaptive')} has not: leave {spelled('tied')} out"
             )
         if self.precision == "bf16" and not self.device.startswith("cpu"):
             raise ConfigError(

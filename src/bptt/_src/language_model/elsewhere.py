@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -55,6 +55,11 @@ class TorchLanguageModel(nn.Module):
 
 def in_torch(model: LanguageModel) -> TorchLanguageModel:
     """See :meth:`LanguageModel.to_torch`."""
+    if not isinstance(model.readout, nn.Linear):
+        raise ConfigError(
+            "LanguageModel.to_torch: the readout is an adaptive softmax, and not a Linear: use the "
+            "model as it is, or write a file of ONNX by to_onnx"
+        )
     of = copy.deepcopy(model)  # as a whole: a tied weight stays one
     cell = of.recurrent.cell
     try:
@@ -64,7 +69,8 @@ def in_torch(model: LanguageModel) -> TorchLanguageModel:
             f"LanguageModel.to_torch: torch.nn has no {cell.name}: use the model as it is, or "
             "write a file of ONNX by to_onnx"
         ) from None
-    new = TorchLanguageModel(of.embedding, recurrent, of.readout, nn.Dropout(of.dropout.p))
+    readout = cast(nn.Linear, of.readout)
+    new = TorchLanguageModel(of.embedding, recurrent, readout, nn.Dropout(of.dropout.p))
     return new.train(model.training)
 
 

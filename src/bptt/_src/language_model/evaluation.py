@@ -12,10 +12,10 @@ from torch import Tensor
 
 from bptt._src.data.readers import IGNORED
 from bptt._src.language_model.job import Job
+from bptt._src.language_model.readout import loss_of
 from bptt._src.language_model.score import Score
 from bptt.data import Tokens
 from bptt.errors import ConfigError, CorpusError, spelled
-from bptt.losses import linear_cross_entropy
 
 WINDOW = 1000
 """Steps of a sequence computed at a time; the state is carried from chunk to chunk."""
@@ -226,12 +226,5 @@ def _summed_loss(model: LanguageModel, hidden: Tensor, targets: Tensor) -> float
 
     The sum is on the CPU because not every device has doubles.
     """
-    losses = linear_cross_entropy(
-        hidden,
-        model.readout.weight,
-        model.readout.bias,
-        targets,
-        ignore_index=IGNORED,
-        reduction="none",
-    )
+    losses = loss_of(model.readout, hidden, targets, reduction="none")
     return losses.cpu().double().sum().item()

@@ -9,6 +9,7 @@ import torch
 
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.model import LanguageModel
+from bptt._src.language_model.readout import size_of
 from bptt._src.language_model.tensors import Kind
 from bptt._src.networks import cell_of
 from bptt.data import Tokenizer
@@ -32,7 +33,8 @@ def check_memory(config: Config, vocabulary: int, *, copies: int = 1) -> None:
     cell = cell_of(config.cell, config.nonlinearity)
     of_x = cell.gates_x * H * (E + (L - 1) * H + L)  # with the biases
     of_h = cell.gates_h * H * L * (H + 1)
-    weights = of_x + of_h + cell.units * H * L + vocabulary * (E + H + 1)
+    readout = size_of(H, vocabulary, adaptive=config.softmax == "adaptive")
+    weights = of_x + of_h + cell.units * H * L + vocabulary * E + readout
     if not _may_have(4 * weights * copies):
         raise no_memory(config, vocabulary)
 

@@ -16,13 +16,13 @@ from bptt._src.dropout import dropout
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.elsewhere import as_onnx, in_torch
 from bptt._src.language_model.evaluation import evaluate
+from bptt._src.language_model.readout import AdaptiveReadout, loss_of
 from bptt._src.language_model.sampling import sample_stream
 from bptt._src.language_model.score import Score, warn_of_unknown
 from bptt._src.networks import make_network
 from bptt.credit import as_credit
-from bptt.data import IGNORED, Tokenizer, encode_text
+from bptt.data import Tokenizer, encode_text
 from bptt.errors import ConfigError, spelled
-from bptt.losses import linear_cross_entropy
 from bptt.memory import Memory
 
 
@@ -68,18 +68,21 @@ class LanguageModel(nn.Module):
         )
         # Under autocast, too: torch.nn's round the state that one window hands to the next.
         self.recurrent._under_autocast = _in_float32  # type: ignore[method-assign]
-        self.readout = nn.Linear(H, V)
+        self.readout = AdaptiveReadout(H, V) if config.softmax == "adaptive" else nn.Linear(H, V)
         self.dropout = _Dropout(config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise: U(-0.1, 0.1) for embedding and readout, as in torch.nn for the rest.
 
-        The untrained loss is then close to ln V, that of a uniform guess.
+        The untrained loss of a full softmax is then close to ln V, that of a uniform guess.
         """
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        nn.init.uniform_(self.readout.weight, -0.1, 0.1)
-        nn.init.zeros_(self.readout.bias)
+        for name, p in self.readout.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(p)
+            else:
+                nn.init.uniform_(p, -0.1, 0.1)
         self.recurrent.reset_parameters()
         if self.config.tied:
             self.readout.weight = self.embedding.weight
@@ -112,7 +115,8 @@ class LanguageModel(nn.Module):
                 all its losses reach: the credit's ``history`` by default.
 
         Returns:
-            The logits of the next token, [T, B, V], or with ``targets`` the loss in nats; and the
+            The logits of the next token, [T, B, V], by an adaptive softmax the logarithms of the
+            probabilities; or with ``targets`` the loss in nats; and the
             state after the last step, or the stream there.
 
         Raises:
@@ -133,8 +137,7 @@ class LanguageModel(nn.Module):
             h, state = self.hidden(tokens, state, **how)
         if targets is None:
             return self.readout(h), state
-        given = h, self.readout.weight, self.readout.bias, targets
-        return linear_cross_entropy(*given, ignore_index=IGNORED, reduction=reduction), state
+        return loss_of(self.readout, h, targets, reduction=reduction), state
 
     def _along(
         self,

@@ -17,11 +17,11 @@ from bptt import FlowMeter
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.model import LanguageModel
 from bptt._src.language_model.probe import draw_losses
+from bptt._src.language_model.readout import loss_of
 from bptt.credit import Credit
 from bptt.data import Tokens
 from bptt.errors import CheckpointError, spelled
 from bptt.flow import LISTENS_EVERY, Probe, dies
-from bptt.losses import linear_cross_entropy
 
 LAGS = 100  # lags to measure, from 0 on
 SEQUENCES = 24  # at most; at least 8 more than a batch has
@@ -228,10 +228,10 @@ class Monitor:
         with torch.no_grad():
             x = self.model.embedding(inputs)
 
-        W, b = (p.detach() for p in (self.model.readout.weight, self.model.readout.bias))
+        readout = self.model.readout
 
         def losses(h: Tensor) -> Tensor:
-            last = linear_cross_entropy(h[-1], W, b, targets, reduction="sum")
+            last = loss_of(readout, h[-1], targets, reduction="sum", learns=False)
             return torch.cat([last.new_zeros(len(h) - 1), last.unsqueeze(0)])
 
         probe = self.meter.look(x, losses, resets=resets)

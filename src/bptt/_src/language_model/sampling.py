@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -157,7 +157,7 @@ class _Quickly(_After):
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model)
-        table, readout = model.embedding.weight.detach(), model.readout
+        table, readout = model.embedding.weight.detach(), cast(nn.Linear, model.readout)
         self.rows = table.view(len(table), 1, 1, -1)
         self.weight, self.bias = readout.weight.detach(), readout.bias.detach()
         self.logits = torch.empty_like(self.bias)
@@ -179,7 +179,7 @@ def _after(model: LanguageModel) -> _After:
     """Choose what computes the logits."""
     parts = model.embedding, model.readout
     is_plain = tuple(map(type, parts)) == (nn.Embedding, nn.Linear)
-    is_plain = is_plain and model.readout.weight.dtype is torch.float32
+    is_plain = is_plain and model.embedding.weight.dtype is torch.float32
     is_plain = is_plain and takes(model.recurrent) and not any(map(has_hooks, parts))
     return _Quickly(model) if is_plain else _After(model)
 
