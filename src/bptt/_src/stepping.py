@@ -97,7 +97,7 @@ def _bound(call: Call, y: Tensor, final: State) -> Callable[[], None]:
         written.append(b)
         return 0
 
-    given.run(note, y, None, *native._both(final), *(0,) * 16)
+    given.run(note, y, None, *native._both(final), *(0,) * 17)
     return _Native(written[0], (given, y, final))
 
 
