@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -32,20 +33,12 @@ class CellWriter(nn.Module):
 
     def __init__(self, like: LanguageModel, shape: ModelShape) -> None:
         super().__init__()
-        H = shape.hidden
-        self.embedding, self.readout = (
-            nn.Embedding(shape.vocabulary, H),
-            nn.Linear(H, shape.vocabulary),
-        )
+        V, H = shape.vocabulary, shape.hidden
+        self.embedding, self.readout = nn.Embedding(V, H), nn.Linear(H, V)
         self.cells = nn.ModuleList(nn.LSTMCell(H, H) for _ in range(shape.layers))
-        weights = {
-            name: w for name, w in like.state_dict().items() if not name.startswith("recurrent.")
-        }
-        for number in range(shape.layers):
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-                w = like.state_dict()[f"recurrent.{name}_l{number}"]
-                weights[f"cells.{number}.{name}"] = w
-        self.load_state_dict(weights)
+        layer = re.compile(r"recurrent\.(.+)_l(\d+)")
+        weights = like.state_dict().items()
+        self.load_state_dict({layer.sub(r"cells.\2.\1", name): w for name, w in weights})
         self.first = first_token(like)
         tokenizer = like.tokenizer
         self.never = [i for i in (tokenizer.unknown, tokenizer.start) if i is not None]

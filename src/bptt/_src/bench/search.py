@@ -15,7 +15,7 @@ from bptt._src.bench.timing import Effort, Pace, take_turns
 from bptt.kernels import backend
 
 RANGES = ((1, 1000), (1, 256), (1, 1024), (6, 1024))
-"""Of T, B, I and H; their logarithms are drawn uniformly."""
+"""Of T, B, I and H, the upper ends excluded; their logarithms are drawn uniformly."""
 MOST_FLOP = 2e9
 """Of a case, so that a step takes some hundredths of a second at most."""
 CLOSE = 1.1
@@ -54,11 +54,10 @@ def draw_cases(count: int, cells: Sequence[str], seed: int) -> list[Case]:
     """
     random = np.random.default_rng(seed)
     low, high = (np.log(np.array(bound)) for bound in zip(*RANGES, strict=True))
-    # Rounded down: the last number of each range would come up half as often as by its logarithm.
     found: list[Case] = []
     while len(found) < count:
-        shape = Shape(*map(int, np.exp(random.uniform(low, high))))
-        cell = list(cells or GATES)[random.integers(len(cells or GATES))]
+        shape = Shape(*map(int, np.exp(random.uniform(low, high))))  # rounded down
+        cell = str(random.choice(list(cells or GATES)))
         case = Case(cell, shape, bool(random.integers(2)))
         if case.flop <= MOST_FLOP:
             found.append(case)
