@@ -39,7 +39,7 @@ def operands(name, engine, *, credit=None, resets=False, packed=False, reverse=F
         t.requires_grad_()
     cell = network.cell.name if name != "own" else "LEAKY"
     crossing = carry, starts, blocks
-    return (cell, engine, x, state, *w, sizes, reverse, *crossing, False, False, states)
+    return (cell, engine, x, state, *w, sizes, reverse, *crossing, False, False, states, False)
 
 
 @pytest.mark.parametrize("engine", ["native", "twin", ""])
@@ -56,8 +56,6 @@ def operands(name, engine, *, credit=None, resets=False, packed=False, reverse=F
 )
 @pytest.mark.parametrize("name", ["GRU", "LSTM", "MGU", "projection"])
 def test_torchs_checks_of_a_sequence(name, how, engine):
-    if name == "projection" and engine == "native":
-        engine = "twin"
     given = operands(name, engine, **how)
     torch.library.opcheck(torch.ops.bptt.sequence.default, given, test_utils=CHECKS)
 
@@ -73,7 +71,7 @@ def test_torchs_checks_of_the_loss_of_a_readout(reduction):
     for t in (hidden, weight, bias):
         t.requires_grad_()
     needed = [reduction != "none"] * 3
-    given = (hidden, weight, bias, torch.randint(7, (6,)), None, -100, reduction, needed)
+    given = (hidden, weight, bias, torch.randint(7, (6,)), None, -100, reduction, False, needed)
     torch.library.opcheck(torch.ops.bptt.linear_cross_entropy.default, given, test_utils=CHECKS)
 
 
