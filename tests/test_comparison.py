@@ -477,6 +477,17 @@ def test_peak_memory_counts_what_autograd_keeps():
     assert 5 * 4000 <= peak_bytes(run) <= 8 * 4000
 
 
+def test_peak_memory_counts_the_rows_of_a_sparse_gradient():
+    table = torch.nn.Embedding(1000, 10, sparse=True)
+
+    def run():
+        table.weight.grad = None
+        table(torch.arange(3)).sum().backward()
+
+    assert 3 * (10 * 4 + 8) <= peak_bytes(run) < 1000
+    assert table.weight.grad.is_sparse
+
+
 def test_plans_are_looked_at():
     generator = torch.Generator().manual_seed(0)
     assert plans_of(bptt.Full(), 9, 4, generator)[:3] == (True, 9, False)

@@ -77,6 +77,7 @@ TRAIN = {
     "learning_rate": to("--learning-rate", 0.1),
     "momentum": Change({"--momentum": 0.9}, SGD),
     "weight_decay": to("--weight-decay", 0.5),
+    "embedding_rows": to("--embedding-rows", "used"),
     "clip": to("--clip", 0.01),
     "schedule": to("--schedule", "cosine"),
     "warmup": to("--warmup", 20),
@@ -372,7 +373,8 @@ def test_the_same_again_is_the_same(outcome, command, again):
 VALUES = {
     **{"column": "a", "encoding": "utf-8", "vocabulary": 300, "sampling": "random"},
     **{"valid_fraction": 0.4, "nonlinearity": "relu", "steps": 7, "momentum": 0.5},
-    **{"most_rewinds": 3, "softmax": "adaptive", "hidden": 5, "layers": 2, "seed": 1},
+    **{"most_rewinds": 3, "softmax": "adaptive", "embedding_rows": "used"},
+    **{"hidden": 5, "layers": 2, "seed": 1},
 }
 
 

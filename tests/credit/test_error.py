@@ -286,3 +286,25 @@ def test_errors():
         p.requires_grad_(False)
     with pytest.raises(ConfigError, match="no parameter"):
         bptt.estimator_error(module, x, loss, bptt.Full())
+
+
+def test_a_gradient_of_rows_is_measured_as_the_whole_one():
+    class Words(nn.Module):
+        takes_carry = True
+
+        def __init__(self, sparse):
+            super().__init__()
+            torch.manual_seed(4)
+            self.table = nn.Embedding(9, 2, sparse=sparse, dtype=torch.float64)
+            self.recurrent = bptt.GRU(2, 3, dtype=torch.float64)
+
+        def forward(self, x, state=None, **how):
+            return self.recurrent(self.table(x), state, **how)
+
+    tokens = torch.tensor([[1, 2], [1, 3], [5, 1], [2, 2]])
+    found, expected = (
+        bptt.estimator_error(Words(sparse), tokens, loss, bptt.Truncated(2))
+        for sparse in (True, False)
+    )
+    assert found.parameters["table.weight"].bias > 0.01
+    assert found.total == expected.total

@@ -86,3 +86,8 @@ def test_the_rate_and_the_embedding_follow_other_options_unless_given():
     assert Config(optimizer="adamw", learning_rate=0.5).base_rate == 0.5
     assert Config(hidden=30).embedding_size == 30
     assert Config(hidden=30, embedding=7).embedding_size == 7
+
+
+def test_tied_weights_have_no_rows_that_are_not_used():
+    with pytest.raises(ConfigError, match="is for an embedding of its own"):
+        Config(tied=True, embedding_rows="used")

@@ -22,7 +22,11 @@ OPTIMIZERS = {
     "adam": {"optimizer": "adam"},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1},
 }
-ROW_SPARSE = {"sgd"}
+DENSE = {"sgd, tied"}
+USED = {
+    "adam": {"optimizer": "adam", "weight_decay": 0.1, "embedding_rows": "used"},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "embedding_rows": "used"},
+}
 
 
 @pytest.fixture(name="model_of")
@@ -93,19 +97,71 @@ def test_updates_are_those_of_torch(small, model_of, name, clip):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_only_rows_that_were_used_are_touched_where_that_is_all_there_is_to_do(
-    small, model_of, name
-):
+def test_the_embeddings_gradient_has_the_rows_of_the_batch(small, model_of, name):
     config = small.changed(**OPTIMIZERS[name])
     model = model_of(config)
     step = TrainingStep(model, make_optimizer(config, list(model.parameters())), 1.0)
     inputs, targets = next(batches(model))
     step(inputs, targets, Stream(), 0.1)
     gradient = model.embedding.weight.grad
-    assert gradient.is_sparse == (name in ROW_SPARSE)
-    if name in ROW_SPARSE:
+    assert gradient.is_sparse == (name not in DENSE)
+    if name not in DENSE:
         assert gradient.values().shape == (len(inputs.unique()), model.config.embedding_size)
         assert gradient.indices()[0].tolist() == inputs.unique().tolist()
+
+
+def by_hand(p, m, v, g, t, config, rate):
+    """One of Adam's or AdamW's updates, as their papers write it."""
+    decay = config.weight_decay
+    if config.optimizer == "adamw":
+        p = p * (1 - rate * decay)
+    else:
+        g = g + decay * p
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    return p - rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8), m, v
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+@pytest.mark.parametrize("name", USED)
+def test_only_rows_with_a_gradient_change_where_that_is_asked_for(
+    small, model_of, name, clip, is_dense
+):
+    config = small.changed(clip=clip, **USED[name])
+    model = model_of(config)
+    step = TrainingStep(model, make_optimizer(config, list(model.parameters())), clip)
+    model.embedding.sparse = not is_dense  # as that of processes which share a large batch is not
+    table, stream, used, stood = model.embedding.weight, Stream(), set(), 0
+    p = before = table.detach().clone()
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for t, (inputs, targets) in enumerate(batches(model), 1):
+        inputs = inputs.clamp(max=4) if t % 2 == 0 else inputs
+        taken = step(inputs, targets, stream, 0.1)
+        rows, stream = inputs.unique(), taken.stream
+        g = table.grad.to_dense()[rows] / (max(1.0, (taken.norm + 1e-6) / clip) if clip else 1)
+        p, m, v = p.clone(), m.clone(), v.clone()
+        p[rows], m[rows], v[rows] = by_hand(p[rows], m[rows], v[rows], g, t, config, 0.1)
+        stood += len(used - set(rows.tolist()))
+        used |= set(rows.tolist())
+        torch.testing.assert_close(table.detach(), p, rtol=1e-6, atol=1e-7)
+    assert stood  # rows that had moments when they were not used
+    state = step.optimizer.state[table]
+    torch.testing.assert_close(state["exp_avg"], m, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(state["exp_avg_sq"], v, rtol=1e-5, atol=1e-12)
+    unused = [row for row in range(len(p)) if row not in used]
+    assert torch.equal(table[unused], before[unused])
+
+
+def test_the_first_update_of_rows_that_are_used_is_adams_to_the_bit(small, model_of):
+    found = []
+    for rows in ("all", "used"):
+        config = small.changed(embedding_rows=rows)
+        model = model_of(config).float()
+        step = TrainingStep(model, make_optimizer(config, list(model.parameters())), 0.1)
+        inputs, targets = next(batches(model))
+        step(inputs, targets, Stream(), 0.1)
+        found.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])

@@ -53,6 +53,7 @@ VARIANTS = {
     "lstm, adam, one layer": {},
     "rnn, sgd with momentum": {"cell": "rnn", "optimizer": "sgd", "momentum": 0.9, "clip": 0.1},
     "sgd, which touches only the embeddings that are used": {"optimizer": "sgd"},
+    "adam of the rows that are used": {"embedding_rows": "used"},
     "gru, adamw, dropout, two layers": {
         "cell": "gru",
         "optimizer": "adamw",
@@ -140,6 +141,7 @@ OPTIONS = [
     {"optimizer": "sgd"},
     {"optimizer": "sgd", "momentum": 0.5},
     {"optimizer": "adamw", "weight_decay": 0.1},  # without a decay it is adam
+    {"embedding_rows": "used"},
     {"learning_rate": 0.01},
     {"weight_decay": 0.1},
     {"clip": 0.01},

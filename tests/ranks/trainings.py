@@ -77,6 +77,9 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "own credit": _streams(credit="ranks.trainings.Drawn"),
     "momentum": _streams(momentum=0.9, learning_rate=0.1),
     "adam": _streams(optimizer="adam", learning_rate=0.01, clip=0),
+    "adam of the rows that are used": _streams(
+        optimizer="adam", embedding_rows="used", learning_rate=0.01
+    ),
     "adamw, warm-up, cosine": _streams(
         optimizer="adamw", learning_rate=0.01, warmup=5, schedule="cosine", weight_decay=0.1
     ),

@@ -113,6 +113,7 @@ OPTIMIZERS = [
     {"optimizer": "sgd"},
     {"optimizer": "sgd", "momentum": 0.9},
     {"optimizer": "adam"},
+    {"optimizer": "adam", "embedding_rows": "used"},
     {"optimizer": "adamw", "weight_decay": 0.1},
 ]
 CREDITS = ["full", "truncated:5", "truncated:every=4,reach=9", "randomized:5", "adaptive:0.3"]

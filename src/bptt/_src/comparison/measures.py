@@ -53,13 +53,16 @@ class _Peak(TorchDispatchMode):
         for t in optree.tree_leaves(nest):
             if not isinstance(t, Tensor):
                 continue
-            storage: Any = t.untyped_storage()
-            if storage._cdata in self.sizes:
-                continue
-            self.sizes[storage._cdata] = storage.nbytes() if new else 0
-            self.now += self.sizes[storage._cdata]
-            self.most = max(self.most, self.now)
-            weakref.finalize(storage, self._forget, storage._cdata)
+            for part in (t._indices(), t._values()) if t.is_sparse else (t,):
+                self._count(part.untyped_storage(), new)
+
+    def _count(self, storage: Any, new: bool) -> None:
+        if storage._cdata in self.sizes:
+            return
+        self.sizes[storage._cdata] = storage.nbytes() if new else 0
+        self.now += self.sizes[storage._cdata]
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, storage._cdata)
 
     def _forget(self, storage: int) -> None:
         self.now -= self.sizes.pop(storage, 0)

@@ -128,7 +128,8 @@ def estimator_error(
                 )
             found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
         pairs = zip(found, wanted.values(), strict=True)
-        return [(torch.zeros_like(p) if g is None else g).double().flatten() for g, p in pairs]
+        dense = [torch.zeros_like(p) if g is None else g.to_dense() for g, p in pairs]
+        return [g.double().flatten() for g in dense]
 
     exact = gradient(Full())
     sums = [_Sums(g) for g in (torch.cat(exact), *exact)]

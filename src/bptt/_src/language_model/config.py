@@ -35,6 +35,7 @@ TOGETHER: Table = {
     "nonlinearity": Only("cell", ("rnn",)),
     "steps": Only("reading", ("stream",)),
     "momentum": Only("optimizer", ("sgd",)),
+    "embedding_rows": Only("optimizer", ("adam", "adamw")),
     "most_rewinds": Only("on_divergence", ("rewind",)),
     "softmax": Only("level", ("word", "char")),  # whose tokens are in order of frequency
 }
@@ -149,6 +150,12 @@ class Config:
     weight_decay: float = _option(
         0.0, TRAINING, "L2 penalty; decoupled with adamw", least=0, most=1e38
     )
+    embedding_rows: Literal["all", "used"] = _option(
+        "all",
+        TRAINING,
+        "rows of the embedding that an update changes: all, or those of the batch's tokens, while "
+        "the moments of the others stand still, which is faster for a large vocabulary",
+    )
     clip: float = _option(
         1.0, TRAINING, "clip the gradient to this norm; 0: no clipping", least=0, most=1e38
     )
@@ -234,6 +241,11 @@ class Config:
             raise ConfigError(
                 f"{spelled('precision', 'bf16')} is for {spelled('device', 'cpu')}, got "
                 f"{spelled('device', self.device)}: leave {spelled('precision')} out"
+            )
+        if self.tied and self.embedding_rows == "used":
+            raise ConfigError(
+                f"{spelled('embedding_rows', 'used')} is for an embedding of its own: with "
+                f"{spelled('tied')} all rows have a gradient, that of the readout; leave one out"
             )
         if not is_own(self.credit):
             self.make_credit()

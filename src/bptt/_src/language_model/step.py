@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from bptt import Stream
+from bptt._src.language_model.embedding_rows import AllRows, UsedRows
 from bptt._src.language_model.gradient_sum import GradientSum, Share
 from bptt._src.language_model.job import Job
 from bptt._src.language_model.model import LanguageModel
@@ -76,9 +77,12 @@ class TrainingStep:
     """A step of gradient descent, in as few passes over the weights as possible.
 
     The logits are never stored (:func:`bptt.losses.linear_cross_entropy`), and the gradient is
-    clipped while it is read for the update. Plain SGD, without momentum and weight decay, keeps no
-    state and leaves a weight alone if its gradient is zero: it is one operation per parameter, and
-    only those rows of the embedding change that the batch used. Any other optimizer is torch's own.
+    clipped while it is read for the update. An embedding that is not tied to the readout has a
+    gradient with one row for each token of the batch. Plain SGD, without momentum and weight decay,
+    keeps no state and leaves a weight alone if its gradient is zero: it is one operation per
+    parameter, and only those rows of the embedding change. Any other optimizer is torch's own, and
+    updates all rows of the embedding, or those that have a gradient
+    (:mod:`bptt._src.language_model.embedding_rows`).
 
     Args:
         model: the model to train.
@@ -98,8 +102,9 @@ class TrainingStep:
         self.parameters = list(model.parameters())
         table = model.embedding
         self.is_plain = _is_plain(optimizer) and _is_on_cpu(table.weight)
+        self.rows = UsedRows() if model.config.embedding_rows == "used" else AllRows()
         # A row-sparse gradient, with one row for each token of the batch.
-        table.sparse = self.is_plain and not model.config.tied
+        table.sparse = _is_on_cpu(table.weight) and not model.config.tied
         self.sum = None
         if job is not None and not job.is_alone:
             self.sum = GradientSum(job, self.parameters, table)
@@ -158,7 +163,11 @@ class TrainingStep:
             return
         # torch.amp's divisor, applied while the optimizer reads the gradient.
         self.optimizer.grad_scale = torch.tensor(shorten) if shorten > 1 else None  # type: ignore[attr-defined]
-        self.optimizer.step()
+        table = self.model.embedding.weight
+        if table.grad is not None and (table.grad.is_sparse or isinstance(self.rows, UsedRows)):
+            self.rows.step(self.optimizer, table)
+        else:
+            self.optimizer.step()
 
 
 def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
