@@ -90,21 +90,13 @@ def _bound(call: Call, y: Tensor, final: State) -> Callable[[], None]:
                 t.copy_(new)
 
         return run
-    written: list[bytes] = []
-    given = native._Given(call)
-
-    def note(b: bytes) -> int:
-        written.append(b)
-        return 0
-
-    given.run(note, y, None, *native._both(final), *(0,) * 17)
-    return _Native(written[0], (given, y, final))
+    return _Native(*native.written(call, y, final))
 
 
 class _Native:
     """A call of the library, as it was written down, and the memory whose addresses it holds."""
 
-    def __init__(self, written: bytes, memory: Any) -> None:
+    def __init__(self, written: bytes, memory: object) -> None:
         self.written, self.memory, self.forward = written, memory, library().bptt_forward
 
     def __call__(self) -> None:

@@ -40,6 +40,7 @@ _AFTER = ("the output", "what the forward pass kept")
 
 # The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
 _SEQUENCE = struct.Struct("=42q")
+_FORWARDS_ALONE = (0,) * 17  # the fields after c_n
 _READOUT = struct.Struct("=14q")
 
 
@@ -107,8 +108,29 @@ def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     final = tuple([torch.empty_like(s) for s in given.state])
     size = given.size_of_kept if keep else 0
     kept = memory_for(size, x.dtype) if size else None
-    given.run(library().bptt_forward, y, kept, *_both(final), *(0,) * 17)
+    given.run(library().bptt_forward, y, kept, *_both(final), *_FORWARDS_ALONE)
     return y, final, () if kept is None else (kept,)
+
+
+def written(call: Call, y: Tensor, final: State) -> tuple[bytes, object]:
+    """Write a forward pass down, to be run again and again on the same memory.
+
+    Args:
+        call: the sequence, of operands that are dense as they are.
+        y: where the outputs go.
+        final: where the final state goes, other memory than the initial one.
+
+    Returns:
+        The argument of the library's ``bptt_forward``, and what must live as long as it is used.
+    """
+    given, found = _Given(call), list[bytes]()
+
+    def note(call: bytes) -> int:
+        found.append(call)
+        return 0
+
+    given.run(note, y, None, *_both(final), *_FORWARDS_ALONE)
+    return found[0], (given, y, final)
 
 
 def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
