@@ -99,8 +99,8 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
             const int64_t n = chunk.high - chunk.low;
             for (int g = 0; g < G; g++)
                 if (few_x)
-                    few(n, I, x + chunk.low * I, I, q.w_ih, g * H, units, to + g * Hp, row_apart(),
-                        false);
+                    few(n, I, x + chunk.low * I, I, q.w_ih, g * H, units, columns, to + g * Hp,
+                        row_apart(), false);
                 else
                     multiply<P>(n, I, left, from_x[g], to + g * Hp, row_apart(), false);
             walk.within(chunk, [&](int64_t s, int64_t row, int64_t n) {
@@ -115,9 +115,10 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
 
     // The product of a few rows with some of the weights' rows.
     void few(int64_t n, int64_t K, const T *a, int64_t a_row, const void *weights, int64_t first,
-             const Range &of, T *to, int64_t to_row, bool add) const {
+             const Range &of, int64_t room, T *to, int64_t to_row, bool add) const {
         multiply_transposed<T>(std::make_integer_sequence<int, 8>(), n, K, a, a_row,
-                               S::at(weights) + (first + of.begin) * K, K, of.size(), to, to_row, add);
+                               S::at(weights) + (first + of.begin) * K, K, of.size(), room, to,
+                               to_row, add);
     }
 
     // Biases, and the state before the first step.
@@ -190,7 +191,8 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
             const bool joint = g < JOINT;
             T *to = joint ? gate_row(chunk, row) + g * Hp : apart_row(chunk, row, g - JOINT);
             const int64_t apart = joint ? row_apart() : Hp;
-            if (few_h) few(n, O, h, O, q.w_hh, g * H, units, to + units.begin, apart, joint);
+            const int64_t room = from_h[g].columns;
+            if (few_h) few(n, O, h, O, q.w_hh, g * H, units, room, to + units.begin, apart, joint);
             else multiply<P>(n, O, left_h(s, h), from_h[g], to + units.begin, apart, joint);
         }
         for (int64_t b = 0; b < n; b++) step(chunk, row + b, b, h + b * O, units);
@@ -208,7 +210,7 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
         else left = {m, Hp};
         me.wait();
         T *const to = y + row * O + outputs.begin;
-        if (few_h) few(n, H, m, Hp, q.w_hr, 0, outputs, to, O, false);
+        if (few_h) few(n, H, m, Hp, q.w_hr, 0, outputs, outputs.size(), to, O, false);
         else multiply<P>(n, H, left, from_m, to, O, false);
     }
 
@@ -252,7 +254,8 @@ template <class P, class Cell> struct Forward : Sizes<P, Cell> {
                 store(state[i] + u, s.after[i]);
                 if (keeps) store(kept[i] + u, s.after[i]);
             }
-            store(out + u, s.after[0], H - u);
+            if (projects) store(out + u, s.after[0]);  // m has room for whole vectors
+            else store(out + u, s.after[0], H - u);
         }
     }
 

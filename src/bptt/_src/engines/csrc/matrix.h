@@ -320,15 +320,16 @@ void pack_slivers(int64_t rows, int64_t depth, const P *d, int64_t d_row, int wi
 #endif
 constexpr int64_t FEW = BPTT_FEW;  // rows, for which packing costs more than it saves
 
-// c[R, columns] (+)= a[R, K] Wᵀ, where the rows of W lie w_row apart.
+// c[R, columns] (+)= a[R, K] Wᵀ, where the rows of W lie w_row apart. In c there is room for columns
+// or, where that is more, whole vectors: what is not of W becomes zero.
 template <class T, int R>
 void multiply_transposed(int64_t K, const T *a, int64_t a_row, const T *w, int64_t w_row,
-                         int64_t columns, T *c, int64_t c_row, bool add) {
+                         int64_t columns, int64_t room, T *c, int64_t c_row, bool add) {
     constexpr int64_t W = WIDTH<T>;
     for (int64_t j = 0; j < columns; j += W) {
         const int64_t there = std::min(W, columns - j);
         V<T> sum[R];
-        for (int r = 0; r < R; r++) sum[r] = add ? load(c + r * c_row + j, there) : V<T>{};
+        for (int r = 0; r < R; r++) sum[r] = add ? load(c + r * c_row + j, room - j) : V<T>{};
         for (int64_t k = 0; k < K; k += W) {
             V<T> of_k[W];
             load_columns<T>(w + j * w_row + k, w_row, there, K - k, of_k);
@@ -343,21 +344,23 @@ void multiply_transposed(int64_t K, const T *a, int64_t a_row, const T *w, int64
                 for (int64_t i = 0; i < K - k; i++) add_k(i);
             }
         }
-        for (int r = 0; r < R; r++) store(c + r * c_row + j, sum[r], there);
+        for (int r = 0; r < R; r++) store(c + r * c_row + j, sum[r], room - j);
     }
 }
 
 template <class T, int... I>
 void multiply_transposed(std::integer_sequence<int, I...>, int64_t rows, int64_t K, const T *a,
-                         int64_t a_row, const T *w, int64_t w_row, int64_t columns, T *c,
-                         int64_t c_row, bool add) {
+                         int64_t a_row, const T *w, int64_t w_row, int64_t columns, int64_t room,
+                         T *c, int64_t c_row, bool add) {
     constexpr int64_t MOST = sizeof...(I);
     for (int64_t r = 0; r < rows;) {
         const int64_t high = part(rows - r, MOST);
         const T *const from = a + r * a_row;
         T *const to = c + r * c_row;
-        ((high == I + 1 ? multiply_transposed<T, I + 1>(K, from, a_row, w, w_row, columns, to, c_row, add)
-                        : void()), ...);
+        ((high == I + 1 ? multiply_transposed<T, I + 1>(K, from, a_row, w, w_row, columns, room, to,
+                                                        c_row, add)
+                        : void()),
+         ...);
         r += high;
     }
 }

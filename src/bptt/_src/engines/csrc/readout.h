@@ -180,8 +180,8 @@ template <class P> struct Readout {
         const T *const h = hidden + (first + rows.begin) * H;
         if (few_logits) {
             multiply_transposed<T>(std::make_integer_sequence<int, 8>(), rows.size(), H, h, H,
-                                   weight + block * LABELS * H, H, labels_of(block).size(), to,
-                                   LABELS, false);
+                                   weight + block * LABELS * H, H, labels_of(block).size(), LABELS,
+                                   to, LABELS, false);
             return;
         }
         Panels<P> whole = logit_panels(n, block);
