@@ -28,8 +28,8 @@ def read_row(found: dict[str, Any]) -> Row:
     """Make the row that was written."""
     contenders = found["contenders"].items()
     seconds = {n: [ms / 1e3 for ms in c["milliseconds_of_rounds"]] for n, c in contenders}
-    about = [found[key] for key in ("section", "name", "shape", "flop")]
-    return Row(*about, seconds, tokens=found.get("tokens"), base=found["base"])
+    about = {key: found.get(key) for key in ("section", "name", "shape", "flop", "tokens", "base")}
+    return Row(seconds=seconds, **about)  # type: ignore[arg-type]
 
 
 def table(headers: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

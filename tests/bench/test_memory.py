@@ -33,13 +33,13 @@ def test_both_kinds_are_measured():
 
 COUNTED = """
 import torch
-from bptt._src.bench import memory
+from bptt._src.bench import faults
 
 class Fills:
     def found(self):
         torch.ones(2**24)  # 64 MB, more than glibc ever keeps of itself
 
-print(memory._faults(Fills()))
+print(faults._faults(Fills()))
 """
 
 

@@ -19,6 +19,7 @@ from bptt._src.engines.plan_operator import Crossing, plan_of
 from bptt._src.engines.recording import are_recorded
 from bptt._src.engines.windows import windows_of
 from bptt._src.exported import Exported, is_by_tracing, is_onnx_export
+from bptt._src.initial import initial_state
 from bptt._src.layout import Layout
 from bptt._src.leaf import leaf
 from bptt._src.pieces import in_pieces, is_cut_for_torch
@@ -232,24 +233,27 @@ class Layers(NotQuantized, nn.Module):
             The outputs, the final state of each layer and direction, and, where they are asked
             for, the states of each layer after each step.
         """
-        dtype = computed_in(self._dtype, x.device)
-        x, state = x.to(dtype), tuple([s.to(dtype) for s in state])
+        own = self._dtype
+        dtype = computed_in(own, x.device)
+        if x.dtype is not dtype or state[0].dtype is not dtype:
+            x, state = x.to(dtype), tuple([s.to(dtype) for s in state])
         finals: list[State] = []
         each: list[State] = []
         cell, directions = self.cell, self._directions
-        of_each = list(zip(*(s.split(1) if len(s) > 1 else (s,) for s in state), strict=True))
+        one = self.num_layers == len(directions) == 1
+        of_each = [state] if one else list(zip(*(s.split(1) for s in state), strict=True))
         for layer in range(self.num_layers):
             outputs = []
             for reverse in directions:
                 initial, w = of_each[len(finals)], self._weights(layer, reverse)
-                if dtype is not self._dtype:
+                if dtype is not own:
                     w = Weights(*[p if p is None else p.to(dtype) for p in w])  # type: ignore[arg-type]
                 y, final, others = run.layer(cell, x, initial, w, reverse, layer)
                 outputs.append((y, *others))
                 finals.append(final)
-            states = [
-                s[0] if len(s) == 1 else torch.cat(s, dim=-1) for s in zip(*outputs, strict=True)
-            ]
+            states = outputs[0]
+            if len(outputs) > 1:
+                states = tuple([torch.cat(s, dim=-1) for s in zip(*outputs, strict=True)])
             x, last = states[0], layer == self.num_layers - 1
             if run.all_states:
                 each.append(tuple([run.result(s, last) for s in states]))
@@ -341,32 +345,8 @@ class Layers(NotQuantized, nn.Module):
         return (outputs, *(self.hidden_size,) * (self.cell.states - 1))
 
     def _initial_state(self, rows: Rows, hx: Any) -> State:
-        cells, sizes = self.num_layers * len(self._directions), self._state_sizes()
-        if hx is None:
-            dtype, new = self._dtype, rows.x.new_zeros
-            return tuple([new((cells, rows.batch, size), dtype=dtype) for size in sizes])
-        shapes: list[tuple[int, ...]] = [(cells, rows.batch, size) for size in sizes]
-        given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        if rows.is_unbatched:
-            shapes = [(cells, size) for size in sizes]
-        for s in given:
-            check_dtype(self._called, "the initial state", s, self._dtype)
-            if s.device != rows.x.device:
-                raise RuntimeError(
-                    f"{self._called}: the input and the initial state are not at the "
-                    f"same device, found the input at {rows.x.device} and the state at {s.device}"
-                )
-        if [tuple(s.shape) for s in given] != shapes:
-            raise RuntimeError(
-                f"{self._called}: expected an initial state of shape "
-                f"{_listed(shapes)} (layers times directions, batch, size), got "
-                f"{_listed([tuple(s.shape) for s in given]) or 'nothing'}"
-            )
-        if rows.is_unbatched:
-            given = tuple(s.unsqueeze(1) for s in given)
-        order = order_of(rows.like, "sorted_indices")
-        given = tuple(s.to(self._dtype) for s in given)
-        return given if order is None else tuple(s.index_select(1, order) for s in given)
+        cells, dtype = self.num_layers * len(self._directions), self._dtype
+        return initial_state(self._called, rows, hx, cells, self._state_sizes(), dtype)
 
     def _crossing(
         self, rows: Rows, carry: Tensor | None, resets: Tensor | None
@@ -399,7 +379,3 @@ def _parameter_names(layer: int, reverse: bool) -> Any:
 
 parameter_names = lru_cache(maxsize=256)(_parameter_names)
 allow(Layers)
-
-
-def _listed(shapes: list[tuple[int, ...]]) -> str:
-    return " and ".join(str(s) for s in shapes)

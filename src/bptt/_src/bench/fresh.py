@@ -135,7 +135,7 @@ def memory(jobs: list[tuple[str, str]], effort: dict[str, Any]) -> Any:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends the run after it
 
-    from bptt._src.bench.memory import in_turns
+    from bptt._src.bench.faults import in_turns
     from bptt._src.bench.timing import Effort
 
     return in_turns(jobs, Effort(**effort))

@@ -7,16 +7,13 @@ the difference is what they cost torch, and bptt.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from bptt._src.bench import fresh
-from bptt._src.bench.layers import Contender, agreeing, torch_and_ours
-from bptt._src.bench.result import TORCH, Row
+from bptt._src.bench.result import Row
 from bptt._src.bench.shapes import Shape
-from bptt._src.bench.timing import Effort, Pace, take_turns
+from bptt._src.bench.timing import Effort, Pace
 
 CELLS = ("lstm",)
 SHAPES = (Shape(35, 20, 650, 650), Shape(50, 256, 256, 256))
@@ -62,31 +59,3 @@ def measure_memory(
         for (cell, shape), *both in zip(jobs, *found, strict=True)
         for kind, measured in zip(("", ", kept"), both, strict=True)
     ]
-
-
-def in_turns(jobs: Sequence[Sequence[str]], effort: Effort) -> list[dict[str, Any]]:
-    """Time the steps in this process, and count their page faults.
-
-    Returns:
-        For each job the seconds and faults of each contender, and notes.
-    """
-    found = []
-    for cell, shape in jobs:
-        steps, notes = agreeing(torch_and_ours(cell, Shape.parse(shape)), reference=TORCH)
-        seconds = take_turns(steps, effort, Pace())
-        faults = {name: _faults(step) for name, step in steps.items()}
-        found.append({"seconds": seconds, "faults": faults, "notes": notes})
-    return found
-
-
-def _faults(step: Contender) -> int:
-    """Return the page faults of a step, what surrounds it not counted."""
-    import resource  # which not every system has, nor glibc
-
-    counts = []
-    for _ in range(3):
-        step.found()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        step.found()
-        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return int(statistics.median(counts))

@@ -83,6 +83,8 @@ _NOTHING = nullcontext()
 
 def dtype_of_autocast(device: torch.device) -> torch.dtype | None:
     """Return the dtype of autocast for a device, where it is on."""
+    if not torch._C._is_any_autocast_enabled():  # of any device; in most calls it is off
+        return None
     kind = device.type
     available = kind == "cpu" or torch.amp.is_autocast_available(kind)
     if available and torch.is_autocast_enabled(kind):

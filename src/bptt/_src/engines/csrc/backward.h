@@ -1,6 +1,7 @@
 // A whole sequence of one layer, backward. What each thread does for its own hidden units, and
 // where all wait for each other: once a step, when the gates' gradients are there.
 #pragma once
+#include "row_norms.h"
 #include "sequence.h"
 
 namespace {
@@ -19,7 +20,6 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     const int64_t chunk_rows = walk.most_rows(BACKWARD_ROWS);
     const int64_t most_rows = std::max(chunk_rows, windowed ? std::min(N, BACKWARD_ROWS) : 0);
     const int64_t Op = padded<T>(O), row_of_states = std::max(Hp, Op);
-    const int64_t blocks = row_of_states / WIDTH<T>;
     const T *const y = S::at(q.y), *const x = S::at(q.x);
     const T *const gates = S::at(q.kept);
     const T *const kept_apart = gates + N * G * Hp;
@@ -45,7 +45,7 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     P *of_h, *of_x, *of_m, *x_panels, *h_panels, *m_panels, *slivers;  // what is packed
     const int64_t GH = paired<P>(G * H), AH = paired<P>(A * H), JH = paired<P>(JOINT * H);
     const int64_t OP = paired<P>(O);
-    double *row_squares;  // of a chunk: sums over a vector's units of each row, [rows, STATES, blocks]
+    RowNorms<T, STATES> norms;  // of a chunk's rows
     int64_t *previous;  // [N]: the row of the step before, or START - b, or NONE
 
     static constexpr int64_t NONE = -1, START = -2;
@@ -85,14 +85,16 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         T **places[] = {&total, &total_x, &states, &sums, &d_m};
         P **for_products[] = {&delta,    &delta_x,  &of_h,    &of_x,      &x_panels,
                               &h_panels, &slivers, &d_outputs, &of_m, &m_panels};
-        const int64_t row_blocks = q.row_norms ? chunk_rows * STATES * blocks : 0;
-        if (!arena.reserve(Arena::size_of<double>(row_blocks) + Arena::size_of<int64_t>(N) +
+        norms.widths[0] = O;
+        for (int i = 1; i < STATES; i++) norms.widths[i] = H;
+        const int64_t of_norms = q.row_norms ? chunk_rows * norms.of_row() : 0;
+        if (!arena.reserve(Arena::size_of<double>(of_norms) + Arena::size_of<int64_t>(N) +
                            Arena::size_of(sizes, places) +
                            Arena::size_of(of_products, for_products)))
             return false;
         arena.take(sizes, places);
         arena.take(of_products, for_products);
-        row_squares = arena.take<double>(row_blocks);
+        norms.squares = arena.take<double>(of_norms);
         previous = arena.take<int64_t>(N);
         find_previous();
         return true;
@@ -144,8 +146,8 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         bool first = true;
         walk.chunks(BACKWARD_ROWS, walk_rows, [&](const Chunk &chunk) {
             recur(me, chunk, units, outputs, to_h, to_m);
-            if (q.row_norms) report_rows(me, chunk);
             const int64_t n = chunk.high - chunk.low;
+            if (q.row_norms) norms.report(me.share(n * STATES), q.row_norms + chunk.low * STATES);
             if (d_x && (!windowed || q.by_windows))
                 of_inputs(me, delta, delta_x, chunk.low, n, inputs, to_x);
             if (!windowed) of_weights(me, delta, delta_x, chunk.low, n, first);
@@ -241,11 +243,11 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
 
     // The gradients of the losses at a row, added to what the steps after hand down.
     void receive(int64_t row, int64_t in_chunk, int64_t b, const Range &units, const Range &outputs) {
-        if (q.row_norms) square(b, in_chunk, units, outputs);
         for (int i = 0; i < STATES; i++) {
             T *const d = d_state(i, b);
             const T *const more = S::at(q.d_after[i]);
             const Range own = i ? units : outputs;
+            if (q.row_norms) norms.square(in_chunk, i, d, own);
             const int64_t n = width(i);
             for (int64_t u = own.begin; more && u < own.end; u += WIDTH<T>)
                 store(d + u, load(d + u) + load(more + row * n + u, n - u));
@@ -295,21 +297,6 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         }
     }
 
-    // Of the state's gradient, vector by vector: whole vectors belong to one thread.
-    void square(int64_t b, int64_t in_chunk, const Range &units, const Range &outputs) {
-        for (int i = 0; i < STATES; i++) {
-            const T *const d = d_state(i, b);
-            const Range own = i ? units : outputs;
-            double *const sum = row_squares + (in_chunk * STATES + i) * blocks;
-            for (int64_t u = own.begin; u < own.end; u += WIDTH<T>) {
-                double block = 0;
-                for (int64_t v = u; v < std::min<int64_t>(u + WIDTH<T>, own.end); v++)
-                    block += double(d[v]) * double(d[v]);
-                sum[u / WIDTH<T>] = block;
-            }
-        }
-    }
-
     // What of the state's gradient passes from a row's step to the one before.
     void cross(int64_t row, int64_t b, const Range &units, const Range &outputs) {
         const int64_t from = source(row);
@@ -320,17 +307,6 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
                 T *const d = d_state(i, b) + u;
                 store(d, factor == T(0) ? V<T>{} : load(d) * factor);
             }
-        }
-    }
-
-    void report_rows(const Member &me, const Chunk &chunk) {
-        const int64_t first = chunk.low * STATES;
-        const Range rows = me.share(chunk.high * STATES - first);
-        for (int64_t n = rows.begin; n < rows.end; n++) {
-            double sum = 0;
-            const int64_t of_state = round_up<T>(width(int(n % STATES))) / WIDTH<T>;
-            for (int64_t block = 0; block < of_state; block++) sum += row_squares[n * blocks + block];
-            q.row_norms[first + n] = __builtin_sqrt(sum);
         }
     }
 
@@ -363,8 +339,8 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
         if (!d_w_ih && !d_w_hh) return;
         const Panels<P> xs{x_panels, n, I, widest_panel(MOST_ROWS)};
         const Panels<P> hs{h_panels, n, O, widest_panel(MOST_ROWS)};
-        if (d_w_ih) pack_share(me, xs, [&](int64_t k) { return x + (low + k) * I; });
-        if (d_w_hh) pack_share(me, hs, [&](int64_t k) { return before(0, low + k); });
+        if (d_w_ih) pack_share<P>(me, xs, [&](int64_t k) { return x + (low + k) * I; });
+        if (d_w_hh) pack_share<P>(me, hs, [&](int64_t k) { return before(0, low + k); });
         me.wait();
         const Range own = me.share(G * H, MOST_ROWS);
         const Range both{own.begin, std::min(own.end, JOINT * H)};
@@ -392,22 +368,12 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     void of_projection(const Member &me, int64_t low, int64_t n, bool first) {
         me.wait();  // the slivers' place is used again
         const Panels<P> panels{m_panels, n, H, widest_panel(MOST_ROWS)};
-        pack_share(me, panels, [&](int64_t k) { return kept_m + source(low + k) * Hp; });
+        pack_share<P>(me, panels, [&](int64_t k) { return kept_m + source(low + k) * Hp; });
         me.wait();
         const Range own = me.share(O, MOST_ROWS);
         P *const packed = slivers + own.begin * paired<P>(n);
         pack_slivers(own.size(), n, d_outputs + own.begin, OP, panels.widest, packed);
         multiply<P>(own.size(), n, {packed, 0}, panels, d_w_hr + own.begin * H, H, !first);
-    }
-
-    // Each thread packs every so many-th panel.
-    template <class Row> void pack_share(const Member &me, const Panels<P> &b, Row row) {
-        int64_t number = 0;
-        b.walk([&](int64_t column, int wide, P *panel) {
-            if (number++ % me.team != me.number) return;
-            const int64_t width = std::min<int64_t>(wide * WIDTH<T>, b.columns - column);
-            pack_panel<P>(b.depth, row, column, width, wide, panel);
-        });
     }
 
     void finish(const Range &units, const Range &outputs) {

@@ -85,4 +85,14 @@ template <class P, class Cell> struct Sizes {
     static T *at(const void *p) { return static_cast<T *>(const_cast<void *>(p)); }
 };
 
+// Pack rows, as pack_rows() does; each thread every so many-th panel.
+template <class P, class Row> void pack_share(const Member &me, const Panels<P> &b, Row row) {
+    int64_t number = 0;
+    b.walk([&](int64_t column, int wide, P *panel) {
+        if (number++ % me.team != me.number) return;
+        const int64_t width = std::min<int64_t>(wide * WIDTH<Sum<P>>, b.columns - column);
+        pack_panel<P>(b.depth, row, column, width, wide, panel);
+    });
+}
+
 }  // namespace
