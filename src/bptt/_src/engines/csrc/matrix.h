@@ -366,13 +366,14 @@ void multiply_transposed(std::integer_sequence<int, I...>, int64_t rows, int64_t
 }
 
 // C[rows, columns] (+)= A[rows, K] B, where the rows of B lie b_row apart. Whole vectors are read of
-// them, so that the last ones, after which there may be nothing, are copied; to `place`.
+// them, so that the last ones are copied, to `place`, unless there are more rows after them.
 template <class T>
 void multiply_in_place(int64_t rows, int64_t K, Left<T> a, const T *b, int64_t b_row,
-                       int64_t columns, T *place, T *c, int64_t c_row, bool add) {
-    const int64_t last = std::min(K, (WIDTH<T> + b_row - 1) / b_row), before = K - last;
+                       int64_t columns, T *place, T *c, int64_t c_row, bool add, bool more = false) {
+    const int64_t last = more ? 0 : std::min(K, (WIDTH<T> + b_row - 1) / b_row), before = K - last;
     const int widest = widest_panel(rows);
     multiply<T>(rows, before, a, {const_cast<T *>(b), before, columns, widest, b_row}, c, c_row, add);
+    if (!last) return;
     const Panels<T> copied{place, last, columns, widest};
     pack_rows(copied, [&](int64_t k) { return b + (before + k) * b_row; });
     multiply<T>(rows, last, {a.data + before, a.row}, copied, c, c_row, add || before > 0);

@@ -246,10 +246,14 @@ template <class P> struct Readout {
         const Left<P> left{e_at(n, rows.begin, block), LABELS};
         T *const to = d_h + rows.begin * Hp;
         if constexpr (!IS_ROUNDED<P>)
-            if (few_hidden)
-                return multiply_in_place<T>(rows.size(), K, left, weight + block * LABELS * H, H, H,
-                                            to_hidden[0] + me.number * size_in_place<T>(H), to, Hp,
-                                            block > 0);
+            if (few_hidden) {
+                // What is read of the next row comes into columns that nobody looks at, but it must
+                // be there.
+                const bool more = (labels - block * LABELS - K) * H >= W;
+                return multiply_in_place<T>(rows.size(), K, left, weight + block * LABELS * H, H,
+                                            more ? Hp : H, to_hidden[0] + me.number * size_in_place<T>(H),
+                                            to, Hp, block > 0, more);
+            }
         Panels<P> whole = hidden_panels(n, block);
         whole.columns = Hp;
         multiply<P>(rows.size(), K, left, whole, to, Hp, block > 0);
@@ -307,18 +311,19 @@ template <class P> struct Readout {
     }
 
     void of_bias(int64_t first, int64_t n, int64_t block, const T *s) {
-        constexpr int64_t SOME = 8;  // vectors
+        constexpr int64_t SOME = 5;  // vectors, of which a block is a multiple
+        static_assert(LABELS % (SOME * W) == 0, "e has room for whole blocks");
         const Range of = labels_of(block);
         for (int64_t j = 0; j < of.size(); j += SOME * W) {
             const int64_t left = of.size() - j;
             T *const to = d_bias + of.begin + j;
-            Vec sum[SOME];
+            Vec sum[SOME];  // of labels that are not there, too
             for (int64_t v = 0; v < SOME; v++)
                 sum[v] = first > 0 && v * W < left ? load(to + v * W, left - v * W) : Vec{};
             for (int64_t i = 0; i < n; i++) {
                 const P *const e = e_at(n, i, block) + j;
-                for (int64_t v = 0; v < SOME && v * W < left; v++)
-                    sum[v] += s[i] * Operand<P>::numbers(e + v * W);
+#pragma GCC unroll 5
+                for (int64_t v = 0; v < SOME; v++) sum[v] += s[i] * Operand<P>::numbers(e + v * W);
             }
             for (int64_t v = 0; v < SOME && v * W < left; v++) store(to + v * W, sum[v], left - v * W);
         }
