@@ -39,7 +39,10 @@ def evaluate(
         str | None, typer.Option(help="the text's encoding", show_default=False)
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="how much is computed at a time; the figure does not change")
+        int,
+        typer.Option(
+            min=1, max=10**9, help="how much is computed at a time; the figure does not change"
+        ),
     ] = 20,
     streams: Annotated[
         int | None,
