@@ -21,7 +21,7 @@ LIMIT = 2**29
 
 _blocks: list[mmap.mmap] = []
 _lock = threading.Lock()
-_IS_HERE = sys.platform == "linux"
+_IS_LINUX = sys.platform == "linux"
 
 
 def memory_for(size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -30,7 +30,7 @@ def memory_for(size: int, dtype: torch.dtype) -> torch.Tensor:
     It is used again when nothing refers to it any more: no tensor, no view, no graph.
     """
     needed = size * dtype.itemsize
-    if needed < LARGE or not _IS_HERE:
+    if needed < LARGE or not _IS_LINUX:
         return torch.empty(size, dtype=dtype, device="cpu")
     with _lock:
         block = _idle(needed) or _new(needed)

@@ -1,5 +1,6 @@
 // A whole sequence of one layer, backward. What each thread does for its own hidden units, and
-// where all wait for each other: once a step, when the gates' gradients are there.
+// where all wait for each other: once a step, when the gates' gradients are there, and where there
+// is a projection, when those of h are.
 #pragma once
 #include "row_norms.h"
 #include "sequence.h"

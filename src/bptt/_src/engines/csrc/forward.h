@@ -1,5 +1,5 @@
 // A whole sequence of one layer, forward. What each thread does for its own hidden units, and where
-// all wait for each other: once a step, when h_t is there.
+// all wait for each other: once a step, when h_t is there, and before a projection, when m_t is.
 #pragma once
 #include "sequence.h"
 

@@ -315,10 +315,7 @@ void pack_slivers(int64_t rows, int64_t depth, const P *d, int64_t d_row, int wi
 
 // ------------------------------------------------------------------- few rows, without packing
 
-#ifndef BPTT_FEW
-#define BPTT_FEW 16
-#endif
-constexpr int64_t FEW = BPTT_FEW;  // rows, for which packing costs more than it saves
+constexpr int64_t FEW = 16;  // rows, for which packing costs more than it saves
 
 // c[R, columns] (+)= a[R, K] Wᵀ, where the rows of W lie w_row apart. In c there is room for columns
 // or, where that is more, whole vectors: what is not of W becomes zero.
