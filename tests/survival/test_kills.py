@@ -88,9 +88,11 @@ def test_killed_before_some_events(name, server, small, tmp_path):
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_before_every_event(name, server, small, tmp_path, survived):
     scenario = Scenario(name, server, small, tmp_path)
-    for at in range(scenario.events):
+    # In a directory of one's own the events are those of a new run: every fourth one.
+    events = range(0, scenario.events, 4 if name == SCENARIOS[1] else 1)
+    for at in events:
         scenario.killed(at)
-    survived(f"kills before an event of the file system: {name}", scenario.events)
+    survived(f"kills before an event of the file system: {name}", len(events))
 
 
 CELLS = [
@@ -160,11 +162,16 @@ def test_killed_at_random_moments(server, small, tmp_path):
 
 
 def kinds_in_every_triple():
-    """Every fourth of all combinations, so that each three options occur together."""
+    """Every fourth of all combinations, so that each three options occur together.
+
+    Those that the configuration refuses are left out: with a tied embedding every row is used.
+    """
     every = itertools.product(*map(enumerate, (CELLS, READINGS, OPTIMIZERS, CREDITS)))
     for numbered in every:
-        if sum(number for number, _ in numbered) % 4 == 0:
-            yield [kind for _, kind in numbered]
+        kinds = [kind for _, kind in numbered]
+        is_refused = "tied" in kinds[0] and "embedding_rows" in kinds[2]
+        if sum(number for number, _ in numbered) % 4 == 0 and not is_refused:
+            yield kinds
 
 
 @pytest.mark.long
