@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 
-from bptt._src.engines import kernel_library, native, reference, threads, twin
+from bptt._src.engines import kernel_library, looped, native, reference, threads, twin
 from bptt._src.engines.call import AnyCall, Engine
 from bptt._src.engines.guard import is_watched
 from bptt._src.uncompiled import at_compile_time
@@ -18,8 +18,9 @@ from bptt.errors import KernelError
 
 VARIABLE = "BPTT_KERNELS"
 NAMES = ("auto", "native", "twin", *kernel_library.ISAS)
-ENGINES = cast("tuple[Engine, ...]", (native, twin, reference))
+ENGINES = cast("tuple[Engine, ...]", (native, looped, twin, reference))
 """Every engine there is, in the order in which they are asked."""
+_OF_LIBRARY = (native, looped)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def engine_for(call: AnyCall, recorded: bool = True) -> Engine:
     """
     recorded = recorded and is_watched()
     reason: str | None = None
-    for engine in ENGINES if runs_native() else ENGINES[1:]:
+    for engine in ENGINES if runs_native() else ENGINES[len(_OF_LIBRARY) :]:
         if recorded and not engine.RECORDS:
             continue
         reason = engine.serves(call)

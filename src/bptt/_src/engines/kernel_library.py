@@ -19,7 +19,7 @@ from bptt._src.engines.guard import address, dense
 from bptt.cells import Cell
 from bptt.errors import KernelError
 
-INTERFACE = 13
+INTERFACE = 14
 ISAS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 _FLOAT, _DOUBLE, _BF16 = range(3)
@@ -51,7 +51,9 @@ def library() -> ctypes.CDLL:
     found.bptt_cell_name.restype = ctypes.c_char_p
     found.bptt_cell_name.argtypes = [ctypes.c_int64]
     found.bptt_cell_sizes.argtypes = [ctypes.c_int64, ctypes.c_void_p]
-    for name in ("forward", "backward", "cross_entropy", "flow_back"):
+    found.bptt_instruction_name.restype = ctypes.c_char_p
+    found.bptt_instruction_name.argtypes = [ctypes.c_int64]
+    for name in ("forward", "backward", "run_loop", "multiply", "cross_entropy", "flow_back"):
         getattr(found, f"bptt_{name}").argtypes = [ctypes.c_char_p]
     found.bptt_peak.restype = ctypes.c_double
     found.bptt_peak.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_double]

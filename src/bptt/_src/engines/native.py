@@ -64,15 +64,23 @@ def _refuses(call: Call) -> str | None:
 
 def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
     """Return why it cannot do calls like this one, whatever their lengths; None where it can."""
+    reason = refuses_tensors(x, w)
+    if reason is not None:
+        return reason
+    if not (cell.is_native and _has(cell)):
+        return f"there are none for the cell {cell.name}"
+    if w.hr is not None and not _projects(cell):
+        return f"there are none for the cell {cell.name} with a projection"
+    return None
+
+
+def refuses_tensors(x: Tensor, w: Weights) -> str | None:
+    """Return why there are no native kernels for such tensors, whatever the cell."""
     dtype = x.dtype
     if not x.is_cpu:
         return f"the input is on {x.device}"
     if dtype is not torch.float32 and dtype is not torch.float64:
         return f"there are none for {dtype}"
-    if not (cell.is_native and _has(cell)):
-        return f"there are none for the cell {cell.name}"
-    if w.hr is not None and not _projects(cell):
-        return f"there are none for the cell {cell.name} with a projection"
     for t in w:
         if t is not None and t.dtype is not dtype:
             return f"a weight is {t.dtype} and the input {dtype}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils._python_dispatch import _disable_current_modes
 
-from bptt._src.engines import native, reference, twin
+from bptt._src.engines import looped, native, reference, twin
 from bptt._src.engines.backend import is_chosen_native
 from bptt._src.engines.call import Call, Engine, Saved
 from bptt._src.engines.guard import is_exporting
@@ -258,7 +258,10 @@ def _kept_of_a_row(
 
 # ------------------------------------------------------------------------- which engine
 
-_ENGINES = {"native": cast(Engine, native), "twin": cast(Engine, twin)}
+_ENGINES = {
+    name: cast(Engine, e)
+    for name, e in zip(("native", "looped", "twin"), (native, looped, twin), strict=True)
+}
 
 
 def _engine(of: _Operands) -> Engine:
@@ -269,7 +272,9 @@ def _engine(of: _Operands) -> Engine:
 def _engine_for(cell: Cell, x: Tensor, w: Weights) -> str:
     if not is_chosen_native():
         return "twin"
-    return "twin" if native.refuses_kind(cell, x, w) else "native"
+    if native.refuses_kind(cell, x, w) is None:
+        return "native"
+    return "twin" if looped.refuses_kind(cell, x, w) else "looped"
 
 
 def sequence(

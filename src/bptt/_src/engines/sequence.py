@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt._src.engines import native, norm_hooks, reference, twin
+from bptt._src.engines import looped, native, norm_hooks, reference, twin
 from bptt._src.engines.backend import engine_for
 from bptt._src.engines.call import Call, Engine, Incoming, Saved
 from bptt._src.engines.guard import NotPlain, is_watched, only_by_autograd, without_autocast
@@ -112,7 +112,7 @@ def gradients(
     """
     if engine is reference:
         return reference.gradients(call, grads, needed)
-    if engine is native and is_watched():  # what it kept is for itself alone
+    if engine in (native, looped) and is_watched():  # what it kept is for itself alone
         engine, (y, _, kept) = twin, twin.forward(call, keep=True)
         saved = Saved(y, kept)
     states, windows = call.cell.states, call.windows

@@ -14,7 +14,8 @@ units, P outputs (H unless there is a projection), G gates, V labels.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +27,27 @@ from bptt._src.engines.windows import Windows
 from bptt._src.steps import Boundary, Steps
 from bptt.cells import Cell, State, Weights
 from bptt.cells.derived import recursion_of
-from bptt.cells.recursion import Deltas, FromAfter, Kept, Setting
+from bptt.cells.recursion import Deltas, FromAfter, Kept, Recursion, Setting
 
 RECORDS = False
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""``(a, b, bias) -> a b + bias``."""
+
+
+def multiply(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return a b + bias."""
+    return torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
+
+
+class Means(NamedTuple):
+    """With what a layer is computed: its recursions, and the large products around them."""
+
+    recursion: Callable[[Cell, Weights], Recursion] = recursion_of
+    multiply: Product = multiply
+
+
+IN_TORCH = Means()
 
 
 def serves(call: AnyCall) -> str | None:
@@ -38,13 +57,16 @@ def serves(call: AnyCall) -> str | None:
     return only_by_autograd(*call.tensors())
 
 
-def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
-    """Run a sequence, as :class:`engines.call.Engine` says."""
+def forward(
+    call: Call, keep: bool, by: Means = IN_TORCH
+) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+    """Run a sequence, as :class:`engines.call.Engine` says, by these means."""
     call.check_sizes()
-    cell, x, w = call.cell, call.x, call.w
-    A = _project(cell, x.flatten(0, -2), w)
+    x, w = call.x, call.w
+    recursion = by.recursion(call.cell, w)
+    A = _project(x.flatten(0, -2), w, recursion.sums_biases, by.multiply)
     setting = Setting(w, call.steps, call.boundary)
-    kept, final = recursion_of(cell, w).forward(A, _rows_of(call.state), setting)
+    kept, final = recursion.forward(A, _rows_of(call.state), setting)
     after = (s.clone().view(like.shape) for s, like in zip(final, call.state, strict=True))
     y, *others = kept.states
     return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
@@ -60,8 +82,10 @@ def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return kept[len(kept) + 1 - call.cell.states :]
 
 
-def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
-    """Go back through it, as :class:`engines.call.Engine` says."""
+def backward(
+    call: Call, saved: Saved, incoming: Incoming, by: Means = IN_TORCH
+) -> Gradients:
+    """Go back through it, as :class:`engines.call.Engine` says, by these means."""
     cell, w, boundary, windows = call.cell, call.w, call.boundary, call.windows
     layout, x, y = call.x.shape[:-1], call.x.flatten(0, -2), saved.y.flatten(0, -2)
     d_y = None if incoming.d_y is None else incoming.d_y.flatten(0, -2)
@@ -76,7 +100,7 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
         _previous(call.steps, first, after, boundary.resets)
         for first, after in zip(_rows_of(call.state), kept.states, strict=True)
     )
-    run = recursion_of(cell, w).backward
+    run = by.recursion(cell, w).backward
     if windows is None:
         after = FromAfter(d_y, _rows_of(d_state), norms, others)
         deltas = total = run(kept, before, after, Setting(w, call.steps, boundary))
@@ -95,8 +119,9 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     of_x, of_w = incoming.needed[0], incoming.needed[1 + cell.states :]
     if windows is not None and (any(of_w) or not call.by_windows):
         total = Deltas(*(_summed(d, windows, len(x)) for d in deltas))  # type: ignore[arg-type]
-    d_w = _of_weights(w, x, before[0], kept, total, of_w)
-    d_x = (deltas if call.by_windows else total).of_input.mm(w.ih) if of_x else None
+    d_w = _of_weights(w, x, before[0], kept, total, of_w, by.multiply)
+    d_input = (deltas if call.by_windows else total).of_input
+    d_x = by.multiply(d_input, w.ih, None) if of_x else None
     if d_x is not None and windows is None:
         d_x = d_x.view(*layout, d_x.shape[1])
     return Gradients(d_x, d_state, d_w)
@@ -107,12 +132,12 @@ def _previous(steps: Steps, initial: Tensor, states: Tensor, resets: Tensor | No
     return before if resets is None else before.masked_fill_(resets, 0)
 
 
-def _project(cell: Cell, x: Tensor, w: Weights) -> Tensor:
+def _project(x: Tensor, w: Weights, sums_biases: bool, mm: Product) -> Tensor:
     """Compute the input's part of every gate, for all steps, [N, G·H]."""
     bias = w.b_ih
-    if bias is not None and w.b_hh is not None and recursion_of(cell, w).sums_biases:
+    if bias is not None and w.b_hh is not None and sums_biases:
         bias = bias + w.b_hh
-    return torch.mm(x, w.ih.t()) if bias is None else torch.addmm(bias, x, w.ih.t())
+    return mm(x, w.ih.t(), bias)
 
 
 def _rows_of(state: State) -> State:
@@ -133,16 +158,17 @@ def _of_weights(
     kept: Kept,
     deltas: Deltas,
     needed: tuple[bool, ...],
+    mm: Product,
 ) -> tuple[Tensor | None, ...]:
     """The weights' gradients, over all steps at once; only those that are needed."""
     wanted, hr, units = Weights(*needed), None, None  # type: ignore[arg-type]
     if wanted.hr and deltas.of_output is not None:
-        hr = deltas.of_output.t().mm(kept.own[-1])
+        hr = mm(deltas.of_output.t(), kept.own[-1], None)
     if wanted.units and deltas.of_units is not None and w.units is not None:
         units = deltas.of_units.sum(0).view(w.units.shape)
     return (
-        deltas.of_input.t().mm(x) if wanted.ih else None,
-        deltas.of_hidden.t().mm(h_before) if wanted.hh else None,
+        mm(deltas.of_input.t(), x, None) if wanted.ih else None,
+        mm(deltas.of_hidden.t(), h_before, None) if wanted.hh else None,
         deltas.of_input.sum(0) if wanted.b_ih else None,
         deltas.of_hidden.sum(0) if wanted.b_hh else None,
         hr,

@@ -17,7 +17,7 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     const Walk walk{windowed ? q.walk_sizes : q.sizes, windowed ? q.walk_steps : q.steps,
                     windowed ? false : q.reverse == 0};
     const int64_t W = windowed ? q.walk_sizes[0] : B;  // sequences of the walk
-    const int64_t walk_rows = rows_of(walk);
+    const int64_t walk_rows = walk.all();
     const int64_t chunk_rows = walk.most_rows(BACKWARD_ROWS);
     const int64_t most_rows = std::max(chunk_rows, windowed ? std::min(N, BACKWARD_ROWS) : 0);
     const int64_t Op = padded<T>(O), row_of_states = std::max(Hp, Op);
@@ -52,12 +52,6 @@ template <class P, class Cell> struct Backward : Sizes<P, Cell> {
     static constexpr int64_t NONE = -1, START = -2;
 
     explicit Backward(const bptt_sequence &sequence) : S(sequence) {}
-
-    static int64_t rows_of(const Walk &walk) {
-        int64_t n = 0;
-        for (int64_t s = 0; s < walk.steps; s++) n += walk.sizes[s];
-        return n;
-    }
 
     int team() const { return S::team(W); }
 

@@ -18,6 +18,14 @@ int backward(const bptt_sequence &q, const bptt_threads &threads) {
     return with_cell<Backward, Bf16>(q, threads);
 }
 
+int run_loop(const bptt_loop &q, const bptt_threads &threads) {
+    return start(Loop<Bf16>(q), threads);
+}
+
+int multiply(const bptt_product &q, const bptt_threads &threads) {
+    return start(Product<Bf16>(q), threads);
+}
+
 int cross_entropy(const bptt_readout &q, const bptt_threads &threads) {
     if (!is_worth_it(q.rows)) return bptt_avx512.passes.cross_entropy(q, threads);
     return start(Readout<Bf16>(q), threads);
@@ -31,4 +39,4 @@ double peak(const bptt_threads &threads, int asked, double seconds) {
 
 }  // namespace
 
-extern const bptt_passes bptt_avx512_bf16 = {forward, backward, cross_entropy, peak};
+extern const bptt_passes bptt_avx512_bf16 = {forward, backward, run_loop, multiply, cross_entropy, peak};

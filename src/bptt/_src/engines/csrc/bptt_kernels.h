@@ -20,7 +20,7 @@ extern "C" {
 enum bptt_isa { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_ISAS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 13
+#define BPTT_INTERFACE 14
 
 /* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
    are null. */
@@ -81,6 +81,63 @@ typedef struct bptt_sequence {
     const int64_t *window_rows; /* the row of the sequence that each row of the windows copies */
     int64_t by_windows;        /* 1: d_x has a row for each row of the windows */
 } bptt_sequence;
+
+/* What an instruction works on: rows of so many columns. */
+enum bptt_place_kind {
+    BPTT_ROWS,      /* memory of the caller's, with a row for each step of each sequence; or, with
+                       row = 0, one row for all of them */
+    BPTT_STATE,     /* of each sequence, from step to step */
+    BPTT_BETWEEN,   /* of each sequence, within a step */
+    BPTT_TEMPORARY, /* of a few sequences, from one product to the next */
+    BPTT_PART       /* some columns of another place */
+};
+
+typedef struct bptt_place {
+    int64_t kind, width;   /* enum bptt_place_kind; columns */
+    int64_t row;           /* ROWS: elements from one row to the next */
+    int64_t whole, offset; /* PART: the number of the place, an earlier one; the first column */
+    void *data;            /* ROWS: the memory; STATE: before the first step, [B, width] */
+    void *last;            /* STATE: out: after the last step, [B, width]; may be `data` */
+} bptt_place;
+
+/* to = op(a, b, c): the numbers of places. A product is to (+)= a W: a and `to` are no TEMPORARY, b
+   is the number of W, and c whether it is added. */
+typedef struct bptt_instruction { int64_t op, to, a, b, c; } bptt_instruction;
+
+/* The right side of a product, W[depth, columns]; or its transpose is there, [columns, depth]. */
+typedef struct bptt_weight {
+    int64_t depth, columns, row; /* elements from one row in memory to the next */
+    int64_t is_transposed;
+    const void *data;
+} bptt_weight;
+
+/* A loop over steps, whose step is a program. */
+typedef struct bptt_loop {
+    int64_t type, threads;
+    int64_t reverse, steps, batch; /* as in a bptt_sequence: the rows' order, T, B */
+    const int64_t *sizes;          /* [T] */
+    int64_t states;                /* places that are STATE */
+    int64_t n_places;
+    const bptt_place *places;
+    int64_t instructions;
+    const bptt_instruction *code;
+    int64_t n_weights;
+    const bptt_weight *weights;
+    const uint8_t *zero_before; /* [N], or null: not 0 where all states are zero before the step */
+    const void *factors_after;  /* [N], or null: of all states after the step; at 0 they are zero */
+    const uint8_t *zero_after;  /* [N], or null: not 0 where they are zero after the step */
+    double *norms;              /* out: of each state before the step, [N, states], or null */
+} bptt_loop;
+
+/* C = A B + bias, C[M, N], all dense; of A[M, K] or of B[K, N] the transpose may be there. */
+typedef struct bptt_product {
+    int64_t type, threads;
+    int64_t rows, depth, columns; /* M, K, N */
+    int64_t of_a, of_b;           /* 1: the memory holds the transpose */
+    const void *a, *b;
+    const void *bias;             /* [N], or null */
+    void *c;                      /* out */
+} bptt_product;
 
 /* A linear readout and its cross-entropy: losses -ln softmax(W h + b)[target], and the gradients of
    their sum, each times its factor. */
@@ -164,6 +221,9 @@ BPTT_API const char *bptt_cell_name(int64_t cell);
    states, U. Returns 0 or BPTT_NO_CELL. */
 BPTT_API int bptt_cell_sizes(int64_t cell, int64_t sizes[4]);
 
+/* The name of an instruction, bptt_instruction.op, or null: they are numbered from 0. */
+BPTT_API const char *bptt_instruction_name(int64_t op);
+
 /* How many elements `kept` has, or BPTT_NO_CELL. It holds the gates, [N, G, H], then [N, H] for
    each gate whose W_hh h is apart, for what a projection is of, and for each state but h; H is
    padded to whole 64 bytes. */
@@ -173,6 +233,8 @@ BPTT_API int64_t bptt_kept(int64_t cell, int64_t type, int64_t rows, int64_t hid
 /* These return 0, or an error: enum bptt_error. */
 BPTT_API int bptt_forward(const bptt_sequence *);
 BPTT_API int bptt_backward(const bptt_sequence *);
+BPTT_API int bptt_run_loop(const bptt_loop *);
+BPTT_API int bptt_multiply(const bptt_product *);
 BPTT_API int bptt_cross_entropy(const bptt_readout *);
 BPTT_API int bptt_flow_back(const bptt_flow_step *);
 

@@ -5,6 +5,7 @@
 #endif
 
 #include "cells/list.h"
+#include "instructions.h"
 #include "isa.h"
 
 namespace {
@@ -119,6 +120,10 @@ int64_t bptt_kept(int64_t cell, int64_t type, int64_t rows, int64_t hidden, int6
     });
 }
 
+const char *bptt_instruction_name(int64_t op) {
+    return op < 0 || op >= INSTRUCTIONS ? nullptr : instruction_names[op];
+}
+
 int bptt_forward(const bptt_sequence *q) {
     const bptt_passes *const of = passes(q->type);
     return of ? of->forward(*q, threads) : BPTT_NO_TYPE;
@@ -127,6 +132,16 @@ int bptt_forward(const bptt_sequence *q) {
 int bptt_backward(const bptt_sequence *q) {
     const bptt_passes *const of = passes(q->type);
     return of ? of->backward(*q, threads) : BPTT_NO_TYPE;
+}
+
+int bptt_run_loop(const bptt_loop *q) {
+    const bptt_passes *const of = passes(q->type);
+    return of ? of->run_loop(*q, threads) : BPTT_NO_TYPE;
+}
+
+int bptt_multiply(const bptt_product *q) {
+    const bptt_passes *const of = passes(q->type);
+    return of ? of->multiply(*q, threads) : BPTT_NO_TYPE;
 }
 
 int bptt_cross_entropy(const bptt_readout *q) {

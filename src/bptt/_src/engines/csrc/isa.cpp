@@ -21,6 +21,15 @@ int backward(const bptt_sequence &q, const bptt_threads &threads) {
     return with_type<Backward>(q, threads);
 }
 
+int run_loop(const bptt_loop &q, const bptt_threads &threads) {
+    return q.type == BPTT_DOUBLE ? start(Loop<double>(q), threads) : start(Loop<float>(q), threads);
+}
+
+int multiply(const bptt_product &q, const bptt_threads &threads) {
+    return q.type == BPTT_DOUBLE ? start(Product<double>(q), threads)
+                                 : start(Product<float>(q), threads);
+}
+
 int cross_entropy(const bptt_readout &q, const bptt_threads &threads) {
     return q.type == BPTT_DOUBLE ? start(Readout<double>(q), threads)
                                  : start(Readout<float>(q), threads);
@@ -52,4 +61,4 @@ double peak(const bptt_threads &threads, int asked, double seconds) {
 #define BPTT_JOIN(a, b) a##b
 #define BPTT_NAME(isa) BPTT_JOIN(bptt_, isa)
 extern const bptt_isa_table BPTT_NAME(BPTT_ISA) = {
-    {forward, backward, cross_entropy, peak}, flow_back, function_of};
+    {forward, backward, run_loop, multiply, cross_entropy, peak}, flow_back, function_of};

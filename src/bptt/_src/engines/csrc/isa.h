@@ -11,6 +11,8 @@ struct bptt_threads {
 struct bptt_passes {
     int (*forward)(const bptt_sequence &, const bptt_threads &);
     int (*backward)(const bptt_sequence &, const bptt_threads &);
+    int (*run_loop)(const bptt_loop &, const bptt_threads &);
+    int (*multiply)(const bptt_product &, const bptt_threads &);
     int (*cross_entropy)(const bptt_readout &, const bptt_threads &);
     double (*peak)(const bptt_threads &, int asked, double seconds);
 };

@@ -7,6 +7,8 @@
 #include "backward.h"
 #include "cells/list.h"
 #include "forward.h"
+#include "loop.h"
+#include "product.h"
 #include "readout.h"
 
 namespace {

@@ -30,6 +30,17 @@ struct Walk {
 
     int64_t size(int64_t s) const { return sizes[last_first ? steps - 1 - s : s]; }
 
+    int64_t all() const {
+        int64_t rows = 0;
+        for (int64_t s = 0; s < steps; s++) rows += sizes[s];
+        return rows;
+    }
+
+    // Call each(s, first row, size) for each step.
+    template <class Each> void each(Each each) const {
+        within({0, steps, 0, all()}, each);
+    }
+
     // Call each(chunk) for chunks of about so many rows; first_row(s, row of it, size).
     template <class Each> void chunks(int64_t rows, int64_t all, Each each) const {
         int64_t row = last_first ? all : 0;
@@ -56,9 +67,8 @@ struct Walk {
 
     // The most rows that a chunk has.
     int64_t most_rows(int64_t rows) const {
-        int64_t most = 0, all = 0;
-        for (int64_t s = 0; s < steps; s++) all += sizes[s];
-        chunks(rows, all, [&](const Chunk &c) { most = std::max(most, c.high - c.low); });
+        int64_t most = 0;
+        chunks(rows, all(), [&](const Chunk &c) { most = std::max(most, c.high - c.low); });
         return most;
     }
 };

@@ -1,0 +1,76 @@
+"""Cells of one's own, natively: their equations as programs that the kernel library runs.
+
+The recursions over the steps, and the large products before and after them, are the library's; the
+rest is the twin's.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from bptt._src.engines import native, twin
+from bptt._src.engines.call import AnyCall, Call, Gradients, Incoming, Saved
+from bptt._src.engines.guard import is_watched, only_by_autograd
+from bptt._src.engines.loops.recursion import Looped, why_not
+from bptt._src.engines.product import multiply
+from bptt._src.engines.readout import Found, Readout
+from bptt._src.uncompiled import at_compile_time
+from bptt.cells import Cell, State, Weights
+
+RECORDS = False
+
+
+def serves(call: AnyCall) -> str | None:
+    """Return why it cannot do this, as :class:`engines.call.Engine` says."""
+    if not isinstance(call, Call):
+        return "it runs layers alone"
+    if is_watched():
+        return "a mode of torch has to see each operation"
+    reason = only_by_autograd(*call.tensors())
+    if reason is None and not call.x.numel():
+        reason = "the input is empty"
+    return reason or refuses_kind(call.cell, call.x, call.w)
+
+
+def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
+    """Return why it cannot do calls like this one, whatever their lengths; None where it can."""
+    return native.refuses_tensors(x, w) or _why_not(cell, w)
+
+
+@at_compile_time
+def _why_not(cell: Cell, w: Weights) -> str | None:
+    return why_not(cell, w)
+
+
+def _looped(cell: Cell, w: Weights, bf16: bool) -> Looped:
+    return Looped(cell, bf16)
+
+
+_MEANS = [
+    twin.Means(partial(_looped, bf16=bf16), partial(multiply, bf16=bf16)) for bf16 in (False, True)
+]
+
+
+def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+    """Run a sequence, as :class:`engines.call.Engine` says."""
+    return twin.forward(call, keep, _MEANS[call.bf16])
+
+
+def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
+    """Go back through it, as :class:`engines.call.Engine` says."""
+    return twin.backward(call, saved, incoming, _MEANS[call.bf16])
+
+
+def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
+    return None
+
+
+other_states = twin.other_states
+
+
+def cross_entropy(readout: Readout) -> Found:
+    """Refuse: it runs layers alone."""
+    raise NotImplementedError("bptt: programs have no readout")
