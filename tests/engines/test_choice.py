@@ -7,7 +7,7 @@ import torch
 from paths import using
 from torch._subclasses import FakeTensorMode
 
-from bptt._src.engines import native, reference, twin
+from bptt._src.engines import looped, native, reference, twin
 from bptt._src.engines.backend import ENGINES, engine_for
 from bptt._src.engines.call import Call, Engine, FlowCall, Incoming, Saved
 from bptt._src.engines.readout import Readout
@@ -42,7 +42,7 @@ def test_each_is_an_engine():
     for engine in ENGINES:
         assert isinstance(engine, Engine)
         assert engine.serves(a_call()) is None
-        assert engine.serves(a_readout()) is None
+        assert (engine.serves(a_readout()) is None) == (engine is not looped)
 
 
 MINE = Cell("MINE", 3, 3, BY_NAME["GRU"].equations)
@@ -56,8 +56,6 @@ PROJECTED = a_call("RNN_TANH")._replace(  # the LSTMs have one
     [
         (a_call(dtype=torch.bfloat16), "torch.bfloat16"),
         (a_call(rows=0), "empty"),
-        (a_call(MINE), "MINE"),
-        (PROJECTED, "projection"),
         (a_call()._replace(w=a_call(dtype=torch.float64).w), "torch.float64"),
         (a_readout(torch.bfloat16), "torch.bfloat16"),
     ],
@@ -65,6 +63,12 @@ PROJECTED = a_call("RNN_TANH")._replace(  # the LSTMs have one
 def test_what_native_kernels_leave_to_the_twin_and_why(call, reason):
     assert reason in native.serves(call)
     assert engine_for(call) is twin
+
+
+@pytest.mark.parametrize(("call", "reason"), [(a_call(MINE), "MINE"), (PROJECTED, "projection")])
+def test_what_runs_natively_as_a_program_and_why(call, reason):
+    assert reason in native.serves(call)
+    assert engine_for(call) is looped
 
 
 @pytest.mark.parametrize("call", [a_call(), a_readout()], ids=["sequence", "readout"])

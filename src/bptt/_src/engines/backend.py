@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from bptt._src.engines import kernel_library, looped, native, reference, threads, twin
 from bptt._src.engines.call import AnyCall, Engine
@@ -67,8 +68,9 @@ def backend() -> Backend:
 
     Set ``BPTT_KERNELS`` in the environment to choose: ``auto`` (the native ones where they are
     to be had), ``native``, ``twin``, or the native ones with the vectors ``avx512``, ``avx2`` or
-    ``portable``. Even native kernels leave to the twin what they do not have: other devices, cells
-    of one's own, a projection of another cell than the LSTMs. Under ``torch.autocast("cpu",
+    ``portable``. Even native kernels leave to the twin what they do not have: other devices, and
+    cells whose equations use functions that they have no instruction for (:func:`not_native`
+    says which). Under ``torch.autocast("cpu",
     torch.bfloat16)``, and with parameters of bfloat16, they round both sides of each product to
     bfloat16 if the processor multiplies it (``bf16``), and compute in float32 if not.
 
@@ -130,6 +132,25 @@ def engine_for(call: AnyCall, recorded: bool = True) -> Engine:
         if reason is None:
             return engine
     raise NotImplementedError(reason)
+
+
+def not_native(module: nn.Module) -> str | None:
+    """Return why the layers of a module do not run on native kernels; None where they do.
+
+    Args:
+        module: one of bptt's RNN, GRU, LSTM or Recurrent.
+
+    >>> import torch, bptt
+    >>> odd = bptt.Cell("ODD", 1, 1, lambda x, h, state, units: (torch.lgamma(x[0] + h[0]),))
+    >>> bptt.kernels.not_native(bptt.Recurrent(odd, 3, 4))  # doctest: +SKIP
+    'the equations of the cell ODD cannot become a program: aten.lgamma has no instruction'
+    """
+    if not runs_native():
+        return _choice.reason
+    layers: Any = module
+    w = layers._weights(0, False)
+    reason = native.refuses_kind(layers.cell, w.ih, w)
+    return None if reason is None else looped.refuses_kind(layers.cell, w.ih, w)
 
 
 @contextmanager

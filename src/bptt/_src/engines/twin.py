@@ -82,9 +82,7 @@ def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return kept[len(kept) + 1 - call.cell.states :]
 
 
-def backward(
-    call: Call, saved: Saved, incoming: Incoming, by: Means = IN_TORCH
-) -> Gradients:
+def backward(call: Call, saved: Saved, incoming: Incoming, by: Means = IN_TORCH) -> Gradients:
     """Go back through it, as :class:`engines.call.Engine` says, by these means."""
     cell, w, boundary, windows = call.cell, call.w, call.boundary, call.windows
     layout, x, y = call.x.shape[:-1], call.x.flatten(0, -2), saved.y.flatten(0, -2)

@@ -19,7 +19,7 @@ from bptt._src.engines.loops.lowering import (
     width_of,
 )
 from bptt._src.engines.loops.program import Program, Value, Writer, rows, state, vector
-from bptt._src.engines.loops.step import Sizes, Step, Traced, ancestors, trace
+from bptt._src.engines.loops.step import Sizes, Step, ancestors, trace
 
 
 @dataclass(frozen=True)
@@ -222,14 +222,12 @@ class Loop:
             ("vectors", self._vectors),
         ):
             widths = getattr(self.sizes, part)
-            for n, place, width in zip(of[part], places, widths, strict=True):
-                if n is None:
-                    continue
+            for grad, place, width in zip(of[part], places, widths, strict=True):
                 to = rows(f"of {place.name}", width, place.offset)
-                if n in leaves or n in destinations:
-                    copies.append((n, to))
-                else:
-                    destinations[n] = to
+                if grad is not None and (grad in leaves or grad in destinations):
+                    copies.append((grad, to))
+                elif grad is not None:
+                    destinations[grad] = to
         needed = ancestors(self._grads, stop=set(leaves))
         lowering = self._lowering(writer, leaves, destinations, needed)
         lowering.write(list(traced.graph.nodes))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from bptt._src.engines.loops.operations import BINARY, COSTLY, UNARY
 from bptt._src.engines.loops.program import Value, Weight, Writer
 from bptt._src.engines.loops.step import BATCH
 
@@ -28,31 +29,6 @@ class Number(float):
 
 Lowered = Value | Number | list[Any]
 
-_UNARY = (
-    "neg abs sign reciprocal sqrt rsqrt exp expm1 log log1p tanh sigmoid relu sin cos erf floor"
-)
-_BINARY = "add sub mul div maximum minimum lt le gt ge eq ne logical_and logical_or"
-_COSTLY = "reciprocal sqrt rsqrt exp expm1 log log1p tanh sigmoid sin cos erf div pow mm sum amax"
-
-
-def _targets(names: str) -> dict[Any, str]:
-    found = {}
-    for name in names.split():
-        packet = getattr(A, name)
-        for overload in packet.overloads():
-            if "out" not in overload and overload not in ("complex", "int"):
-                found[getattr(packet, overload)] = name
-    return found
-
-
-UNARY, BINARY, COSTLY = _targets(_UNARY), _targets(_BINARY), _targets(_COSTLY)
-BINARY |= {
-    A.bitwise_and.Tensor: "logical_and",
-    A.bitwise_or.Tensor: "logical_or",
-}
-UNARY |= {A.logical_not.default: "logical_not", A.bitwise_not.default: "logical_not"}
-COSTLY.pop(A.div.Scalar, None)
-
 _SAME = {
     *(A.view.default, A._unsafe_view.default, A.reshape.default, A.expand.default),
     *(A.unsqueeze.default, A.squeeze.dim, A.squeeze.dims, A.squeeze.default),
@@ -61,15 +37,20 @@ _SAME = {
 }
 _FLIPS = (A.permute.default, A.t.default, A.transpose.int)
 _FULL = {
-    A.full.default: lambda n: n.args[1],
-    A.full_like.default: lambda n: n.args[1],
-    A.scalar_tensor.default: lambda n: n.args[0],
+    A.full.default: lambda n: _args(n)[1],
+    A.full_like.default: lambda n: _args(n)[1],
+    A.scalar_tensor.default: lambda n: _args(n)[0],
     A.zeros_like.default: lambda n: 0,
     A.zeros.default: lambda n: 0,
     A.new_zeros.default: lambda n: 0,
     A.ones_like.default: lambda n: 1,
     A.ones.default: lambda n: 1,
-    A.new_full.default: lambda n: n.args[2],
+    # What is not filled with anything is copied over before it is read.
+    A.empty_permuted.default: lambda n: 0,
+    A.empty.memory_format: lambda n: 0,
+    A.empty_like.default: lambda n: 0,
+    A.new_empty.default: lambda n: 0,
+    A.new_full.default: lambda n: _args(n)[2],
     A.new_ones.default: lambda n: 1,
 }
 
@@ -77,6 +58,10 @@ _FULL = {
 def is_costly(node: fx.Node) -> bool:
     """Whether it is better kept than computed again."""
     return node.op == "call_function" and node.target in COSTLY
+
+
+def _args(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
 
 
 def width_of(node: fx.Node) -> int:
@@ -129,20 +114,21 @@ class Lowering:
         for node in needed:  # the parts of what is put side by side go where they belong
             if node.target is A.cat.default and node in destinations and node not in leaves:
                 offset = 0
-                for part in node.args[0]:
+                for part in _args(node)[0]:
                     width = width_of(part)
                     if part in needed and part not in leaves:
                         destinations.setdefault(part, destinations[node].part(offset, width))
                     offset += width
+        self.products: dict[fx.Node, fx.Node] = {}
+        self._find_sums()
 
     def write(self, nodes: list[fx.Node]) -> None:
         """Write the needed ones of the nodes, in order."""
+        products = set(self.products.values())
         for node in nodes:
             if node.op in ("placeholder", "output") or node.target in _FLIPS:
                 continue  # weights, which products find by themselves
-            if node in self.needed and node not in self.found:
-                if self._is_part_of_sum(node):
-                    continue
+            if node in self.needed and node not in self.found and node not in products:
                 self.lower(node)
 
     def lower(self, node: fx.Node) -> Lowered:
@@ -162,7 +148,7 @@ class Lowering:
             return self.attributes(node)
         if node.op != "call_function":
             raise NotAProgram(f"{node.name} is used in a way that a loop has no place for")
-        target, args = node.target, node.args
+        target, args = node.target, _args(node)
         if target in UNARY:
             return self._elementwise(UNARY[target], node, args[0])
         if target in BINARY:
@@ -200,8 +186,8 @@ class Lowering:
         return self.writer.emit(op, self._to(node), *(self.value(x, width) for x in operands))
 
     def _binary(self, node: fx.Node) -> Value:
-        target, (a, b, *_), op = node.target, node.args, BINARY[node.target]
-        alpha = node.kwargs.get("alpha", 1)
+        (a, b, *_), op = _args(node), BINARY[node.target]
+        alpha: Any = node.kwargs.get("alpha", 1)
         if op == "div" and node.kwargs.get("rounding_mode") is not None:
             raise NotAProgram("aten.div with rounding has no instruction")
         if op in ("add", "sub") and alpha != 1:
@@ -213,48 +199,36 @@ class Lowering:
             for zero, other in ((a, b), (b, a)):
                 if self.found.get(zero) == Number(0) and width_of(other) == width_of(node):
                     return self.value(other, width_of(node))
-            for product, other in ((a, b), (b, a)):
-                if isinstance(product, fx.Node) and self._is_part_of_sum(product):
-                    return self._elementwise("muladd", node, *product.args[:2], other)
+            product = self.products.get(node)
+            if product is not None:
+                other = b if product is a else a
+                return self._elementwise("muladd", node, *_args(product)[:2], other)
         if op == "mul" and isinstance(b, (int, float)) and b == 1:
             return self._elementwise("copy", node, a)
-        del target
         return self._elementwise(op, node, a, b)
 
-    def _is_part_of_sum(self, node: fx.Node) -> bool:
-        """Whether it is a product that only a sum, as wide, takes."""
-        if node.target is not A.mul.Tensor or node in self.found or node in self.destinations:
-            return False
-        users = [u for u in node.users if u in self.needed]
-        return (
-            len(users) == 1
-            and users[0].target is A.add.Tensor
-            and users[0] not in self.leaves
-            and users[0].kwargs.get("alpha", 1) == 1
-            and width_of(users[0]) == width_of(node)
-            and users[0].args[0] is not users[0].args[1]
-            and not (
-                isinstance(first := users[0].args[0], fx.Node)
-                and first is not node
-                and first.target is A.mul.Tensor
-                and self._would_be_part(first, users[0])
-            )
-        )
+    def _find_sums(self) -> None:
+        """Find the products that only a sum, as wide, takes: both are one instruction."""
+        for node in self.needed:
+            if node.target is not A.add.Tensor or node in self.leaves:
+                continue
+            if node.kwargs.get("alpha", 1) != 1 or len(set(_args(node))) != 2:
+                continue
+            product = next((x for x in _args(node) if self._is_only_for(node, x)), None)
+            if product is not None:
+                self.products[node] = product
 
-    def _would_be_part(self, other: fx.Node, user: fx.Node) -> bool:
-        """Of two products that are added, the first one is taken into the sum."""
-        return (
-            other in self.needed
-            and other not in self.found
-            and other not in self.destinations
-            and [u for u in other.users if u in self.needed] == [user]
-            and width_of(other) == width_of(user)
-        )
+    def _is_only_for(self, user: fx.Node, x: Any) -> bool:
+        if not isinstance(x, fx.Node) or x.target is not A.mul.Tensor or x in self.leaves:
+            return False
+        if x in self.destinations or width_of(x) != width_of(user):
+            return False
+        return [u for u in x.users if u in self.needed] == [user]
 
     # ------------------------------------------------------------------------------ others
 
     def _same(self, node: fx.Node) -> Lowered:
-        source = node.args[0]
+        source = _args(node)[0]
         assert isinstance(source, fx.Node)
         dtype, before = node.meta["val"].dtype, source.meta["val"].dtype
         if dtype is not before and not (before is torch.bool and dtype.is_floating_point):
@@ -267,7 +241,7 @@ class Lowering:
 
     def _as_strided(self, node: fx.Node) -> Lowered:
         """Some columns, as parts of what is split are called by autograd."""
-        source, shape, stride, offset = (*node.args, 0)[:4]
+        source, shape, stride, offset = (*_args(node), 0)[:4]
         assert isinstance(source, fx.Node)
         before = source.meta["val"]
         if (
@@ -275,29 +249,28 @@ class Lowering:
             or not before.is_contiguous()
             or len(shape) != 2
             or tuple(stride) != before.stride()
-        ):  # type: ignore[arg-type]
+        ):
             raise NotAProgram(f"{_name(node)} of other rows")
-        return self.value(source, before.shape[1]).part(offset, shape[1])  # type: ignore[arg-type, index]
+        return self.value(source, before.shape[1]).part(offset, shape[1])
 
     def _product(self, node: fx.Node) -> Value:
-        left, right = node.args
-        assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+        left, right = _args(node)
         flips = 0
         while right.target in _FLIPS:
-            right, flips = right.args[0], flips + 1  # type: ignore[assignment]
+            right, flips = _args(right)[0], flips + 1
         if right not in self.weights:
             raise NotAProgram("a matrix product of two tensors that both change from step to step")
         value = self.value(left, width_of(left))
-        if value.is_vector or value.kind == 4 and value.storage.is_vector:
+        if value.is_vector or (value.kind == 4 and value.storage.is_vector):
             raise NotAProgram("a matrix product with the same left side at each step")
         weight = Weight(self.weights[right], flips % 2 == 1)
         return self.writer.product(self._to(node), value, weight)
 
     def _where(self, node: fx.Node) -> Value:
-        return self._elementwise("where", node, *node.args)
+        return self._elementwise("where", node, *_args(node))
 
     def _clamp(self, node: fx.Node) -> Value:
-        x, low, high = (*node.args, None, None)[:3]
+        x, low, high = (*_args(node), None, None)[:3]
         width, value = width_of(node), None
         for op, limit in (("maximum", low), ("minimum", high)):
             if limit is not None:
@@ -309,7 +282,7 @@ class Lowering:
         return value
 
     def _power(self, node: fx.Node) -> Value:
-        x, n = node.args
+        x, n = _args(node)
         if n == 2:
             return self._elementwise("mul", node, x, x)
         if n == 0.5:
@@ -328,10 +301,10 @@ class Lowering:
         return self._elementwise("pow", node, x, n)
 
     def _sum(self, node: fx.Node) -> Value:
-        x, dims = node.args[0], (*node.args[1:], None)[0]
+        x, dims = _args(node)[0], (*_args(node)[1:], None)[0]
         assert isinstance(x, fx.Node)
         shape = x.meta["val"].shape
-        dims = [d % len(shape) for d in dims] if dims else list(range(len(shape)))  # type: ignore[union-attr]
+        dims = [d % len(shape) for d in dims] if dims else list(range(len(shape)))
         if len(shape) != 2 or dims != [1]:
             raise NotAProgram(f"{_name(node)} over the batch, or over more than the units")
         value = self.value(x, shape[1])
@@ -341,42 +314,43 @@ class Lowering:
         return self.writer.emit("sum", self._to(node), value)
 
     def _slice(self, node: fx.Node) -> Lowered:
-        x, dim, begin, end, step = (*node.args, *(0, None, None, 1)[len(node.args) - 1 :])
+        given: Any = (*_args(node), *(0, None, None, 1)[len(_args(node)) - 1 :])
+        x, dim, begin, end, step = given
         assert isinstance(x, fx.Node)
         shape = x.meta["val"].shape
-        begin, end, _ = slice(begin, end).indices(shape[dim])  # type: ignore[arg-type, index]
-        if dim % len(shape) != len(shape) - 1 or step != 1:  # type: ignore[operator]
-            if (begin, end, step) == (0, shape[dim], 1):  # type: ignore[index]
+        begin, end, _ = slice(begin, end).indices(shape[dim])
+        if dim % len(shape) != len(shape) - 1 or step != 1:
+            if (begin, end, step) == (0, shape[dim], 1):
                 return self.lower(x)
             raise NotAProgram(f"{_name(node)} of the batch, or with a stride")
         return self.value(x, shape[-1]).part(begin, max(end - begin, 0))
 
     def _split(self, node: fx.Node) -> Lowered:
-        x, sizes, dim = (*node.args, 0)[:3]
+        x, sizes, dim = (*_args(node), 0)[:3]
         assert isinstance(x, fx.Node)
         shape = x.meta["val"].shape
-        if dim % len(shape) != len(shape) - 1:  # type: ignore[operator]
+        if dim % len(shape) != len(shape) - 1:
             raise NotAProgram(f"{_name(node)} of the batch")
         value, found, offset = self.value(x, shape[-1]), [], 0
         if isinstance(sizes, int):
             sizes = [min(sizes, shape[-1] - at) for at in range(0, shape[-1], sizes)]
-        for size in sizes:  # type: ignore[union-attr]
+        for size in sizes:
             found.append(value.part(offset, size))
             offset += size
         return found
 
     def _getitem(self, node: fx.Node) -> Lowered:
-        parts = self.lower(node.args[0])  # type: ignore[arg-type]
-        assert isinstance(parts, list)
-        return parts[node.args[1]]  # type: ignore[no-any-return, index]
+        parts: Any = self.lower(_args(node)[0])
+        found: Lowered = parts[_args(node)[1]]
+        return found
 
     def _cat(self, node: fx.Node) -> Value:
-        parts, dim = (*node.args, 0)[:2]
+        parts, dim = (*_args(node), 0)[:2]
         shape = node.meta["val"].shape
-        if dim % len(shape) != len(shape) - 1:  # type: ignore[operator]
+        if dim % len(shape) != len(shape) - 1:
             raise NotAProgram(f"{_name(node)} of batches")
         to, offset = self._to(node), 0
-        for part in parts:  # type: ignore[union-attr]
+        for part in parts:
             width = width_of(part)
             place = to.part(offset, width)
             value = self.value(part, width)
@@ -394,13 +368,15 @@ class Lowering:
 
 _SPECIAL: dict[Any, Callable[[Lowering, fx.Node], Lowered]] = {
     A.as_strided.default: Lowering._as_strided,
+    A.copy.default: lambda self, n: self.value(_args(n)[1], width_of(n)),
     A.mm.default: Lowering._product,
+    A.isnan.default: lambda self, n: self._elementwise("ne", n, *_args(n), *_args(n)),
     A.where.self: Lowering._where,
     A.clamp.default: Lowering._clamp,
     A.clamp.Tensor: Lowering._clamp,
     A.pow.Tensor_Scalar: Lowering._power,
-    A.pow.Tensor_Tensor: lambda self, n: self._elementwise("pow", n, *n.args),
-    A.pow.Scalar: lambda self, n: self._elementwise("pow", n, *n.args),
+    A.pow.Tensor_Tensor: lambda self, n: self._elementwise("pow", n, *_args(n)),
+    A.pow.Scalar: lambda self, n: self._elementwise("pow", n, *_args(n)),
     A.sum.dim_IntList: Lowering._sum,
     A.sum.default: Lowering._sum,
     A.mean.dim: Lowering._sum,

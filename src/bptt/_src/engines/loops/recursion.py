@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from bptt._src.engines.guard import dense
 from bptt._src.engines.kernel_library import type_of
-from bptt._src.engines.loops.loop import Loop, Columns
+from bptt._src.engines.loops.loop import Columns, Loop
 from bptt._src.engines.loops.lowering import NotAProgram
 from bptt._src.engines.loops.step import Sizes
 from bptt.cells.cell import Cell

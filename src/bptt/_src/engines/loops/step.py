@@ -105,20 +105,28 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
         torch.autocast("cpu", enabled=False),
         torch.random.fork_rng(devices=[]),
     ):
-        first = [[t.detach().clone() for t in part] for part in given[:5]]
-        _, outputs = step(*first)
+        trial = [[t.detach().clone() for t in part] for part in given[:5]]
+        _, outputs = step(*trial)
         given.append([some(t.shape[-1]) for t in outputs])
-        module = make_fx(joint, decomposition_table=_decompositions(), tracing_mode="real")(*given)
+        table = _decompositions()
+        module = make_fx(joint, decomposition_table=table, tracing_mode="real")(*given)
+        # What autograd and decompositions do in place is done out of place.
+        module = make_fx(torch.func.functionalize(module), decomposition_table=table)(*given)
     _simplify(module.graph)
     holders = iter([n for n in module.graph.nodes if n.op == "placeholder"])
-    parts = [[next(holders) for _ in part] for part in given]
+    rows, states, vectors, weights, adds, d_states, d_outputs = (
+        [next(holders) for _ in part] for part in given
+    )
     results = list(next(n for n in module.graph.nodes if n.op == "output").args[0])
-    S, O = len(sizes.states), len(given[-1])
-    new, outs, grads = results[:S], results[S : S + O], results[S + O :]
+    first, second = len(sizes.states), len(sizes.states) + len(given[-1])
+    new, outs, grads = results[:first], results[first:second], results[second:]
     of: dict[str, list[fx.Node | None]] = {}
     for name, part in (("rows", 0), ("states", 1), ("vectors", 2), ("adds", 4)):
         of[name], grads = grads[: len(given[part])], grads[len(given[part]) :]
-    return Traced(module.graph, module, *parts, new, outs, of)
+    return Traced(
+        *(module.graph, module, rows, states, vectors, weights, adds),
+        *(d_states, d_outputs, new, outs, of),
+    )
 
 
 _MORE = """
@@ -168,13 +176,9 @@ _RANDOM = (torch.ops.aten.bernoulli.default, torch.ops.aten.rand.default)
 def _key(x: Any) -> Any:
     if isinstance(x, (list, tuple)):
         return tuple(map(_key, x))
-    return (
-        (type(x), x)
-        if isinstance(x, (int, float, bool))
-        else x
-        if isinstance(x, (fx.Node, str))
-        else repr(x)
-    )
+    if isinstance(x, (int, float)):  # 1 is not 1.0, nor True
+        return type(x), x
+    return x if isinstance(x, (fx.Node, str)) else repr(x)
 
 
 def ancestors(

@@ -1,0 +1,34 @@
+"""Which of torch's operations are which instruction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+A = torch.ops.aten
+
+_UNARY = (
+    "neg abs sign reciprocal sqrt rsqrt exp expm1 log log1p tanh sigmoid relu sin cos erf floor"
+)
+_BINARY = "add sub mul div maximum minimum lt le gt ge eq ne logical_and logical_or"
+_COSTLY = "reciprocal sqrt rsqrt exp expm1 log log1p tanh sigmoid sin cos erf div pow mm sum amax"
+
+
+def _targets(names: str) -> dict[Any, str]:
+    found = {}
+    for name in names.split():
+        packet = getattr(A, name)
+        for overload in packet.overloads():
+            if "out" not in overload and overload not in ("complex", "int"):
+                found[getattr(packet, overload)] = name
+    return found
+
+
+UNARY, BINARY, COSTLY = _targets(_UNARY), _targets(_BINARY), _targets(_COSTLY)
+BINARY |= {
+    A.bitwise_and.Tensor: "logical_and",
+    A.bitwise_or.Tensor: "logical_or",
+}
+UNARY |= {A.logical_not.default: "logical_not", A.bitwise_not.default: "logical_not"}
+COSTLY.pop(A.div.Scalar, None)

@@ -1,0 +1,285 @@
+"""Cells of one's own on native kernels, against the twin, which runs their equations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import bptt
+from bptt._src.engines import looped, product
+from bptt._src.engines.backend import engine_for
+from bptt._src.engines.call import Call
+from bptt._src.engines.kernel_library import has_bf16, type_of
+from bptt._src.engines.loops.program import Writer, instructions, rows, state
+from bptt._src.steps import Steps
+from bptt.cells import CELLS, Cell
+
+pytestmark = pytest.mark.skipif(
+    bptt.kernels.backend().name != "native", reason="there are no native kernels"
+)
+
+
+class Spike(torch.autograd.Function):
+    """1 where x is positive; its gradient is that of a smooth function."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, d):
+        (x,) = ctx.saved_tensors
+        return d / (1 + (math.pi * x) ** 2)
+
+
+def leaky(x, h, state, units):
+    _, v = state
+    v = 0.8 * v + 0.2 * (x[0] + h[0])
+    return torch.relu(v), v
+
+
+def diagonal(x, h, state, units):  # of Li et al. (2018), with a bounded nonlinearity
+    return (torch.nn.functional.softplus(x[0] + units[0] * state[0], beta=2),)
+
+
+def spiking(x, h, state, units):
+    s, v = state
+    v = 0.9 * v * (1 - s.detach()) + x[0] + h[0]
+    return Spike.apply(v - 1), v
+
+
+def exponential(x, h, state, units):  # gates that are exponential, kept in range by a fourth state
+    _, c, n, m = state
+    i, f = x[0] + h[0], torch.nn.functional.logsigmoid(x[1] + h[1])
+    z, o = torch.tanh(x[2] + h[2]), torch.sigmoid(x[3] + h[3])
+    after = torch.maximum(f + m, i)
+    i, f = torch.exp(i - after), torch.exp(f + m - after)
+    c, n = f * c + i * z, f * n + i
+    return o * c / torch.clamp(n, min=1e-3), c, n, after
+
+
+def shifted(x, h, state, units):  # states that change places, and one that nothing changes
+    a, b, c = state
+    return torch.sin(x[0] + h[0]) + b, a, c
+
+
+def apart(x, h, state, units):  # blocks that are used alone, in products, or not at all
+    r = torch.sigmoid(x[0])
+    n = torch.nn.functional.gelu(x[1] * h[0] + h[1].abs().sqrt())
+    return (torch.where(n > 0.1, n, r * state[0] ** 3) - torch.expm1(-r) * units[1],)
+
+
+def interpolated(x, h, state, units):
+    t = torch.sigmoid(x[0] + h[0])
+    new = torch.lerp(torch.tanh(x[1] + h[1]), torch.nn.functional.silu(x[2] + h[2]), t)
+    return (torch.clamp(new, -0.9, 0.9),)
+
+
+OWN = [
+    Cell("LEAKY", 1, 1, leaky, states=2),
+    Cell("DIAGONAL", 1, 0, diagonal, units=1),
+    Cell("SPIKING", 1, 1, spiking, states=2),
+    Cell("EXPONENTIAL", 4, 4, exponential, states=4),
+    Cell("SHIFTED", 1, 1, shifted, states=3),
+    Cell("APART", 3, 2, apart, units=2),
+    Cell("INTERPOLATED", 3, 3, interpolated),
+    *(dataclasses.replace(c, name=f"MY_{c.name}", is_native=False, by_hand=None) for c in CELLS),
+]
+
+
+def network(cell, *sizes, **options):
+    torch.manual_seed(0)
+    return bptt.Recurrent(cell, *sizes, **options)
+
+
+def results(net, x, kernels, **options):
+    """Return the outputs, the final states, and all gradients."""
+    with bptt.kernels.use(kernels):
+        net.zero_grad()
+        x = x.detach().requires_grad_()
+        batch = x
+        if "lengths" in options:
+            batch = pack_padded_sequence(x, options.pop("lengths"), enforce_sorted=False)
+        y, final = net(batch, **options)
+        y = y if isinstance(y, torch.Tensor) else y.data
+        final = final if isinstance(final, tuple) else (final,)
+        weights = torch.cos(torch.arange(y.numel()).double()).view(y.shape).to(y.dtype)
+        ((y * weights).sum() + sum((i + 2) * s.sum() for i, s in enumerate(final))).backward()
+    return [y, *final, x.grad, *(p.grad for p in net.parameters())]
+
+
+def assert_same(some, others, tolerance):
+    for a, b in zip(some, others, strict=True):
+        if a is None or b is None:
+            assert a is b
+            continue
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("cell", OWN, ids=lambda c: c.name)
+def test_it_is_the_engine_of_ones_own_cells(cell):
+    net = network(cell, 3, 4)
+    assert bptt.kernels.not_native(net) is None
+    w = net._weights(0, False)
+    given = torch.zeros(2, 3), tuple(torch.zeros(1, 4) for _ in range(cell.states))
+    assert engine_for(Call(cell, *given, w, Steps((1, 1)))) is looped
+
+
+@pytest.mark.parametrize("cell", OWN, ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"lengths": torch.tensor([2, 5, 1, 5])},
+        {"resets": torch.rand(5, 4, generator=torch.Generator().manual_seed(1)) < 0.3},
+        {"credit": "truncated:2"},
+        {"credit": "truncated:every=1,reach=3"},
+        {"credit": "truncated:every=1,reach=3", "lengths": torch.tensor([2, 5, 1, 5])},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("inputs", "hidden"), [(3, 5), (1, 1), (2, 37)])
+def test_as_the_twin(cell, options, inputs, hidden):
+    both = "reach" not in options.get("credit", "")
+    net = network(cell, inputs, hidden, num_layers=2, bidirectional=both).double()
+    x = torch.randn(5, 4, inputs, dtype=torch.float64)
+    assert_same(
+        results(net, x, "native", **dict(options)), results(net, x, "twin", **dict(options)), 1e-10
+    )
+
+
+@pytest.mark.parametrize("cell", [c for c in OWN if "LSTM" in c.name], ids=lambda c: c.name)
+def test_projected(cell):
+    net = network(cell, 3, 7, proj_size=2, num_layers=2, bias=False).double()
+    x = torch.randn(6, 3, 3, dtype=torch.float64)
+    assert_same(results(net, x, "native"), results(net, x, "twin"), 1e-10)
+
+
+@pytest.mark.parametrize("cell", OWN, ids=lambda c: c.name)
+def test_in_float32_with_the_same_bits_for_any_number_of_threads(cell):
+    net, x = network(cell, 20, 50), torch.randn(9, 7, 20)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(results(net, x, "native"))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert_same(found[0], other, 0)
+    if cell.name not in ("SPIKING", "APART"):  # a rounding makes a spike; √ is steep near 0
+        assert_same(found[0], results(net, x, "twin"), 2e-4)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+def test_every_kind_of_vectors(isa):
+    try:
+        with bptt.kernels.use(isa):
+            pass
+    except bptt.errors.KernelError:
+        pytest.skip(f"this processor has no {isa}")
+    net, x = network(OWN[3], 3, 21).double(), torch.randn(4, 5, 3, dtype=torch.float64)
+    assert_same(results(net, x, isa), results(net, x, "twin"), 1e-10)
+
+
+def test_products_of_bfloat16():
+    cell = next(c for c in OWN if c.name == "MY_LSTM")
+    net, x = network(cell, 32, 64), torch.randn(10, 16, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = results(net, x, "native")
+    exact = results(net, x, "native")
+    assert has_bf16() == any(
+        not torch.equal(a, b.to(a.dtype)) for a, b in zip(rounded, exact, strict=True)
+    )
+    for a, b in zip(rounded, exact, strict=True):
+        assert (a.float() - b).norm() < 0.02 * b.norm()
+
+
+NOT = {
+    "lgamma": (lambda x, h, s, u: (torch.lgamma(x[0] + h[0]),), "lgamma has no instruction"),
+    "digamma": (lambda x, h, s, u: (torch.digamma(x[0] + h[0]),), "digamma"),
+    "if": (lambda x, h, s, u: (x[0] if bool((h[0] > -9).all()) else h[0],), "traced"),
+}
+
+
+@pytest.mark.parametrize("name", NOT)
+def test_what_has_no_instruction_runs_on_the_twin_and_the_reason_is_told(name):
+    equations, why = NOT[name]
+    net = network(Cell("ODD", 1, 1, equations), 3, 4)
+    assert why in bptt.kernels.not_native(net)
+    y, _ = net(torch.rand(2, 2, 3))
+    assert y.shape == (2, 2, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", sorted(set(instructions()) - {"product", "sum", "spread"}))
+def test_each_instruction(name, dtype):
+    special = {
+        "relu": torch.relu, "copy": torch.clone, "muladd": lambda a, b, c: a * b + c,
+        "where": lambda a, b, c: torch.where(a != 0, b, c), "div": torch.div,
+    }  # fmt: skip
+    function = special.get(name) or getattr(torch, name)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2003, generator=generator, dtype=torch.float64) * torch.logspace(
+        -12, 1.6, 2003
+    )
+    if name in ("sqrt", "rsqrt", "log", "pow"):
+        x = x.abs()
+    x[:, :6] = torch.tensor([0.0, 1.0, -1.0, math.inf, -math.inf, math.nan])
+    x = x.to(dtype)
+    for number in (1, 2, 3):
+        try:
+            wanted = function(*x[:number].double())
+        except (TypeError, RuntimeError):
+            continue
+        break
+    writer = Writer()
+    writer.emit(name, rows("to", 2003), *(rows("x", 2003, i * 2003) for i in range(number)))
+    writer.emit("copy", state(0, 1), state(0, 1))
+    to, s = x.new_empty(1, 2003), x.new_zeros(1, 1)
+    writer.program((1,), dtype).run(
+        {"to": to, "x": x.reshape(1, -1)}, [(s, s)], (1,), type_=type_of(dtype), last_first=False
+    )
+    wanted = wanted.to(dtype)
+    tolerance = {torch.float32: 4e-7, torch.float64: 1e-15}[dtype] * (8 if name == "expm1" else 3)
+    if name == "reciprocal":
+        to[0, 4], wanted[4] = 0, 0
+    torch.testing.assert_close(to[0], wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (3, 5, 7), (17, 600, 33), (64, 1100, 100), (0, 3, 2), (2, 0, 3)]
+)
+@pytest.mark.parametrize("flips", [(False, False), (True, False), (False, True), (True, True)])
+def test_large_products(dtype, sizes, flips):
+    M, K, N = sizes
+    a = torch.randn(*((K, M) if flips[0] else (M, K)), dtype=dtype)
+    b = torch.randn(*((N, K) if flips[1] else (K, N)), dtype=dtype)
+    a, b = a.t() if flips[0] else a, b.t() if flips[1] else b
+    bias = torch.randn(N, dtype=dtype)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(product.multiply(a, b, bias))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(found[0], a @ b + bias, rtol=tolerance, atol=tolerance)
+
+
+def test_the_gradient_by_finite_differences():
+    net = network(OWN[3], 2, 3).double()
+    x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: net(x)[0], (x, *net.parameters()))
+    assert torch.autograd.gradgradcheck(lambda x: net(x)[0], (x,))
