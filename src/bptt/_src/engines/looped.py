@@ -53,14 +53,22 @@ _MEANS = [
 ]
 
 
+_FEW = 16
+"""Rows that are not worth rounding, as for the other kernels."""
+
+
+def _means(call: Call) -> twin.Means:
+    return _MEANS[call.bf16 and sum(call.steps.sizes) > _FEW]
+
+
 def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a sequence, as :class:`engines.call.Engine` says."""
-    return twin.forward(call, keep, _MEANS[call.bf16])
+    return twin.forward(call, keep, _means(call))
 
 
 def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     """Go back through it, as :class:`engines.call.Engine` says."""
-    return twin.backward(call, saved, incoming, _MEANS[call.bf16])
+    return twin.backward(call, saved, incoming, _means(call))
 
 
 def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
