@@ -116,7 +116,8 @@ def main() -> None:
                     step()
                     found.append(1e3 * (time.perf_counter() - began))
             loop, ours, native = map(statistics.median, times)
-            print(f"{'/'.join(map(str, shape)):18} {cell.name:18} {loop:8.2f} {ours:8.2f} {native:8.2f} "
+            sizes = "/".join(map(str, shape))
+            print(f"{sizes:18} {cell.name:18} {loop:8.2f} {ours:8.2f} {native:8.2f} "
                   f"{loop / ours:9.2f} {ours / native:11.2f} {first:9.2f}", flush=True)  # fmt: skip
 
 
