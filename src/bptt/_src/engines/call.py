@@ -162,9 +162,16 @@ class Engine(Protocol):
             The outputs [N, P], the final state, and what :meth:`backward` needs besides.
         """
 
-    def blocks(self, call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    def blocks(
+        self, call: Call, before: Tensor, kept: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...] | None:
         """Return W_ih x_t + b_ih and W_hh h_{t-1} + b_hh of each row, [N, G·H], as this run had
-        them, from what a forward pass kept; None where it did not keep them.
+        them; None where the engine has none of that kind.
+
+        Args:
+            call: the sequence.
+            before: h_{t-1} of each row, [N, P], zero where it was reset.
+            kept: what the forward pass kept.
         """
 
     def other_states(self, call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

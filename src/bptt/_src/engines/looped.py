@@ -71,9 +71,11 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     return twin.backward(call, saved, incoming, _means(call))
 
 
-def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
-    return None
+    w, multiply = call.w, _means(call).multiply  # to the bit those of the run
+    of_x = multiply(call.x.flatten(0, -2), w.ih.t(), w.b_ih)
+    return of_x, multiply(before, w.hh.t(), w.b_hh)
 
 
 other_states = twin.other_states

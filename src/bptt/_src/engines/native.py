@@ -185,7 +185,7 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     return Gradients(d_x, d_state, (ih, hh, b_ih, b_hh, hr, units))
 
 
-def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
     return None
 

@@ -86,7 +86,7 @@ def forward(call: Call, keep: bool = False) -> tuple[Tensor, State, tuple[Tensor
     return y.view(*x.shape[:-1], y.shape[-1]), final, tuple(others)
 
 
-def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
     return None
 

@@ -72,7 +72,7 @@ def forward(
     return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
 
 
-def blocks(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
     return kept[:2] if recursion_of(call.cell, call.w).keeps_blocks else None
 

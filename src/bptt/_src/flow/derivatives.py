@@ -108,7 +108,7 @@ def _states(
 
     Returns:
         Its outputs, [N, P], the state from which each row's step starts, and the gates before
-        their nonlinearities, [N, G·H], of x and of h, where the run has kept them.
+        their nonlinearities, [N, G·H], of x and of h, where the engine knows those of the run.
     """
     cell, w, several = layer.cell, layer.w, layer.cell.states > 1
     call = Call(cell, layer.x, layer.initial, w, steps, Boundary(None, resets))
@@ -118,7 +118,7 @@ def _states(
     before = [steps.previous(first, s) for first, s in zip(layer.initial, after, strict=True)]
     if resets is not None:
         before = [s.masked_fill_(resets, 0) for s in before]
-    return y, before, engine.blocks(call, kept)
+    return y, before, engine.blocks(call, before[0], kept)
 
 
 def _room(

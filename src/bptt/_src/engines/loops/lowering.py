@@ -261,7 +261,7 @@ class Lowering:
         if right not in self.weights:
             raise NotAProgram("a matrix product of two tensors that both change from step to step")
         value = self.value(left, width_of(left))
-        if value.is_vector or (value.kind == 4 and value.storage.is_vector):
+        if value.storage.is_vector:
             raise NotAProgram("a matrix product with the same left side at each step")
         weight = Weight(self.weights[right], flips % 2 == 1)
         return self.writer.product(self._to(node), value, weight)
