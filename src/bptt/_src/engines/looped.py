@@ -7,13 +7,14 @@ rest is the twin's.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from bptt._src.engines import native, twin
 from bptt._src.engines.call import AnyCall, Call, Gradients, Incoming, Saved
 from bptt._src.engines.guard import is_watched, only_by_autograd
-from bptt._src.engines.loops.recursion import Looped, why_not
+from bptt._src.engines.loops.recursion import Looped, sizes_of, why_not
 from bptt._src.engines.product import multiply
 from bptt._src.engines.readout import Found, Readout
 from bptt._src.uncompiled import at_compile_time
@@ -36,12 +37,12 @@ def serves(call: AnyCall) -> str | None:
 
 def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
     """Return why it cannot do calls like this one, whatever their lengths; None where it can."""
-    return native.refuses_tensors(x, w) or _why_not(cell, w)
+    return native.refuses_tensors(x, w) or _why_not(cell, *sizes_of(cell, w))
 
 
 @at_compile_time
-def _why_not(cell: Cell, w: Weights) -> str | None:
-    return why_not(cell, w)
+def _why_not(cell: Cell, *sizes: Any) -> str | None:
+    return why_not(cell, *sizes)
 
 
 def _looped(cell: Cell, w: Weights, bf16: bool) -> Looped:

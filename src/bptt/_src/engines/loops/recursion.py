@@ -21,17 +21,22 @@ from bptt.cells.recursion import Deltas, FromAfter, Kept, Setting
 from bptt.cells.weights import State, Weights
 
 
-def why_not(cell: Cell, w: Weights) -> str | None:
+def why_not(cell: Cell, *sizes: Any) -> str | None:
     """Return why a layer's equations cannot become programs; None where they can.
+
+    Args:
+        cell: the cell.
+        sizes: what :func:`sizes_of` gives.
 
     They have run before (:func:`bptt.cells.check.check_equations`), so whatever else tracing them
     raises is a reason too: the twin runs them as they are.
     """
-    found = _found(cell, *_sizes(cell, w))
+    found = _found(cell, *sizes)
     return found if isinstance(found, str) else None
 
 
-def _sizes(cell: Cell, w: Weights) -> tuple[int, int, bool, bool, torch.dtype]:
+def sizes_of(cell: Cell, w: Weights) -> tuple[int, int, bool, bool, torch.dtype]:
+    """Return what the programs of a layer depend on besides the cell."""
     hidden = cell.hidden(w)
     outputs = hidden if w.hr is None else w.hr.shape[0]
     return hidden, outputs, w.b_hh is not None and cell.gates_h > 0, w.hr is not None, w.ih.dtype
@@ -124,7 +129,7 @@ class Looped:
     projects = True
 
     def _loop(self, w: Weights) -> Loop:
-        found = _found(self.cell, *_sizes(self.cell, w))
+        found = _found(self.cell, *sizes_of(self.cell, w))
         assert isinstance(found, Loop), found  # the engine has asked
         return found
 
