@@ -154,6 +154,8 @@ class Problem(NamedTuple):
             hh, b_ih = hh.abs() / torch.linalg.matrix_norm(hh.abs(), 2), b_ih + 0.5
         elif self.mode == "PEEPHOLE_LSTM":  # c reaches far where the forget gate is open
             b_ih = b_ih + torch.tensor([0.0, 1, 0, 0]).repeat_interleave(self.hidden)
+        elif self.mode == "MIN_GRU":  # h reaches far where the gate is closed
+            b_ih = b_ih - torch.tensor([1.0, 0]).repeat_interleave(self.hidden)
         return w._replace(
             hh=hh.clone().requires_grad_(),
             b_ih=b_ih.clone().requires_grad_(),

@@ -143,4 +143,11 @@ def test_they_keep_their_values_when_the_output_is_changed_in_place():
 
 
 def test_every_cell_of_bptt_is_among_them():
-    assert {cell.kind for cell in CELLS} == {"RNN", "GRU", "LSTM", "MGU", "PEEPHOLE_LSTM"}
+    assert {cell.kind for cell in CELLS} == {
+        "RNN",
+        "GRU",
+        "LSTM",
+        "MGU",
+        "MIN_GRU",
+        "PEEPHOLE_LSTM",
+    }

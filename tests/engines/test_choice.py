@@ -19,8 +19,8 @@ from bptt.credit import Block
 
 def a_call(cell="GRU", dtype=torch.float32, rows=3, units=False, **more):
     of = BY_NAME[cell] if isinstance(cell, str) else cell
-    H, G = 4, of.gates_h * 4
-    w = Weights(torch.zeros(G, 2, dtype=dtype), torch.zeros(G, H, dtype=dtype))
+    H, X, R = 4, of.gates_x * 4, of.gates_h * 4
+    w = Weights(torch.zeros(X, 2, dtype=dtype), torch.zeros(R, H, dtype=dtype))
     if units and of.units:
         w = w._replace(units=torch.zeros(of.units, H, dtype=dtype))
     state = tuple(torch.zeros(1, H, dtype=dtype) for _ in range(of.states))
@@ -94,7 +94,7 @@ def test_every_engine_goes_back_alike(cell):
     call = empty.filled(tuple(drawn))
     needed = tuple(t is not None for t in call.tensors())
     found = []
-    for engine in ENGINES:
+    for engine in ENGINES if cell.is_native else ENGINES[1:]:
         y, final, kept = engine.forward(call, keep=True)
         d_state = tuple(s.clone() for s in final)
         back = engine.backward(call, Saved(y, kept), Incoming(y.cos(), d_state, needed))

@@ -8,13 +8,13 @@ import copyreg
 from dataclasses import fields
 from typing import Any
 
-from bptt.cells import elman, gru, lstm, mgu, peephole
+from bptt.cells import elman, gru, lstm, mgu, min_gru, peephole
 from bptt.cells.cell import Cell, Keeping, Nonlinearity
 from bptt.cells.weights import WEIGHT_NAMES, Blocks, State, Weights
 
 CELLS = (
     *(elman.TANH, elman.RELU, elman.SIGMOID, gru.GRU, lstm.LSTM),
-    *(mgu.MGU, peephole.PEEPHOLE_LSTM),
+    *(mgu.MGU, peephole.PEEPHOLE_LSTM, min_gru.MIN_GRU),
 )
 """Those that bptt has; to add one, add it here (CONTRIBUTING.md says what else)."""
 
@@ -39,6 +39,9 @@ copyreg.pickle(Cell, _reduced)
 MGU = mgu.MGU
 """The minimal gated unit."""
 
+MIN_GRU = min_gru.MIN_GRU
+"""The minimal GRU without a recurrent matrix."""
+
 PEEPHOLE_LSTM = peephole.PEEPHOLE_LSTM
 """The LSTM with peepholes."""
 
@@ -46,6 +49,7 @@ __all__ = [
     "BY_NAME",
     "CELLS",
     "MGU",
+    "MIN_GRU",
     "PEEPHOLE_LSTM",
     "WEIGHT_NAMES",
     "Blocks",
