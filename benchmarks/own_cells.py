@@ -98,12 +98,12 @@ def main() -> None:
         lstm = bptt.Recurrent(BY_NAME["LSTM"], inputs, hidden)
         for cell in CELLS:
             network = bptt.Recurrent(cell, inputs, hidden)
+            began = time.perf_counter()
             reason = bptt.kernels.not_native(network)
             if reason is not None:
                 print(f"{cell.name}: {reason}")
                 continue
             own = training(network, x, lambda n, x: n(x)[0])
-            began = time.perf_counter()
             own()
             first = time.perf_counter() - began
             each = (
