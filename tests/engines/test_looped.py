@@ -283,3 +283,21 @@ def test_the_gradient_by_finite_differences():
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, *_: net(x)[0], (x, *net.parameters()))
     assert torch.autograd.gradgradcheck(lambda x: net(x)[0], (x,))
+
+
+def test_factors_and_resets_that_lie_apart_in_memory():
+    net = network(OWN[0], 2, 3).double()
+    x = torch.randn(6, 1, 2, dtype=torch.float64)
+    carry = torch.rand(6, 2, dtype=torch.float64)[:, :1]
+    resets = torch.tensor([[0, 1], [0, 1], [1, 0], [0, 1], [0, 1], [0, 0]]).bool()[:, :1]
+    options = {"carry": carry, "resets": resets}
+    assert_same(results(net, x, "native", **options), results(net, x, "twin", **options), 1e-12)
+
+
+def test_eleven_units_are_no_batch():
+    """As many as there are sequences while the equations are traced."""
+    for cell in OWN:
+        net = network(cell, 3, 11).double()
+        assert bptt.kernels.not_native(net) is None
+        x = torch.randn(4, 5, 3, dtype=torch.float64)
+        assert_same(results(net, x, "native"), results(net, x, "twin"), 1e-10)

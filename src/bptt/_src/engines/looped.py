@@ -45,7 +45,7 @@ def _why_not(cell: Cell, *sizes: Any) -> str | None:
     return why_not(cell, *sizes)
 
 
-def _looped(cell: Cell, w: Weights, bf16: bool) -> Looped:
+def _looped(cell: Cell, _: Weights, bf16: bool) -> Looped:
     return Looped(cell, bf16)
 
 

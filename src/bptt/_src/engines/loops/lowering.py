@@ -71,9 +71,7 @@ def width_of(node: fx.Node) -> int:
         NotAProgram: it is no matrix with a row for each sequence, nor one row for all.
     """
     shape = tuple(node.meta["val"].shape)
-    if shape == (BATCH,):
-        return 1
-    if len(shape) > 2 or (len(shape) == 2 and shape[0] not in (1, BATCH)):
+    if len(shape) > 2 or (shape and shape[0] not in (1, BATCH)) or shape == (BATCH,):
         raise NotAProgram(
             f"{_name(node)} gives a tensor of shape {list(shape)} for a batch of {BATCH}: a step "
             "works on tensors of [batch, units]"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from bptt._src.engines.guard import dense
+from bptt._src.engines.guard import dense, room
 from bptt._src.engines.kernel_library import type_of
 from bptt._src.engines.loops.loop import Columns, Loop
 from bptt._src.engines.loops.lowering import NotAProgram
@@ -153,7 +153,7 @@ class Looped:
             steps.sizes,
             type_=type_of(A.dtype, self.bf16),
             last_first=steps.reverse,
-            zero_before=boundary.resets,
+            zero_before=_of_rows("resets", boundary.resets, torch.bool, N),
         )
         return Kept(after, own), finals
 
@@ -183,13 +183,13 @@ class Looped:
                 to[:, i * H : (i + 1) * H] = 0
         loop.backward(tuple(d is not None for d in D_each)).run(
             tensors,
-            [(d, d) for d in d_state],
+            [(room("the final state's gradient", d, dtype, d.shape),) * 2 for d in d_state],
             steps.sizes,
             type_=type_of(dtype, self.bf16),
             last_first=not steps.reverse,
-            factors_after=boundary.carry,
-            zero_after=boundary.cuts,
-            norms=norms,
+            factors_after=_of_rows("carry", boundary.carry, dtype, N),
+            zero_after=_of_rows("cuts", boundary.cuts, torch.bool, N),
+            norms=norms if norms is None else room("row_norms", norms, norms.dtype, norms.shape),
         )
         return Deltas(of_x, of_h, of_output, of_units if cell.units else None)
 
@@ -202,3 +202,7 @@ class Looped:
         if w.units is not None:
             found["units"] = w.units.detach().reshape(1, -1)
         return {name: dense(name, t, t.dtype, t.shape) for name, t in found.items()}
+
+
+def _of_rows(name: str, t: Tensor | None, dtype: torch.dtype, n: int) -> Tensor | None:
+    return None if t is None else dense(name, t, dtype, (n, 1))

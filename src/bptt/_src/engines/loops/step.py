@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 BATCH = 11
-"""Sequences of a step while it is traced: no width may be the same."""
+"""Sequences of a step while it is traced."""
 
 Step = Callable[..., tuple[Sequence[Tensor], Sequence[Tensor]]]
 """``(rows, states, vectors, weights, adds) -> (states, outputs)``: lists of tensors."""
@@ -68,8 +68,6 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
     def some(width: int) -> Tensor:
         return torch.rand(BATCH, width, generator=generator, dtype=dtype, device="cpu") + 0.1
 
-    found: dict[str, int] = {}
-
     def joint(*given: Any) -> list[Tensor | None]:
         rows, states, vectors, weights, adds = given[:5]
         d_states, d_outputs = given[5:]
@@ -77,7 +75,6 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
             [t.detach().requires_grad_() for t in each] for each in (rows, states, vectors, adds)
         )
         new, outputs = step(rows, states, vectors, weights, adds)
-        found["outputs"] = len(outputs)
         pairs = [
             (t, d)
             for t, d in zip((*new, *outputs), (*d_states, *d_outputs), strict=False)
@@ -141,10 +138,10 @@ hardswish_backward clamp_min clamp_max softshrink frac logaddexp xlogy square
 
 @lru_cache(maxsize=1)
 def _decompositions() -> dict[Any, Any]:
-    """Those of torch that make operations of a step of simpler ones, for any of them."""
+    """Return torch's rules that replace an operation by simpler ones; versions have others."""
     from torch._decomp import core_aten_decompositions, get_decompositions
 
-    more = [getattr(torch.ops.aten, name) for name in _MORE.split()]
+    more = [getattr(torch.ops.aten, n) for n in _MORE.split() if hasattr(torch.ops.aten, n)]
     table = dict(core_aten_decompositions().items())
     table.update(get_decompositions(more))
     return table
@@ -164,13 +161,10 @@ def _simplify(graph: fx.Graph) -> None:
             continue
         key = (node.op, node.target, _key(node.args), _key(tuple(sorted(node.kwargs.items()))))
         first = seen.setdefault(key, node)
-        if first is not node and node.target not in _RANDOM:
+        if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
     graph.eliminate_dead_code()
-
-
-_RANDOM = (torch.ops.aten.bernoulli.default, torch.ops.aten.rand.default)
 
 
 def _key(x: Any) -> Any:
