@@ -39,6 +39,10 @@ class KernelError(BpttError, RuntimeError):
     """The kernels that were asked for by name are not to be had here."""
 
 
+class FuseError(BpttError, ValueError):
+    """A cell in plain PyTorch does something that :func:`bptt.fuse` cannot make native."""
+
+
 class MissingExtraError(BpttError, ImportError):
     """A package is needed that only an extra installs.
 

@@ -97,6 +97,11 @@ def runs_native() -> bool:
     return _choice.native
 
 
+def why_no_library() -> str | None:
+    """Return why the native kernels are not used; None where they are."""
+    return None if runs_native() else f"the native kernels are not used: {_choice.reason}"
+
+
 def is_chosen_native() -> bool:
     """Whether the native kernels are chosen, for whoever records operations.
 
@@ -138,7 +143,7 @@ def not_native(module: nn.Module) -> str | None:
     """Return why the layers of a module do not run on native kernels; None where they do.
 
     Args:
-        module: one of bptt's RNN, GRU, LSTM or Recurrent.
+        module: one of bptt's RNN, GRU, LSTM or Recurrent, or what :func:`bptt.fuse` gives.
 
     >>> import torch, bptt
     >>> odd = bptt.Cell("ODD", 1, 1, lambda x, h, state, units: (torch.lgamma(x[0] + h[0]),))
@@ -148,6 +153,9 @@ def not_native(module: nn.Module) -> str | None:
     if not runs_native():
         return _choice.reason
     layers: Any = module
+    if hasattr(layers, "not_native"):  # bptt.fuse
+        reason: str | None = layers.not_native()
+        return reason
     w = layers._weights(0, False)
     reason = native.refuses_kind(layers.cell, w.ih, w)
     return None if reason is None else looped.refuses_kind(layers.cell, w.ih, w)

@@ -14,7 +14,7 @@ from bptt._src.pytree import leaves_of, map_tensors, tensors_of
 from bptt._src.unroll.buffers import Buffers, modules_in
 from bptt._src.unroll.calls import is_detached, pair, refuse_detached
 
-_RETURNS = (
+RETURNS_OF_CELL = (
     "(output, state); a cell whose output is its state: "
     "lambda x, s: (h := cell(x, s), h), with s None at first"
 )
@@ -62,7 +62,7 @@ class Stepwise(nn.Module):
             found = self.cell(x, state)
             if is_torch_cell:
                 return (found[0] if isinstance(found, tuple) else found), found
-            return pair(found, "bptt.Stepwise: the cell", _RETURNS)
+            return pair(found, "bptt.Stepwise: the cell", RETURNS_OF_CELL)
 
         outputs, has_graph = [], False
         for t in range(T):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,6 +46,9 @@ class Loop:
     ``d out 0``, ...       gradients of ``out``; backward
     ``of ...``             gradients of the rows, vectors and adds, for each row; backward
     ====================  ===========================================================
+
+    Gradients that are the same tensor, as those of what is added up, are written once where
+    :attr:`shared` says so.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Loop:
         vector_places: Sequence[Columns] = (),
         weights: Sequence[str] = (),
         add_places: Sequence[Columns] = (),
+        shares: bool = False,
     ) -> None:
         """Trace the step.
 
@@ -70,6 +74,7 @@ class Loop:
             vector_places: likewise of each vector.
             weights: the names of the weights.
             add_places: where the gradient of what is added to each product goes.
+            shares: whether :attr:`shared` may leave places out.
 
         Raises:
             NotAProgram: it does what programs cannot.
@@ -88,6 +93,8 @@ class Loop:
         self._kept_places, self.kept = places, offset
         self.uses_rows = any(n in self._leaves_back for n in traced.rows)
         """Whether backward needs the rows."""
+        self.shared = self._find_shared() if shares else {}
+        """Names of gradients that are not written, as ``"add 0"``: which others they are."""
 
     # ------------------------------------------------------------------------- what is kept
 
@@ -150,6 +157,18 @@ class Loop:
         needed = ancestors(self._grads, stop=set(leaves))
         return {n: v for n, v in leaves.items() if n in needed}
 
+    def _of_each(self) -> Iterator[tuple[fx.Node | None, Columns, int]]:
+        """Yield each gradient that is written, its place and its width."""
+        of, sizes = self._traced.of, self.sizes
+        yield from zip(of["rows"], self._rows, sizes.rows, strict=True)
+        yield from zip(of["adds"], self._adds, sizes.adds, strict=True)
+        yield from zip(of["vectors"], self._vectors, sizes.vectors, strict=True)
+
+    def _find_shared(self) -> dict[str, str]:
+        first: dict[fx.Node, str] = {}
+        each = [(n, place.name) for n, place, _ in self._of_each() if n is not None]
+        return {name: one for n, name in each if (one := first.setdefault(n, name)) != name}
+
     def _given(self) -> dict[fx.Node, Value]:
         traced, found = self._traced, dict[fx.Node, Value]()
         for n, place, width in zip(traced.rows, self._rows, self.sizes.rows, strict=True):
@@ -163,19 +182,27 @@ class Loop:
     @cached_property
     def forward(self) -> Program:
         """The loop over the steps."""
+        return self._write_forward(self._kept_places)
+
+    @cached_property
+    def inference(self) -> Program:
+        """The same, for whom no backward pass follows: nothing is kept."""
+        return self._write_forward({})
+
+    def _write_forward(self, kept: dict[fx.Node, Value]) -> Program:
         traced, writer = self._traced, Writer()
         leaves: dict[fx.Node, Lowered] = {**self._given()}
         for i, (n, width) in enumerate(zip(traced.states, self.sizes.states, strict=True)):
             leaves[n] = state(i, width)
         leaves |= dict.fromkeys(traced.adds, Number(0))
-        destinations = dict(self._kept_places)
+        destinations = dict(kept)
         results = [rows(f"after {i}", width_of(n)) for i, n in enumerate(traced.new)]
         outs = [rows(f"out {i}", width_of(n)) for i, n in enumerate(traced.outputs)]
         pairs = [*zip(traced.new, results, strict=True), *zip(traced.outputs, outs, strict=True)]
         for n, to in pairs:
             if n not in leaves:
                 destinations.setdefault(n, to)
-        needed = ancestors([*traced.new, *traced.outputs, *self._kept], stop=set(leaves))
+        needed = ancestors([*traced.new, *traced.outputs, *kept], stop=set(leaves))
         lowering = self._lowering(writer, leaves, destinations, needed)
         lowering.write(list(traced.graph.nodes))
         for n, to in pairs:
@@ -215,26 +242,21 @@ class Loop:
             leaves[n] = rows(f"d out {i}", width) if is_given else writer.constant(0.0, width)
         destinations: dict[fx.Node, Value] = {}
         copies: list[tuple[fx.Node, Value]] = []
-        of = traced.of
-        for part, places in (
-            ("rows", self._rows),
-            ("adds", self._adds),
-            ("vectors", self._vectors),
-        ):
-            widths = getattr(self.sizes, part)
-            for grad, place, width in zip(of[part], places, widths, strict=True):
-                to = rows(f"of {place.name}", width, place.offset)
-                if grad is not None and (grad in leaves or grad in destinations):
-                    copies.append((grad, to))
-                elif grad is not None:
-                    destinations[grad] = to
+        for grad, place, width in self._of_each():
+            if grad is None or place.name in self.shared:
+                continue
+            to = rows(f"of {place.name}", width, place.offset)
+            if grad in leaves or grad in destinations:
+                copies.append((grad, to))
+            else:
+                destinations[grad] = to
         needed = ancestors(self._grads, stop=set(leaves))
         lowering = self._lowering(writer, leaves, destinations, needed)
         lowering.write(list(traced.graph.nodes))
         for n, to in copies:
             writer.emit("copy", to, lowering.value(n, to.width))
         finals = []
-        for i, (grad, width) in enumerate(zip(of["states"], self.sizes.states, strict=True)):
+        for i, (grad, width) in enumerate(zip(traced.of["states"], self.sizes.states, strict=True)):
             value = lowering.value(0.0 if grad is None else grad, width)
             if value.storage.kind == state(0, 0).kind and value.storage.name != str(i):
                 value = writer.emit("copy", Value(width), value)
@@ -262,11 +284,6 @@ class Loop:
     def unused(self, part: str) -> list[int]:
         """Return the numbers of the rows, vectors or adds whose gradient is zero."""
         return [i for i, n in enumerate(self._traced.of[part]) if n is None]
-
-    def same_gradients(self) -> bool:
-        """Whether rows and adds have the same gradients, one by one."""
-        of = self._traced.of
-        return of["rows"] == of["adds"] and None not in of["rows"]
 
 
 def _of_rows(node: fx.Node, weights: set[fx.Node]) -> bool:

@@ -1,0 +1,1 @@
+"""``bptt.fuse``: a cell in plain PyTorch, traced, split by what depends on what, and run natively."""

@@ -1,0 +1,266 @@
+"""``bptt.fuse``: a recurrent module over sequences, from a cell in plain PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bptt._src.engines.backend import why_no_library
+from bptt._src.engines.guard import is_watched, only_by_autograd
+from bptt._src.fuse.comparison import check_against_autograd
+from bptt._src.fuse.plan import Plan
+from bptt._src.fuse.step import CellStep
+from bptt._src.fuse.tracing import Example
+from bptt._src.uncompiled import uncompiled
+from bptt._src.unroll.stepwise import Stepwise
+from bptt.errors import FuseError
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+class Fused(nn.Module):
+    """A cell in plain PyTorch, run over whole sequences by the native library: :func:`fuse`.
+
+    It has the cell's parameters, buffers and submodules under the cell's own names, and is trained,
+    moved, saved and loaded as the cell is: what happens to one happens to the other. :attr:`cell`
+    is the cell itself.
+    """
+
+    batch_first = False
+    state_batch_dim = 0
+
+    def __init__(self, cell: Any, x_t: Any, state: Any) -> None:
+        super().__init__()
+        step = CellStep(cell, x_t, state)
+        inner = step.module
+        for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[name] = inner.__dict__[name]
+        self.training = inner.training
+        self.__dict__["_step"], self.__dict__["_given"] = step, cell
+        xs, states = step.x.tensors(x_t, "x_t"), step.state.tensors(state, "the state")
+        self.__dict__["_example"] = Example(
+            [t.detach() for t in xs], [t.detach() for t in states], {}
+        )
+        self.__dict__["_plans"] = dict[Any, Plan | str]()
+        self.__dict__["_told"] = set[str]()
+
+    @property
+    def cell(self) -> Any:
+        """The cell, as it was given, with the weights that this module has."""
+        return self._given
+
+    def forward(self, inputs: Any, state: Any = None) -> tuple[Any, Any]:
+        """Run over the steps.
+
+        Args:
+            inputs: [T, B, ...], or a pytree of such, in the form of the example's x_t.
+            state: the initial state, in the form of the example's, each of its tensors
+                [B, units]; None for zeros.
+
+        Returns:
+            The outputs of all steps, [T, B, ...] or a pytree of such, and the final state.
+
+        Raises:
+            ValueError: inputs or state have another form than the example, their sizes do not
+                fit, or there are no steps.
+        """
+        return self._run(inputs, state)
+
+    @uncompiled
+    def _run(self, inputs: Any, state: Any) -> tuple[Any, Any]:
+        step: CellStep = self._step
+        xs = step.x.tensors(inputs, "inputs")
+        T, B = _steps_and_batch(xs)
+        if state is None:
+            rows = [s.shape[1:] for s in self._example.state]
+            of = next((x for x in xs if x.is_floating_point()), None)
+            like = self._example.state if of is None else [of] * len(rows)
+            state = step.state.filled(
+                [t.new_zeros((B, *r)) for t, r in zip(like, rows, strict=True)]
+            )
+        states = step.state.tensors(state, "the state")
+        for s in states:
+            if s.dim() == 0 or len(s) != B:
+                raise ValueError(
+                    f"bptt.fuse: expected a state for the {B} sequences of the inputs, each of "
+                    f"its tensors [{B}, units], got {list(s.shape)}"
+                )
+        names, own = step.own()
+        plan = self._plan(xs, states, names, own)
+        if not isinstance(plan, Plan):
+            if plan:
+                self._tell(plan)
+            return Stepwise(self._given)(inputs, state)
+        outputs, after = plan.run(T, B, xs, states, own)
+        assert step.output is not None
+        return plan.output.filled(outputs), step.state.filled(after)
+
+    def _plan(
+        self, xs: list[Tensor], states: list[Tensor], names: tuple[str, ...], own: list[Tensor]
+    ) -> Plan | str:
+        """Return how a call is run, or why it is not run natively; empty if that is passing."""
+        every = (*xs, *states, *own)
+        if is_watched() or only_by_autograd(*every) is not None or not all(
+            t.numel() for t in (*xs, *states)
+        ):
+            return ""
+        reason = refusal_of_tensors(every)
+        if reason is not None:
+            return reason
+        key = (
+            names,
+            self._step.is_training(),
+            states[0].dtype,
+            tuple((t.dtype, t.shape[2:]) for t in xs),
+            tuple(s.shape[1:] for s in states),
+        )
+        plan = self._plans.get(key)
+        if plan is None:
+            try:
+                plan = self._prepare([x[0] for x in xs], states, dict(zip(names, own, strict=True)))
+            except FuseError as e:
+                plan = str(e).removeprefix("bptt.fuse: ")
+            self._plans[key] = plan
+        return plan
+
+    def _prepare(self, xs: list[Tensor], states: list[Tensor], own: dict[str, Tensor]) -> Plan:
+        example = Example(xs, states, own).to(states[0].dtype)
+        exact = example.to(torch.float64)
+        checked = Plan.of(self._step, exact)
+        check_against_autograd(self._step, checked, exact)
+        if states[0].dtype == torch.float64:
+            return checked
+        plan = Plan.of(self._step, example)
+        if plan.operations() != checked.operations():
+            raise FuseError(
+                f"bptt.fuse: the step does something else in {states[0].dtype} than in float64"
+            )
+        return plan
+
+    def _tell(self, reason: str) -> None:
+        if reason not in self._told:
+            self._told.add(reason)
+            warnings.warn(
+                f"bptt.fuse: {self!r} runs step by step: {reason}", RuntimeWarning, stacklevel=4
+            )
+
+    def not_native(self) -> str | None:
+        """Return why it does not run natively; None where it does."""
+        names, own = self._step.own()
+        dtype = next((t.dtype for t in own if t.is_floating_point()), None)
+        example = self._example if dtype is None else self._example.to(dtype)
+        found = self._plan([x[None] for x in example.x], example.state, names, own)
+        return found if isinstance(found, str) else None
+
+    # ------------------------------------------------------------- as the cell it is made of
+
+    def train(self, mode: bool = True) -> Fused:
+        """Set training mode, as torch.nn.Module."""
+        super().train(mode)
+        self._step.module.training = mode
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": {}, "_told": set()}
+
+    def _get_name(self) -> str:
+        return f"Fused{self._step.module._get_name()}"
+
+    def extra_repr(self) -> str:
+        return self._step.module.extra_repr()
+
+
+def _steps_and_batch(xs: list[Tensor]) -> tuple[int, int]:
+    shapes = {tuple(x.shape[:2]) for x in xs}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2:
+        raise ValueError(
+            "bptt.fuse: inputs must be [T, B, ...], each with the same numbers of steps and "
+            f"sequences, got {[list(x.shape) for x in xs]}"
+        )
+    T, B = next(iter(shapes))
+    if T == 0:
+        raise ValueError("bptt.fuse: inputs have no steps")
+    return T, B
+
+
+def refusal_of_tensors(tensors: tuple[Tensor, ...]) -> str | None:
+    """Return why tensors cannot be given to the native library, if so."""
+    reason = why_no_library()
+    if reason is not None:
+        return reason
+    devices = {t.device.type for t in tensors}
+    if devices != {"cpu"}:
+        return f"tensors are on {', '.join(sorted(devices))}; native loops run on the cpu"
+    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+    if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
+        return (
+            "inputs, state, parameters and buffers must all be float32, or all float64, got "
+            f"{', '.join(sorted(map(str, dtypes)))}"
+        )
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on, which a fused loop does not follow: fuse without it"
+    return None
+
+
+def fuse(cell: Any, x_t: Any, state: Any) -> Fused:
+    """Make a recurrent module over sequences of a cell in plain PyTorch, and run it natively.
+
+    One step of the cell is traced, forward and backward, and split by what depends on what. What is
+    made of parameters alone runs once a sequence; what depends on the inputs alone runs before the
+    loop, on all steps at once; what the next state does not depend on, as a read-out, after it. The
+    rest becomes a program that the native library runs over the steps, with the program of its
+    derivatives; the gradients of weights are products over all steps.
+
+    Before it is used it is compared with autograd on the cell, step by step, in float64: outputs,
+    states and all gradients. So it is right, or it is refused. What is different at another
+    step, another sequence of the batch or another size of the batch is refused likewise: a
+    decision on a value, random numbers, a mean over the batch.
+
+    Another dtype, a change of ``train()`` and ``eval()``, or other sizes are prepared when they are
+    met. If they are refused then, and where there is no native library for them, as on a GPU, the
+    cell runs step by step, with a warning that says why, as :func:`bptt.kernels.not_native` does.
+
+    Args:
+        cell: a module or function ``(x_t, state) -> (output, state)`` of one step, or one of
+            torch.nn's cells, whose output is h.
+        x_t: an example of what it is given at one step, [B, ...], or a pytree of such.
+        state: an example of its state: a pytree of floating-point tensors [B, units].
+
+    Returns:
+        A module ``(inputs [T, B, ...], state) -> (outputs, state)`` for any numbers of steps and
+        sequences, with the cell's parameters and ``state_dict``. ``fused.cell`` is the cell.
+
+    Raises:
+        bptt.errors.FuseError: the cell does what cannot be fused; names the operation and says
+            what to do.
+        TypeError: the cell does not return ``(output, state)``.
+
+    >>> import torch, bptt
+    >>> class Leaky(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.of_x, self.of_h = torch.nn.Linear(3, 8), torch.nn.Linear(8, 8, bias=False)
+    ...     def forward(self, x, h):
+    ...         h = 0.9 * h + 0.1 * torch.relu(self.of_x(x) + self.of_h(h))
+    ...         return h, h
+    >>> fast = bptt.fuse(Leaky(), torch.zeros(1, 3), torch.zeros(1, 8))
+    >>> y, h = fast(torch.randn(50, 4, 3))
+    >>> y.shape, h.shape, bptt.kernels.not_native(fast)
+    (torch.Size([50, 4, 8]), torch.Size([4, 8]), None)
+    """
+    fused = Fused(cell, x_t, state)
+    example = fused._example
+    names, own = fused._step.own()
+    for s in example.state:
+        if s.dim() != 2 or not s.is_floating_point():
+            raise FuseError(
+                f"bptt.fuse: the state must be floating-point tensors of shape [batch, units], "
+                f"got {s.dtype} of {list(s.shape)}"
+            )
+    plan = fused._plan([x[None] for x in example.x], example.state, names, own)
+    if isinstance(plan, str) and refusal_of_tensors((*example.x, *example.state, *own)) is None:
+        raise FuseError(f"bptt.fuse: {plan}")
+    return fused

@@ -1,0 +1,115 @@
+"""That each part of a step treats the sequences of a batch independently of each other.
+
+Only then may a part run on all steps at once. Shapes show it first: a result has one row for each
+sequence, or does not depend on what is given. Then numbers do: each sequence in turn is made NaN,
+and is replaced by another one, and the rows of all others must stay as they were.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bptt._src.fuse.step import CellStep
+from bptt._src.fuse.tracing import BATCHES, Example, Graph, name_of, quietly
+from bptt.errors import FuseError
+
+
+def has_rows(graph: Graph, node: fx.Node) -> bool:
+    """Whether a result has one row for each sequence.
+
+    Raises:
+        bptt.errors.FuseError: its size depends on the batch in another way.
+    """
+    here, there = node.meta.get("val"), graph.twin[node].meta.get("val")
+    if not isinstance(here, Tensor) or not isinstance(there, Tensor):
+        return False
+    if here.shape == there.shape:
+        return False
+    if here.shape[1:] == there.shape[1:] and (here.shape[0], there.shape[0]) == BATCHES:
+        return True
+    raise FuseError(
+        f"bptt.fuse: {name_of(node)} gives a tensor of shape {list(here.shape)} for a batch of "
+        f"{BATCHES[0]}, and {list(there.shape)} for one of {BATCHES[1]}: keep the batch in the "
+        "first dimension, and nothing of it in others"
+    )
+
+
+def check_independence(graph: Graph, step: CellStep, example: Example) -> None:
+    """Refuse a step in which the sequences of a batch depend on each other.
+
+    Raises:
+        bptt.errors.FuseError: they do; names the operation.
+    """
+    given = {*graph.x, *graph.state}
+    depends: dict[fx.Node, bool] = {}
+    rows = []
+    for node in graph.graph.nodes:
+        if node.op == "output":
+            continue
+        depends[node] = node in given or any(depends[n] for n in node.all_input_nodes)
+        if has_rows(graph, node):
+            rows.append(node)
+        elif depends[node] and isinstance(node.meta.get("val"), Tensor):
+            shape = list(node.meta["val"].shape)
+            raise FuseError(
+                f"bptt.fuse: {name_of(node)} makes one tensor of shape {shape} of all the "
+                "sequences of a batch: sequences must not depend on each other"
+            )
+    B = BATCHES[0]
+    own = example.of_batch(B)
+    other = example.of_batch(B, seed=1)
+    with quietly(), torch.no_grad():
+        before = _values(graph, own)
+        for b in range(B):
+            for source in (other, None):
+                changed = _with_another(own, source, b)
+                after = _values(graph, changed)
+                for node in rows:
+                    _compare(node, before[node], after[node], b)
+
+
+def _with_another(example: Example, source: Example | None, b: int) -> Example:
+    """Replace sequence b by that of another example, or by NaN."""
+    found: list[list[Tensor]] = []
+    for name in ("x", "state"):
+        each = []
+        for i, t in enumerate(getattr(example, name)):
+            t = t.clone()
+            if source is not None:
+                t[b] = getattr(source, name)[i][b]
+            elif t.is_floating_point():
+                t[b] = float("nan")
+            each.append(t)
+        found.append(each)
+    return Example(found[0], found[1], example.own)
+
+
+def _values(graph: Graph, example: Example) -> dict[fx.Node, Any]:
+    run = _Recording(graph.module)
+    run.run(*example.x, *example.state, *example.own.values(), enable_io_processing=False)
+    return run.values
+
+
+class _Recording(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        found = super().run_node(n)
+        self.values[n] = found
+        return found
+
+
+def _compare(node: fx.Node, before: Tensor, after: Tensor, b: int) -> None:
+    kept = [i for i in range(len(before)) if i != b]
+    here, there = before[kept], after[kept]
+    same = torch.equal(here, there) or torch.allclose(here, there, 1e-6, 1e-9, equal_nan=True)
+    if not same:
+        raise FuseError(
+            f"bptt.fuse: {name_of(node)} gives another result for a sequence when another one of "
+            "the batch changes: sequences must not depend on each other"
+        )

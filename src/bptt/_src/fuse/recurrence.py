@@ -1,0 +1,253 @@
+"""The loop of a fused cell over all steps, and back, natively, as one function of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.autograd import Function
+
+from bptt._src.engines.guard import dense, is_watched, only_by_autograd
+from bptt._src.engines.kernel_library import type_of
+from bptt._src.engines.loops.loop import Columns, Loop
+from bptt._src.engines.loops.lowering import NotAProgram
+from bptt._src.engines.loops.step import Sizes
+from bptt._src.engines.product import multiply
+from bptt._src.fuse.splitting import Split
+from bptt.errors import FuseError
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """The loop of a split step.
+
+    Its tensors are in this order: rows [N, width] each, states [B, width], vectors [1, width] and
+    weights.
+    """
+
+    loop: Loop
+    step: fx.GraphModule
+    lefts: list[tuple[str, int]]
+    products: list[tuple[int, bool]]
+    counts: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, split: Split, states: tuple[int, ...], dtype: torch.dtype) -> Recurrence:
+        """Make the programs.
+
+        Raises:
+            bptt.errors.FuseError: a program has no instruction for something.
+        """
+        sizes = Sizes(split.rows, states, split.vectors, split.weights, split.adds)
+
+        def step(*parts: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+            flat = [t for part in parts for t in part]
+            found: tuple[Sequence[Tensor], Sequence[Tensor]] = split.loop(len(parts[1][0]), *flat)
+            return found
+
+        def places(name: str, n: int) -> list[Columns]:
+            return [Columns(f"{name} {i}") for i in range(n)]
+
+        try:
+            loop = Loop(
+                step,
+                sizes,
+                dtype,
+                row_places=places("row", len(split.rows)),
+                vector_places=places("vector", len(split.vectors)),
+                weights=[c.name for c in places("weight", len(split.weights))],
+                add_places=places("add", len(split.adds)),
+                shares=True,
+            )
+            loop.forward, loop.inference, loop.backward((True,) * len(states))
+        except NotAProgram as e:
+            raise FuseError(
+                f"bptt.fuse: in the loop over the steps, {e}: compute it before the loop, from "
+                "x_t alone, or after it, in what the state does not depend on; or run the cell "
+                "step by step: bptt.Stepwise(cell)"
+            ) from e
+        counts = len(split.rows), len(states), len(split.vectors), len(split.weights)
+        return cls(loop, split.loop, split.lefts, split.products, counts)
+
+    def parts(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Return rows, states, vectors and weights."""
+        found, at = [], 0
+        for n in self.counts:
+            found.append(tensors[at : at + n])
+            at += n
+        return found
+
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the rows, vectors and weights by their names."""
+        rows, _, vectors, weights = self.parts(tensors)
+        found = {}
+        for name, each in (("row", rows), ("vector", vectors), ("weight", weights)):
+            for i, t in enumerate(each):
+                found[f"{name} {i}"] = _by_rows(name, t.detach())
+        return found
+
+    def __call__(
+        self, T: int, tensors: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Run over T steps.
+
+        Returns:
+            The states after each step, [N, width]; the step's other results, likewise; and the
+            final states, [B, width].
+        """
+        S, O = self.counts[1], len(self.loop.outputs)
+        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        found = _Run.apply(self, T, keep, *tensors)
+        return list(found[:S]), list(found[S : S + O]), list(found[S + O :])
+
+    def replay(self, T: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Run over T steps by torch's own operations, to be differentiated any number of times."""
+        rows, states, vectors, weights = self.parts(tensors)
+        B, state, each = len(states[0]), list(states), []
+        adds = [states[0].new_zeros(B, n) for n in self.loop.sizes.adds]
+        for t in range(T):
+            own = [r[t * B : (t + 1) * B] for r in rows]
+            state, outs = self.step(B, *own, *state, *vectors, *weights, *adds)
+            each.append([*state, *outs])
+        return [torch.cat(found) for found in zip(*each, strict=True)] + list(state)
+
+
+def _by_rows(name: str, t: Tensor) -> Tensor:
+    """Return a matrix whose rows are dense, each by itself."""
+    if t.dim() == 2 and t.stride(1) == 1 and not t.is_neg() and t.stride(0) >= t.shape[1]:
+        return t
+    return dense(name, t, t.dtype, tuple(t.shape))
+
+
+class _Run(Function):
+    @staticmethod
+    def forward(ctx: Any, of: Recurrence, T: int, keep: bool, *tensors: Tensor) -> Any:
+        loop, dtype = of.loop, of.loop.dtype
+        states = of.parts(tensors)[1]
+        N, B = T * len(states[0]), len(states[0])
+        new = states[0].new_empty
+        after = [new(N, n) for n in loop.sizes.states]
+        outs = [new(N, n) for n in loop.outputs]
+        finals = [new(B, n) for n in loop.sizes.states]
+        places = of.named(tensors)
+        places |= {f"after {i}": t for i, t in enumerate(after)}
+        places |= {f"out {i}": t for i, t in enumerate(outs)}
+        kept = places["kept"] = new(N, loop.kept if keep else 0)
+        before = [dense("the state", s.detach(), dtype, tuple(s.shape)) for s in states]
+        (loop.forward if keep else loop.inference).run(
+            places,
+            list(zip(before, finals, strict=True)),
+            (B,) * T,
+            type_=type_of(dtype, False),
+            last_first=False,
+        )
+        ctx.of, ctx.T, ctx.tensors = of, T, len(tensors)
+        ctx.save_for_backward(*tensors, *after, *outs, kept)
+        ctx.set_materialize_grads(False)
+        return *after, *outs, *finals
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:  # type: ignore[override]
+        of, T = ctx.of, ctx.T
+        tensors, results = ctx.saved_tensors[: ctx.tensors], ctx.saved_tensors[ctx.tensors :]
+        needed = ctx.needs_input_grad[3:]
+        odd = is_watched() or only_by_autograd(*tensors, *grads) is not None
+        if torch.is_grad_enabled() or odd:
+            return None, None, None, *_by_autograd(of, T, tensors, grads, needed)
+        return None, None, None, *_natively(of, T, tensors, results, grads, needed)
+
+
+def _by_autograd(
+    of: Recurrence,
+    T: int,
+    tensors: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Compute the gradients step by step, so that they can be differentiated again."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not again:
+            tensors = [t.detach().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
+        found = of.replay(T, tensors)
+        pairs = [
+            (y, d) for y, d in zip(found, grads, strict=True) if d is not None and y.requires_grad
+        ]
+        wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
+        if not pairs:
+            return [None] * len(tensors)
+        ys, ds = zip(*pairs, strict=True)
+        of_wanted = iter(
+            torch.autograd.grad(ys, wanted, ds, create_graph=again, allow_unused=True)
+        )
+    return [next(of_wanted) if n else None for n in needed]
+
+
+def _natively(
+    of: Recurrence,
+    T: int,
+    tensors: Sequence[Tensor],
+    results: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    loop, (R, S, V, W) = of.loop, of.counts
+    O, sizes, dtype = len(loop.outputs), loop.sizes, loop.dtype
+    after, outs, kept = results[:S], results[S : S + O], results[-1]
+    states = of.parts(tensors)[1]
+    B, N = len(states[0]), len(kept)
+    before = [torch.cat([s, a[: N - B]]) for s, a in zip(states, after, strict=True)]
+    places = of.named(tensors)
+    places["kept"] = kept
+    for name, each in (("before", before), ("after", after), ("out", outs)):
+        places |= {f"{name} {i}": t for i, t in enumerate(each)}
+    given = []
+    for name, each in (("d after", grads[:S]), ("d out", grads[S : S + O])):
+        for i, d in enumerate(each):
+            given.append(d is not None)
+            if d is not None:
+                places[f"{name} {i}"] = dense("a gradient", d, dtype, tuple(d.shape))
+    for part, widths in (("row", sizes.rows), ("add", sizes.adds), ("vector", sizes.vectors)):
+        unused = loop.unused(f"{part}s")
+        for i, n in enumerate(widths):
+            name = f"{part} {i}"
+            if name not in loop.shared:
+                make = kept.new_zeros if i in unused else kept.new_empty
+                places[f"of {name}"] = make(N, n)
+    deltas = []
+    for i, (d, s) in enumerate(zip(grads[S + O :], states, strict=True)):
+        deltas.append(d.clone() if d is not None else s.new_zeros(s.shape))
+        deltas[i] = deltas[i].contiguous()
+    loop.backward(tuple(given)).run(
+        places,
+        [(d, d) for d in deltas],
+        (B,) * T,
+        type_=type_of(dtype, False),
+        last_first=True,
+    )
+
+    def of_(name: str) -> Tensor:
+        return places[f"of {loop.shared.get(name, name)}"]
+
+    found: list[Tensor | None] = [of_(f"row {i}") for i in range(R)]
+    found += deltas
+    found += [of_(f"vector {i}").sum(0, keepdim=True) for i in range(V)]
+    found += _of_weights(of, places, of_, needed[R + S + V :])
+    return [d if n else None for d, n in zip(found, needed, strict=True)]
+
+
+def _of_weights(
+    of: Recurrence, places: dict[str, Tensor], of_: Any, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """dW = Σ leftᵀ delta, over all steps and all products with W."""
+    found: list[Tensor | None] = [None] * len(needed)
+    for k, ((name, i), (w, is_transposed)) in enumerate(zip(of.lefts, of.products, strict=True)):
+        if needed[w]:
+            sides = places[f"{name} {i}"], of_(f"add {k}")
+            left, right = sides[::-1] if is_transposed else sides
+            d, before = multiply(left.t(), right), found[w]
+            found[w] = d if before is None else before + d
+    return found

@@ -1,0 +1,444 @@
+"""A step split by what depends on what: before the loop over the steps, the loop, and after it.
+
+What the states do not reach runs before the loop, on all steps at once: the input's products, and
+what is made of parameters alone. What does not reach the next state runs after it, likewise. Both
+are torch's own operations, and autograd's. The loop holds the rest.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bptt._src.fuse.independence import has_rows
+from bptt._src.fuse.products import product
+from bptt._src.fuse.tracing import BATCHES, Graph, leaves_of_args, name_of
+from bptt.errors import FuseError
+
+A = torch.ops.aten
+_PRODUCTS = {A.mm.default, A.addmm.default}
+_PARTS = {A.split.Tensor, A.split_with_sizes.default, operator.getitem, A.slice.Tensor}
+
+
+@dataclass(frozen=True)
+class Split:
+    """The parts of a step, as functions of lists of tensors, for any number n of rows.
+
+    Attributes:
+        before: ``(n, x, own) -> (rows, vectors, weights, passed)``.
+        loop: ``(n, rows, states, vectors, weights, adds) -> (states, outs)``.
+        after: ``(n, x, own, passed, states before, states after, outs) -> outputs``.
+        lefts: of each product in the loop, what its left side is: ``("before", i)``,
+            ``("after", i)`` or ``("out", i)``.
+        widths: of rows, vectors and adds; the shapes of weights.
+        products: of each product in the loop, which weight it is with, and whether with its
+            transpose.
+        uses_before: the states that ``after`` reads as they are before each step.
+    """
+
+    before: fx.GraphModule
+    loop: fx.GraphModule
+    after: fx.GraphModule
+    lefts: list[tuple[str, int]]
+    products: list[tuple[int, bool]]
+    rows: tuple[int, ...]
+    vectors: tuple[int, ...]
+    weights: tuple[tuple[int, ...], ...]
+    adds: tuple[int, ...]
+    uses_before: set[int]
+
+
+def split(graph: Graph, dtype: torch.dtype) -> Split:
+    """Split a step.
+
+    Raises:
+        bptt.errors.FuseError: something in the loop is none of rows, vectors, weights and states.
+    """
+    return _Splitting(graph, dtype).split()
+
+
+class _Splitting:
+    def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
+        self.of, self.dtype = graph, dtype
+        self.states = {n: i for i, n in enumerate(graph.state)}
+        self.nodes = [n for n in graph.graph.nodes if n.op != "output"]
+        self.depends: set[fx.Node] = set()  # on a state
+        for n in self.nodes:
+            if n in self.states or any(a in self.depends for a in n.all_input_nodes):
+                self.depends.add(n)
+        self.has_rows = {n for n in self.nodes if has_rows(graph, n)}
+        todo, reached = list(graph.after), set[fx.Node]()
+        while todo:
+            n = todo.pop()
+            if n in self.depends and n not in reached and n not in self.states:
+                reached.add(n)
+                todo += n.all_input_nodes
+        self.loop = [n for n in self.nodes if n in reached]
+        self.late = [n for n in self.nodes if n in self.depends and n not in reached]
+        self.late = [n for n in self.late if n not in self.states]
+        self.rows: dict[fx.Node, int] = {}
+        self.vectors: dict[fx.Node, int] = {}
+        self.weights: dict[fx.Node, int] = {}
+        self.transposed: list[bool] = []
+        self.products: list[fx.Node] = []
+
+    def split(self) -> Split:
+        outs, lefts = self._find_outs()
+        loop = self._write_loop(outs)
+        passed, after, uses_before = self._write_after(outs)
+        before = self._write_before(passed)
+        with_weights = [self.weights[n.args[-1]] for n in self.products]  # type: ignore[index]
+        return Split(
+            before,
+            loop,
+            after,
+            lefts,
+            [(w, self.transposed[w]) for w in with_weights],
+            tuple(map(_width, self.rows)),
+            tuple(map(_width, self.vectors)),
+            tuple(
+                tuple(n.meta["val"].shape)[:: -1 if t else 1]
+                for n, t in zip(self.weights, self.transposed, strict=True)
+            ),
+            tuple(map(_width, self.products)),
+            uses_before,
+        )
+
+    # ------------------------------------------------------------------ what leaves the loop
+
+    def _find_outs(self) -> tuple[list[fx.Node], list[tuple[str, int]]]:
+        """Find the results of the loop that are needed outside it, and its products' left sides."""
+        new = {n: i for i, n in reversed(list(enumerate(self.of.after)))}
+        inside, outs = set(self.loop), list[fx.Node]()
+        needed = [n for late in self.late for n in late.all_input_nodes] + self.of.outputs
+        for n in self._opened(needed, inside):
+            if n not in new and n not in outs:
+                outs.append(n)
+        lefts = []
+        for n in self.loop:
+            if n.target not in _PRODUCTS:
+                continue
+            left = n.args[-2]
+            assert isinstance(left, fx.Node)
+            self.products.append(n)
+            if left in self.states:
+                lefts.append(("before", self.states[left]))
+            elif left in new:
+                lefts.append(("after", new[left]))
+            else:
+                if left not in outs:
+                    outs.append(left)
+                lefts.append(("out", outs.index(left)))
+        return outs, lefts
+
+    def _opened(self, nodes: Sequence[fx.Node], inside: set[fx.Node]) -> list[fx.Node]:
+        """Of results of the loop that are lists, what the list is made of."""
+        found: list[fx.Node] = []
+        for n in nodes:
+            if n in inside and isinstance(n.meta["val"], Tensor):
+                found.append(n)
+            elif n in inside:
+                found += self._opened(n.all_input_nodes, inside)
+        return found
+
+    # ------------------------------------------------------------------------- the graphs
+
+    def _write_loop(self, outs: list[fx.Node]) -> fx.GraphModule:
+        writing = _Writing(self.of)
+        n, env = writing.graph.placeholder("n"), writing.env
+        body: list[tuple[fx.Node, fx.Node]] = []
+        for node in list(self.loop):
+            self._collect(node)
+        for node in self.of.after:
+            if node not in self.loop and node not in self.states:
+                self._enter(node)
+        for i, node in enumerate(self.rows):
+            row = writing.graph.placeholder(f"row_{i}")
+            env[node] = self._as_was(writing, row, node)
+        for node, i in self.states.items():
+            env[node] = writing.graph.placeholder(f"state_{i}")
+        for i, node in enumerate(self.vectors):
+            env[node] = writing.graph.placeholder(f"vector_{i}")
+        weights = {}
+        for i, (node, is_transposed) in enumerate(
+            zip(self.weights, self.transposed, strict=True)
+        ):
+            weights[node] = writing.graph.placeholder(f"weight_{i}")
+            if is_transposed:
+                body.append((node, weights[node]))
+        adds = [writing.graph.placeholder(f"add_{i}") for i in range(len(self.products))]
+        for node, w in body:
+            weights[node] = writing.call(A.t.default, w)
+        for node in self.loop:
+            if node.target in _PRODUCTS:
+                add = adds[self.products.index(node)]
+                env[node] = self._product(writing, node, weights, add)
+            elif node.target is A.native_layer_norm.default:
+                env[node] = _layer_norm(writing, node)
+            else:
+                writing.copy(node, n)
+        after = [env[node] for node in self.of.after]
+        found = []
+        for node in outs:
+            value = env[node]
+            if node.meta["val"].dtype is torch.bool:
+                value = writing.call(A._to_copy.default, value, dtype=self.dtype)
+            found.append(value)
+        return writing.module((after, found))
+
+    def _collect(self, node: fx.Node) -> None:
+        """Find what a node of the loop takes from outside it."""
+        if node.target in _PRODUCTS:
+            left, right = node.args[-2:]
+            assert isinstance(left, fx.Node)
+            assert isinstance(right, fx.Node)
+            if right in self.depends or right in self.has_rows or left not in self.depends:
+                raise FuseError(
+                    f"bptt.fuse: {name_of(node)} multiplies by a matrix that changes from step to "
+                    "step: in the loop over the steps, products are with parameters, or with what "
+                    "is made of parameters alone"
+                )
+            if right not in self.weights:
+                self.weights[right] = len(self.weights)
+                self.transposed.append(_is_transpose(right))
+            given = list(node.args[:-2])
+            if given and (node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)) != (1, 1):
+                raise FuseError("bptt.fuse: aten.addmm with beta or alpha: write it as a sum")
+        else:
+            given = leaves_of_args((node.args, node.kwargs))  # type: ignore[assignment]
+        for a in given:
+            if isinstance(a, fx.Node) and a not in self.depends:
+                self._enter(a)
+
+    def _enter(self, node: fx.Node) -> None:
+        """Let something from outside enter the loop: as rows, or as a vector.
+
+        Parts of a tensor enter as the whole, so that its gradient is written as a whole.
+        """
+        whole = _whole_of(node)
+        if whole is not node and whole in self.has_rows and whole.meta["val"].dim() == 2:
+            self._enter(whole)
+            chain = [node]
+            while chain[-1].args[0] is not whole:
+                chain.append(chain[-1].args[0])  # type: ignore[arg-type]
+            for part in reversed(chain):
+                if part not in self.loop:
+                    self.loop.insert(0, part)
+            self.loop.sort(key=self._order)
+            return
+        val = node.meta["val"]
+        if not isinstance(val, Tensor):
+            raise FuseError(f"bptt.fuse: {name_of(node)} gives a list that the loop takes")
+        if node in self.has_rows:
+            if val.dim() != 2:
+                raise FuseError(
+                    f"bptt.fuse: {name_of(node)} gives the loop a tensor of shape "
+                    f"[batch{''.join(f', {n}' for n in val.shape[1:])}]: the loop works on "
+                    "[batch, units]; use keepdim=True, .unsqueeze(-1) or .flatten(1)"
+                )
+            self._check_dtype(node, val)
+            self.rows.setdefault(node, len(self.rows))
+            return
+        if val.numel() != (val.shape[-1] if val.dim() else 1):
+            raise FuseError(
+                f"bptt.fuse: {name_of(node)} gives the loop a tensor of shape {list(val.shape)} "
+                "that does not change from step to step: such a one is a number, a vector of one "
+                "number a unit, or the right side of a product"
+            )
+        self._check_dtype(node, val)
+        self.vectors.setdefault(node, len(self.vectors))
+
+    def _order(self, node: fx.Node) -> int:
+        if not hasattr(self, "_orders"):
+            self._orders = {n: i for i, n in enumerate(self.nodes)}
+        return self._orders[node]
+
+    def _check_dtype(self, node: fx.Node, val: Tensor) -> None:
+        if val.dtype not in (self.dtype, torch.bool):
+            raise FuseError(
+                f"bptt.fuse: {name_of(node)} gives the loop {val.dtype}, which works on "
+                f"{self.dtype} and bool: convert it with .to(x.dtype)"
+            )
+
+    def _as_was(self, writing: _Writing, row: fx.Node, node: fx.Node) -> fx.Node:
+        if node.meta["val"].dtype is torch.bool:
+            return writing.call(A.ne.Scalar, row, 0)
+        return row
+
+    def _product(
+        self, writing: _Writing, node: fx.Node, weights: dict[fx.Node, fx.Node], add: fx.Node
+    ) -> fx.Node:
+        *bias, left, right = node.args
+        found = writing.call(A.mm.default, writing.env[left], weights[right])  # type: ignore[index]
+        found = writing.call(A.add.Tensor, found, add)
+        return writing.call(A.add.Tensor, found, writing.env[bias[0]]) if bias else found  # type: ignore[index]
+
+    def _write_before(self, passed: list[fx.Node]) -> fx.GraphModule:
+        writing = _Writing(self.of)
+        n = writing.graph.placeholder("n")
+        for node in (*self.of.x, *self.of.own.values()):
+            writing.env[node] = writing.graph.placeholder(node.name)
+        early = [a for a in self.nodes if a not in self.depends and a.op != "placeholder"]
+        wanted = _needed([*self.rows, *self.vectors, *self.weights, *passed], self.depends)
+        for node in early:
+            if node in wanted:
+                writing.copy(node, n, with_products=True)
+        rows, vectors, weights = [], [], []
+        for node in self.rows:
+            rows.append(self._as_number(writing, node))
+        for node in self.vectors:
+            value = self._as_number(writing, node)
+            vectors.append(writing.call(A.reshape.default, value, [1, -1]))
+        for node, is_transposed in zip(self.weights, self.transposed, strict=True):
+            value = writing.env[node]
+            weights.append(writing.call(A.t.default, value) if is_transposed else value)
+        return writing.module((rows, vectors, weights, [writing.env[a] for a in passed]))
+
+    def _as_number(self, writing: _Writing, node: fx.Node) -> Any:
+        value = writing.env[node]
+        if node.meta["val"].dtype is torch.bool:
+            return writing.call(A._to_copy.default, value, dtype=self.dtype)
+        return value
+
+    def _write_after(
+        self, outs: list[fx.Node]
+    ) -> tuple[list[fx.Node], fx.GraphModule, set[int]]:
+        writing = _Writing(self.of)
+        n, env = writing.graph.placeholder("n"), writing.env
+        inside = set(self.loop) - set(outs) - set(self.of.after)
+        wanted = _needed(self.of.outputs, set(outs) | set(self.of.after) | set(self.states))
+        late = [a for a in self.nodes if a in wanted and (a in self.late or a in inside)]
+        late = [a for a in late if a not in outs and a not in self.of.after]
+        for node in (*self.of.x, *self.of.own.values()):
+            env[node] = writing.graph.placeholder(node.name)
+        used = [a for b in late for a in b.all_input_nodes] + self.of.outputs
+        passed = [a for a in dict.fromkeys(used) if a not in self.depends and a not in env]
+        for a in passed:
+            env[a] = writing.graph.placeholder(a.name)
+        for node, i in self.states.items():
+            env[node] = writing.graph.placeholder(f"before_{i}")
+        for i, node in enumerate(self.of.after):
+            value = writing.graph.placeholder(f"after_{i}")
+            if node in self.loop:
+                env.setdefault(node, value)
+        for i, node in enumerate(outs):
+            value = writing.graph.placeholder(f"out_{i}")
+            is_bool = node.meta["val"].dtype is torch.bool
+            env[node] = writing.call(A.ne.Scalar, value, 0) if is_bool else value
+        for node in late:
+            writing.copy(node, n, with_products=True)
+        module = writing.module([env[a] for a in self.of.outputs])
+        return passed, module, {i for a, i in self.states.items() if env[a].users}
+
+
+class _Writing:
+    """Writes a part of a graph down, with the number of rows as a variable n."""
+
+    def __init__(self, of: Graph) -> None:
+        self.of, self.graph = of, fx.Graph()
+        self.env: dict[fx.Node, Any] = {}
+        self._sizes: dict[tuple[int, int], Any] = {}
+
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        return self.graph.call_function(target, args, kwargs)
+
+    def copy(self, node: fx.Node, n: fx.Node, with_products: bool = False) -> None:
+        """Write a node, for n rows instead of those that it was traced with."""
+        if node.op == "get_attr":
+            self.env[node] = self.graph.get_attr(str(node.target))
+            return
+        source = node.args[0] if node.args else None
+        if node.target is operator.getitem and isinstance(self.env.get(source), tuple):  # type: ignore[arg-type]
+            self.env[node] = self.env[source][node.args[1]]  # type: ignore[index]
+            return
+        there = self.of.twin[node]
+        args = self._resized(node.args, there.args, n)
+        kwargs = self._resized(node.kwargs, there.kwargs, n)
+        if with_products and node.target in _PRODUCTS and not kwargs:
+            *bias, left, right = args
+            self.env[node] = self.call(product, left, right, *bias)
+            return
+        self.env[node] = self.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
+
+    def _resized(self, here: Any, there: Any, n: fx.Node) -> Any:
+        if isinstance(here, fx.Node):
+            return self.env[here]
+        if isinstance(here, dict):
+            return {k: self._resized(v, there[k], n) for k, v in here.items()}
+        if isinstance(here, list | tuple):
+            return [self._resized(a, b, n) for a, b in zip(here, there, strict=True)]
+        if here == there or here is there:
+            return here
+        if type(here) is not int:
+            raise FuseError(f"bptt.fuse: {here} and {there}: a value that depends on the batch")
+        slope, rest = divmod(there - here, BATCHES[1] - BATCHES[0])
+        offset = here - slope * BATCHES[0]
+        if rest:
+            raise FuseError(f"bptt.fuse: a size of {here} depends on the batch in an odd way")
+        key = slope, offset
+        if key not in self._sizes:
+            size = n if slope == 1 else self.call(operator.mul, n, slope)
+            self._sizes[key] = self.call(operator.add, size, offset) if offset else size
+        return self._sizes[key]
+
+    def module(self, output: Any) -> fx.GraphModule:
+        self.graph.output(output)
+        self.graph.lint()
+        return fx.GraphModule(self.of.module, self.graph)
+
+
+def _layer_norm(writing: _Writing, node: fx.Node) -> tuple[fx.Node, ...]:
+    """Write a layer norm whose weight and bias are vectors of the loop's."""
+    x, shape, weight, bias, eps = node.args
+    of = writing.call(node.target, writing.env[x], list(shape), None, None, eps)  # type: ignore[arg-type,index]
+    y = writing.call(operator.getitem, of, 0)
+    if weight is not None:
+        y = writing.call(A.mul.Tensor, y, writing.env[weight])  # type: ignore[index]
+    if bias is not None:
+        y = writing.call(A.add.Tensor, y, writing.env[bias])  # type: ignore[index]
+    return (y, *(writing.call(operator.getitem, of, i) for i in (1, 2)))
+
+
+def _needed(roots: Sequence[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
+    seen, todo = set[fx.Node](), list(roots)
+    while todo:
+        n = todo.pop()
+        if n not in seen:
+            seen.add(n)
+            if n not in stop:
+                todo += n.all_input_nodes
+    return seen
+
+
+def _width(node: fx.Node) -> int:
+    val = node.meta["val"]
+    return int(val.shape[-1]) if val.dim() else 1
+
+
+def _is_transpose(node: fx.Node) -> bool:
+    """Whether a matrix lies in memory as its transpose."""
+    val = node.meta["val"]
+    return val.dim() == 2 and val.stride(0) == 1 and val.shape[0] > 1
+
+
+def _whole_of(node: fx.Node) -> fx.Node:
+    """What a node is a part of: columns of it."""
+    while node.target in _PARTS and isinstance(node.args[0], fx.Node):
+        dim = _dim_of(node)
+        source = node.args[0].meta["val"]
+        if isinstance(source, Tensor) and (source.dim() != 2 or dim % 2 != 1):
+            break
+        node = node.args[0]
+    return node
+
+
+def _dim_of(node: fx.Node) -> int:
+    if node.target is operator.getitem:
+        return 1  # of what is split there
+    of: Any = node.args[2 if node.target is not A.slice.Tensor else 1 :]
+    return int(of[0]) if of else 0
