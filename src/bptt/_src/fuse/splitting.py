@@ -392,16 +392,21 @@ class _Writing:
         return fx.GraphModule(self.of.module, self.graph)
 
 
-def _layer_norm(writing: _Writing, node: fx.Node) -> tuple[fx.Node, ...]:
-    """Write a layer norm whose weight and bias are vectors of the loop's."""
+def _layer_norm(writing: _Writing, node: fx.Node) -> tuple[Any, ...]:
+    """Write a layer norm over the units: (y, mean, 1 / standard deviation)."""
     x, shape, weight, bias, eps = node.args
-    of = writing.call(node.target, writing.env[x], list(shape), None, None, eps)  # type: ignore[arg-type,index]
-    y = writing.call(operator.getitem, of, 0)
+    if len(shape) != 1:  # type: ignore[arg-type]
+        raise FuseError(f"bptt.fuse: aten.native_layer_norm over {shape}: the loop has one, units")
+    mean = writing.call(A.mean.dim, writing.env[x], [-1], True)  # type: ignore[index]
+    d = writing.call(A.sub.Tensor, writing.env[x], mean)  # type: ignore[index]
+    variance = writing.call(A.mean.dim, writing.call(A.mul.Tensor, d, d), [-1], True)
+    scale = writing.call(A.rsqrt.default, writing.call(A.add.Tensor, variance, eps))
+    y = writing.call(A.mul.Tensor, d, scale)
     if weight is not None:
         y = writing.call(A.mul.Tensor, y, writing.env[weight])  # type: ignore[index]
     if bias is not None:
         y = writing.call(A.add.Tensor, y, writing.env[bias])  # type: ignore[index]
-    return (y, *(writing.call(operator.getitem, of, i) for i in (1, 2)))
+    return y, mean, scale
 
 
 def _needed(roots: Sequence[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:

@@ -16,6 +16,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bptt._src.engines.loops.step import changes
+from bptt._src.fuse.separating import separate
 from bptt._src.fuse.step import CellStep
 from bptt.errors import FuseError
 
@@ -138,13 +140,19 @@ def _traced(step: CellStep, example: Example) -> fx.GraphModule:
             with functions_as_nodes():
                 module = make_fx(run, tracing_mode="real")(*given())
             has_functions = any(is_function(n) for n in module.graph.nodes)
-            if any(map(_changes, module.graph.nodes)) and not has_functions:
+            if any(map(changes, module.graph.nodes)) and not has_functions:
                 module = make_fx(torch.func.functionalize(module))(*given())
         except FuseError:
             raise
         except Exception as e:
             raise FuseError(f"bptt.fuse: the step cannot be traced: {_reason(e)}") from e
-    module.graph.eliminate_dead_code()
+        module.graph.eliminate_dead_code()
+        holders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        if separate(module.graph, holders[len(example.x) :][: len(example.state)]):
+            module.recompile()
+            with functions_as_nodes():
+                module = make_fx(module, tracing_mode="real")(*given())
+            module.graph.eliminate_dead_code()
     return module
 
 
@@ -178,13 +186,8 @@ def name_of(node: fx.Node) -> str:
     """Return what an operation is called, as ``"aten.softmax"``."""
     target: Any = node.target
     if is_function(node):
-        return str(target.__self__.__name__)
+        return str(target.of.__name__)
     return str(getattr(target, "overloadpacket", None) or getattr(target, "__name__", target))
-
-
-def _changes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
 
 
 def _check_operation(node: fx.Node, module: fx.GraphModule) -> None:
@@ -202,7 +205,7 @@ def _check_operation(node: fx.Node, module: fx.GraphModule) -> None:
             "inputs before the fused module or of the outputs after it, give the cell its masks as "
             "part of x_t, or call .eval()"
         )
-    if _changes(node):
+    if changes(node):
         raise FuseError(
             f"bptt.fuse: {name_of(node)} changes a tensor in place that the cell was given, owns, "
             "or hands to an autograd.Function: return a new one instead"
@@ -224,10 +227,26 @@ def _check_state(node: Any, before: Tensor) -> None:
 # ---------------------------------------------------------------- functions of autograd
 
 
+class _Apply:
+    """A call of a ``torch.autograd.Function`` as what a node of a graph calls."""
+
+    def __init__(self, of: type) -> None:
+        self.of = of
+        self.__name__ = self.__qualname__ = of.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.of.apply(*args, **kwargs)  # type: ignore[attr-defined]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Apply) and self.of is other.of
+
+    def __hash__(self) -> int:
+        return hash(self.of)
+
+
 def is_function(node: fx.Node) -> bool:
     """Whether it is a call of a ``torch.autograd.Function`` of the user's."""
-    of = getattr(node.target, "__self__", None)
-    return isinstance(of, type) and issubclass(of, torch.autograd.Function)
+    return isinstance(node.target, _Apply)
 
 
 @contextmanager
@@ -252,7 +271,7 @@ def functions_as_nodes() -> Iterator[None]:
         given, named = pytree.tree_map(mode.tracer.unwrap_proxy, (args, kwargs))
         with disable_proxy_modes_tracing():
             value = of_cls(*args, **kwargs)
-        proxy = mode.tracer.create_proxy("call_function", of_cls, given, named)
+        proxy = mode.tracer.create_proxy("call_function", _Apply(cls), given, named)
         return track_tensor_tree(value, proxy, constant=None, tracer=mode.tracer)
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign,assignment]

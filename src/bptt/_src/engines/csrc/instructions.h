@@ -8,10 +8,10 @@
 
 namespace {
 
-enum : int64_t { PRODUCT, SUM, SPREAD };  // the first ones; the others are elementwise
+enum : int64_t { PRODUCT, SUM, AMAX, SPREAD };  // the first ones; the others are elementwise
 
 template <class T> struct Operands {
-    int64_t rows, width, summed;
+    int64_t rows, width, summed;  // summed: how many numbers SUM and AMAX read
     T *to;
     const T *from[3];
     int64_t to_row, row[3];  // from one row to the next
@@ -50,6 +50,17 @@ template <class T> void sum(const Operands<T> &of) {
         T total = 0;
         for (int i = 0; i < WIDTH<T>; i++) total += sums[i];
         std::fill_n(of.to + r * of.to_row, of.width, total);
+    }
+}
+
+// The largest number of a row, likewise; NaN where there is one.
+template <class T> void largest(const Operands<T> &of) {
+    for (int64_t r = 0; r < of.rows; r++) {
+        const T *const a = of.from[0] + r * of.row[0];
+        T most = a[0];
+        for (int64_t u = 1; u < of.summed && most == most; u++)
+            if (!(a[u] <= most)) most = a[u];
+        std::fill_n(of.to + r * of.to_row, of.width, most);
     }
 }
 
@@ -104,11 +115,13 @@ template <class T> using Instruction = void (*)(const Operands<T> &);
 #define BPTT_OF_3 V<T> a, V<T> b, V<T> c
 #define BPTT_INSTRUCTION(name, n, value)                                                           \
     [](const Operands<T> &of) { elementwise<T, n>(of, [](BPTT_OF_##n) -> V<T> { return value; }); },
-template <class T> constexpr Instruction<T> instructions[] = {nullptr, sum<T>, spread<T>, BPTT_INSTRUCTIONS};
+template <class T> constexpr Instruction<T> instructions[] = {
+    nullptr, sum<T>, largest<T>, spread<T>, BPTT_INSTRUCTIONS};
 #undef BPTT_INSTRUCTION
 
 #define BPTT_INSTRUCTION(name, n, value) #name,
-constexpr const char *instruction_names[] = {"product", "sum", "spread", BPTT_INSTRUCTIONS};
+constexpr const char *instruction_names[] = {"product", "sum", "amax", "spread",
+                                              BPTT_INSTRUCTIONS};
 #undef BPTT_INSTRUCTION
 constexpr int64_t INSTRUCTIONS = sizeof instruction_names / sizeof *instruction_names;
 

@@ -199,7 +199,7 @@ template <class P> struct Loop {
                 if (from[k] < 0) continue;
                 of.from[k] = at(me, from[k], row, some.begin), of.row[k] = places[from[k]].row;
             }
-            if (code.op == SUM) of.summed = q.places[code.a].width;
+            if (code.op == SUM || code.op == AMAX) of.summed = q.places[code.a].width;
             instructions<T>[code.op](of);
         }
     }

@@ -306,6 +306,8 @@ class Lowering:
         if len(shape) != 2 or dims != [1]:
             raise NotAProgram(f"{_name(node)} over the batch, or over more than the units")
         value = self.value(x, shape[1])
+        if node.target is A.amax.default:
+            return self.writer.emit("amax", self._to(node), value)
         if node.target is A.mean.dim:
             total = self.writer.emit("sum", Value(1), value)
             return self.writer.emit("mul", self._to(node), total, self.value(1 / shape[1], 1))
@@ -378,6 +380,7 @@ _SPECIAL: dict[Any, Callable[[Lowering, fx.Node], Lowered]] = {
     A.sum.dim_IntList: Lowering._sum,
     A.sum.default: Lowering._sum,
     A.mean.dim: Lowering._sum,
+    A.amax.default: Lowering._sum,
     A.slice.Tensor: Lowering._slice,
     A.split.Tensor: Lowering._split,
     A.split_with_sizes.default: Lowering._split,

@@ -107,8 +107,8 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
         given.append([some(t.shape[-1]) for t in outputs])
         table = _decompositions()
         module = make_fx(joint, decomposition_table=table, tracing_mode="real")(*given)
-        # What autograd and decompositions do in place is done out of place.
-        module = make_fx(torch.func.functionalize(module), decomposition_table=table)(*given)
+        if any(map(changes, module.graph.nodes)):  # in place, as autograd does it at times
+            module = make_fx(torch.func.functionalize(module), decomposition_table=table)(*given)
     _simplify(module.graph)
     holders = iter([n for n in module.graph.nodes if n.op == "placeholder"])
     rows, states, vectors, weights, adds, d_states, d_outputs = (
@@ -126,9 +126,16 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
     )
 
 
+def changes(node: fx.Node) -> bool:
+    """Whether an operation works in place."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
 _MORE = """
 addmm addcmul addcdiv lerp rsub split split_with_sizes native_layer_norm native_layer_norm_backward
-var_mean var std mean tanh_backward sigmoid_backward threshold_backward gelu gelu_backward silu
+var_mean var std _softmax _log_softmax _softmax_backward_data _log_softmax_backward_data
+tanh_backward sigmoid_backward threshold_backward gelu gelu_backward silu
 silu_backward softplus softplus_backward elu elu_backward leaky_relu leaky_relu_backward hardtanh
 hardtanh_backward hardsigmoid hardsigmoid_backward mish mish_backward log_sigmoid_forward
 log_sigmoid_backward clamp linear_backward select_backward slice_backward squeeze t hardswish
