@@ -13,7 +13,7 @@ from bptt._src.engines.guard import is_watched, only_by_autograd
 from bptt._src.fuse.comparison import check_against_autograd
 from bptt._src.fuse.plan import Plan
 from bptt._src.fuse.step import CellStep
-from bptt._src.fuse.tracing import Example
+from bptt._src.fuse.tracing import Example, quietly
 from bptt._src.uncompiled import uncompiled
 from bptt._src.unroll.stepwise import Stepwise
 from bptt.errors import FuseError
@@ -128,9 +128,18 @@ class Fused(nn.Module):
 
     def _prepare(self, xs: list[Tensor], states: list[Tensor], own: dict[str, Tensor]) -> Plan:
         example = Example(xs, states, own).to(states[0].dtype)
+        with quietly():
+            self._step(xs, states, own)  # raises its own errors
         exact = example.to(torch.float64)
-        checked = Plan.of(self._step, exact)
-        check_against_autograd(self._step, checked, exact)
+        try:
+            checked = Plan.of(self._step, exact)
+            check_against_autograd(self._step, checked, exact)
+        except (RuntimeError, TypeError) as e:
+            raise FuseError(
+                f"bptt.fuse: in float64, in which it is compared with autograd, the step raises "
+                f"{type(e).__name__}: {str(e).splitlines()[0]}: make tensors of x.dtype, and what "
+                "needs a gradient an nn.Parameter of an nn.Module"
+            ) from e
         if states[0].dtype == torch.float64:
             return checked
         plan = Plan.of(self._step, example)

@@ -375,7 +375,11 @@ class _Writing:
         if here == there or here is there:
             return here
         if type(here) is not int:
-            raise FuseError(f"bptt.fuse: {here} and {there}: a value that depends on the batch")
+            raise FuseError(
+                f"bptt.fuse: the step uses the number {here} at one call and {there} at another: "
+                "what changes from step to step belongs into x_t or the state, and what depends on "
+                "the size of the batch cannot be fused"
+            )
         slope, rest = divmod(there - here, BATCHES[1] - BATCHES[0])
         offset = here - slope * BATCHES[0]
         if rest:

@@ -106,6 +106,8 @@ def trace_step(step: CellStep, example: Example) -> Graph:
         raise FuseError("bptt.fuse: the step does more for some sizes of the batch than for others")
     for node in first:
         _check_operation(node, modules[0])
+    for a, b in zip(first, second, strict=True):
+        _check_numbers(a, b)
     holders = iter([n for n in first if n.op == "placeholder"])
     x, state = ([next(holders) for _ in part] for part in (example.x, example.state))
     own = {name: next(holders) for name in example.own}
@@ -142,6 +144,7 @@ def _traced(step: CellStep, example: Example) -> fx.GraphModule:
             has_functions = any(is_function(n) for n in module.graph.nodes)
             if any(map(changes, module.graph.nodes)) and not has_functions:
                 module = make_fx(torch.func.functionalize(module))(*given())
+                _copy_as_sources(module.graph)
         except FuseError:
             raise
         except Exception as e:
@@ -154,6 +157,20 @@ def _traced(step: CellStep, example: Example) -> fx.GraphModule:
                 module = make_fx(module, tracing_mode="real")(*given())
             module.graph.eliminate_dead_code()
     return module
+
+
+def _copy_as_sources(graph: fx.Graph) -> None:
+    """Put what is copied into a tensor in its place: autograd knows no copies out of place."""
+    for node in graph.nodes:
+        if node.target is A.copy.default:
+            to, source = node.args
+            shape = list(to.meta["val"].shape)
+            if shape == list(source.meta["val"].shape):
+                node.target, node.args = A.clone.default, (source,)
+            else:
+                with graph.inserting_before(node):
+                    like = graph.call_function(A.zeros_like.default, (to,))
+                node.target, node.args = A.add.Tensor, (like, source)
 
 
 @contextmanager
@@ -210,6 +227,19 @@ def _check_operation(node: fx.Node, module: fx.GraphModule) -> None:
             f"bptt.fuse: {name_of(node)} changes a tensor in place that the cell was given, owns, "
             "or hands to an autograd.Function: return a new one instead"
         )
+
+
+def _check_numbers(node: fx.Node, other: fx.Node) -> None:
+    """Refuse numbers that depend on the batch, where they are not sizes."""
+    schema = getattr(node.target, "_schema", None)
+    of_numbers = [] if schema is None else [a.type.kind() in ("NumberType", "TensorType") for a in schema.arguments]
+    for here, there, is_number in zip(node.args, other.args, of_numbers, strict=False):
+        if is_number and here != there and not isinstance(here, fx.Node):
+            raise FuseError(
+                f"bptt.fuse: {name_of(node)} uses the number {here} at one call and {there} at "
+                "another: what changes from step to step belongs into x_t or the state, and what "
+                "depends on the size of the batch cannot be fused"
+            )
 
 
 def _check_state(node: Any, before: Tensor) -> None:

@@ -1,0 +1,209 @@
+"""A fused module is a module: weights, copies, modes, and wherever modules over sequences go."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from users_cells import CASES, Gru, H, I, Lstm, state_of
+
+import bptt
+
+
+def gru() -> tuple[Gru, bptt.Fused]:
+    torch.manual_seed(0)
+    cell = Gru(3)
+    return cell, bptt.fuse(cell, torch.randn(2, I), torch.randn(2, H))
+
+
+def test_it_has_the_weights_of_the_cell_under_its_names() -> None:
+    cell, module = gru()
+    assert module.cell is cell
+    assert list(module.state_dict()) == list(cell.state_dict())
+    for (a, p), (b, q) in zip(module.named_parameters(), cell.named_parameters(), strict=True):
+        assert a == b
+        assert p is q
+    assert repr(module) == repr(cell).replace("Gru(", "FusedGru(")
+    x = torch.randn(6, 3, I)
+    before = module(x)[0]
+    other = Gru(3)
+    module.load_state_dict(other.state_dict())
+    torch.testing.assert_close(module(x)[0], bptt.Stepwise(other)(x, torch.zeros(3, H))[0])
+    assert not torch.equal(module(x)[0], before)
+    cell.of_h.weight = nn.Parameter(torch.zeros(3 * H, H))
+    assert module.of_h.weight is cell.of_h.weight
+    torch.testing.assert_close(module(x)[0], bptt.Stepwise(cell)(x, torch.zeros(3, H))[0])
+
+
+def test_training_changes_both() -> None:
+    cell, module = gru()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    x = torch.randn(6, 3, I)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = (module(x)[0] - 1).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses == sorted(losses, reverse=True)
+    torch.testing.assert_close(module(x)[0], bptt.Stepwise(cell)(x, torch.zeros(3, H))[0])
+
+
+def test_copies_are_independent() -> None:
+    cell, module = gru()
+    x = torch.randn(6, 3, I)
+    y = module(x)[0]
+    data = io.BytesIO(pickle.dumps(module))
+    for other in (copy.deepcopy(module), pickle.load(data)):
+        assert torch.equal(other(x)[0], y)
+        with torch.no_grad():
+            other.of_h.weight.zero_()
+        assert other.cell.of_h.weight is other.of_h.weight
+        assert torch.equal(module(x)[0], y)
+        torch.testing.assert_close(other(x)[0], bptt.Stepwise(other.cell)(x, torch.zeros(3, H))[0])
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_both, self.dropout = nn.Linear(I + H, H), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, h: Tensor) -> Any:
+        h = torch.tanh(self.of_both(torch.cat([x, self.dropout(h)], 1)))
+        return h, h
+
+
+def test_another_mode_is_prepared_or_runs_step_by_step_and_says_so() -> None:
+    cell = Dropping().eval()
+    module = bptt.fuse(cell, torch.randn(2, I), torch.randn(2, H))
+    assert bptt.kernels.not_native(module) is None
+    x = torch.randn(6, 3, I)
+    module.train()
+    assert cell.training
+    assert cell.dropout.training
+    with pytest.warns(RuntimeWarning, match="runs step by step: .*random numbers"):
+        torch.manual_seed(3)
+        y = module(x)[0]
+    torch.manual_seed(3)
+    assert torch.equal(y, bptt.Stepwise(cell)(x, torch.zeros(3, H))[0])
+    assert "random numbers" in bptt.kernels.not_native(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module(x)  # says so once
+        module.eval()
+        module(x)
+
+
+def test_another_dtype() -> None:
+    cell, module = gru()
+    module.double()
+    x = torch.randn(6, 3, I).double()
+    assert bptt.kernels.not_native(module) is None
+    torch.testing.assert_close(
+        module(x)[0], bptt.Stepwise(cell)(x, torch.zeros(3, H).double())[0], rtol=0, atol=1e-12
+    )
+    module.bfloat16()
+    with pytest.warns(RuntimeWarning, match=r"float32, or all float64, got torch\.bfloat16"):
+        module(x.bfloat16())
+
+
+def test_autocast_runs_step_by_step() -> None:
+    cell, module = gru()
+    x = torch.randn(6, 3, I)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.warns(RuntimeWarning, match="autocast"):
+            y = module(x)[0]
+        assert torch.equal(y, bptt.Stepwise(cell)(x, torch.zeros(3, H))[0])
+
+
+def test_without_the_library_it_runs_step_by_step() -> None:
+    with bptt.kernels.use("twin"):
+        cell, module = gru()
+        x = torch.randn(6, 3, I)
+        with pytest.warns(RuntimeWarning, match="native kernels"):
+            y = module(x)[0]
+        assert torch.equal(y, bptt.Stepwise(cell)(x, torch.zeros(3, H))[0])
+    assert bptt.kernels.not_native(module) is None
+
+
+@pytest.mark.parametrize("credit", ["truncated:3", "windows:4", "every=2,reach=5"])
+def test_unroll(credit: str) -> None:
+    torch.manual_seed(0)
+    cell = Lstm(4).double()
+    state = state_of(CASES["lstm"], 3, dtype=torch.float64)
+    module = bptt.fuse(cell, torch.randn(3, I).double(), state)
+    x = torch.randn(11, 3, I).double()
+    resets = torch.rand(11, 3) < 0.2
+    found = []
+    for run in (module, bptt.Stepwise(cell)):
+        y, _ = bptt.unroll(run, x, state, credit=credit, resets=resets)
+        found.append(torch.autograd.grad(y.square().sum(), list(cell.parameters())))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_stream() -> None:
+    cell, module = gru()
+    found = []
+    for run in (module, bptt.Stepwise(cell)):
+        torch.manual_seed(1)
+        stream, total = bptt.Stream(run, credit="truncated:5"), 0.0
+        for _ in range(3):
+            y = stream(torch.randn(4, 2, I))
+            loss = y.square().sum()
+            loss.backward()
+            total += float(loss.detach())
+        found.append((total, [p.grad.clone() for p in cell.parameters()]))
+        cell.zero_grad()
+    assert found[0][0] == pytest.approx(found[1][0])
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradient_flow() -> None:
+    cell, module = gru()
+    module.double()
+    x = torch.randn(9, 2, I).double()
+    ours, theirs = (bptt.gradient_flow(m, x, state=torch.zeros(2, H).double())
+                    for m in (module, bptt.Stepwise(cell)))
+    torch.testing.assert_close(ours.norms, theirs.norms)
+
+
+def test_transforms_and_watchers_see_the_cell() -> None:
+    cell, module = gru()
+    x = torch.randn(5, 2, I)
+
+    def loss(weights: Any) -> Tensor:
+        return torch.func.functional_call(module, weights, (x,))[0].square().sum()
+
+    weights = {n: p.detach() for n, p in module.named_parameters()}
+    found = torch.func.grad(loss)(weights)
+    y, _ = bptt.Stepwise(cell)(x, torch.zeros(2, H))
+    expected = torch.autograd.grad(y.square().sum(), list(cell.parameters()))
+    for a, b in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_functional_call_takes_other_weights() -> None:
+    cell, module = gru()
+    x = torch.randn(5, 2, I)
+    zeros = {n: torch.zeros_like(p) for n, p in module.named_parameters()}
+    assert not torch.func.functional_call(module, zeros, (x,))[0].any()
+
+
+def test_compiled() -> None:
+    cell, module = gru()
+    x = torch.randn(5, 2, I)
+    head = nn.Linear(H, 2)
+
+    def run(x: Tensor) -> Tensor:
+        return head(module(x * 2)[0])
+
+    torch.testing.assert_close(torch.compile(run, backend="eager")(x), run(x))
