@@ -238,5 +238,3 @@ def state_of(case: Case, batch: int, **how: Any) -> Any:
     """A random state."""
     each = [torch.rand(batch, H, **how) for _ in range(case.states)]
     return each[0] if case.states == 1 else case.as_tuple(each)
-
-

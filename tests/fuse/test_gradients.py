@@ -113,7 +113,7 @@ def test_some_gradients_only() -> None:
 
 @pytest.mark.parametrize("name", ["gru", "norms", "residual"])
 def test_numbers_of_threads_give_the_same_bits(name: str) -> None:
-    cell, module = fused(name, torch.float32)
+    _cell, module = fused(name, torch.float32)
     torch.manual_seed(1)
     inputs, state = CASES[name].inputs((9, 37)), state_of(CASES[name], 37)
     before, found = torch.get_num_threads(), []

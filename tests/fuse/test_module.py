@@ -57,7 +57,7 @@ def test_training_changes_both() -> None:
 
 
 def test_copies_are_independent() -> None:
-    cell, module = gru()
+    _cell, module = gru()
     x = torch.randn(6, 3, I)
     y = module(x)[0]
     data = io.BytesIO(pickle.dumps(module))
@@ -88,8 +88,8 @@ def test_another_mode_is_prepared_or_runs_step_by_step_and_says_so() -> None:
     module.train()
     assert cell.training
     assert cell.dropout.training
+    torch.manual_seed(3)
     with pytest.warns(RuntimeWarning, match="runs step by step: .*random numbers"):
-        torch.manual_seed(3)
         y = module(x)[0]
     torch.manual_seed(3)
     assert torch.equal(y, bptt.Stepwise(cell)(x, torch.zeros(3, H))[0])
@@ -133,7 +133,7 @@ def test_without_the_library_it_runs_step_by_step() -> None:
     assert bptt.kernels.not_native(module) is None
 
 
-@pytest.mark.parametrize("credit", ["truncated:3", "windows:4", "every=2,reach=5"])
+@pytest.mark.parametrize("credit", ["truncated:3", "truncated:every=2,reach=5"])
 def test_unroll(credit: str) -> None:
     torch.manual_seed(0)
     cell = Lstm(4).double()
@@ -154,9 +154,9 @@ def test_stream() -> None:
     found = []
     for run in (module, bptt.Stepwise(cell)):
         torch.manual_seed(1)
-        stream, total = bptt.Stream(run, credit="truncated:5"), 0.0
+        stream, total = bptt.Stream(torch.zeros(2, H)), 0.0
         for _ in range(3):
-            y = stream(torch.randn(4, 2, I))
+            y, stream = stream.advance(run, torch.randn(4, 2, I), credit="truncated:5")
             loss = y.square().sum()
             loss.backward()
             total += float(loss.detach())
@@ -171,9 +171,11 @@ def test_gradient_flow() -> None:
     cell, module = gru()
     module.double()
     x = torch.randn(9, 2, I).double()
-    ours, theirs = (bptt.gradient_flow(m, x, state=torch.zeros(2, H).double())
-                    for m in (module, bptt.Stepwise(cell)))
-    torch.testing.assert_close(ours.norms, theirs.norms)
+    ours, theirs = (
+        bptt.gradient_flow(m, x, state=torch.zeros(2, H).double())
+        for m in (module, bptt.Stepwise(cell))
+    )
+    torch.testing.assert_close(ours.norms, theirs.norms, equal_nan=True)
 
 
 def test_transforms_and_watchers_see_the_cell() -> None:
@@ -192,14 +194,15 @@ def test_transforms_and_watchers_see_the_cell() -> None:
 
 
 def test_functional_call_takes_other_weights() -> None:
-    cell, module = gru()
+    _cell, module = gru()
     x = torch.randn(5, 2, I)
     zeros = {n: torch.zeros_like(p) for n, p in module.named_parameters()}
     assert not torch.func.functional_call(module, zeros, (x,))[0].any()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's, on graph breaks
 def test_compiled() -> None:
-    cell, module = gru()
+    _cell, module = gru()
     x = torch.randn(5, 2, I)
     head = nn.Linear(H, 2)
 

@@ -1,1 +1,1 @@
-"""``bptt.fuse``: a cell in plain PyTorch, traced, split by what depends on what, and run natively."""
+"""``bptt.fuse``: a cell in plain PyTorch, traced, split by what depends on what, run natively."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bptt._src.fuse.plan import Plan
+from bptt._src.fuse.fusion import Fusion
 from bptt._src.fuse.step import CellStep
 from bptt._src.fuse.tracing import Example, quietly
 from bptt.errors import FuseError
@@ -16,7 +16,7 @@ _STEPS, _BATCH = 4, 3
 _TOLERANCE = 1e-8
 
 
-def check_against_autograd(step: CellStep, plan: Plan, example: Example) -> None:
+def check_against_autograd(step: CellStep, plan: Fusion, example: Example) -> None:
     """Compare outputs, states and all gradients on random inputs and states.
 
     Args:
@@ -35,7 +35,9 @@ def check_against_autograd(step: CellStep, plan: Plan, example: Example) -> None
         expected = _by_steps(step, list(example.own), *given)
         generator = torch.Generator().manual_seed(0)
         ds = [
-            torch.randn(y.shape, generator=generator, dtype=torch.float64) if y.requires_grad else None
+            torch.randn(y.shape, generator=generator, dtype=torch.float64)
+            if y.requires_grad
+            else None
             for y in expected
         ]
         of_expected = _gradients(expected, given, ds)
@@ -44,6 +46,7 @@ def check_against_autograd(step: CellStep, plan: Plan, example: Example) -> None
         of_found = _gradients(found, given, ds)
     names = [f"output {i}" for i in range(len(outputs))]
     names += [f"state {i}" for i in range(len(after))]
+    pairs: list[tuple[str, Tensor | None, Tensor | None]]
     pairs = [*zip(names, found, expected, strict=True)]
     inputs = [f"x_t ({i})" for i in range(len(xs))] + [f"state {i}" for i in range(len(states))]
     wanted = [f"the gradient of {n}" for n in (*inputs, *example.own)]

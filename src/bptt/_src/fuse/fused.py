@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bptt._src.engines.backend import why_no_library
 from bptt._src.engines.guard import is_watched, only_by_autograd
 from bptt._src.fuse.comparison import check_against_autograd
-from bptt._src.fuse.plan import Plan
+from bptt._src.fuse.fusion import Fusion
 from bptt._src.fuse.step import CellStep
 from bptt._src.fuse.tracing import Example, quietly
 from bptt._src.uncompiled import uncompiled
@@ -31,6 +31,11 @@ class Fused(nn.Module):
 
     batch_first = False
     state_batch_dim = 0
+    _step: CellStep
+    _given: Any
+    _example: Example
+    _plans: dict[Any, Fusion | str]
+    _told: set[str]
 
     def __init__(self, cell: Any, x_t: Any, state: Any) -> None:
         super().__init__()
@@ -39,13 +44,10 @@ class Fused(nn.Module):
         for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             self.__dict__[name] = inner.__dict__[name]
         self.training = inner.training
-        self.__dict__["_step"], self.__dict__["_given"] = step, cell
         xs, states = step.x.tensors(x_t, "x_t"), step.state.tensors(state, "the state")
-        self.__dict__["_example"] = Example(
-            [t.detach() for t in xs], [t.detach() for t in states], {}
-        )
-        self.__dict__["_plans"] = dict[Any, Plan | str]()
-        self.__dict__["_told"] = set[str]()
+        example = Example([t.detach() for t in xs], [t.detach() for t in states], {})
+        # Not as attributes are set, which would make the cell a submodule of itself.
+        self.__dict__.update(_step=step, _given=cell, _example=example, _plans={}, _told=set())
 
     @property
     def cell(self) -> Any:
@@ -67,7 +69,8 @@ class Fused(nn.Module):
             ValueError: inputs or state have another form than the example, their sizes do not
                 fit, or there are no steps.
         """
-        return self._run(inputs, state)
+        found: tuple[Any, Any] = self._run(inputs, state)
+        return found
 
     @uncompiled
     def _run(self, inputs: Any, state: Any) -> tuple[Any, Any]:
@@ -90,21 +93,24 @@ class Fused(nn.Module):
                 )
         names, own = step.own()
         plan = self._plan(xs, states, names, own)
-        if not isinstance(plan, Plan):
+        if not isinstance(plan, Fusion):
             if plan:
                 self._tell(plan)
-            return Stepwise(self._given)(inputs, state)
+            by_steps: tuple[Any, Any] = Stepwise(self._given)(inputs, state)
+            return by_steps
         outputs, after = plan.run(T, B, xs, states, own)
         assert step.output is not None
         return plan.output.filled(outputs), step.state.filled(after)
 
     def _plan(
         self, xs: list[Tensor], states: list[Tensor], names: tuple[str, ...], own: list[Tensor]
-    ) -> Plan | str:
+    ) -> Fusion | str:
         """Return how a call is run, or why it is not run natively; empty if that is passing."""
         every = (*xs, *states, *own)
-        if is_watched() or only_by_autograd(*every) is not None or not all(
-            t.numel() for t in (*xs, *states)
+        if (
+            is_watched()
+            or only_by_autograd(*every) is not None
+            or not all(t.numel() for t in (*xs, *states))
         ):
             return ""
         reason = refusal_of_tensors(every)
@@ -126,13 +132,13 @@ class Fused(nn.Module):
             self._plans[key] = plan
         return plan
 
-    def _prepare(self, xs: list[Tensor], states: list[Tensor], own: dict[str, Tensor]) -> Plan:
+    def _prepare(self, xs: list[Tensor], states: list[Tensor], own: dict[str, Tensor]) -> Fusion:
         example = Example(xs, states, own).to(states[0].dtype)
         with quietly():
             self._step(xs, states, own)  # raises its own errors
         exact = example.to(torch.float64)
         try:
-            checked = Plan.of(self._step, exact)
+            checked = Fusion.of(self._step, exact)
             check_against_autograd(self._step, checked, exact)
         except (RuntimeError, TypeError) as e:
             raise FuseError(
@@ -142,7 +148,7 @@ class Fused(nn.Module):
             ) from e
         if states[0].dtype == torch.float64:
             return checked
-        plan = Plan.of(self._step, example)
+        plan = Fusion.of(self._step, example)
         if plan.operations() != checked.operations():
             raise FuseError(
                 f"bptt.fuse: the step does something else in {states[0].dtype} than in float64"

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from bptt._src.fuse.step import CellStep
-from bptt._src.fuse.tracing import BATCHES, Example, Graph, name_of, quietly
+from bptt._src.fuse.tracing import BATCHES, Example, StepGraph, name_of, quietly
 from bptt.errors import FuseError
 
 
-def has_rows(graph: Graph, node: fx.Node) -> bool:
+def has_rows(graph: StepGraph, node: fx.Node) -> bool:
     """Whether a result has one row for each sequence.
 
     Raises:
@@ -37,7 +37,7 @@ def has_rows(graph: Graph, node: fx.Node) -> bool:
     )
 
 
-def check_independence(graph: Graph, step: CellStep, example: Example) -> None:
+def check_independence(graph: StepGraph, step: CellStep, example: Example) -> None:
     """Refuse a step in which the sequences of a batch depend on each other.
 
     Raises:
@@ -87,7 +87,7 @@ def _with_another(example: Example, source: Example | None, b: int) -> Example:
     return Example(found[0], found[1], example.own)
 
 
-def _values(graph: Graph, example: Example) -> dict[fx.Node, Any]:
+def _values(graph: StepGraph, example: Example) -> dict[fx.Node, Any]:
     run = _Recording(graph.module)
     run.run(*example.x, *example.state, *example.own.values(), enable_io_processing=False)
     return run.values

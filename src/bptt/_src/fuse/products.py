@@ -20,10 +20,11 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
         right: [K, M].
         bias: [M], or what broadcasts to [N, M].
     """
-    is_row = bias is None or bias.shape == right.shape[1:]
-    if not is_row or is_watched() or only_by_autograd(left, right, bias) is not None:
+    is_ours = left.is_floating_point() and (bias is None or bias.shape == right.shape[1:])
+    if not is_ours or is_watched() or only_by_autograd(left, right, bias) is not None:
         return torch.mm(left, right) if bias is None else torch.addmm(bias, left, right)
-    return _Product.apply(left, right, bias)  # type: ignore[no-any-return]
+    found: Tensor = _Product.apply(left, right, bias)
+    return found
 
 
 class _Product(Function):
@@ -33,7 +34,7 @@ class _Product(Function):
         return multiply(_dense(left), _dense(right), bias)
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         left, right = ctx.saved_tensors
         of_left, of_right, of_bias = ctx.needs_input_grad
         return (

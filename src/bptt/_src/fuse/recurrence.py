@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from bptt._src.engines.loops.loop import Columns, Loop
 from bptt._src.engines.loops.lowering import NotAProgram
 from bptt._src.engines.loops.step import Sizes
 from bptt._src.engines.product import multiply
-from bptt._src.fuse.splitting import Split
+from bptt._src.fuse.splitting import SplitStep
 from bptt.errors import FuseError
 
 
@@ -35,7 +35,7 @@ class Recurrence:
     counts: tuple[int, int, int, int]
 
     @classmethod
-    def of(cls, split: Split, states: tuple[int, ...], dtype: torch.dtype) -> Recurrence:
+    def of(cls, split: SplitStep, states: tuple[int, ...], dtype: torch.dtype) -> Recurrence:
         """Make the programs.
 
         Raises:
@@ -98,10 +98,10 @@ class Recurrence:
             The states after each step, [N, width]; the step's other results, likewise; and the
             final states, [B, width].
         """
-        S, O = self.counts[1], len(self.loop.outputs)
+        S, outs = self.counts[1], len(self.loop.outputs)
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        found = _Run.apply(self, T, keep, *tensors)
-        return list(found[:S]), list(found[S : S + O]), list(found[S + O :])
+        found = _OverSteps.apply(self, T, keep, *tensors)
+        return list(found[:S]), list(found[S : S + outs]), list(found[S + outs :])
 
     def replay(self, T: int, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Run over T steps by torch's own operations, to be differentiated any number of times."""
@@ -122,7 +122,7 @@ def _by_rows(name: str, t: Tensor) -> Tensor:
     return dense(name, t, t.dtype, tuple(t.shape))
 
 
-class _Run(Function):
+class _OverSteps(Function):
     @staticmethod
     def forward(ctx: Any, of: Recurrence, T: int, keep: bool, *tensors: Tensor) -> Any:
         loop, dtype = of.loop, of.loop.dtype
@@ -150,7 +150,7 @@ class _Run(Function):
         return *after, *outs, *finals
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         of, T = ctx.of, ctx.T
         tensors, results = ctx.saved_tensors[: ctx.tensors], ctx.saved_tensors[ctx.tensors :]
         needed = ctx.needs_input_grad[3:]
@@ -180,9 +180,7 @@ def _by_autograd(
         if not pairs:
             return [None] * len(tensors)
         ys, ds = zip(*pairs, strict=True)
-        of_wanted = iter(
-            torch.autograd.grad(ys, wanted, ds, create_graph=again, allow_unused=True)
-        )
+        of_wanted = iter(torch.autograd.grad(ys, wanted, ds, create_graph=again, allow_unused=True))
     return [next(of_wanted) if n else None for n in needed]
 
 
@@ -194,34 +192,28 @@ def _natively(
     grads: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    loop, (R, S, V, W) = of.loop, of.counts
-    O, sizes, dtype = len(loop.outputs), loop.sizes, loop.dtype
-    after, outs, kept = results[:S], results[S : S + O], results[-1]
-    states = of.parts(tensors)[1]
+    loop, states, dtype = of.loop, of.parts(tensors)[1], of.loop.dtype
+    R, S, V, _ = of.counts
+    end = S + len(loop.outputs)
+    after, outs, kept = results[:S], results[S:end], results[-1]
     B, N = len(states[0]), len(kept)
     before = [torch.cat([s, a[: N - B]]) for s, a in zip(states, after, strict=True)]
     places = of.named(tensors)
     places["kept"] = kept
     for name, each in (("before", before), ("after", after), ("out", outs)):
         places |= {f"{name} {i}": t for i, t in enumerate(each)}
-    given = []
-    for name, each in (("d after", grads[:S]), ("d out", grads[S : S + O])):
-        for i, d in enumerate(each):
-            given.append(d is not None)
+    for name, incoming in (("d after", grads[:S]), ("d out", grads[S:end])):
+        for i, d in enumerate(incoming):
             if d is not None:
                 places[f"{name} {i}"] = dense("a gradient", d, dtype, tuple(d.shape))
-    for part, widths in (("row", sizes.rows), ("add", sizes.adds), ("vector", sizes.vectors)):
-        unused = loop.unused(f"{part}s")
-        for i, n in enumerate(widths):
-            name = f"{part} {i}"
-            if name not in loop.shared:
-                make = kept.new_zeros if i in unused else kept.new_empty
-                places[f"of {name}"] = make(N, n)
-    deltas = []
-    for i, (d, s) in enumerate(zip(grads[S + O :], states, strict=True)):
-        deltas.append(d.clone() if d is not None else s.new_zeros(s.shape))
-        deltas[i] = deltas[i].contiguous()
-    loop.backward(tuple(given)).run(
+    places |= _places_of_gradients(loop, kept)
+    deltas = [
+        torch.zeros_like(s, memory_format=torch.contiguous_format)
+        if d is None
+        else d.clone(memory_format=torch.contiguous_format)
+        for d, s in zip(grads[end:], states, strict=True)
+    ]
+    loop.backward(tuple(d is not None for d in grads[:end])).run(
         places,
         [(d, d) for d in deltas],
         (B,) * T,
@@ -239,10 +231,22 @@ def _natively(
     return [d if n else None for d, n in zip(found, needed, strict=True)]
 
 
+def _places_of_gradients(loop: Loop, like: Tensor) -> dict[str, Tensor]:
+    """Make room for the gradients of all rows, vectors and adds; what nothing reaches is zero."""
+    found, sizes = {}, loop.sizes
+    for part, widths in (("row", sizes.rows), ("add", sizes.adds), ("vector", sizes.vectors)):
+        unused = loop.unused(f"{part}s")
+        for i, n in enumerate(widths):
+            if (name := f"{part} {i}") not in loop.shared:
+                make = like.new_zeros if i in unused else like.new_empty
+                found[f"of {name}"] = make(len(like), n)
+    return found
+
+
 def _of_weights(
-    of: Recurrence, places: dict[str, Tensor], of_: Any, needed: Sequence[bool]
+    of: Recurrence, places: dict[str, Tensor], of_: Callable[[str], Tensor], needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """dW = Σ leftᵀ delta, over all steps and all products with W."""
+    """Add up dW = leftᵀ delta, over all steps and all products with W."""
     found: list[Tensor | None] = [None] * len(needed)
     for k, ((name, i), (w, is_transposed)) in enumerate(zip(of.lefts, of.products, strict=True)):
         if needed[w]:

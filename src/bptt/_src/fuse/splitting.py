@@ -8,7 +8,7 @@ are torch's own operations, and autograd's. The loop holds the rest.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, fx
 
 from bptt._src.fuse.independence import has_rows
-from bptt._src.fuse.products import product
-from bptt._src.fuse.tracing import BATCHES, Graph, leaves_of_args, name_of
+from bptt._src.fuse.tracing import StepGraph, leaves_of_args, name_of
+from bptt._src.fuse.writing import PRODUCTS, Writing, layer_norm
 from bptt.errors import FuseError
 
 A = torch.ops.aten
-_PRODUCTS = {A.mm.default, A.addmm.default}
 _PARTS = {A.split.Tensor, A.split_with_sizes.default, operator.getitem, A.slice.Tensor}
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitStep:
     """The parts of a step, as functions of lists of tensors, for any number n of rows.
 
     Attributes:
@@ -53,8 +52,8 @@ class Split:
     uses_before: set[int]
 
 
-def split(graph: Graph, dtype: torch.dtype) -> Split:
-    """Split a step.
+def split(graph: StepGraph, dtype: torch.dtype) -> SplitStep:
+    """SplitStep a step.
 
     Raises:
         bptt.errors.FuseError: something in the loop is none of rows, vectors, weights and states.
@@ -63,7 +62,7 @@ def split(graph: Graph, dtype: torch.dtype) -> Split:
 
 
 class _Splitting:
-    def __init__(self, graph: Graph, dtype: torch.dtype) -> None:
+    def __init__(self, graph: StepGraph, dtype: torch.dtype) -> None:
         self.of, self.dtype = graph, dtype
         self.states = {n: i for i, n in enumerate(graph.state)}
         self.nodes = [n for n in graph.graph.nodes if n.op != "output"]
@@ -87,13 +86,13 @@ class _Splitting:
         self.transposed: list[bool] = []
         self.products: list[fx.Node] = []
 
-    def split(self) -> Split:
+    def split(self) -> SplitStep:
         outs, lefts = self._find_outs()
         loop = self._write_loop(outs)
         passed, after, uses_before = self._write_after(outs)
         before = self._write_before(passed)
         with_weights = [self.weights[n.args[-1]] for n in self.products]  # type: ignore[index]
-        return Split(
+        return SplitStep(
             before,
             loop,
             after,
@@ -121,7 +120,7 @@ class _Splitting:
                 outs.append(n)
         lefts = []
         for n in self.loop:
-            if n.target not in _PRODUCTS:
+            if n.target not in PRODUCTS:
                 continue
             left = n.args[-2]
             assert isinstance(left, fx.Node)
@@ -149,7 +148,7 @@ class _Splitting:
     # ------------------------------------------------------------------------- the graphs
 
     def _write_loop(self, outs: list[fx.Node]) -> fx.GraphModule:
-        writing = _Writing(self.of)
+        writing = Writing(self.of)
         n, env = writing.graph.placeholder("n"), writing.env
         body: list[tuple[fx.Node, fx.Node]] = []
         for node in list(self.loop):
@@ -165,9 +164,7 @@ class _Splitting:
         for i, node in enumerate(self.vectors):
             env[node] = writing.graph.placeholder(f"vector_{i}")
         weights = {}
-        for i, (node, is_transposed) in enumerate(
-            zip(self.weights, self.transposed, strict=True)
-        ):
+        for i, (node, is_transposed) in enumerate(zip(self.weights, self.transposed, strict=True)):
             weights[node] = writing.graph.placeholder(f"weight_{i}")
             if is_transposed:
                 body.append((node, weights[node]))
@@ -175,11 +172,11 @@ class _Splitting:
         for node, w in body:
             weights[node] = writing.call(A.t.default, w)
         for node in self.loop:
-            if node.target in _PRODUCTS:
+            if node.target in PRODUCTS:
                 add = adds[self.products.index(node)]
                 env[node] = self._product(writing, node, weights, add)
             elif node.target is A.native_layer_norm.default:
-                env[node] = _layer_norm(writing, node)
+                env[node] = layer_norm(writing, node)
             else:
                 writing.copy(node, n)
         after = [env[node] for node in self.of.after]
@@ -193,7 +190,7 @@ class _Splitting:
 
     def _collect(self, node: fx.Node) -> None:
         """Find what a node of the loop takes from outside it."""
-        if node.target in _PRODUCTS:
+        if node.target in PRODUCTS:
             left, right = node.args[-2:]
             assert isinstance(left, fx.Node)
             assert isinstance(right, fx.Node)
@@ -265,13 +262,13 @@ class _Splitting:
                 f"{self.dtype} and bool: convert it with .to(x.dtype)"
             )
 
-    def _as_was(self, writing: _Writing, row: fx.Node, node: fx.Node) -> fx.Node:
+    def _as_was(self, writing: Writing, row: fx.Node, node: fx.Node) -> fx.Node:
         if node.meta["val"].dtype is torch.bool:
             return writing.call(A.ne.Scalar, row, 0)
         return row
 
     def _product(
-        self, writing: _Writing, node: fx.Node, weights: dict[fx.Node, fx.Node], add: fx.Node
+        self, writing: Writing, node: fx.Node, weights: dict[fx.Node, fx.Node], add: fx.Node
     ) -> fx.Node:
         *bias, left, right = node.args
         found = writing.call(A.mm.default, writing.env[left], weights[right])  # type: ignore[index]
@@ -279,7 +276,7 @@ class _Splitting:
         return writing.call(A.add.Tensor, found, writing.env[bias[0]]) if bias else found  # type: ignore[index]
 
     def _write_before(self, passed: list[fx.Node]) -> fx.GraphModule:
-        writing = _Writing(self.of)
+        writing = Writing(self.of)
         n = writing.graph.placeholder("n")
         for node in (*self.of.x, *self.of.own.values()):
             writing.env[node] = writing.graph.placeholder(node.name)
@@ -288,9 +285,8 @@ class _Splitting:
         for node in early:
             if node in wanted:
                 writing.copy(node, n, with_products=True)
-        rows, vectors, weights = [], [], []
-        for node in self.rows:
-            rows.append(self._as_number(writing, node))
+        vectors, weights = [], []
+        rows = [self._as_number(writing, node) for node in self.rows]
         for node in self.vectors:
             value = self._as_number(writing, node)
             vectors.append(writing.call(A.reshape.default, value, [1, -1]))
@@ -299,16 +295,14 @@ class _Splitting:
             weights.append(writing.call(A.t.default, value) if is_transposed else value)
         return writing.module((rows, vectors, weights, [writing.env[a] for a in passed]))
 
-    def _as_number(self, writing: _Writing, node: fx.Node) -> Any:
+    def _as_number(self, writing: Writing, node: fx.Node) -> Any:
         value = writing.env[node]
         if node.meta["val"].dtype is torch.bool:
             return writing.call(A._to_copy.default, value, dtype=self.dtype)
         return value
 
-    def _write_after(
-        self, outs: list[fx.Node]
-    ) -> tuple[list[fx.Node], fx.GraphModule, set[int]]:
-        writing = _Writing(self.of)
+    def _write_after(self, outs: list[fx.Node]) -> tuple[list[fx.Node], fx.GraphModule, set[int]]:
+        writing = Writing(self.of)
         n, env = writing.graph.placeholder("n"), writing.env
         inside = set(self.loop) - set(outs) - set(self.of.after)
         wanted = _needed(self.of.outputs, set(outs) | set(self.of.after) | set(self.states))
@@ -336,83 +330,6 @@ class _Splitting:
         return passed, module, {i for a, i in self.states.items() if env[a].users}
 
 
-class _Writing:
-    """Writes a part of a graph down, with the number of rows as a variable n."""
-
-    def __init__(self, of: Graph) -> None:
-        self.of, self.graph = of, fx.Graph()
-        self.env: dict[fx.Node, Any] = {}
-        self._sizes: dict[tuple[int, int], Any] = {}
-
-    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        return self.graph.call_function(target, args, kwargs)
-
-    def copy(self, node: fx.Node, n: fx.Node, with_products: bool = False) -> None:
-        """Write a node, for n rows instead of those that it was traced with."""
-        if node.op == "get_attr":
-            self.env[node] = self.graph.get_attr(str(node.target))
-            return
-        source = node.args[0] if node.args else None
-        if node.target is operator.getitem and isinstance(self.env.get(source), tuple):  # type: ignore[arg-type]
-            self.env[node] = self.env[source][node.args[1]]  # type: ignore[index]
-            return
-        there = self.of.twin[node]
-        args = self._resized(node.args, there.args, n)
-        kwargs = self._resized(node.kwargs, there.kwargs, n)
-        if with_products and node.target in _PRODUCTS and not kwargs:
-            *bias, left, right = args
-            self.env[node] = self.call(product, left, right, *bias)
-            return
-        self.env[node] = self.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
-
-    def _resized(self, here: Any, there: Any, n: fx.Node) -> Any:
-        if isinstance(here, fx.Node):
-            return self.env[here]
-        if isinstance(here, dict):
-            return {k: self._resized(v, there[k], n) for k, v in here.items()}
-        if isinstance(here, list | tuple):
-            return [self._resized(a, b, n) for a, b in zip(here, there, strict=True)]
-        if here == there or here is there:
-            return here
-        if type(here) is not int:
-            raise FuseError(
-                f"bptt.fuse: the step uses the number {here} at one call and {there} at another: "
-                "what changes from step to step belongs into x_t or the state, and what depends on "
-                "the size of the batch cannot be fused"
-            )
-        slope, rest = divmod(there - here, BATCHES[1] - BATCHES[0])
-        offset = here - slope * BATCHES[0]
-        if rest:
-            raise FuseError(f"bptt.fuse: a size of {here} depends on the batch in an odd way")
-        key = slope, offset
-        if key not in self._sizes:
-            size = n if slope == 1 else self.call(operator.mul, n, slope)
-            self._sizes[key] = self.call(operator.add, size, offset) if offset else size
-        return self._sizes[key]
-
-    def module(self, output: Any) -> fx.GraphModule:
-        self.graph.output(output)
-        self.graph.lint()
-        return fx.GraphModule(self.of.module, self.graph)
-
-
-def _layer_norm(writing: _Writing, node: fx.Node) -> tuple[Any, ...]:
-    """Write a layer norm over the units: (y, mean, 1 / standard deviation)."""
-    x, shape, weight, bias, eps = node.args
-    if len(shape) != 1:  # type: ignore[arg-type]
-        raise FuseError(f"bptt.fuse: aten.native_layer_norm over {shape}: the loop has one, units")
-    mean = writing.call(A.mean.dim, writing.env[x], [-1], True)  # type: ignore[index]
-    d = writing.call(A.sub.Tensor, writing.env[x], mean)  # type: ignore[index]
-    variance = writing.call(A.mean.dim, writing.call(A.mul.Tensor, d, d), [-1], True)
-    scale = writing.call(A.rsqrt.default, writing.call(A.add.Tensor, variance, eps))
-    y = writing.call(A.mul.Tensor, d, scale)
-    if weight is not None:
-        y = writing.call(A.mul.Tensor, y, writing.env[weight])  # type: ignore[index]
-    if bias is not None:
-        y = writing.call(A.add.Tensor, y, writing.env[bias])  # type: ignore[index]
-    return y, mean, scale
-
-
 def _needed(roots: Sequence[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
     seen, todo = set[fx.Node](), list(roots)
     while todo:
@@ -432,7 +349,7 @@ def _width(node: fx.Node) -> int:
 def _is_transpose(node: fx.Node) -> bool:
     """Whether a matrix lies in memory as its transpose."""
     val = node.meta["val"]
-    return val.dim() == 2 and val.stride(0) == 1 and val.shape[0] > 1
+    return bool(val.dim() == 2 and val.stride(0) == 1 and val.shape[0] > 1)
 
 
 def _whole_of(node: fx.Node) -> fx.Node:

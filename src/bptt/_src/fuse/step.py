@@ -101,7 +101,7 @@ class CellStep:
 
     def own(self) -> tuple[tuple[str, ...], list[Tensor]]:
         """Return the parameters and buffers of the cell, and their names."""
-        of = dict(self.module.named_parameters())
+        of: dict[str, Tensor] = dict(self.module.named_parameters())
         of.update(self.module.named_buffers())
         return tuple(of), list(of.values())
 

@@ -54,8 +54,9 @@ class Example:
 
 def _like(t: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     """Rows like those of t: its own, with noise where they are floating-point numbers."""
-    chosen = torch.randint(len(t), (batch,), generator=generator) if len(t) else []
-    rows = t.detach()[chosen] if len(t) else t.new_zeros((batch, *t.shape[1:]))
+    if not len(t):
+        t = t.new_zeros((1, *t.shape[1:]))
+    rows = t.detach()[torch.randint(len(t), (batch,), generator=generator)]
     if not t.is_floating_point():
         return rows
     size = float(t.detach().abs().mean()) if t.numel() else 0.0
@@ -65,7 +66,7 @@ def _like(t: Tensor, batch: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Graph:
+class StepGraph:
     """A step, traced.
 
     Attributes:
@@ -87,7 +88,7 @@ class Graph:
     after: list[fx.Node]
 
 
-def trace_step(step: CellStep, example: Example) -> Graph:
+def trace_step(step: CellStep, example: Example) -> StepGraph:
     """Trace a step.
 
     Raises:
@@ -117,7 +118,7 @@ def trace_step(step: CellStep, example: Example) -> Graph:
         _check_state(n, t)
     twin = dict(zip(first, second, strict=True))
     graph = modules[0].graph
-    return Graph(graph, modules[0], twin, x, state, own, [*results[:at]], [*results[at:]])
+    return StepGraph(graph, modules[0], twin, x, state, own, [*results[:at]], [*results[at:]])
 
 
 def _traced(step: CellStep, example: Example) -> fx.GraphModule:
@@ -232,7 +233,11 @@ def _check_operation(node: fx.Node, module: fx.GraphModule) -> None:
 def _check_numbers(node: fx.Node, other: fx.Node) -> None:
     """Refuse numbers that depend on the batch, where they are not sizes."""
     schema = getattr(node.target, "_schema", None)
-    of_numbers = [] if schema is None else [a.type.kind() in ("NumberType", "TensorType") for a in schema.arguments]
+    of_numbers = (
+        []
+        if schema is None
+        else [a.type.kind() in ("NumberType", "TensorType") for a in schema.arguments]
+    )
     for here, there, is_number in zip(node.args, other.args, of_numbers, strict=False):
         if is_number and here != there and not isinstance(here, fx.Node):
             raise FuseError(
@@ -298,11 +303,12 @@ def functions_as_nodes() -> Iterator[None]:
         mode = get_proxy_mode()
         if mode is None:
             return of_cls(*args, **kwargs)
-        given, named = pytree.tree_map(mode.tracer.unwrap_proxy, (args, kwargs))
+        tracer: Any = mode.tracer
+        given, named = pytree.tree_map(tracer.unwrap_proxy, (args, kwargs))
         with disable_proxy_modes_tracing():
             value = of_cls(*args, **kwargs)
-        proxy = mode.tracer.create_proxy("call_function", _Apply(cls), given, named)
-        return track_tensor_tree(value, proxy, constant=None, tracer=mode.tracer)
+        proxy = tracer.create_proxy("call_function", _Apply(cls), given, named)
+        return track_tensor_tree(value, proxy, constant=None, tracer=tracer)
 
     torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign,assignment]
     try:

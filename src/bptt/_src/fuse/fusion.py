@@ -11,22 +11,22 @@ from torch import Tensor
 
 from bptt._src.fuse.independence import check_independence
 from bptt._src.fuse.recurrence import Recurrence
-from bptt._src.fuse.splitting import Split, split
+from bptt._src.fuse.splitting import SplitStep, split
 from bptt._src.fuse.step import CellStep, Tree
-from bptt._src.fuse.tracing import Example, Graph, name_of, trace_step
+from bptt._src.fuse.tracing import Example, StepGraph, name_of, trace_step
 
 
 @dataclass(frozen=True)
-class Plan:
+class Fusion:
     """A step that was traced, split and made a program."""
 
-    graph: Graph
-    parts: Split
+    graph: StepGraph
+    parts: SplitStep
     recurrence: Recurrence
     output: Tree
 
     @classmethod
-    def of(cls, step: CellStep, example: Example) -> Plan:
+    def of(cls, step: CellStep, example: Example) -> Fusion:
         """Make it.
 
         Raises:
@@ -55,7 +55,8 @@ class Plan:
         """Run over T steps of B sequences.
 
         Args:
-            T, B: numbers of steps and sequences.
+            T: the number of steps.
+            B: the number of sequences.
             xs: the inputs, [T, B, ...].
             states: the initial states, [B, units].
             own: what the cell owns.
