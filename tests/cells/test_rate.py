@@ -119,7 +119,7 @@ def test_what_it_does_to_gradients_is_autograds():
     plain = layer(RATE, 2.0)
     y = torch.func.functional_call(plain, {"weight_hh_l0": W}, (x, state))[0]
     (of_W,) = torch.autograd.grad(y.sin().sum(), W)
-    assert of_W.abs().min() > 0
+    assert of_W.abs().sum() > 0.1
     torch.testing.assert_close(found, of_W * D * V.sign(), rtol=1e-12, atol=1e-14)
 
 

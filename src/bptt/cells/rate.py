@@ -34,9 +34,7 @@ def equations(
     return phi(current), current
 
 
-def make_rate(
-    alpha: float | None = 0.2, phi: Callable[[Tensor], Tensor] = torch.relu
-) -> Cell:
+def make_rate(alpha: float | None = 0.2, phi: Callable[[Tensor], Tensor] = torch.relu) -> Cell:
     """Make a rate network's cell; :data:`bptt.cells.RATE` is that of the defaults.
 
     Args:

@@ -25,7 +25,7 @@ from bptt.cells.cell import Cell, Keeping
 from bptt.cells.weights import Blocks, State
 
 _LEAST = 1e-30
-"""Of the normaliser, which underflows where all gates were shut: h_t is 0 then, not 0/0."""
+"""Below this the normaliser has underflowed, as where all gates were shut: h_t is 0, not 0/0."""
 
 
 def gates(x: Blocks, h: Blocks, state: State, units: Blocks) -> dict[str, Tensor]:
@@ -45,7 +45,8 @@ def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
     m = torch.maximum(f, i)
     i, f = torch.exp(i - m), torch.exp(f - m)
     c, n = f * c + i * z, f * n + i
-    return o * c / torch.clamp(n, min=_LEAST), c, n, m
+    divisor = torch.where(n.abs() > _LEAST, n, 1.0)
+    return o * c / divisor, c, n, m
 
 
 SLSTM = Cell(
