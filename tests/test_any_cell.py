@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from problems import SPIKING
 from torch.nn.utils.rnn import pack_sequence
 
 import bptt
@@ -269,7 +270,8 @@ def test_every_cell_knows_a_projection_or_refuses_it(cell):
     x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     resets = torch.rand(5, 2) < 0.3
     assert module(x)[0].shape == (5, 2, 2)
-    assert torch.autograd.gradcheck(lambda x: module(x, resets=resets)[0], x)
+    if cell.name not in SPIKING:
+        assert torch.autograd.gradcheck(lambda x: module(x, resets=resets)[0], x)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def constant_current(cell, current, steps):
     with torch.no_grad():
         module.weight_ih_l0.fill_(1.0)
         module.weight_hh_l0.zero_()
-        y, (_, v), ((_, all_v),) = module(
+        y, _, ((_, all_v),) = module(
             torch.full((steps, 1, 1), current, dtype=torch.float64), return_states=True
         )
     return y.flatten(), all_v.flatten()

@@ -1,4 +1,4 @@
-"""Options that commands share, and where they write: looked at before the work, so that nothing is measured in vain."""
+"""Options that commands share; where they write, looked at before the work, not in vain."""
 
 from __future__ import annotations
 
