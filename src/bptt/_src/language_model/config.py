@@ -104,9 +104,7 @@ class Config:
     max_tokens: int | None = _option(None, TEXT, "use only the first tokens of the corpus", least=1)
 
     cell: str = _option(
-        "lstm",
-        MODEL,
-        f"type of recurrent network: {', '.join(NAMES)}, or your own as module.CELL",
+        "lstm", MODEL, f"type of recurrent network: {', '.join(NAMES)}, or your own as module.CELL"
     )
     nonlinearity: Nonlinearity = _option("tanh", MODEL, "for the rnn cell")  # noqa: RUF009  # it is frozen
     hidden: int = _option(200, MODEL, "hidden units per layer", least=1)
