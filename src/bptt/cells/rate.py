@@ -49,7 +49,7 @@ def make_rate(alpha: float | None = 0.2, phi: Callable[[Tensor], Tensor] = torch
     >>> import torch, bptt
     >>> network = bptt.Recurrent(bptt.cells.make_rate(alpha=None, phi=torch.tanh), 3, 5)
     >>> rates, (last_rates, last_currents) = network(torch.randn(7, 2, 3))
-    >>> torch.equal(last_rates, last_currents.tanh())
+    >>> torch.allclose(last_rates, last_currents.tanh(), atol=1e-6)
     True
     """
     if alpha is not None and not 0 < alpha <= 1:
