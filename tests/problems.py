@@ -47,10 +47,12 @@ def state(cell: Cell, batch: int, hidden: int, *, projection: int = 0, seed: int
     """Draw an initial state that requires gradients."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (projection or hidden, *(hidden,) * (cell.states - 1))
-    return tuple(
-        torch.randn(batch, n, generator=generator, dtype=torch.float64).mul_(0.5).requires_grad_()
-        for n in sizes
-    )
+    drawn = [
+        torch.randn(batch, n, generator=generator, dtype=torch.float64).mul_(0.5) for n in sizes
+    ]
+    if cell is BY_NAME["SLSTM"]:  # whose normaliser is a sum of what is positive
+        drawn[2].abs_().add_(0.5)
+    return tuple(s.requires_grad_() for s in drawn)
 
 
 @st.composite
@@ -104,6 +106,9 @@ CREDITS: dict[str, bptt.Credit] = {
 """Credits of every kind, for problems of seven steps."""
 
 
+SPIKING = {"LIF"}
+"""The cells with a surrogate gradient, to which finite differences do not apply."""
+
 OF_TORCH = ["GRU", "LSTM", "RNN_RELU", "RNN_SIGMOID", "RNN_TANH"]
 """The cells with a module of torch.nn's interface."""
 
@@ -150,12 +155,15 @@ class Problem(NamedTuple):
         if self.mode == "RNN_SIGMOID":  # φ' is a quarter at most, and that where a = 0
             hh = 4.5 * hh
             b_hh = -hh.sum(1) / 2
-        elif self.mode == "RNN_RELU":
+        elif self.mode in ("RNN_RELU", "RATE"):
             hh, b_ih = hh.abs() / torch.linalg.matrix_norm(hh.abs(), 2), b_ih + 0.5
         elif self.mode == "PEEPHOLE_LSTM":  # c reaches far where the forget gate is open
             b_ih = b_ih + torch.tensor([0.0, 1, 0, 0]).repeat_interleave(self.hidden)
         elif self.mode == "MIN_GRU":  # h reaches far where the gate is closed
             b_ih = b_ih - torch.tensor([1.0, 0]).repeat_interleave(self.hidden)
+        elif self.mode == "INDRNN":  # a unit hands on what it is while it is on
+            w = w._replace(units=w.units.detach().sigmoid().requires_grad_())
+            b_ih = b_ih + 1.5
         return w._replace(
             hh=hh.clone().requires_grad_(),
             b_ih=b_ih.clone().requires_grad_(),

@@ -150,4 +150,5 @@ def test_every_cell_of_bptt_is_among_them():
         "MGU",
         "MIN_GRU",
         "PEEPHOLE_LSTM",
+        *("CFC", "INDRNN", "LIF", "RATE", "SLSTM"),
     }

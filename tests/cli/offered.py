@@ -129,6 +129,20 @@ def long():
 """A script for bptt audit."""
 
 
+OWN_CELL = """
+import torch
+import bptt
+
+def equations(x, h, state, units):
+    return (0.5 * state[0] + 0.5 * torch.tanh(x[0] + h[0]),)
+
+LEAKY = bptt.Cell("LEAKY", 1, 1, equations)
+MIXES = bptt.Cell("MIXES", 1, 1, lambda x, h, s, u: (torch.softmax(x[0] + h[0], -1),))
+NUMBER = 7
+"""
+"""A module with a cell of its own, and with what is none."""
+
+
 def make_world(where: Path) -> None:
     """Texts, a table, and a run that has been trained."""
     from bptt.language_model import Config, train

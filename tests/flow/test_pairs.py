@@ -19,6 +19,7 @@ from bptt._src.flow.network import as_ours
 from bptt.cells import BY_NAME
 from bptt.flow import gradient_flow
 
+STATES = ("hidden", "cell", "state 3", "state 4")
 EACH_MODE = pytest.mark.parametrize("mode", [*BY_NAME, "LSTM_PROJECTED"])
 EACH_WAY = pytest.mark.parametrize("way", ["twin dense", "native dense", "twin", "native"])
 DOUBLE = torch.float64
@@ -84,7 +85,7 @@ def by_definition(problem: Problem, masks: tuple[Tensor, ...] = ()):
     found = {
         (layer, name): torch.zeros(B, T, T, dtype=DOUBLE)
         for layer in range(problem.layers)
-        for name in ("hidden", "cell")[: problem.cell.states]
+        for name in STATES[: problem.cell.states]
     }
     credit = torch.zeros(B, T, T, dtype=DOUBLE)
     for t in range(T):
@@ -94,7 +95,7 @@ def by_definition(problem: Problem, masks: tuple[Tensor, ...] = ()):
             return torch.autograd.grad(L[t].sum(), z, **options)[0].norm(dim=1)
 
         for (layer, name), rows in found.items():
-            which = ("hidden", "cell").index(name)
+            which = STATES.index(name)
             for s in range(t):
                 rows[:, t, s] = norms(entering[s][layer][which])
             rows[:, t, t] = norms(upwards[t][layer]) if name == "hidden" else math.nan
@@ -330,7 +331,7 @@ def test_only_the_pairs_asked_for_are_followed(way, times, lags):
 
 
 def name_of(place: str) -> str:
-    return {"0": "hidden", "1": "cell"}.get(place, place)
+    return dict(zip("0123", STATES, strict=True)).get(place, place)
 
 
 @EACH_WAY
@@ -449,7 +450,7 @@ def foreign_names(expected):
     for (layer, name), norms in found.items():
         norms = norms.clone()
         norms.diagonal(dim1=1, dim2=2).fill_(math.nan)
-        place = {"hidden": "0", "cell": "1"}[name] if several else "state"
+        place = str(STATES.index(name)) if several else "state"
         renamed[layer, place] = norms
     return renamed, credit, losses
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from bptt import GRU, LSTM, RNN, Recurrent
+from bptt._src.by_name import imported, is_dotted, loaded, one_line
 from bptt.cells import CELLS, Cell
+from bptt.errors import ConfigError, spelled
 
 _RNN = "RNN_"  # Elman networks are one name with several nonlinearities
 
@@ -21,14 +23,63 @@ NONLINEARITIES = tuple(c.name.removeprefix(_RNN).lower() for c in CELLS if c.nam
 """Those of ``rnn``."""
 
 
+def check_cell(name: str) -> None:
+    """Refuse what cannot be the name of a cell. One of the user's own is not imported here.
+
+    Raises:
+        ConfigError: it is none of :data:`NAMES`, and has not the form ``module.CELL``.
+    """
+    if name not in NAMES and not is_own_cell(name):
+        raise ConfigError(
+            f"{spelled('cell')} must be one of {', '.join(NAMES)}, or your own as module.CELL, "
+            f"got {name!r}"
+        )
+
+
+def is_own_cell(name: str) -> bool:
+    """Whether it names a user's own cell, in a module that is imported when it is made."""
+    return is_dotted(name)
+
+
+def runs_code(name: str) -> bool:
+    """Whether looking a cell up imports its module, which is not imported yet."""
+    return is_own_cell(name) and loaded(name) is None
+
+
+def title(name: str) -> str:
+    """Return how a cell is called in headings.
+
+    >>> title("gru"), title("mine.CELL")
+    ('GRU', 'mine.CELL')
+    """
+    return name if is_own_cell(name) else name.upper()
+
+
 def cell_of(name: str, nonlinearity: str = "tanh") -> Cell:
     """Return the cell with this name; ``rnn`` has a nonlinearity.
+
+    Raises:
+        ConfigError: it is one of the user's own, and its module cannot be imported, or has no such
+            cell.
 
     >>> cell_of("peephole-lstm").name, cell_of("rnn", "relu").name
     ('PEEPHOLE_LSTM', 'RNN_RELU')
     """
+    if is_own_cell(name):
+        return _own(name)
     wanted = _RNN + nonlinearity.upper() if name == "rnn" else name.upper().replace("-", "_")
     return next(cell for cell in CELLS if cell.name == wanted)
+
+
+def _own(name: str) -> Cell:
+    what = spelled("cell", name)
+    found = imported(name, what)
+    if not isinstance(found, Cell):
+        raise ConfigError(
+            f"{what}: {name} must be a bptt.Cell, as bptt.Cell(...) makes it, got "
+            f"{one_line(repr(found))}"
+        )
+    return found
 
 
 def make_network(
@@ -37,14 +88,24 @@ def make_network(
     """Make the recurrent layers; those of torch.nn's kinds are torch.nn's modules too.
 
     Args:
-        name: the cell, one of :data:`NAMES`.
+        name: the cell, one of :data:`NAMES`, or one of the user's own as ``module.CELL``.
         inputs: the number of inputs.
         hidden: the number of hidden units.
         nonlinearity: of ``rnn``, one of :data:`NONLINEARITIES`.
         options: ``num_layers`` and ``dropout``, as for :class:`bptt.Recurrent`.
+
+    Raises:
+        ConfigError: a cell of the user's own cannot be imported, or its equations would have wrong
+            gradients.
     """
     if name == "rnn":
         return RNN(inputs, hidden, nonlinearity=nonlinearity, **options)
     if name in ("gru", "lstm"):
         return (GRU if name == "gru" else LSTM)(inputs, hidden, **options)
-    return Recurrent(cell_of(name), inputs, hidden, **options)
+    cell = cell_of(name)
+    try:
+        return Recurrent(cell, inputs, hidden, **options)
+    except ValueError as e:
+        if not is_own_cell(name):
+            raise
+        raise ConfigError(f"{spelled('cell', name)}: {one_line(e)}") from None

@@ -8,13 +8,29 @@ import copyreg
 from dataclasses import fields
 from typing import Any
 
-from bptt.cells import elman, gru, lstm, mgu, min_gru, peephole
+from bptt.cells import (
+    cfc,
+    elman,
+    gru,
+    ind_rnn,
+    lif,
+    lstm,
+    mgu,
+    min_gru,
+    peephole,
+    rate,
+    slstm,
+)
 from bptt.cells.cell import Cell, Keeping, Nonlinearity
+from bptt.cells.dale import dales_law
+from bptt.cells.lif import make_lif
+from bptt.cells.rate import make_rate
 from bptt.cells.weights import WEIGHT_NAMES, Blocks, State, Weights
 
 CELLS = (
     *(elman.TANH, elman.RELU, elman.SIGMOID, gru.GRU, lstm.LSTM),
     *(mgu.MGU, peephole.PEEPHOLE_LSTM, min_gru.MIN_GRU),
+    *(ind_rnn.INDRNN, slstm.SLSTM, cfc.CFC, rate.RATE, lif.LIF),
 )
 """Those that bptt has; to add one, add it here (CONTRIBUTING.md says what else)."""
 
@@ -36,6 +52,15 @@ def _reduced(cell: Cell) -> Any:
 
 copyreg.pickle(Cell, _reduced)
 
+CFC = cfc.CFC
+"""The closed-form continuous-time network."""
+
+INDRNN = ind_rnn.INDRNN
+"""The independently recurrent network: each unit sees no state but its own."""
+
+LIF = lif.LIF
+"""The leaky integrate-and-fire neuron, with a surrogate gradient."""
+
 MGU = mgu.MGU
 """The minimal gated unit."""
 
@@ -45,12 +70,23 @@ MIN_GRU = min_gru.MIN_GRU
 PEEPHOLE_LSTM = peephole.PEEPHOLE_LSTM
 """The LSTM with peepholes."""
 
+RATE = rate.RATE
+"""The rate network of leaky units."""
+
+SLSTM = slstm.SLSTM
+"""The LSTM with an exponential input gate and a normaliser, of xLSTM."""
+
 __all__ = [
     "BY_NAME",
     "CELLS",
+    "CFC",
+    "INDRNN",
+    "LIF",
     "MGU",
     "MIN_GRU",
     "PEEPHOLE_LSTM",
+    "RATE",
+    "SLSTM",
     "WEIGHT_NAMES",
     "Blocks",
     "Cell",
@@ -58,4 +94,7 @@ __all__ = [
     "Nonlinearity",
     "State",
     "Weights",
+    "dales_law",
+    "make_lif",
+    "make_rate",
 ]

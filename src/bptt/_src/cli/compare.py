@@ -135,7 +135,9 @@ def compare_(
             show_default=False,
         ),
     ] = None,
-    cell: Annotated[str, typer.Option(help=", ".join(NAMES))] = "lstm",
+    cell: Annotated[
+        str, typer.Option(help=f"{', '.join(NAMES)}, or your own as module.CELL")
+    ] = "lstm",
     seeds: Annotated[int, typer.Option(help="runs of each credit")] = 3,
     hidden: Annotated[int, typer.Option(help="hidden units of each layer")] = 64,
     layers: Annotated[int, typer.Option(help="recurrent layers")] = 1,

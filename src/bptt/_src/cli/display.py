@@ -23,6 +23,7 @@ from rich.progress import (
 from bptt._src.cli.terminal import Console, visible
 from bptt._src.language_model.readout import AdaptiveReadout
 from bptt._src.language_model.score import beside, perplexity
+from bptt._src.networks import title
 from bptt._src.shell import quoted
 from bptt.errors import needs
 from bptt.kernels import backend
@@ -78,7 +79,7 @@ class Display(Watch):
         self.unknown = beside(text.train.unknown_share)
         parameters = sum(p.numel() for p in training.model.parameters())
         V = text.tokenizer.size
-        cell = config.cell.upper() + (f" ({config.nonlinearity})" if config.cell == "rnn" else "")
+        cell = title(config.cell) + (f" ({config.nonlinearity})" if config.cell == "rnn" else "")
         self.say(
             f"Text: {text.name}; {len(text.train.ids):,} {config.level} tokens to train on, "
             f"{len(text.valid.ids):,} held out{beside(text.valid.unknown_share)}; vocabulary {V:,}."

@@ -10,7 +10,7 @@ import typer
 
 from bptt._src.atomic import write_whole
 from bptt._src.cli.display import shown
-from bptt._src.cli.places import STANDARD_OUTPUT, check_places
+from bptt._src.cli.places import STANDARD_OUTPUT, AllowCode, check_places
 from bptt._src.cli.terminal import echo
 from bptt._src.language_model.score import beside, warn_of_unknown
 from bptt._src.language_model.session import text_of_run
@@ -54,6 +54,7 @@ def evaluate(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
+    allow_code: AllowCode = False,
     json_: Annotated[
         Path | None,
         typer.Option(
@@ -66,7 +67,7 @@ def evaluate(
     check_together(TOGETHER, [n for n in TOGETHER if given[n] is not None], given.get)
     check_places(json=json_)
     found = Run(run)
-    model = found.load_model(device)
+    model = found.load_model(device, allow_code=allow_code)
     reading = model.config.reading
     if streams is not None and reading != "stream":
         raise ConfigError(

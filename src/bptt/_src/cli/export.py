@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bptt._src.atomic import write_whole
-from bptt._src.cli.places import check_places
+from bptt._src.cli.places import AllowCode, check_places
 from bptt._src.cli.terminal import echo
 from bptt._src.language_model.elsewhere import check_onnx, state_names
 from bptt.errors import ConfigError, require
@@ -25,6 +25,7 @@ def export(
         Path, typer.Argument(help="the file to write, as model.onnx", show_default=False)
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the file")] = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write a run's best model as a file of ONNX, and check it.
 
@@ -38,7 +39,7 @@ def export(
         )
     for package in ("onnx", "onnxscript"):
         require(package, "onnx")
-    model = LanguageModel.load(run)
+    model = LanguageModel.load(run, allow_code=allow_code)
     content = model.to_onnx()
     checked = "not checked: onnxruntime is not installed: pip install 'bptt[onnx]'"
     if find_spec("onnxruntime") is not None:

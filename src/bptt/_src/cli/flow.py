@@ -16,13 +16,13 @@ import torch
 import typer
 
 from bptt._src.atomic import write_whole
-from bptt._src.cli.places import STANDARD_OUTPUT, Json, Page, Picture, check_places
+from bptt._src.cli.places import STANDARD_OUTPUT, AllowCode, Json, Page, Picture, check_places
 from bptt._src.cli.terminal import echo, on_one_line
 from bptt._src.language_model.flow import flow_of
 from bptt._src.language_model.model import check_device
 from bptt._src.language_model.monitor import window_of
 from bptt._src.language_model.session import text_of_run
-from bptt._src.networks import NAMES, NONLINEARITIES
+from bptt._src.networks import NAMES, NONLINEARITIES, is_own_cell, title
 from bptt._src.together import Table, With, check_together
 from bptt.data import Corpus, Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
 from bptt.errors import ConfigError
@@ -32,6 +32,7 @@ from bptt.language_model import Config, LanguageModel, Run
 TOGETHER: Table = {
     **dict.fromkeys(("column", "encoding"), With(("file",))),
     **dict.fromkeys(("hidden", "layers", "seed"), With(("cell",))),
+    "allow_code": With(("runs",)),
 }
 
 SENTENCES = {
@@ -75,8 +76,8 @@ def flow(
     cell: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"instead of runs an untrained network: {', '.join(NAMES)}, or rnn with its "
-            "nonlinearity, as rnn:relu; may be given several times",
+            help=f"instead of runs an untrained network: {', '.join(NAMES)}; rnn with its "
+            "nonlinearity, as rnn:relu; or your own as module.CELL; may be given several times",
             show_default=False,
         ),
     ] = None,
@@ -110,6 +111,7 @@ def flow(
     json_: Json = None,
     figure: Picture = None,
     device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
+    allow_code: AllowCode = False,
 ) -> None:
     """Show how far back the gradient of each token's loss reaches, and what to do about it."""
     if bool(runs) == bool(cell):
@@ -124,6 +126,7 @@ def flow(
     given = {
         **{"file": file, "column": column, "encoding": encoding},
         **{"cell": cell, "hidden": hidden, "layers": layers, "seed": seed},
+        **{"runs": runs or None, "allow_code": allow_code or None},
     }
     check_together(TOGETHER, [n for n in TOGETHER if given[n] is not None], given.get)
     if nonlinearity and "rnn" not in (cell or []):
@@ -131,7 +134,7 @@ def flow(
     check_places(html=html, json=json_, figure=figure)
     what = _Text(text, file, column, encoding)
     if runs:
-        flows = [_of_run(run, what, tokens, device) for run in runs]
+        flows = [_of_run(run, what, tokens, device, allow_code) for run in runs]
     else:
         variants = list(_variants(cell or [], nonlinearity or ["tanh"]))
         options = {"hidden": hidden or 100, "layers": layers or 1, "seed": seed or 0}
@@ -176,9 +179,9 @@ class _Text(NamedTuple):
         return None if self.text is None else encode_text(self.text, tokenizer, reading=reading)
 
 
-def _of_run(path: Path, what: _Text, tokens: int, device: str) -> GradientFlow:
+def _of_run(path: Path, what: _Text, tokens: int, device: str, allow_code: bool) -> GradientFlow:
     run = Run(path)
-    model = run.load_model(device)
+    model = run.load_model(device, allow_code=allow_code)
     found = what.encoded(model.tokenizer, model.config.reading)
     if found is None:
         found = text_of_run(run).valid
@@ -194,10 +197,10 @@ def _variants(cells: list[str], nonlinearities: list[str]) -> Iterator[tuple[str
     for spelled in cells:
         name, _, phi = spelled.partition(":")
         chosen = [phi] if phi else nonlinearities if name == "rnn" else ["tanh"]
-        if name not in NAMES or (phi and name != "rnn"):
+        if (name not in NAMES and not is_own_cell(name)) or (phi and name != "rnn"):
             raise ConfigError(
                 f"--cell must be one of {', '.join(NAMES)}, or rnn with its nonlinearity, as "
-                f"rnn:relu; got {spelled!r}"
+                f"rnn:relu, or your own as module.CELL; got {spelled!r}"
             )
         for phi in chosen:
             if phi not in NONLINEARITIES:
@@ -235,7 +238,7 @@ def _untrained(
 
 
 def _title(cell: str, phi: str) -> str:
-    return f"RNN {phi}" if cell == "rnn" else cell.upper()
+    return f"RNN {phi}" if cell == "rnn" else title(cell)
 
 
 # ------------------------------------------------------------------------------- what is written

@@ -1,4 +1,4 @@
-"""Where a command writes: looked at before the work, so that nothing is measured in vain."""
+"""Options that commands share; where they write, looked at before the work, not in vain."""
 
 from __future__ import annotations
 
@@ -25,6 +25,14 @@ Picture = Annotated[
     Path | None, typer.Option(help="write a picture: .png, .svg or .pdf", show_default=False)
 ]
 """Options of what a command writes."""
+
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code", help="let the run name a cell module.CELL, which runs the module's code"
+    ),
+]
+"""The option of what loads a run."""
 
 
 def check_places(**places: Path | None) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bptt._src.cli.places import AllowCode
 from bptt._src.cli.terminal import echo
 from bptt.language_model import LanguageModel
 
@@ -30,6 +31,7 @@ def sample(
         int | None, typer.Option(help="makes the sample repeatable", show_default=False)
     ] = None,
     device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
+    allow_code: AllowCode = False,
 ) -> None:
     """Print text drawn from a run's best model, as it is drawn.
 
@@ -37,7 +39,7 @@ def sample(
     \\x1b; into a file or a pipe it goes as it is.
     """
     to_terminal = sys.stdout.isatty()
-    model = LanguageModel.load(run, device=device)
+    model = LanguageModel.load(run, device=device, allow_code=allow_code)
     pieces = model.sample_stream(
         prompt, length=length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )

@@ -18,12 +18,11 @@ from bptt._src.cli.options import with_config_options
 from bptt._src.cli.running import Signals
 from bptt._src.cli.several import check_restarts, heard_from_all
 from bptt._src.language_model.config import read_options
+from bptt._src.language_model.consent import names_code, refuse_cell, refuse_credit
 from bptt._src.language_model.job import Job, joined
 from bptt._src.language_model.lock import Lock, was_made_by_this_job
 from bptt._src.language_model.making import claim_first_free, give_up
-from bptt._src.language_model.session import refuse_code
 from bptt._src.shell import quoted
-from bptt.credit import is_own
 from bptt.errors import ConfigError
 from bptt.language_model import Config, Training, resume, start
 
@@ -70,8 +69,8 @@ def train(
         bool,
         typer.Option(
             "--allow-code",
-            help="let the file of --resume or --config name a credit module.Class, which runs the "
-            "module's code",
+            help="let the file of --resume or --config name a credit module.Class or a cell "
+            "module.CELL, which runs the module's code",
         ),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="print errors only")] = False,
@@ -128,8 +127,11 @@ def train(
 def _settled(config: Path | None, options: dict[str, Any], *, allow_code: bool) -> Config:
     """The options from the file and from the command line."""
     given = read_options(config) if config else {}
-    if config and "credit" not in options and not allow_code:
-        refuse_code(given.get("credit", "full"), config)
+    if config and not allow_code:
+        if "credit" not in options:
+            refuse_credit(given.get("credit", "full"), config)
+        if "cell" not in options:
+            refuse_cell(given.get("cell", "lstm"), config)
     settled = Config(**given).changed(**options)
     settled.check_together(options)
     return settled
@@ -167,7 +169,7 @@ def _fit(training: Training, display: Display) -> str:
         with display.training(training):
             reason = training.fit(stop)
     go_on = f"go on with: bptt train --resume {quoted(training.run.path)}"
-    if is_own(training.config.credit):
+    if names_code(training.config):
         go_on += " --allow-code"
     if reason in ("SIGTERM", "SIGHUP"):
         display.say(f"{reason} came, all is saved; {go_on}")

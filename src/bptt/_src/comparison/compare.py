@@ -16,7 +16,7 @@ from bptt._src.atomic import expanded
 from bptt._src.comparison.measures import plans_of
 from bptt._src.comparison.result import Comparison, CreditResult, Stop, Trial
 from bptt._src.comparison.tasks import CLIP, WINDOW, TaskSetting, TaskTraining, generator_of
-from bptt._src.networks import NAMES
+from bptt._src.networks import check_cell
 from bptt.credit import parse
 from bptt.data import TASKS, Task, make_task
 from bptt.errors import ConfigError, spelled
@@ -73,7 +73,8 @@ def compare(
         credits: spellings for :func:`bptt.credit.parse`, or credits; by default the exact one and
             three others, one of which is shorter than the task's lag.
         seeds: the number of runs of each credit.
-        cell: one of :data:`bptt.cells.CELLS`, spelled as on the command line: ``"lstm"``.
+        cell: one of :data:`bptt.cells.CELLS`, spelled as on the command line: ``"lstm"``; or one of
+            your own, as ``"module.CELL"``, which is imported.
         hidden: the number of units per layer.
         layers: the number of layers.
         learning_rate: Adam's learning rate.
@@ -99,8 +100,7 @@ def compare(
     """
     kind = _kind(task)
     _check_counts(seeds=seeds, hidden=hidden, layers=layers, updates=updates, threads=threads)
-    if cell not in NAMES:
-        raise ConfigError(f"{spelled('cell')} must be one of {', '.join(NAMES)}, got {cell!r}")
+    check_cell(cell)
     reals = {"learning_rate": learning_rate, "max_minutes": max_minutes, "target": target}
     for name, value in reals.items():
         if value is not None and not 0 < value < math.inf:

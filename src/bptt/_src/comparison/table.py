@@ -13,6 +13,7 @@ with needs("lm"):
     from rich.table import Table
     from rich.text import Text
 
+from bptt._src.networks import title
 from bptt._src.numbers import ABSENT, number, size
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def heading(found: Comparison) -> str:
     c = found.conditions
     options = [(k, v) for k, v in found.options.items() if v is not None and k != "batch_size"]
     given = ", ".join(f"{k.replace('_', ' ')} {_spelled(v)}" for k, v in options)
-    return f"{found.task}: {given}; {c['layers']} × {c['cell'].upper()} of {c['hidden']}"
+    return f"{found.task}: {given}; {c['layers']} × {title(c['cell'])} of {c['hidden']}"
 
 
 def _spelled(value: Any) -> str:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
-import sys
-from functools import reduce
-from pathlib import Path
 from typing import Any
 
+from bptt._src.by_name import imported, is_dotted, one_line
 from bptt._src.credit.adaptive import Adaptive
 from bptt._src.credit.credit import Credit
 from bptt._src.credit.full import Full
@@ -64,10 +61,10 @@ def parse(spelling: str) -> Credit:
         raise
     except TypeError as e:
         reason = str(e).replace("__init__()", kind.__name__).split(kind.__name__ + ".")[-1]
-        raise ConfigError(f"credit {spelling!r}: {_line(reason)}; {_HOW}") from None
+        raise ConfigError(f"credit {spelling!r}: {one_line(reason)}; {_HOW}") from None
     except Exception as e:  # a user's own class may raise anything
         raise ConfigError(
-            f"credit {spelling!r} cannot be made, {type(e).__name__}: {_line(e)}"
+            f"credit {spelling!r} cannot be made, {type(e).__name__}: {one_line(e)}"
         ) from e
 
 
@@ -98,48 +95,15 @@ def is_own(spelling: str) -> bool:
 
 
 def _import(name: str, spelling: str) -> type[Credit]:
-    parts = name.split(".")
-    if len(parts) < 2 or not all(p.isidentifier() for p in parts):
+    if not is_dotted(name):
         raise ConfigError(f"unknown credit {spelling!r}; {_HOW}")
-    here = str(Path.cwd())
-    sys.path.insert(0, here)  # so that a class in a file in the current directory is found
-    try:
-        found = _find(parts)
-    except ModuleNotFoundError as e:
-        raise ConfigError(
-            f"credit {spelling!r} cannot be imported: {e}; run in the directory of {parts[0]}.py, "
-            "or add it to PYTHONPATH"
-        ) from None
-    except Exception as e:  # a user's own module may raise anything
-        raise ConfigError(
-            f"credit {spelling!r} cannot be imported, {type(e).__name__}: {_line(e)}"
-        ) from e
-    finally:
-        sys.path.remove(here)
+    found = imported(name, f"credit {spelling!r}")
     if not (isinstance(found, type) and issubclass(found, Credit)) or found.plan is Credit.plan:
         raise ConfigError(
             f"credit {spelling!r}: {name} must be a class derived from bptt.Credit with a method "
-            f"plan(self, steps, batch=1, generator=None), got {_line(repr(found))}"
+            f"plan(self, steps, batch=1, generator=None), got {one_line(repr(found))}"
         )
     return found
-
-
-def _find(parts: list[str]) -> Any:
-    """Import the longest prefix of the names that is a module, then follow the attributes."""
-    for n in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:n])
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as e:
-            if n > 1 and e.name == name:  # perhaps a nested class
-                continue
-            raise
-        return reduce(getattr, parts[n:], module)
-    raise AssertionError
-
-
-def _line(text: object) -> str:
-    return " ".join(str(text).split())
 
 
 def _value(text: str) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from bptt._src.atomic import read_whole
 from bptt._src.documents import MOST, SEAL, parse_json, unseal
 from bptt._src.language_model.values import check_value
-from bptt._src.networks import NAMES, NONLINEARITIES
+from bptt._src.networks import NAMES, NONLINEARITIES, check_cell
 from bptt._src.together import Only, Table, With, Without, check_together
 from bptt.credit import Credit, is_own
 from bptt.credit import parse as parse_credit
@@ -19,10 +19,9 @@ from bptt.errors import BpttWarning, ConfigError, spelled
 from bptt.memory import parse as parse_memory
 
 if TYPE_CHECKING:
-    CellName = str
     Nonlinearity = str
 else:
-    CellName, Nonlinearity = Literal[NAMES], Literal[NONLINEARITIES]
+    Nonlinearity = Literal[NONLINEARITIES]
 
 TEXT, MODEL, TRAINING, RUNNING = "Text", "Model", "Training", "Running"
 
@@ -104,8 +103,10 @@ class Config:
     )
     max_tokens: int | None = _option(None, TEXT, "use only the first tokens of the corpus", least=1)
 
-    cell: CellName = _option("lstm", MODEL, "type of recurrent network")  # noqa: RUF009  # it is frozen
-    nonlinearity: Nonlinearity = _option("tanh", MODEL, "for the rnn cell")  # noqa: RUF009
+    cell: str = _option(
+        "lstm", MODEL, f"type of recurrent network: {', '.join(NAMES)}, or your own as module.CELL"
+    )
+    nonlinearity: Nonlinearity = _option("tanh", MODEL, "for the rnn cell")  # noqa: RUF009  # it is frozen
     hidden: int = _option(200, MODEL, "hidden units per layer", least=1)
     layers: int = _option(1, MODEL, "number of recurrent layers", least=1, most=1000)
     embedding: int | None = _option(
@@ -220,6 +221,7 @@ class Config:
         """Check each option, and those that depend on each other."""
         for f in fields(self):
             _check(f.name, getattr(self, f.name))
+        check_cell(self.cell)
         for name in ("dropout", "valid_fraction"):
             share = getattr(self, name)
             if not 0 <= share < 1:

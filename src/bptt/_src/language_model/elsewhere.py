@@ -90,8 +90,9 @@ class _Flat(nn.Module):
 
 
 def state_names(model: LanguageModel) -> list[str]:
-    """Return what the tensors of the state are called: h, or h and c."""
-    return list("hc"[: model.recurrent.cell.states])
+    """Return what the tensors of the state are called: h, c, and s3, s4... where there are more."""
+    states = model.recurrent.cell.states
+    return ["h", "c", *(f"s{n}" for n in range(3, states + 1))][:states]
 
 
 def as_onnx(model: LanguageModel) -> bytes:

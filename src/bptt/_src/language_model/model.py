@@ -185,19 +185,24 @@ class LanguageModel(nn.Module):
         return self.dropout(h), state
 
     @classmethod
-    def load(cls, run: str | Path, *, device: str = "cpu") -> LanguageModel:
+    def load(
+        cls, run: str | Path, *, device: str = "cpu", allow_code: bool = False
+    ) -> LanguageModel:
         """Load the best model of a run, ready to evaluate and sample.
 
         Args:
             run: the run's directory.
             device: the device to load it to.
+            allow_code: whether the run may name a cell ``module.CELL`` whose module is not imported
+                yet, and has to be, which runs its code.
 
         Raises:
             bptt.errors.CheckpointError: there is no usable run.
+            bptt.errors.ConfigError: its cell cannot be imported, or is not allowed to.
         """
         from bptt._src.language_model.run import Run
 
-        return Run(Path(run)).load_model(device)
+        return Run(Path(run)).load_model(device, allow_code=allow_code)
 
     def sample(
         self,

@@ -28,6 +28,7 @@ from bptt._src.atomic import append_line, read_whole, write_whole
 from bptt._src.data.rules import check_rules
 from bptt._src.documents import line_of, lines_in, read_sealed, sealed
 from bptt._src.language_model.config import Config, as_options
+from bptt._src.language_model.consent import allow_cell, refuse_cell
 from bptt._src.language_model.expected import check_checkpoint, check_weights, weights_kinds
 from bptt._src.language_model.lock import Lock
 from bptt._src.language_model.making import Creation, finish_interrupted, is_run
@@ -174,14 +175,23 @@ class Run:
         """Write model.safetensors: the weights and their origin."""
         write_tensors(self.path / "model.safetensors", weights_of(model), about)
 
-    def load_model(self, device: str = "cpu") -> LanguageModel:
+    def load_model(self, device: str = "cpu", *, allow_code: bool = False) -> LanguageModel:
         """Load the best model, or that of the last checkpoint before the first evaluation.
+
+        Args:
+            device: the device to load it to.
+            allow_code: whether the run may name a cell ``module.CELL`` whose module is not imported
+                yet, and has to be, which runs its code.
 
         Raises:
             CheckpointError: a file is missing or damaged, or does not fit config.json.
-            ConfigError: there is no such device, or too little memory for the model.
+            ConfigError: there is no such device, or too little memory for the model; or the cell
+                cannot be imported, or is not allowed to.
         """
         config, tokenizer = self.config(), self.tokenizer()
+        if allow_code:
+            allow_cell(config.cell)
+        refuse_cell(config.cell, self.path / "config.json")
         path = self.path / "model.safetensors"
         if path.exists():
             expected = weights_kinds(config, tokenizer)
@@ -209,8 +219,10 @@ class Run:
 
         Raises:
             CheckpointError: it is missing, damaged, or does not fit config.json.
+            ConfigError: it names a cell whose module is not imported.
         """
         config = self.config()
+        refuse_cell(config.cell, self.path / "config.json")
         expected = weights_kinds(config, self.tokenizer())
         path = self.path / "checkpoint.safetensors"
 

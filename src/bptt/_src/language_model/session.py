@@ -15,6 +15,7 @@ from bptt._src.atomic import expanded, named
 from bptt._src.data.readers import check_share
 from bptt._src.language_model.checkpoint import read_about
 from bptt._src.language_model.config import RUNNING, Config, fields_by_name
+from bptt._src.language_model.consent import allow_cell, refuse_cell, refuse_credit
 from bptt._src.language_model.job import Job, threads_here
 from bptt._src.language_model.lock import Lock
 from bptt._src.language_model.making import check_free, refuse_links, remove_leavings
@@ -22,7 +23,6 @@ from bptt._src.language_model.run import Run
 from bptt._src.language_model.score import warn_of_unknown
 from bptt._src.language_model.training import Training
 from bptt._src.language_model.watch import Watch
-from bptt.credit import is_own
 from bptt.data import PreparedText, load_prepared, open_corpus, prepare, unigram_perplexity
 from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, spelled
 from bptt.kernels import backend
@@ -108,8 +108,8 @@ def resume(
     Args:
         path: the run's directory.
         changes: options to change; only those of :data:`MAY_CHANGE` can.
-        allow_code: whether the run may name a credit ``module.Class``, which is imported and so
-            runs code. Naming the same credit in ``changes`` allows it too.
+        allow_code: whether the run may name a credit ``module.Class`` or a cell ``module.CELL``,
+            which is imported and so runs code. Naming the same in ``changes`` allows it too.
         watch: callbacks for the training.
         progress: callback for the preparation of the text.
         job: the processes that train together; by default those of torch.distributed.
@@ -154,21 +154,11 @@ def _changed(run: Run, changes: dict[str, Any], *, allow_code: bool) -> tuple[Co
                 + ", ".join(map(spelled, sorted(MAY_CHANGE)))
             )
     if "credit" not in changes and not allow_code:
-        refuse_code(was.credit, run.path / "config.json")
+        refuse_credit(was.credit, run.path / "config.json")
+    if "cell" in changes or allow_code:
+        allow_cell(was.cell)
+    refuse_cell(was.cell, run.path / "config.json")
     return was, config
-
-
-def refuse_code(credit: str, path: Path) -> None:
-    """Refuse a credit that would import a class, in a file that may come from a stranger.
-
-    Raises:
-        ConfigError: it is such a credit.
-    """
-    if is_own(credit):
-        raise ConfigError(
-            f"{path} names the credit {credit!r}, which runs code of a module: use "
-            f"{spelled('allow_code')} if you trust it"
-        )
 
 
 def _check_here(config: Config, job: Job, threads: int | None) -> None:

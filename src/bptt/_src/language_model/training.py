@@ -16,6 +16,7 @@ from bptt._src.dropout import numbered
 from bptt._src.language_model.agreed import Agreed
 from bptt._src.language_model.checkpoint import Progress, checkpoint_of, restore
 from bptt._src.language_model.config import Config
+from bptt._src.language_model.consent import names_code
 from bptt._src.language_model.divergence import (
     NORMS_KEPT,
     first_bad_tensor,
@@ -36,7 +37,6 @@ from bptt._src.language_model.tensors import Checkpoint
 from bptt._src.language_model.watch import Watch
 from bptt._src.ranks import sharing
 from bptt._src.shell import quoted
-from bptt.credit import is_own
 from bptt.data import Batch, PreparedText, Sentences, Streams
 from bptt.errors import DivergedError
 from bptt.memory import parse as parse_memory
@@ -216,7 +216,7 @@ class Training:
         back = f" after {p.rewinds} rewind{'s' * (p.rewinds > 1)}" if p.rewinds else ""
         may_clip = not config.clip and max(p.norms, default=0.0) > 1  # else it would change nothing
         remedy = "--clip 1" if may_clip else f"--lr {config.base_rate / 2:g}"
-        remedy += " --allow-code" * is_own(config.credit)
+        remedy += " --allow-code" * names_code(config)
         return DivergedError(
             f"training diverged {what}; {norms_in_words(p.norms)}, the learning rate was "
             f"{p.rate:g}",

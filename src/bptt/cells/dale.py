@@ -1,0 +1,94 @@
+"""Dale's law: a unit excites all that it is connected to, or inhibits all."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class _Dale(nn.Module):
+    """W = |V| ⊙ D, where a column of D holds its unit's sign, and zeros on the diagonal."""
+
+    signs: Tensor
+
+    def __init__(self, like: Tensor, excitatory: int, self_connections: bool) -> None:
+        super().__init__()
+        H = like.shape[1]
+        signs = torch.ones(H, H, dtype=like.dtype, device=like.device)
+        signs[:, excitatory:] = -1
+        if not self_connections:
+            signs.fill_diagonal_(0)
+        self.register_buffer("signs", signs.repeat(len(like) // H, 1))
+
+    def forward(self, V: Tensor) -> Tensor:
+        return V.abs() * self.signs
+
+    def right_inverse(self, W: Tensor) -> Tensor:
+        """Of a W that obeys the law; of others the absolute value is taken."""
+        return W
+
+
+def dales_law(module: M, excitatory: float = 0.8, *, self_connections: bool = False) -> M:
+    """Give each unit's outgoing recurrent weights one sign, by a parametrization, in place.
+
+    The first units of each layer and direction are excitatory, the others inhibitory: each
+    ``weight_hh`` becomes |V| with the signs of its columns, and training changes V. The
+    weights of the inhibitory units are scaled once, so that excitation and inhibition balance:
+    a row of ``weight_hh`` has the sum 0 on average. H. F. Song, G. R. Yang and X.-J. Wang, PLOS
+    Computational Biology 12 (2016).
+
+    The parameter's name is ``parametrizations.weight_hh_l0.original`` from here on;
+    ``torch.nn.utils.parametrize.remove_parametrizations`` leaves the weights as they are.
+
+    Args:
+        module: a recurrent module, such as ``bptt.Recurrent(bptt.cells.RATE, 3, 100)``, whose cell
+            has a ``weight_hh``.
+        excitatory: the share of units that are excitatory, from 0 to 1.
+        self_connections: whether a unit may be connected to itself.
+
+    Returns:
+        The module.
+
+    Raises:
+        TypeError: it has no recurrent weights.
+        ValueError: the share is not between 0 and 1, or the module has a projection, or the law
+            already.
+
+    >>> import torch, bptt
+    >>> rates = bptt.cells.dales_law(bptt.Recurrent(bptt.cells.RATE, 3, 10))
+    >>> signs = rates.weight_hh_l0.sign()
+    >>> signs[0].int().tolist(), signs[:, 9].int().tolist()
+    ([0, 1, 1, 1, 1, 1, 1, 1, -1, -1], [-1, -1, -1, -1, -1, -1, -1, -1, -1, 0])
+    """
+    if not 0 <= excitatory <= 1:
+        raise ValueError(f"bptt.cells.dales_law: excitatory must be from 0 to 1, got {excitatory}")
+    if any(name.startswith("parametrizations.weight_hh") for name, _ in module.named_parameters()):
+        raise ValueError(
+            "bptt.cells.dales_law: the recurrent weights are parametrized already: call it once, "
+            "and before other parametrizations"
+        )
+    weights = {n: p for n, p in module.named_parameters(recurse=False) if n.startswith("weight_hh")}
+    if not weights or not all(p.numel() for p in weights.values()):
+        raise TypeError(
+            "bptt.cells.dales_law: expected a recurrent module with a weight_hh, got "
+            f"{type(module).__name__}"
+        )
+    for name, p in weights.items():
+        H = p.shape[1]
+        if getattr(module, "proj_size", 0):
+            raise ValueError(
+                "bptt.cells.dales_law: the units of a projected output have no signs: leave "
+                "proj_size out"
+            )
+        n = round(excitatory * H)
+        with torch.no_grad():
+            p[:, n:] *= n / (H - n) if 0 < n < H else 1
+        parametrize.register_parametrization(
+            module, name, _Dale(p, n, self_connections), unsafe=True
+        )
+    return module
