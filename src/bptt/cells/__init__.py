@@ -23,6 +23,7 @@ from bptt.cells import (
 )
 from bptt.cells.cell import Cell, Keeping, Nonlinearity
 from bptt.cells.dale import dales_law
+from bptt.cells.layer_norm_lstm import LayerNormLSTMCell
 from bptt.cells.lif import make_lif
 from bptt.cells.rate import make_rate
 from bptt.cells.weights import WEIGHT_NAMES, Blocks, State, Weights
@@ -91,6 +92,7 @@ __all__ = [
     "Blocks",
     "Cell",
     "Keeping",
+    "LayerNormLSTMCell",
     "Nonlinearity",
     "State",
     "Weights",
