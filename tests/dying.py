@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import select
@@ -29,11 +28,6 @@ CHANGES = {
     *("os.link", "os.symlink"),
 }
 """Audit events of what changes a file system; opening to write, writing and syncing come apart."""
-NEEDED = [
-    *("bptt._src.cli.command_line", "bptt._src.data.rules", "bptt._src.language_model.session"),
-    *("bptt.language_model", "torch._dynamo"),
-]
-"""What children import; torch._dynamo, a second's work, with their first optimizer or model."""
 
 
 class Server:
@@ -72,12 +66,15 @@ class Server:
 
 def serve() -> None:
     """Answer requests until there are no more."""
-    import torch
+    import torch._dynamo  # a second's work, which the first optimizer or model of a child would do
 
-    for name in NEEDED:
-        importlib.import_module(name)
+    import bptt._src.cli.command_line  # all that children may need
+    import bptt._src.data.rules
+    import bptt._src.language_model.session
+    import bptt.language_model
+
     torch.set_num_threads(1)
-    sys.modules["bptt._src.data.rules"]._ours()
+    bptt._src.data.rules._ours()
     answers = os.dup(1)
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -394,6 +391,5 @@ def _trained_on(place: Path) -> None:
 
 
 CHILDREN = {
-    f.__name__: f
-    for f in (make, go_on, begin, imports_of, hidden_of, bits_of, damage, mutate)
+    f.__name__: f for f in (make, go_on, begin, imports_of, hidden_of, bits_of, damage, mutate)
 }
