@@ -148,7 +148,7 @@ class Pass:
     update: int
     reaches_parameters: bool
     is_cleared: bool = False
-    """Whether the parameters had no gradient, or zeros, before it."""
+    """Whether what it adds gradients to, the parameters, had none, or zeros, before it."""
     is_returned: bool = False
     """Whether the gradients are returned, as torch.autograd.grad does, and not added to grad."""
     outputs: dict[int, Gradient] = field(default_factory=dict)
