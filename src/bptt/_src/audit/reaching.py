@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,9 +50,12 @@ def leaves_of(results: Iterable[Tensor | None], key: object) -> Iterator[Tensor]
     todo = [v.grad_fn for v in results if v is not None]
     while todo:
         node = todo.pop()
-        if node is None or key in node.metadata:
+        if node is None:
             continue
-        node.metadata[key] = True  # which lets go of the graph when it does
+        notes = cast(dict[Any, Any], node.metadata)
+        if key in notes:
+            continue
+        notes[key] = True  # kept as long as the node is, and keeps nothing
         if hasattr(node, "variable"):
             yield node.variable
         todo += [before for before, _ in node.next_functions]
