@@ -1,7 +1,8 @@
 """Processes that die on purpose, and what is left of a run then.
 
-A server imports everything once; for each request it forks a child, which does what is asked and
-may be killed before the n-th thing that it does to the file system, or after some time.
+A server imports everything once, also what torch and bptt import at first use; for each request it
+forks a child, which does what is asked and may be killed before the n-th thing that it does to the
+file system, or after some time.
 """
 
 from __future__ import annotations
@@ -65,11 +66,12 @@ class Server:
 
 def serve() -> None:
     """Answer requests until there are no more."""
-    import torch
+    import torch._dynamo  # a second's work, which the first optimizer or model of a child would do
 
     import bptt._src.cli.command_line  # all that children may need
     import bptt._src.data.rules
     import bptt._src.language_model.session
+    import bptt.language_model
 
     torch.set_num_threads(1)
     bptt._src.data.rules._ours()
@@ -176,6 +178,16 @@ def begin(out: str, config: dict, updates: int) -> None:
 
     with contextlib.closing(start(Config(**_tuples(config)), Path(out))) as training:
         training.fit(lambda: "stop" if training.progress.updates >= updates else None)
+
+
+def imports_of(out: str, config: dict) -> list[str]:
+    """Train a new run, resume and load it; return what had to be imported for that."""
+    before = set(sys.modules)
+    make(out, config)
+    go_on(out)
+    bits_of(out)
+    hidden_of(out)
+    return sorted(set(sys.modules) - before)
 
 
 def hidden_of(out: str) -> int | None:
@@ -378,4 +390,6 @@ def _trained_on(place: Path) -> None:
         training.save()
 
 
-CHILDREN = {f.__name__: f for f in (make, go_on, begin, hidden_of, bits_of, damage, mutate)}
+CHILDREN = {
+    f.__name__: f for f in (make, go_on, begin, imports_of, hidden_of, bits_of, damage, mutate)
+}

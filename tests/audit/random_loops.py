@@ -65,6 +65,8 @@ class Loop:
         self.frozen = r.random() < 0.05
         self.update = r.choice(["sgd", "adam", "data", "grad", "none"])
         self.mode = r.choice(["windows", "windows", "retain", "end", "by hand"])
+        self.is_doubled = False
+        """Whether every loss is sent back twice; not drawn."""
         self.done = Counter()
         """What it did, by name."""
         self.is_opaque = False
@@ -291,6 +293,7 @@ class _Run:
         passes = [losses]
         if len(losses) > 1 and self.chance(0.3, "several passes"):
             passes = [losses[:1], losses[1:]]
+        passes = 2 * passes if self.loop.is_doubled else passes
         keep = self.loop.mode != "windows"
         for k, some in enumerate(passes):
             if not some:

@@ -650,6 +650,53 @@ def test_a_gradient_that_is_thrown_away_is_not_counted():
     assert [f.kind for f in bptt.audit(lambda: run(False), rnn).faults] == ["counted-twice"]
 
 
+WITHOUT_PARAMETERS = ["frozen", "weights that another network computes"]
+
+
+@pytest.mark.parametrize("kind", WITHOUT_PARAMETERS)
+@pytest.mark.parametrize("how", ["cleared", "kept", "zeros", "looked at", "returned twice"])
+def test_a_loss_counts_twice_without_parameters_that_add_up_gradients(kind, how):
+    """Then what the network is computed from tells whether a gradient was thrown away."""
+    rnn, before = nn.GRU(I, H), nn.Linear(1, I if kind == "frozen" else 1)
+    rnn.requires_grad_(kind != "frozen")
+
+    def loss():
+        if kind == "frozen":
+            return square(rnn(before(torch.randn(T, B, 1)))[0])
+        scale = before(torch.ones(1))
+        weights = {k: scale * p.detach() for k, p in rnn.named_parameters()}
+        return square(torch.func.functional_call(rnn, weights, (torch.randn(T, B, I),))[0])
+
+    def run():
+        before.zero_grad()
+        now = loss()
+        for k in range(2):
+            if how == "returned twice" or (how == "looked at" and k == 0):
+                torch.autograd.grad(now, before.weight, retain_graph=True)
+            else:
+                now.backward(retain_graph=True)
+            if how in ("cleared", "zeros"):
+                before.zero_grad(set_to_none=how == "cleared")
+
+    twice = how in ("kept", "returned twice")
+    report = bptt.audit(run, rnn)
+    assert [f.kind for f in report.faults] == (["counted-twice"] if twice else [])
+    assert (report.credit == (1 + twice) * np.tril(np.ones((T, T)))).all()
+
+
+def test_a_penalty_on_the_gradient_of_a_frozen_network_is_no_second_loss():
+    rnn, x = nn.GRU(I, H).requires_grad_(False), torch.randn(T, B, I, requires_grad=True)
+
+    def run():
+        loss = square(rnn(x)[0])
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        (loss + square(slope)).backward()
+
+    report = bptt.audit(run, rnn)
+    assert report.faults == ()
+    assert report.is_("full")
+
+
 def test_parameters_of_ones_own():
     rnn = nn.GRU(I, H)
 

@@ -10,9 +10,10 @@ import bptt
 from bptt._src.audit import halves
 
 
-def agree(seed):
+def agree(seed, **changes):
     """Check the audit of a random loop: its matrices, and that the run stays what it is."""
     loop = Loop(seed)
+    vars(loop).update(changes)
     torch.manual_seed(seed)
     module, again = loop.module(), loop.module()
     again.load_state_dict(module.state_dict())
@@ -43,9 +44,15 @@ def agree(seed):
     return report, done
 
 
-@pytest.mark.parametrize("seed", [*range(150), 3930])
+@pytest.mark.parametrize("seed", [*range(150), 1817, 3930])
 def test_random_loops(seed):
     agree(seed)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_random_loops_whose_losses_count_twice(frozen):
+    for seed in range(30):
+        agree(seed, frozen=frozen, is_doubled=True)
 
 
 @pytest.mark.long
@@ -53,6 +60,13 @@ def test_random_loops(seed):
 def test_many_random_loops(first):
     for seed in range(first, first + 100):
         agree(seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", range(4000, 4400, 100))
+def test_many_random_loops_that_are_frozen_or_count_twice(first):
+    for seed in range(first, first + 100):
+        agree(seed, frozen=seed % 2 == 0, is_doubled=seed % 3 > 0)
 
 
 # ------------------------------------------------------------ what random loops have brought up

@@ -37,11 +37,14 @@ def loaded() -> dict[str, Command]:
     import torch.onnx._internal.exporter._core  # noqa: F401
 
     import bptt._src.bench.figure
+    import bptt._src.cli.command_line
     import bptt._src.comparison.figure
     import bptt._src.report.audit_figure
     import bptt._src.report.flow  # noqa: F401
 
-    return {name: load_command(name) for name in COMMANDS}
+    found = {name: load_command(name) for name in COMMANDS}
+    found["bench"].make_context("bench", [])  # what typer imports when it reads arguments
+    return found
 
 
 def everything() -> list[Offered]:

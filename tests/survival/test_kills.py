@@ -6,6 +6,7 @@ import itertools
 import random
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +72,14 @@ class Scenario:
             assert notes.read_text() == NOTES, f"{self.name}, event {at}: the user's file"
         assert there.keys() == FILES, f"{self.name}, event {at}: {there.keys()}"
         assert [p.name for p in (self.where / str(at)).iterdir()] == ["run"]
+
+
+def test_children_import_next_to_nothing(server, small, tmp_path):
+    """Otherwise each takes a second for it, and kills at random moments come before training."""
+    imported, _ = server("imports_of", out=str(tmp_path / "run"), config=small)
+    assert len(imported) < 20, imported[::20]
+    tasks = Path(f"/proc/{server.process.pid}/task")
+    assert not tasks.exists() or len([*tasks.iterdir()]) == 1, "a fork has one thread only"
 
 
 SCENARIOS = ["a new run", "a run in a directory of one's own", "resume", "overwrite"]

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from bptt._src.audit.effective import RunInputs
 from bptt._src.audit.labels import Labels
 from bptt._src.audit.links import Port, Ports
-from bptt._src.audit.reaching import reaches
+from bptt._src.audit.reaching import is_run, leaves_of, reaches
 from bptt._src.audit.reading import AUTO, CallRead, Reader
 from bptt._src.audit.record import OUTPUTS, RELAY, HeardCall, Pass, Record
 from bptt._src.audit.remembered import Remembered
@@ -53,7 +53,9 @@ class Listener:
         self._passes: dict[int, Pass] = {}
         self._parameters: list[Tensor] = list(module.parameters())
         self._instead: list[Tensor] = []
-        self._fingerprint, self._update = b"", 0
+        self._leaves: list[Tensor] = []
+        """What its calls were computed from, where that has no parameters that add up gradients."""
+        self._fingerprint, self._update, self._key = b"", 0, object()
         self._is_unrolled = False
 
     @contextmanager
@@ -124,6 +126,8 @@ class Listener:
         self.record.calls.append(call)
         self.record.steps += read.steps
         if with_graph:
+            if not any(p.is_leaf and p.requires_grad for p in self.module.parameters()):
+                self._leaves += leaves_of((read.y, *read.returned), self._key)
             self._hear_state(call, read, output, edges, since)
             for part, (v, edge) in enumerate(zip(given, edges, strict=False)):
                 if edge is not None and v.grad_fn is edge.node:
@@ -255,8 +259,9 @@ class Listener:
         if number not in self._passes:
             self._look_at_parameters()
             learnt = [p for p in (*self._parameters, *self._instead) if p.requires_grad]
-            added = [p.grad for p in learnt if p.is_leaf and p.grad is not None]
-            is_cleared = not any(bool(g.any()) for g in added)
+            added = [v for v in (*learnt, *self._leaves) if v.is_leaf and is_run(v)]
+            held = [v.grad for v in added if v.grad is not None]
+            is_cleared = bool(added) and not any(bool(g.any()) for g in held)
             reached, is_returned = reaches(learnt)
             self._passes[number] = Pass(self._update, reached, is_cleared, is_returned)
         return self._passes[number]

@@ -148,7 +148,10 @@ class Pass:
     update: int
     reaches_parameters: bool
     is_cleared: bool = False
-    """Whether the parameters had no gradient, or zeros, before it."""
+    """Whether what it adds gradients to, as a rule the parameters, had none, or zeros, before it.
+
+    Zeros that an earlier pass has added, as behind a mask of zeros, are not told from these.
+    """
     is_returned: bool = False
     """Whether the gradients are returned, as torch.autograd.grad does, and not added to grad."""
     outputs: dict[int, Gradient] = field(default_factory=dict)
