@@ -210,3 +210,19 @@ def test_compiled() -> None:
         return head(module(x * 2)[0])
 
     torch.testing.assert_close(torch.compile(run, backend="eager")(x), run(x))
+
+
+def test_distributed(tmp_path: Any) -> None:
+    cell, module = gru()
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        x = torch.randn(5, 2, I)
+        nn.parallel.DistributedDataParallel(module)(x)[0].square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    y, _ = bptt.Stepwise(cell)(x, torch.zeros(2, H))
+    expected = torch.autograd.grad(y.square().sum(), list(cell.parameters()))
+    for p, d in zip(cell.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, d)
