@@ -177,7 +177,7 @@ def test_in_float32_with_the_same_bits_for_any_number_of_threads(cell):
         "SPIKING",
         "MY_LIF",
         "APART",
-    ):  # a rounding makes a spike; √ is steep near 0
+    ):  # a rounding spikes; √ is steep at 0
         assert_same(found[0], results(net, x, "twin"), 2e-4)
 
 
