@@ -209,7 +209,7 @@ BAD = {
     "out of range": (["--lag", "2"], "lag must be more than symbols"),
     "cell": (
         ["--cell", "cnn"],
-        f"--cell must be one of {', '.join(NAMES)}, got 'cnn'",
+        f"--cell must be one of {', '.join(NAMES)}, or your own as module.CELL, got 'cnn'",
     ),
     "memory": (["--memory", "none"], "memory must be"),
     "out is a file": (["--out", "file"], "is a file"),

@@ -106,6 +106,8 @@ def test_an_untrained_one_and_a_comparison(own):
     out, _ = run("flow", "--cell", "own_cell.LEAKY", "--cell", "slstm", "--hidden", 8)
     assert "own_cell.LEAKY 8" in out
     assert "SLSTM 8" in out
+    without = "--allow-code has no effect without a run: leave it out"
+    assert without in fails("flow", "--cell", "own_cell.LEAKY", "--allow-code")
     few = ["--seeds", 1, "--updates", 2, "--hidden", 4, "--lag", 5, "--credit", "full"]
     out, _ = run("compare", *few, "--cell", "own_cell.LEAKY", "--out", "compared")
     assert "own_cell.LEAKY of 4" in out

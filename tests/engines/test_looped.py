@@ -173,7 +173,11 @@ def test_in_float32_with_the_same_bits_for_any_number_of_threads(cell):
         torch.set_num_threads(before)
     for other in found[1:]:
         assert_same(found[0], other, 0)
-    if cell.name not in ("SPIKING", "APART"):  # a rounding makes a spike; √ is steep near 0
+    if cell.name not in (
+        "SPIKING",
+        "MY_LIF",
+        "APART",
+    ):  # a rounding spikes; √ is steep at 0
         assert_same(found[0], results(net, x, "twin"), 2e-4)
 
 

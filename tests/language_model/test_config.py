@@ -22,7 +22,7 @@ def test_goes_through_json_unchanged(tmp_path):
         ({"hidden": 0}, "hidden must be at least 1, got 0"),
         ({"hidden": 2.5}, "hidden must be a whole number, got 2.5"),
         ({"hidden": True}, "hidden must be a whole number, got True"),
-        ({"cell": "lstn"}, f"cell must be one of {', '.join(NAMES)}, got 'lstn'"),
+        ({"cell": "lstn"}, f"cell must be one of {', '.join(NAMES)}, or your own as"),
         (
             {"learning_rate": float("nan")},
             "learning_rate must be a finite number or null, got nan",

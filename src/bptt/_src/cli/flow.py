@@ -32,7 +32,6 @@ from bptt.language_model import Config, LanguageModel, Run
 TOGETHER: Table = {
     **dict.fromkeys(("column", "encoding"), With(("file",))),
     **dict.fromkeys(("hidden", "layers", "seed"), With(("cell",))),
-    "allow_code": With(("runs",)),
 }
 
 SENTENCES = {
@@ -121,12 +120,13 @@ def flow(
             else "give the directory of a run, or --cell for an untrained network: "
             + ", ".join(NAMES)
         )
+    if allow_code and not runs:
+        raise ConfigError("--allow-code has no effect without a run: leave it out")
     if text is not None and file is not None:
         raise ConfigError("give --text or --file, not both")
     given = {
         **{"file": file, "column": column, "encoding": encoding},
         **{"cell": cell, "hidden": hidden, "layers": layers, "seed": seed},
-        **{"runs": runs or None, "allow_code": allow_code or None},
     }
     check_together(TOGETHER, [n for n in TOGETHER if given[n] is not None], given.get)
     if nonlinearity and "rnn" not in (cell or []):

@@ -221,7 +221,6 @@ class Config:
         """Check each option, and those that depend on each other."""
         for f in fields(self):
             _check(f.name, getattr(self, f.name))
-        check_cell(self.cell)
         for name in ("dropout", "valid_fraction"):
             share = getattr(self, name)
             if not 0 <= share < 1:
@@ -394,6 +393,8 @@ def as_options(found: Any, path: Path) -> dict[str, Any]:
 def _check(name: str, value: Any) -> None:
     about = fields_by_name()[name].metadata
     check_value(name, value, _TYPES[name], least=about["least"], most=about["most"])
+    if name == "cell":
+        check_cell(value)
 
 
 _TYPES = get_type_hints(Config)
