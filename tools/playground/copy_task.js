@@ -5,6 +5,7 @@ const LETTERS = "ABCD";
 const DIGITS = "0123456789";
 const TOKENS = [...LETTERS, ...DIGITS, "?"];
 const ASKED = TOKENS.length - 1;
+const ANSWERS = ASKED; // everything but the "?"
 
 function copies(lag, B, random) {
     const T = lag + 1;

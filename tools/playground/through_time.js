@@ -15,8 +15,10 @@ function backward(net, run, targets, reach, norms = null) {
     const travelling = new Map(); // by the loss's step; the uncut ones at -1
     for (let i = T - 1; i >= 0; i -= 1) {
         const own = norms ? i : i < reach ? -1 : i;
-        if (!travelling.has(own)) travelling.set(own, arriving(net, B));
-        losses[i] = lossOf(net, run, targets, i, travelling.get(own).h);
+        if (hasLoss(targets, i, B)) {
+            if (!travelling.has(own)) travelling.set(own, arriving(net, B));
+            losses[i] = lossOf(net, run, targets, i, travelling.get(own).h);
+        }
         if (!norms) travelling.delete(i + reach);
         for (const [t, d] of travelling) {
             if (norms) norms[t * T + i] = meanNorm(d, B, net.H);
@@ -24,6 +26,10 @@ function backward(net, run, targets, reach, norms = null) {
         }
     }
     return losses;
+}
+
+function hasLoss(targets, t, B) {
+    return targets.subarray(t * B, (t + 1) * B).some((target) => target >= 0);
 }
 
 function arriving(net, B) {
