@@ -1,0 +1,50 @@
+// Training in slices between two frames, so that the page stays responsive.
+
+const SPEEDS = [
+    { name: "2 a second", wait: 500 },
+    { name: "10 a second", wait: 100 },
+    { name: "60 a second", wait: 16 },
+    { name: "as fast as it can", wait: 0 },
+];
+const SLICE = 24; // milliseconds of training in a frame
+const LOOK = 160; // milliseconds between two looks at the networks
+
+// Runs `update` at a speed, calls `show` now and then, and stops when `update` returns false.
+class Clockwork {
+    constructor(update, show, changed) {
+        Object.assign(this, { update, show, changed, running: false, speed: SPEEDS.length - 1 });
+        this.looked = 0;
+        this.last = 0;
+    }
+
+    run() {
+        if (this.running) return;
+        this.running = true;
+        this.changed();
+        requestAnimationFrame((now) => this.frame(now));
+    }
+
+    pause() {
+        if (!this.running) return;
+        this.running = false;
+        this.changed();
+        this.show();
+    }
+
+    frame(now) {
+        if (!this.running) return;
+        const { wait } = SPEEDS[this.speed];
+        const start = performance.now();
+        if (now - this.last >= wait) {
+            this.last = now;
+            do {
+                if (this.update() === false) return this.pause();
+            } while (wait === 0 && performance.now() - start < SLICE);
+        }
+        if (now - this.looked >= LOOK) {
+            this.looked = now;
+            this.show();
+        }
+        requestAnimationFrame((next) => this.frame(next));
+    }
+}
