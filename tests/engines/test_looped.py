@@ -217,12 +217,31 @@ def test_what_has_no_instruction_runs_on_the_twin_and_the_reason_is_told(name):
     equations, why = NOT[name]
     net = network(Cell("ODD", 1, 1, equations), 3, 4)
     assert why in bptt.kernels.not_native(net)
-    y, _ = net(torch.rand(2, 2, 3))
+    looped._tell.cache_clear()
+    with pytest.warns(RuntimeWarning, match=f"{why}.* runs in plain torch"):
+        y, _ = net(torch.rand(2, 2, 3))
     assert y.shape == (2, 2, 4)
+    net(torch.rand(2, 2, 3))  # it is said once
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 33])
+def test_reductions_of_a_row(width):
+    x = torch.randn(5, width, dtype=torch.float64)
+    if width > 1:
+        x[1, 0] = x[2, -1] = math.nan
+        x[3] = -math.inf
+    for name, wanted in (("sum", x.sum(1)), ("amax", x.amax(1))):
+        writer = Writer()
+        writer.emit(name, rows("to", 3), rows("x", width))
+        writer.emit("copy", state(0, 1), state(0, 1))
+        to, s = x.new_empty(5, 3), x.new_zeros(1, 1)
+        given = {"to": to, "x": x}, [(s, s)], (1,) * 5
+        writer.program((1,), x.dtype).run(*given, type_=type_of(x.dtype), last_first=False)
+        torch.testing.assert_close(to, wanted[:, None].expand(5, 3), equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", sorted(set(instructions()) - {"product", "sum", "spread"}))
+@pytest.mark.parametrize("name", sorted(set(instructions()) - {"product", "sum", "amax", "spread"}))
 def test_each_instruction(name, dtype):
     special = {
         "relu": torch.relu, "copy": torch.clone, "muladd": lambda a, b, c: a * b + c,

@@ -6,7 +6,8 @@ rest is the twin's.
 
 from __future__ import annotations
 
-from functools import partial
+import warnings
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -32,12 +33,23 @@ def serves(call: AnyCall) -> str | None:
     reason = only_by_autograd(*call.tensors())
     if reason is None and not call.x.numel():
         reason = "the input is empty"
-    return reason or refuses_kind(call.cell, call.x, call.w)
+    reason = reason or native.refuses_tensors(call.x, call.w)
+    if reason is None:
+        reason = _why_not(call.cell, *sizes_of(call.cell, call.w))
+        if reason is not None:
+            _tell(reason)
+    return reason
 
 
 def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
     """Return why it cannot do calls like this one, whatever their lengths; None where it can."""
     return native.refuses_tensors(x, w) or _why_not(cell, *sizes_of(cell, w))
+
+
+@lru_cache(maxsize=256)
+def _tell(reason: str) -> None:
+    """Say once that a cell of one's own, which could be native, is not."""
+    warnings.warn(f"bptt: {reason}; it runs in plain torch", RuntimeWarning, stacklevel=2)
 
 
 @at_compile_time

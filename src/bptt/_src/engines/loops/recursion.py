@@ -50,6 +50,8 @@ def _found(cell: Cell, *sizes: Any) -> Loop | str:
         return loop
     except NotAProgram as e:
         return f"the equations of the cell {cell.name} cannot become a program: {e}"
+    except MemoryError:
+        raise
     except Exception as e:
         return (
             f"the equations of the cell {cell.name} cannot be traced: {type(e).__name__}: "
