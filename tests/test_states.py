@@ -149,5 +149,7 @@ def test_every_cell_of_bptt_is_among_them():
         "LSTM",
         "MGU",
         "MIN_GRU",
+        "MIN_LSTM",
+        "LRU",
         "PEEPHOLE_LSTM",
     }

@@ -13,6 +13,7 @@ from bptt._src.flow.gradient_flow import gradient_flow
 from bptt._src.flow.lyapunov import lyapunov_exponents
 from bptt._src.flow.meter import FlowMeter
 from bptt._src.flow.penalty import vanishing_penalty
+from bptt._src.lru import LRU
 from bptt._src.module_check.check_module import check_module
 from bptt._src.recurrent import GRU, LSTM, RNN, Recurrent
 from bptt._src.safe_globals import register
@@ -28,6 +29,7 @@ register()
 __all__ = [  # noqa: RUF022  # grouped by part
     # Networks
     "GRU",
+    "LRU",
     "LSTM",
     "RNN",
     "Recurrent",

@@ -8,13 +8,14 @@ import copyreg
 from dataclasses import fields
 from typing import Any
 
-from bptt.cells import elman, gru, lstm, mgu, min_gru, peephole
+from bptt.cells import elman, gru, lru, lstm, mgu, min_gru, min_lstm, peephole
 from bptt.cells.cell import Cell, Keeping, Nonlinearity
 from bptt.cells.weights import WEIGHT_NAMES, Blocks, State, Weights
 
 CELLS = (
     *(elman.TANH, elman.RELU, elman.SIGMOID, gru.GRU, lstm.LSTM),
     *(mgu.MGU, peephole.PEEPHOLE_LSTM, min_gru.MIN_GRU),
+    *(min_lstm.MIN_LSTM, lru.LRU),
 )
 """Those that bptt has; to add one, add it here (CONTRIBUTING.md says what else)."""
 
@@ -42,14 +43,22 @@ MGU = mgu.MGU
 MIN_GRU = min_gru.MIN_GRU
 """The minimal GRU without a recurrent matrix."""
 
+MIN_LSTM = min_lstm.MIN_LSTM
+"""The minimal LSTM without a recurrent matrix."""
+
+LRU = lru.LRU
+"""The linear recurrent unit, diagonal and complex."""
+
 PEEPHOLE_LSTM = peephole.PEEPHOLE_LSTM
 """The LSTM with peepholes."""
 
 __all__ = [
     "BY_NAME",
     "CELLS",
+    "LRU",
     "MGU",
     "MIN_GRU",
+    "MIN_LSTM",
     "PEEPHOLE_LSTM",
     "WEIGHT_NAMES",
     "Blocks",
