@@ -21,7 +21,7 @@ from bptt._src.unroll.stepwise import Stepwise
 from bptt._src.unroll.stream import Stream
 from bptt._src.unroll.unroll import unroll
 from bptt.cells import Cell
-from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
+from bptt.credit import Adaptive, Credit, Full, Online, Plan, Randomized, Truncated
 from bptt.memory import Recompute, Store
 
 register()
@@ -41,6 +41,7 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "Adaptive",
     "Credit",
     "Full",
+    "Online",
     "Plan",
     "Randomized",
     "Truncated",

@@ -109,4 +109,5 @@ class LRU(nn.Module):
         return self._output(input, h, k), final
 
     def _output(self, x: Tensor, h: Tensor, k: Tensor) -> Tensor:
-        return self.of_state(torch.cat([h, k], dim=-1)) + self.of_input(x)
+        y: Tensor = self.of_state(torch.cat([h, k], dim=-1)) + self.of_input(x)
+        return y
