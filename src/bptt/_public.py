@@ -5,6 +5,7 @@ from bptt._src.audit.audit import assert_credit, audit
 from bptt._src.audit.report import Audit
 from bptt._src.convert import convert
 from bptt._src.credit.error import estimator_error
+from bptt._src.engines.scan import scan
 from bptt._src.explain.explain import explain_gradient
 from bptt._src.explain.explanation import Explanation
 from bptt._src.explain.solving import WeightFit
@@ -37,6 +38,7 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "Stepwise",
     "Stream",
     "convert",
+    "scan",
     # How far back a loss is credited
     "Adaptive",
     "Credit",
