@@ -20,11 +20,11 @@ _DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 def scan(a: Tensor, b: Tensor, h_0: Tensor | None = None) -> Tensor:
     """Compute h_t = a_t ⊙ h_{t-1} + b_t for all steps.
 
-    Natively on a CPU: units and sequences side by side; where there are 16 float32 numbers in a
-    step or fewer, and 2048 steps or more, pieces of 1024 steps at once, by a parallel scan
-    (G. E. Blelloch, "Prefix sums and their applications", CMU-CS-90-190, 1990). The bits do not
-    depend on the number of threads. Elsewhere it runs step by step in plain torch, as it does where
-    :func:`bptt.kernels.backend` names the twin. Differentiable any number of times.
+    Natively on a CPU: units and sequences side by side, shared out among the threads; where a step
+    has one or two numbers, and there are 2048 steps or more, pieces of 1024 steps at once, by a
+    parallel scan (G. E. Blelloch, "Prefix sums and their applications", CMU-CS-90-190, 1990). The
+    bits do not depend on the number of threads. Elsewhere it runs step by step in plain torch, as
+    it does where :func:`bptt.kernels.backend` names the twin. Differentiable any number of times.
 
     Args:
         a: the factors, [T, ...]: float32, float64, complex64 or complex128.

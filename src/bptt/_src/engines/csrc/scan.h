@@ -30,8 +30,8 @@ template <class N> struct Scan {
     const int64_t T = q.steps, C = q.columns;
     const bool back = q.reverse != 0;
     static constexpr int64_t CHUNK = 1024;              // steps
-    static constexpr int64_t BLOCK = 512 / sizeof(N);   // columns, whose states stay in registers
-    static constexpr int64_t FEW = 64 / sizeof(N);      // columns where time is divided
+    static constexpr int64_t BLOCK = 128 / sizeof(N);   // columns, whose states stay in registers
+    static constexpr int64_t FEW = 2;                   // columns where time is divided
     static constexpr int64_t TOGETHER = 4;              // chunks: none waits for another's sum
     static constexpr int64_t SMALL = 20000;             // numbers that are worth no second thread
     const int64_t chunks = C <= FEW && T >= 2 * CHUNK ? (T + CHUNK - 1) / CHUNK : 1;
@@ -96,20 +96,26 @@ template <class N> struct Scan {
         }
     }
 
+    // What each of some chunks makes of the state before it.
     void summarise(int64_t k, int64_t to) {
-        for (int64_t c = 0; c < C; c++) {
-            N h[TOGETHER] = {}, p[TOGETHER] = {one(N{}), one(N{}), one(N{}), one(N{})};
-            for (int64_t i = 0; i < CHUNK; i++)
-                for (int64_t j = k; j < to; j++) {
-                    const int64_t at = j * CHUNK + i;
-                    if (at >= T) continue;
-                    h[j - k] = step(h[j - k], at, c);
-                    if (at == 0 && back) continue;  // nothing is before it
-                    const N a_i = a()[row_of_a(at) + c];
-                    p[j - k] = advanced(a_i, p[j - k], N{}, back);
-                }
-            for (int64_t j = k; j < to; j++) before[j * C + c] = h[j - k], product[j * C + c] = p[j - k];
-        }
+        N h[TOGETHER][FEW] = {}, p[TOGETHER][FEW];
+        for (auto &of_chunk : p)
+            for (N &x : of_chunk) x = one(N{});
+        each(k, to, [&](int64_t j, int64_t at) {
+            for (int64_t c = 0; c < C; c++) {
+                h[j][c] = step(h[j][c], at, c);
+                if (at > 0 || !back) p[j][c] = advanced(a()[row_of_a(at) + c], p[j][c], N{}, back);
+            }
+        });
+        for (int64_t j = k; j < to; j++)
+            for (int64_t c = 0; c < C; c++)
+                before[j * C + c] = h[j - k][c], product[j * C + c] = p[j - k][c];
+    }
+
+    // For the steps of some chunks, side by side: each(the chunk's number among them, the step).
+    template <class Each> void each(int64_t k, int64_t to, Each each) const {
+        for (int64_t i = 0; i < CHUNK; i++)
+            for (int64_t j = k; j < to && j * CHUNK + i < T; j++) each(j - k, j * CHUNK + i);
     }
 
     void link() {
@@ -125,15 +131,12 @@ template <class N> struct Scan {
 
     void run(int64_t k, int64_t to) const {
         N *const out = static_cast<N *>(q.to);
-        for (int64_t c = 0; c < C; c++) {
-            N h[TOGETHER];
-            for (int64_t j = k; j < to; j++) h[j - k] = before[j * C + c];
-            for (int64_t i = 0; i < CHUNK; i++)
-                for (int64_t j = k; j < to; j++) {
-                    const int64_t at = j * CHUNK + i;
-                    if (at < T) out[row(at) + c] = h[j - k] = step(h[j - k], at, c);
-                }
-        }
+        N h[TOGETHER][FEW];
+        for (int64_t j = k; j < to; j++)
+            for (int64_t c = 0; c < C; c++) h[j - k][c] = before[j * C + c];
+        each(k, to, [&](int64_t j, int64_t at) {
+            for (int64_t c = 0; c < C; c++) out[row(at) + c] = h[j][c] = step(h[j][c], at, c);
+        });
     }
 };
 
