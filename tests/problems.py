@@ -159,6 +159,8 @@ class Problem(NamedTuple):
             hh, b_ih = hh.abs() / torch.linalg.matrix_norm(hh.abs(), 2), b_ih + 0.5
         elif self.mode == "PEEPHOLE_LSTM":  # c reaches far where the forget gate is open
             b_ih = b_ih + torch.tensor([0.0, 1, 0, 0]).repeat_interleave(self.hidden)
+        elif self.mode == "MIN_LSTM":
+            b_ih = b_ih + torch.tensor([1.0, -1, 0]).repeat_interleave(self.hidden)
         elif self.mode == "MIN_GRU":  # h reaches far where the gate is closed
             b_ih = b_ih - torch.tensor([1.0, 0]).repeat_interleave(self.hidden)
         elif self.mode == "INDRNN":  # a unit hands on what it is while it is on
@@ -201,7 +203,8 @@ class Problem(NamedTuple):
             options["nonlinearity"] = phi.lower()
         if self.projection:
             options["proj_size"] = self.projection
-        make = getattr(bptt, name, None) or partial(bptt.Recurrent, self.cell)
+        made = getattr(bptt, name) if self.mode in OF_TORCH else None
+        make = made or partial(bptt.Recurrent, self.cell)
         module = make(self.inputs, self.hidden, self.layers, dtype=torch.float64, **options)
         given = [p for w in self.weights for p in w if p is not None]
         with torch.no_grad():

@@ -149,6 +149,8 @@ def test_every_cell_of_bptt_is_among_them():
         "LSTM",
         "MGU",
         "MIN_GRU",
+        "MIN_LSTM",
+        "LRU",
         "PEEPHOLE_LSTM",
         *("CFC", "INDRNN", "LIF", "RATE", "SLSTM"),
     }

@@ -5,6 +5,7 @@ from bptt._src.audit.audit import assert_credit, audit
 from bptt._src.audit.report import Audit
 from bptt._src.convert import convert
 from bptt._src.credit.error import estimator_error
+from bptt._src.engines.scan import scan
 from bptt._src.explain.explain import explain_gradient
 from bptt._src.explain.explanation import Explanation
 from bptt._src.explain.solving import WeightFit
@@ -14,6 +15,7 @@ from bptt._src.flow.lyapunov import lyapunov_exponents
 from bptt._src.flow.meter import FlowMeter
 from bptt._src.flow.penalty import vanishing_penalty
 from bptt._src.fuse.fused import Fused, fuse
+from bptt._src.lru import LRU
 from bptt._src.module_check.check_module import check_module
 from bptt._src.recurrent import GRU, LSTM, RNN, Recurrent
 from bptt._src.safe_globals import register
@@ -21,7 +23,7 @@ from bptt._src.unroll.stepwise import Stepwise
 from bptt._src.unroll.stream import Stream
 from bptt._src.unroll.unroll import unroll
 from bptt.cells import Cell
-from bptt.credit import Adaptive, Credit, Full, Plan, Randomized, Truncated
+from bptt.credit import Adaptive, Credit, Full, Online, Plan, Randomized, Truncated
 from bptt.memory import Recompute, Store
 
 register()
@@ -29,6 +31,7 @@ register()
 __all__ = [  # noqa: RUF022  # grouped by part
     # Networks
     "GRU",
+    "LRU",
     "LSTM",
     "RNN",
     "Recurrent",
@@ -38,10 +41,12 @@ __all__ = [  # noqa: RUF022  # grouped by part
     "Fused",
     "fuse",
     "convert",
+    "scan",
     # How far back a loss is credited
     "Adaptive",
     "Credit",
     "Full",
+    "Online",
     "Plan",
     "Randomized",
     "Truncated",

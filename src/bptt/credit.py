@@ -5,6 +5,7 @@ from bptt._src.credit.credit import Credit, Probe
 from bptt._src.credit.decay import Decay, measure_decay
 from bptt._src.credit.error import EstimatorError, GradientError
 from bptt._src.credit.full import Full
+from bptt._src.credit.online import Online, OnlineState
 from bptt._src.credit.plan import Block, Plan
 from bptt._src.credit.randomized import Randomized
 from bptt._src.credit.spelling import as_credit, is_own, parse
@@ -18,6 +19,8 @@ __all__ = [
     "EstimatorError",
     "Full",
     "GradientError",
+    "Online",
+    "OnlineState",
     "Plan",
     "Probe",
     "Randomized",

@@ -21,7 +21,8 @@ from torch.nn.utils import parametrize
 
 from bptt._src.layers import Layers
 from bptt._src.recurrent import Recurrent, cell_of
-from bptt.cells import CELLS, Cell, Keeping
+from bptt.cells import CELLS, Cell, Keeping, Weights
+from bptt.cells.lru import on_a_ring
 from bptt.errors import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
@@ -31,10 +32,14 @@ class _Layer(NamedTuple):
     """One layer in one direction."""
 
     cell: Cell
+    ih: Tensor
+    """``weight_ih``, [G·H, I]."""
     hh: Tensor
     """``weight_hh``, [G·H, P]."""
     b_ih: Tensor | None
     b_hh: Tensor | None
+    units: Tensor | None
+    """``weight_units``, [U, H]."""
 
     @property
     def blocks(self) -> tuple[Tensor, ...]:
@@ -182,8 +187,9 @@ def forget_bias_(module: M, value: float = 1.0) -> M:
     1, σ(1) = 0.73 of it stays; σ(log(n - 1)) = 1 - 1/n keeps it for about n steps.
 
     For a GRU it is the bias of the update gate z, which keeps the state where it is 1; for a
-    minimal gated unit, whose gate keeps it where it is 0, it is minus that of f. Other cells say
-    it by :attr:`bptt.Cell.keeping`. The paper speaks of LSTMs only.
+    minimal gated unit, whose gate keeps it where it is 0, it is minus that of f. Where the gates
+    are normalised, as a minimal LSTM's, the input gate gets the opposite bias. Other cells say it
+    by :attr:`bptt.Cell.keeping`. The paper speaks of LSTMs only.
 
     Args:
         module: one whose cell has a gate that keeps the state, or a module that has such inside.
@@ -205,6 +211,53 @@ def forget_bias_(module: M, value: float = 1.0) -> M:
             keeping = _keeps(layer.cell)
             assert keeping is not None
             layer.set_bias(keeping.block, keeping.sign * value)
+            if keeping.is_normalised and keeping.admits is not None:
+                layer.set_bias(keeping.admits, -keeping.sign * value)
+    return module
+
+
+def ring_(
+    module: M,
+    r_min: float = 0.0,
+    r_max: float = 1.0,
+    max_phase: float = 2 * math.pi,
+    *,
+    generator: torch.Generator | None = None,
+) -> M:
+    """Draw the eigenvalues λ of a linear recurrent unit uniformly from a ring, and what follows.
+
+    A. Orvieto et al., arXiv:2303.06349 (2023). A unit forgets in about 1 / (1 - |λ|) steps, and
+    turns by the angle of λ in each. γ becomes √(1 - |λ|²); Re B and Im B are normal with the
+    standard deviation 1/√(2 I), and the bias is 0. New layers begin with the defaults; for long
+    sequences the paper takes ``r_min=0.9, r_max=0.999`` and a ``max_phase`` of π/10 or less.
+
+    Args:
+        module: a :class:`bptt.LRU`, a :class:`bptt.Recurrent` of :data:`bptt.cells.LRU`, or a
+            module that has such inside.
+        r_min: the smallest |λ|.
+        r_max: the greatest one, 1 at most.
+        max_phase: the greatest angle of λ, in radians.
+        generator: draws them; torch's own by default.
+
+    Raises:
+        TypeError: there is no recurrent layer in the module, or one of another cell.
+        ConfigError: not 0 <= r_min <= r_max <= 1, or ``max_phase`` is not above 0.
+
+    >>> import torch, bptt
+    >>> lru = bptt.init.ring_(bptt.Recurrent(bptt.cells.LRU, 3, 100), 0.9, 0.999)
+    >>> size = torch.exp(-torch.exp(lru.weight_units_l0[0]))
+    >>> 0.8999 < size.min() < size.max() < 0.9991
+    tensor(True)
+    """
+    if not 0 <= r_min <= r_max <= 1:
+        raise ConfigError(
+            f"bptt.init.ring_: expected 0 <= r_min <= r_max <= 1, got r_min={r_min}, r_max={r_max}"
+        )
+    if not (math.isfinite(max_phase) and max_phase > 0):
+        raise ConfigError(f"bptt.init.ring_: max_phase must be above 0, got {max_phase}")
+    for layer in _layers(module, "ring_", _is_on_a_ring, "chrono_, for a cell with gates"):
+        w = Weights(*(layer.ih, layer.hh, layer.b_ih, layer.b_hh), units=layer.units)
+        on_a_ring(w, r_min, r_max, max_phase, generator)
     return module
 
 
@@ -252,6 +305,10 @@ def spectral_radius_(module: M, radius: float = 1.0) -> M:
 def _is_plain(cell: Cell) -> bool:
     """Whether it is h_t = φ(a_t) and no more, so that W_hh alone says what becomes of the state."""
     return cell.phi is not None
+
+
+def _is_on_a_ring(cell: Cell) -> bool:
+    return cell.draw is on_a_ring
 
 
 def _keeps(cell: Cell) -> Keeping | None:
@@ -310,5 +367,5 @@ def _layers_of(module: nn.Module, cell: Cell) -> Iterator[_Layer]:
         directions = ("", "_reverse")[: 1 + bool(module.bidirectional)]
         suffixes = [f"_l{n}{d}" for n in range(module.num_layers) for d in directions]
     for suffix in suffixes:
-        b_ih, b_hh = (getattr(module, name + suffix, None) for name in ("bias_ih", "bias_hh"))
-        yield _Layer(cell, getattr(module, f"weight_hh{suffix}"), b_ih, b_hh)
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_units")
+        yield _Layer(cell, *(getattr(module, name + suffix, None) for name in names))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from bptt._src.credit.credit import Credit
+from bptt._src.credit.online import OnlineState, is_online
 from bptt._src.credit.plan import Plan, check_directions, plan_for
 from bptt._src.credit.spelling import as_credit
 from bptt._src.dtypes import check_dtype, computed_in, is_bf16, rounded
@@ -26,6 +27,7 @@ from bptt._src.pieces import in_pieces, is_cut_for_torch
 from bptt._src.quantizing import NotQuantized
 from bptt._src.rows import Rows, order_of, sizes_of
 from bptt._src.run_layer import Directly, LayerRun, Recorded
+from bptt._src.run_online import run_online
 from bptt._src.uncompiled import uncompiled
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
@@ -75,7 +77,8 @@ class Layers(NotQuantized, nn.Module):
                 your own, or its spelling, as ``"truncated:20"``; all the way by default. It is
                 the same in every layer. The outputs do not depend on it. In the reverse direction
                 the gradient crosses the same boundaries the other way; windows that overlap have
-                no meaning there.
+                no meaning there. With :class:`bptt.Online` the final state is a
+                :class:`bptt.credit.OnlineState`, which goes into the next call as ``hx``.
             carry: in place of a credit, factors of the state's gradient, [T], or one for each
                 sequence, [T, B], or [B, T] with ``batch_first``: that of step t multiplies it
                 where it crosses from step t to step t-1, in every layer. 1 passes, 0 cuts; 1
@@ -103,6 +106,8 @@ class Layers(NotQuantized, nn.Module):
             RuntimeError: a size does not fit the module.
         """
         asked = credit, carry, resets, generator, return_states
+        if isinstance(hx, OnlineState) or is_online(credit):
+            return run_online(self, input, hx, asked)
         recorded = are_recorded()
         if recorded and is_onnx_export():
             return self._export(input, hx, asked)

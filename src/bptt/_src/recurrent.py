@@ -38,7 +38,8 @@ class Recurrent(Layers):
     Parameters are named and shaped as torch.nn's, for X blocks of gates from the input and R from
     h: ``weight_ih_l0`` [X·H, I], ``weight_hh_l0`` [R·H, P], ``bias_ih_l0`` [X·H], ``bias_hh_l0``
     [R·H], ``weight_hr_l0`` [P, H] where there is a projection and ``weight_units_l0`` [U, H] where
-    the cell has weights for each unit. They begin uniformly between ±1/√H, as torch.nn's do.
+    the cell has weights for each unit. They begin uniformly between ±1/√H, as torch.nn's do, unless
+    the cell draws others (``cell.draw``).
 
     Raises:
         ValueError: a size is not positive, ``dropout`` is no probability, or the cell's equations
@@ -113,6 +114,10 @@ class Recurrent(Layers):
         most = 1 / math.sqrt(self.hidden_size)
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -most, most)
+        if self.cell.draw is not None:
+            for layer in range(self.num_layers):
+                for reverse in self._directions:
+                    self.cell.draw(self._weights(layer, reverse))
 
     def extra_repr(self) -> str:
         """Describe the arguments as torch.nn does."""

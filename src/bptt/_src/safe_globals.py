@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from bptt import cells
+from bptt._src.lru import LRU
 from bptt._src.recurrent import GRU, LSTM, RNN, Recurrent
 from bptt._src.unroll.stepwise import Stepwise
 from bptt._src.unroll.stream import Stream
 from bptt.cells.recursion import Recursion
-from bptt.credit import Adaptive, Block, Full, Plan, Randomized, Truncated
+from bptt.credit import Adaptive, Block, Full, Online, OnlineState, Plan, Randomized, Truncated
 from bptt.memory import Recompute, Store
 
 
@@ -17,8 +18,9 @@ def register() -> None:
     """Let ``torch.load`` read a module, a credit, a plan or a stream with ``weights_only=True``."""
     torch.serialization.add_safe_globals(
         [
-            *(RNN, GRU, LSTM, Recurrent, Stepwise, Stream),
+            *(RNN, GRU, LSTM, LRU, Recurrent, Stepwise, Stream),
             *(Full, Truncated, Randomized, Adaptive, Plan, Block, Store, Recompute),
+            *(Online, OnlineState),
             *(cells.Cell, cells.Nonlinearity, cells.Keeping, Recursion, cells.named),
         ]
     )

@@ -14,9 +14,11 @@ from bptt.cells import (
     gru,
     ind_rnn,
     lif,
+    lru,
     lstm,
     mgu,
     min_gru,
+    min_lstm,
     peephole,
     rate,
     slstm,
@@ -32,6 +34,7 @@ CELLS = (
     *(elman.TANH, elman.RELU, elman.SIGMOID, gru.GRU, lstm.LSTM),
     *(mgu.MGU, peephole.PEEPHOLE_LSTM, min_gru.MIN_GRU),
     *(ind_rnn.INDRNN, slstm.SLSTM, cfc.CFC, rate.RATE, lif.LIF),
+    *(min_lstm.MIN_LSTM, lru.LRU),
 )
 """Those that bptt has; to add one, add it here (CONTRIBUTING.md says what else)."""
 
@@ -68,6 +71,12 @@ MGU = mgu.MGU
 MIN_GRU = min_gru.MIN_GRU
 """The minimal GRU without a recurrent matrix."""
 
+MIN_LSTM = min_lstm.MIN_LSTM
+"""The minimal LSTM without a recurrent matrix."""
+
+LRU = lru.LRU
+"""The linear recurrent unit, diagonal and complex."""
+
 PEEPHOLE_LSTM = peephole.PEEPHOLE_LSTM
 """The LSTM with peepholes."""
 
@@ -83,8 +92,10 @@ __all__ = [
     "CFC",
     "INDRNN",
     "LIF",
+    "LRU",
     "MGU",
     "MIN_GRU",
+    "MIN_LSTM",
     "PEEPHOLE_LSTM",
     "RATE",
     "SLSTM",

@@ -37,6 +37,8 @@ class Keeping(NamedTuple):
     """1 where σ(a) is kept, -1 where σ(-a) is."""
     admits: int | None = None
     """The block of the gate for what comes in, if that is another one."""
+    is_normalised: bool = False
+    """Whether the share is that of the two gates' sum, σ(a) where the other one is σ(-a)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +92,8 @@ class Cell:
     """The values of the gates by name, from what ``equations`` is given."""
     keeping: Keeping | None = None
     """How it keeps its state, for :mod:`bptt.init` and the advice of :func:`bptt.gradient_flow`."""
+    draw: Callable[[Weights], None] | None = None
+    """Draws the initial weights of a layer, in place; None: they begin as torch.nn's do."""
 
     def __post_init__(self) -> None:
         for name, least in (("gates_x", 1), ("gates_h", 0), ("states", 1), ("units", 0)):

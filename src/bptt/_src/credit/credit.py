@@ -42,6 +42,9 @@ class Credit:
     """:attr:`spelling`, of a credit that it says everything about, in any process; noted when it is
     made, for torch.compile, which cannot spell numbers."""
 
+    is_online: bool = False
+    """Whether it hands on more than a state, as :class:`bptt.Online`; it has no plan then."""
+
     adapt_every: int | None = None
     """The number of updates between calls of :meth:`adapt`; None: one call per epoch."""
 

@@ -10,6 +10,7 @@ from bptt._src.by_name import imported, is_dotted, one_line
 from bptt._src.credit.adaptive import Adaptive
 from bptt._src.credit.credit import Credit
 from bptt._src.credit.full import Full
+from bptt._src.credit.online import Online
 from bptt._src.credit.randomized import Randomized
 from bptt._src.credit.truncated import Truncated
 from bptt.errors import BpttError, ConfigError
@@ -19,13 +20,14 @@ KINDS: dict[str, type[Credit]] = {
     "truncated": Truncated,
     "randomized": Randomized,
     "adaptive": Adaptive,
+    "online": Online,
 }
 
 _COMMA = re.compile(r",(?![^(\[]*[)\]])")  # except within brackets
 
 _HOW = (
-    "use full, truncated:35, truncated:every=10,reach=35, randomized:35, adaptive:0.1, or your "
-    "own as module.Class:arguments"
+    "use full, truncated:35, truncated:every=10,reach=35, randomized:35, adaptive:0.1, online, or "
+    "your own as module.Class:arguments"
 )
 
 

@@ -19,7 +19,7 @@ from bptt._src.engines.guard import address, dense
 from bptt.cells import Cell
 from bptt.errors import KernelError
 
-INTERFACE = 14
+INTERFACE = 15
 ISAS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 _FLOAT, _DOUBLE, _BF16 = range(3)
@@ -53,7 +53,15 @@ def library() -> ctypes.CDLL:
     found.bptt_cell_sizes.argtypes = [ctypes.c_int64, ctypes.c_void_p]
     found.bptt_instruction_name.restype = ctypes.c_char_p
     found.bptt_instruction_name.argtypes = [ctypes.c_int64]
-    for name in ("forward", "backward", "run_loop", "multiply", "cross_entropy", "flow_back"):
+    for name in (
+        "forward",
+        "backward",
+        "run_loop",
+        "multiply",
+        "cross_entropy",
+        "flow_back",
+        "run_scan",
+    ):
         getattr(found, f"bptt_{name}").argtypes = [ctypes.c_char_p]
     found.bptt_peak.restype = ctypes.c_double
     found.bptt_peak.argtypes = [ctypes.c_int64, ctypes.c_int, ctypes.c_double]

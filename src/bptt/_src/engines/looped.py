@@ -70,23 +70,24 @@ _FEW = 16
 """Rows that are not worth rounding, as for the other kernels."""
 
 
-def _means(call: Call) -> twin.Means:
+def means(call: Call) -> twin.Means:
+    """Return with what it computes a call."""
     return _MEANS[call.bf16 and sum(call.steps.sizes) > _FEW]
 
 
 def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a sequence, as :class:`engines.call.Engine` says."""
-    return twin.forward(call, keep, _means(call))
+    return twin.forward(call, keep, means(call))
 
 
 def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
     """Go back through it, as :class:`engines.call.Engine` says."""
-    return twin.backward(call, saved, incoming, _means(call))
+    return twin.backward(call, saved, incoming, means(call))
 
 
 def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
-    w, multiply = call.w, _means(call).multiply  # to the bit those of the run
+    w, multiply = call.w, means(call).multiply  # to the bit those of the run
     of_x = multiply(call.x.flatten(0, -2), w.ih.t(), w.b_ih)
     return of_x, multiply(before, w.hh.t(), w.b_hh)
 

@@ -66,7 +66,7 @@ def forward(
     recursion = by.recursion(call.cell, w)
     A = _project(x.flatten(0, -2), w, recursion.sums_biases, by.multiply)
     setting = Setting(w, call.steps, call.boundary)
-    kept, final = recursion.forward(A, _rows_of(call.state), setting)
+    kept, final = recursion.forward(A, rows_of(call.state), setting)
     after = (s.clone().view(like.shape) for s, like in zip(final, call.state, strict=True))
     y, *others = kept.states
     return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
@@ -85,22 +85,16 @@ def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def backward(call: Call, saved: Saved, incoming: Incoming, by: Means = IN_TORCH) -> Gradients:
     """Go back through it, as :class:`engines.call.Engine` says, by these means."""
     cell, w, boundary, windows = call.cell, call.w, call.boundary, call.windows
-    layout, x, y = call.x.shape[:-1], call.x.flatten(0, -2), saved.y.flatten(0, -2)
+    layout, x = call.x.shape[:-1], call.x.flatten(0, -2)
     d_y = None if incoming.d_y is None else incoming.d_y.flatten(0, -2)
     d_state: Any = incoming.d_state
     norms, others = incoming.row_norms, incoming.d_others
     if d_state is None:
         d_state = tuple(s.new_zeros(call.walk.batch, s.shape[-1]) for s in call.state)
-    states = other_states(call, saved.kept)
-    own = saved.kept[: len(saved.kept) - len(states)]
-    kept = Kept((y, *states), own)
-    before = tuple(
-        _previous(call.steps, first, after, boundary.resets)
-        for first, after in zip(_rows_of(call.state), kept.states, strict=True)
-    )
+    kept, before = kept_of(call, saved)
     run = by.recursion(cell, w).backward
     if windows is None:
-        after = FromAfter(d_y, _rows_of(d_state), norms, others)
+        after = FromAfter(d_y, rows_of(d_state), norms, others)
         deltas = total = run(kept, before, after, Setting(w, call.steps, boundary))
     else:
         # One recursion over all windows; their deltas of the same step are then summed.
@@ -125,6 +119,18 @@ def backward(call: Call, saved: Saved, incoming: Incoming, by: Means = IN_TORCH)
     return Gradients(d_x, d_state, d_w)
 
 
+def kept_of(call: Call, saved: Saved) -> tuple[Kept, State]:
+    """Return what a recursion back begins with: what was kept, and the states before each row."""
+    states = other_states(call, saved.kept)
+    own = saved.kept[: len(saved.kept) - len(states)]
+    kept = Kept((saved.y.flatten(0, -2), *states), own)
+    before = tuple(
+        _previous(call.steps, first, after, call.boundary.resets)
+        for first, after in zip(rows_of(call.state), kept.states, strict=True)
+    )
+    return kept, before
+
+
 def _previous(steps: Steps, initial: Tensor, states: Tensor, resets: Tensor | None) -> Tensor:
     before = steps.previous(initial, states)
     return before if resets is None else before.masked_fill_(resets, 0)
@@ -138,8 +144,8 @@ def _project(x: Tensor, w: Weights, sums_biases: bool, mm: Product) -> Tensor:
     return mm(x, w.ih.t(), bias)
 
 
-def _rows_of(state: State) -> State:
-    """Views of it, each of its tensors [B, ...], whatever the layout."""
+def rows_of(state: State) -> State:
+    """Return views of it, each of its tensors [B, ...], whatever the layout."""
     return tuple(s.flatten(0, -2) for s in state)
 
 

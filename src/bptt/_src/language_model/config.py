@@ -275,6 +275,8 @@ class Config:
         return credit
 
     def _check_credit(self, credit: Credit) -> None:
+        if credit.is_online:
+            raise ConfigError("credit online leaves the embedding without the past: use full")
         if not self.is_carried:
             return
         given = spelled("credit", self.credit)

@@ -20,7 +20,7 @@ extern "C" {
 enum bptt_isa { BPTT_PORTABLE, BPTT_AVX2, BPTT_AVX512, BPTT_ISAS };
 
 /* Grows with each change of anything below. */
-#define BPTT_INTERFACE 14
+#define BPTT_INTERFACE 15
 
 /* The most states of a cell. The first is h, the output too; where a cell has fewer, their pointers
    are null. */
@@ -189,6 +189,19 @@ typedef struct bptt_flow_step {
 typedef void (*bptt_parallel)(void (*work)(void *), void *data, unsigned threads, unsigned flags);
 typedef int (*bptt_number)(void);
 
+/* A linear recurrence, h_t = a_t h_{t-1} + b_t elementwise, or back in time with the conjugate of a,
+   h_t = a_{t+1}* h_{t+1} + b_t. All are dense; a complex number is two, its real part first. */
+typedef struct {
+    int64_t type;             /* BPTT_FLOAT or BPTT_DOUBLE */
+    int64_t is_complex;
+    int64_t threads;          /* the most that may be taken */
+    int64_t reverse;          /* back in time */
+    int64_t steps, columns;   /* T and C, 1 at least */
+    const void *a, *b;        /* [T, C] */
+    const void *first;        /* [C]: h before the first step; or null: zero, as it is back in time */
+    void *to;                 /* [T, C]: h_t; it may be b */
+} bptt_scan;
+
 #if defined(_WIN32)
 #define BPTT_API __declspec(dllexport)
 #elif defined(__GNUC__)
@@ -237,6 +250,7 @@ BPTT_API int bptt_run_loop(const bptt_loop *);
 BPTT_API int bptt_multiply(const bptt_product *);
 BPTT_API int bptt_cross_entropy(const bptt_readout *);
 BPTT_API int bptt_flow_back(const bptt_flow_step *);
+BPTT_API int bptt_run_scan(const bptt_scan *);
 
 /* Elementwise, for the tests: out[i] = f(in[i]); which: 0 exp, 1 tanh, 2 sigmoid. */
 BPTT_API void bptt_function(int which, int64_t is_double, int64_t n, const void *in, void *out);

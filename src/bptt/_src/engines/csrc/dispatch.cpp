@@ -151,6 +151,8 @@ int bptt_cross_entropy(const bptt_readout *q) {
 
 int bptt_flow_back(const bptt_flow_step *q) { return table().flow_back(*q, threads); }
 
+int bptt_run_scan(const bptt_scan *q) { return table().run_scan(*q, threads); }
+
 void bptt_function(int which, int64_t is_double, int64_t n, const void *in, void *out) {
     table().function(which, is_double, n, in, out);
 }

@@ -4,6 +4,7 @@
 
 #include "flow.h"
 #include "passes.h"
+#include "scan.h"
 
 namespace {
 
@@ -39,6 +40,14 @@ int flow_back(const bptt_flow_step &q, const bptt_threads &threads) {
     return q.is_double ? start(FlowStep<double>(q), threads) : start(FlowStep<float>(q), threads);
 }
 
+template <class T> int scan_of(const bptt_scan &q, const bptt_threads &threads) {
+    return q.is_complex ? start(Scan<Complex<T>>(q), threads) : start(Scan<T>(q), threads);
+}
+
+int run_scan(const bptt_scan &q, const bptt_threads &threads) {
+    return q.type == BPTT_DOUBLE ? scan_of<double>(q, threads) : scan_of<float>(q, threads);
+}
+
 template <class T> void function(int which, int64_t n, const T *in, T *out) {
     for (int64_t i = 0; i < n; i += WIDTH<T>) {
         const V<T> x = load(in + i, n - i);
@@ -61,4 +70,4 @@ double peak(const bptt_threads &threads, int asked, double seconds) {
 #define BPTT_JOIN(a, b) a##b
 #define BPTT_NAME(isa) BPTT_JOIN(bptt_, isa)
 extern const bptt_isa_table BPTT_NAME(BPTT_ISA) = {
-    {forward, backward, run_loop, multiply, cross_entropy, peak}, flow_back, function_of};
+    {forward, backward, run_loop, multiply, cross_entropy, peak}, flow_back, run_scan, function_of};

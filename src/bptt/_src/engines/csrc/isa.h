@@ -20,6 +20,7 @@ struct bptt_passes {
 struct bptt_isa_table {
     bptt_passes passes;  // in float and double
     int (*flow_back)(const bptt_flow_step &, const bptt_threads &);
+    int (*run_scan)(const bptt_scan &, const bptt_threads &);
     void (*function)(int which, int64_t is_double, int64_t n, const void *in, void *out);
 };
 

@@ -18,6 +18,7 @@ from bptt._src.engines.loops.lowering import (
     is_costly,
     width_of,
 )
+from bptt._src.engines.loops.operations import BINARY, UNARY
 from bptt._src.engines.loops.program import Program, Value, Writer, rows, state, vector
 from bptt._src.engines.loops.step import Sizes, Step, ancestors, trace
 
@@ -38,6 +39,7 @@ class Loop:
 
     ====================  ===========================================================
     names of ``places``    what the rows, vectors (one row) and weights are
+    ``of vectors``         what :meth:`of_vectors` computes of those, if anything
     ``after 0``, ...       the states after each step
     ``before 0``, ...      the states before each step; backward
     ``out 0``, ...         the step's other results
@@ -85,6 +87,7 @@ class Loop:
         self._adds = add_places
         traced = self._traced
         self.outputs = [width_of(n) for n in traced.outputs]
+        self._of_vectors = self._find_of_vectors()
         self._kept = self._choose_kept()
         offset, places = 0, dict[fx.Node, Value]()
         for node in self._kept:
@@ -95,6 +98,35 @@ class Loop:
         """Whether backward needs the rows."""
         self.shared = self._find_shared() if shares else {}
         """Names of gradients that are not written, as ``"add 0"``: which others they are."""
+
+    # ----------------------------------------------------------------- once, before the loop
+
+    def _find_of_vectors(self) -> dict[fx.Node, bool]:
+        """Find what depends on vectors alone; true where something else reads it."""
+        vectors, found = set(self._traced.vectors), dict[fx.Node, bool]()
+        for n in self._traced.graph.nodes:
+            sources = n.all_input_nodes
+            is_elementwise = n.op == "call_function" and (n.target in UNARY or n.target in BINARY)
+            if is_elementwise and sources and all(s in vectors or s in found for s in sources):
+                found[n] = True
+        return {n: any(u not in found for u in n.users) for n in found}
+
+    def of_vectors(self, tensors: Mapping[str, Tensor]) -> Tensor | None:
+        """Compute ``of vectors``, [1, ...], from the vectors by their names; None: there is none.
+
+        It is the same at each step, as an eigenvalue that is computed from the units' weights.
+        """
+        if not self._of_vectors:
+            return None
+        traced, values = self._traced, dict[fx.Node, Tensor]()
+        for n, place, width in zip(traced.vectors, self._vectors, self.sizes.vectors, strict=True):
+            values[n] = tensors[place.name][:, place.offset : place.offset + width]
+        for n in self._of_vectors:
+            target: Any = n.target
+            values[n] = target(
+                *fx.map_arg(n.args, values.__getitem__), **fx.map_arg(n.kwargs, values.__getitem__)
+            )
+        return torch.cat([values[n] for n, is_read in self._of_vectors.items() if is_read], 1)
 
     # ------------------------------------------------------------------------- what is kept
 
@@ -111,7 +143,7 @@ class Loop:
         """Choose what backward does not compute again: what is costly, or cannot be had."""
         traced, forth = self._traced, self._forward_nodes
         there = {*traced.states, *traced.vectors, *traced.rows, *traced.weights}
-        there |= {*traced.new, *traced.outputs}
+        there |= {*traced.new, *traced.outputs, *self._of_vectors}
         weights = set(traced.weights)
         back = ancestors(self._grads, stop=forth | there)
         frontier = [
@@ -124,6 +156,7 @@ class Loop:
         ]
         kept = [n for n in frontier if is_costly(n)]
         had = {*kept, *traced.states, *traced.vectors, *traced.new, *traced.outputs}
+        had |= {*self._of_vectors}
         memo: dict[fx.Node, bool] = {}
 
         def is_cheap(n: fx.Node) -> bool:
@@ -175,6 +208,10 @@ class Loop:
             found[n] = rows(place.name, width, place.offset)
         for n, place, width in zip(traced.vectors, self._vectors, self.sizes.vectors, strict=True):
             found[n] = vector(place.name, width, place.offset)
+        offset = 0
+        for n in (n for n, is_read in self._of_vectors.items() if is_read):
+            found[n] = vector("of vectors", width_of(n), offset)
+            offset += width_of(n)
         return found
 
     # ---------------------------------------------------------------------------- programs

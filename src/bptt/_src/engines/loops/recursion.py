@@ -141,7 +141,7 @@ class Looped:
         loop, N = self._loop(w), len(A)
         after = tuple(A.new_empty(N, s.shape[1]) for s in state)
         kept = A.new_empty(N, loop.kept)
-        tensors = {"x": A, "kept": kept, **self._weights(w)}
+        tensors = {"x": A, "kept": kept, **self._weights(w, loop)}
         tensors |= {f"after {i}": t for i, t in enumerate(after)}
         own = (kept, A) if loop.uses_rows else (kept,)
         if w.hr is not None:
@@ -169,7 +169,7 @@ class Looped:
         of_h = kept.own[0].new_empty(N, cell.gates_h * H)
         of_units = kept.own[0].new_empty(N, cell.units * H)
         tensors = {"of x": of_x, "of h": of_h, "of units": of_units, "kept": kept.own[0]}
-        tensors |= self._weights(w)
+        tensors |= self._weights(w, loop)
         if loop.uses_rows:
             tensors["x"] = kept.own[1]
         for i, (after, one, d) in enumerate(zip(kept.states, before, D_each, strict=True)):
@@ -195,7 +195,7 @@ class Looped:
         )
         return Deltas(of_x, of_h, of_output, of_units if cell.units else None)
 
-    def _weights(self, w: Weights) -> dict[str, Tensor]:
+    def _weights(self, w: Weights, loop: Loop) -> dict[str, Tensor]:
         found = {"hh": w.hh.detach()}
         if w.hr is not None:
             found["hr"] = w.hr.detach()
@@ -203,6 +203,9 @@ class Looped:
             found["b_hh"] = w.b_hh.detach().unsqueeze(0)
         if w.units is not None:
             found["units"] = w.units.detach().reshape(1, -1)
+        of_vectors = loop.of_vectors(found)
+        if of_vectors is not None:
+            found["of vectors"] = of_vectors
         return {name: dense(name, t, t.dtype, t.shape) for name, t in found.items()}
 
 
