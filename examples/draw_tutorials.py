@@ -7,6 +7,7 @@ them, powers of a matrix and its eigenvectors, and where the gradient is cut on 
 """
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,9 @@ def terms() -> Figure:
     panels = figure.subplots(1, 3, sharey=True)
     for axes, (title, norms) in zip(panels, shown.items(), strict=True):
         image = axes.imshow(
-            np.ma.masked_equal(norms, 0), norm=LogNorm(full[full > 0].min(), full.max()), cmap="viridis_r"
+            np.ma.masked_equal(norms, 0),
+            norm=LogNorm(full[full > 0].min(), full.max()),
+            cmap="viridis_r",
         )
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("W used at step i")
@@ -76,7 +79,8 @@ def powers() -> Figure:
 
 def pieces() -> Figure:
     """Draw on a line of text where each credit cuts the gradient, and by what it multiplies it."""
-    words = "every word has a loss and each loss goes back until something cuts it off".split()
+    text = "every word has a loss and each loss goes back until something cuts it off"
+    words = text.split()
     generator = torch.Generator().manual_seed(1)
     plans = {
         "full": bptt.Full().plan(len(words)),
@@ -90,7 +94,7 @@ def pieces() -> Figure:
         carry = np.asarray(plan.carry).ravel()
         edges = [0, *(j for j in range(1, len(words)) if carry[j] == 0), len(words)]
         axes.text(-1.5, -2 * row, name, ha="right", va="center", fontsize=8)
-        for first, end in zip(edges[:-1], edges[1:], strict=True):
+        for first, end in pairwise(edges):
             left, width = start[first] + 0.3, start[end] - start[first] - 0.6
             axes.add_patch(FancyBboxPatch(
                 (left, -2 * row - 0.5), width, 1, boxstyle="round,pad=0,rounding_size=0.4",

@@ -24,7 +24,7 @@ def test_every_word_comes_back():
 
 
 def test_the_most_frequent_words_are_kept():
-    words, X, Y = sentence_data(TEXT, word_dim=6)
+    words, _, Y = sentence_data(TEXT, word_dim=6)
     assert words == ["<s>", "</s>", "<unk>", "john", "met", "."]  # 3, 2, 2: the earlier first
     assert Y[2] == [3, 2, 5, 1]
     assert sentence_data(TEXT, word_dim=100) == sentence_data(TEXT)
