@@ -422,3 +422,38 @@ def test_options_out_of_range_are_refused():
     for X_, Y_ in (([], []), (X, Y[:-1])):
         with pytest.raises(ValueError, match="give one of each"):
             model.calculate_total_loss(X_, Y_)
+
+
+# -------------------------------------------------------------------------------- the terms
+
+
+@pytest.mark.parametrize("k", [None, 0, 4])
+def test_terms_are_the_norms_of_what_bptt_adds_up(k):
+    model, (x, y) = far_reaching(bptt_truncate=k), sentence(7, 12)
+    C, _ = terms(model, x, y)
+    expected = np.zeros((12, 12))
+    for (t, i), (_, dW) in C.items():
+        expected[t, i] = np.linalg.norm(dW) if k is None or t - i <= k else 0
+    found = model.terms(x, y)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=0)
+    assert (found[:, 0] == 0).all()  # the state before the first is zero
+    lags = np.subtract.outer(np.arange(12), np.arange(12))
+    kept = (lags >= 0) & (lags <= (12 if k is None else k))
+    kept[:, 0] = False
+    assert (found[kept] > 1e-3).all()
+
+
+def test_terms_agree_with_autograd():
+    """Each use of W gets a W of its own, and each loss a gradient of its own."""
+    model, (x, y) = far_reaching(bptt_truncate=None), sentence(7, 8)
+    U, _, V = tensors(model)
+    Ws = [torch.tensor(model.W, requires_grad=True) for _ in x]
+    s, losses = torch.zeros(6, dtype=torch.float64), []
+    for t, word in enumerate(x):
+        s = torch.tanh(U[:, word] + Ws[t] @ s)
+        losses.append(summed_loss((V @ s)[None], y[t : t + 1]))
+    expected = np.zeros((8, 8))
+    for t, loss in enumerate(losses):
+        for i, g in enumerate(torch.autograd.grad(loss, Ws[: t + 1], retain_graph=True)):
+            expected[t, i] = g.norm().item()
+    np.testing.assert_allclose(model.terms(x, y), expected, rtol=1e-10, atol=0)

@@ -24,6 +24,7 @@ from bptt.textbook.check import BackwardReport, check_backward
 from bptt.textbook.gates import AddGate, MultiplyGate, ReLU, Sigmoid, Softmax, Tanh
 from bptt.textbook.layer import RNNLayer
 from bptt.textbook.model import Model
+from bptt.textbook.text import sentence_data
 
 __all__ = [
     "AddGate",
@@ -36,4 +37,5 @@ __all__ = [
     "Softmax",
     "Tanh",
     "check_backward",
+    "sentence_data",
 ]

@@ -107,9 +107,10 @@ class Model:
         return dU, dW, dV
 
     def bptt_one_loop(self, x: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats, Floats]:
-        """Return (dU, dW, dV), the full gradient, by one loop; bptt_truncate is not used.
+        """Return (dU, dW, dV), the full gradient, by one loop: this never truncates.
 
-        All later losses come back along one path, so their gradients are added up on the way::
+        All later losses come back along one path, so their gradients are added up on the way, and
+        none can be stopped by itself; bptt_truncate is ``bptt``'s alone::
 
             e_t = softmax(o_t) - onehot(y_t)     δ_t = φ'(a_t) ⊙ (Vᵀ e_t + Wᵀ δ_{t+1}),  δ_T = 0
             dU = Σ δ_t onehot(x_t)ᵀ              dW = Σ δ_t s_{t-1}ᵀ       dV = Σ e_t s_tᵀ
@@ -126,6 +127,22 @@ class Model:
         dU = np.zeros_like(self.U)
         np.add.at(dU.T, x, delta[:T])  # dU.T[x] += ... would count a repeated word once
         return dU, delta[:T].T @ s[np.arange(T) - 1], e.T @ s[:T]
+
+    def terms(self, x: ArrayLike, y: ArrayLike) -> Floats:
+        """Return ‖C[t, i]‖, of shape [T, T]: the norm of each term whose sum is the dW of ``bptt``.
+
+        C[t, i] = δ_{t,i} s_{i-1}ᵀ, of shape [H, H], is what loss t says about W as step i used it.
+        Zero are column 0, as s_{-1} = 0, and what is left out: t - i < 0 or > bptt_truncate.
+        """
+        x, y = self._sentence(x, y)
+        layers, norms = self.forward_propagation(x), np.zeros((len(x), len(x)))
+        k = len(x) if self.bptt_truncate is None else self.bptt_truncate
+        for t in range(len(x)):
+            ds, _ = layers[t].backward_output(self.V, softmax.diff(layers[t].mulv, y[t]))
+            for i in range(t, max(t - k - 1, -1), -1):
+                ds, _, C = layers[i].backward(self.W, ds)
+                norms[t, i] = np.linalg.norm(C)
+        return norms
 
     def sgd_step(self, x: ArrayLike, y: ArrayLike, learning_rate: float) -> None:
         """Take one step of gradient descent on one sentence, along ``bptt``."""
