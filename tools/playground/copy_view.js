@@ -10,16 +10,16 @@ const PRESETS = {
         a: { cell: "RNN", reach: 6 },
         b: { cell: "RNN", reach: 15 },
     },
-    one: {
-        name: "One step apart",
+    itself: {
+        name: "Too short, and learnt",
         lag: 8,
         weights: "remembering",
-        a: { cell: "RNN", reach: 8 },
-        b: { cell: "RNN", reach: 9 },
+        a: { cell: "LSTM", reach: 4 },
+        b: { cell: "LSTM", reach: 15 },
     },
     vanishing: {
-        name: "RNN and LSTM",
-        lag: 16,
+        name: "Long enough, not learnt",
+        lag: 20,
         weights: "remembering",
         a: { cell: "RNN", reach: 25 },
         b: { cell: "LSTM", reach: 25 },
@@ -116,11 +116,11 @@ class CopyView {
             "section",
             { class: "lesson", id: "copying", "aria-labelledby": "copying-title" },
             el("h2", { id: "copying-title" }, "Remember a letter"),
-            ...COPY_WORDS.map((text) => el("p", {}, text)),
+            ...COPY_WORDS.map((text) => el("p", {}, ...rich(text))),
             this.desk(),
             el("div", { class: "pair" }, ...this.panels.map((p) => p.node)),
             legend(),
-            el("figure", {}, this.chart, el("figcaption", {}, CHART_WORDS)),
+            el("figure", { class: "curves" }, this.chart, el("figcaption", {}, CHART_WORDS)),
             this.announce,
         );
     }
@@ -222,14 +222,14 @@ class CopyView {
         parts.title.textContent = learner.reachesLetter
             ? "Long enough"
             : `Too short by ${missing} ${missing === 1 ? "step" : "steps"}`;
-        parts.says.textContent = learner.reachesLetter
-            ? `The loss at “?” is credited to all ${lag + 1} steps, back to the letter.`
-            : `The loss at “?” is credited to ${reach} of ${lag + 1} steps. The step of the letter is not among them.`;
         parts.letter.textContent = percent(letter);
         parts.letter.className = letter >= LEARNT ? "good" : letter < 2 * CHANCE ? "bad" : "";
         parts.digits.textContent = percent(digits);
         const look = learner.look();
         const share = look.norms[lag * look.T] / greatest(look.norms.subarray(lag * look.T));
+        parts.says.textContent = learner.reachesLetter
+            ? `The loss at “?” is credited to all ${lag + 1} steps. At the letter, ${number(share)} of its largest norm is left.`
+            : `The loss at “?” is credited to the last ${reach} of ${lag + 1} steps. The state before them tells ${percent(look.told[lag - reach])} of letters.`;
         drawMatrix(parts.matrix, {
             tokens: this.tokens,
             targets: this.targets,
@@ -261,7 +261,7 @@ function drawCurves(host, learners) {
     learners.forEach((learner, n) => {
         const side = `curve-${SIDES[n]}`;
         const points = (key) => learner.curve.map((p) => [p.updates, p[key]]);
-        if (learner.lag > 1) chart.line(points("digits"), { class: `${side} thin` });
+        chart.line(points("digits"), { class: `${side} thin` });
         chart.line(points("letter"), { class: side });
     });
 }
@@ -274,7 +274,7 @@ function legend() {
     return el(
         "p",
         { class: "key" },
-        el("span", {}, bar, `‖∂L_t/∂h_i‖ from 10⁻⁴ of the row’s largest to all of it`),
+        el("span", {}, bar, ...rich("‖∂L_t/∂h_i‖, from 10⁻⁴ of the row’s largest to all of it")),
         el("span", {}, box(rect({ fill: "url(#hatch)" })), "cut by the credit"),
         el("span", {}, box(rect({ class: "need" })), "what must be learnt: “?” and its letter"),
     );

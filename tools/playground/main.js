@@ -33,7 +33,8 @@ document.getElementById("page").replaceChildren(
         ...INTRO_WORDS.map((text) => el("p", {}, text)),
     ),
     ...views.map((v) => v.node),
-    el("footer", {}, FOOT_WORDS),
+    el("footer", {}, ...FOOT_WORDS.map((text) => el("p", {}, ...rich(text)))),
+    sharedHatch(),
 );
 draws(() => {
     drawShades();
@@ -43,14 +44,14 @@ themeButton();
 drawsOnResize();
 drawAll();
 
-// Go on by n updates at once and return what is seen.
-const advance = (each) => (n) => {
-    for (let k = 0; k < n; k += 1) (each.update || each.clockwork.update).call(each);
-    each.draw();
-    return each.learners.map((l) => (l.curve ? l.curve.at(-1) : l.look()));
+// Go on by n updates at once, and return what is then seen of both networks.
+const advance = (view, seen) => (n) => {
+    for (let k = 0; k < n; k += 1) view.update();
+    view.draw();
+    return view.learners.map(seen);
 };
 window.bptt = {
     gradients: (json) => JSON.stringify(gradientsOf(JSON.parse(json))),
-    copying: advance(copying),
-    sentences: advance(sentences),
+    copying: advance(copying, (learner) => learner.curve.at(-1)),
+    sentences: advance(sentences, (learner) => learner.look()),
 };

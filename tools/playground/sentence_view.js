@@ -4,7 +4,7 @@ class SentenceView {
     constructor() {
         this.announce = announcer("sentence-status");
         this.clockwork = new Clockwork(
-            () => this.learners.forEach((learner) => learner.update()),
+            () => this.update(),
             () => this.draw(),
             () => this.buttons(),
         );
@@ -20,6 +20,10 @@ class SentenceView {
         this.buttons();
     }
 
+    update() {
+        for (const learner of this.learners) learner.update();
+    }
+
     toggle() {
         if (this.clockwork.running) {
             this.clockwork.pause();
@@ -29,7 +33,7 @@ class SentenceView {
 
     step() {
         this.clockwork.pause();
-        for (const learner of this.learners) learner.update();
+        this.update();
         this.draw();
         this.announce.say(this.summary());
     }
@@ -87,7 +91,7 @@ class SentenceView {
                 this.clock,
             ),
             el("div", { class: "pair" }, ...this.panels.map((p) => p.node)),
-            el("p", { class: "key" }, el("span", {}, SENTENCE_KEY)),
+            el("p", { class: "key" }, el("span", {}, ...rich(SENTENCE_KEY))),
             this.announce,
         );
     }
