@@ -128,7 +128,7 @@ def oracle(net, losses, x):
 
 def test_wrong_parameters_are_refused_by_name(page):
     net, head, tokens, targets = example("GRU")
-    with pytest.raises(Exception, match=r"parameters\.weight_ih_l0 has 90 numbers, wanted are 120"):
+    with pytest.raises(Exception, match=r"parameters\.weight_ih_l0 has 90 numbers, expected 120"):
         asked(page, "LSTM", net, head, tokens, targets, 2)
 
 
@@ -196,7 +196,7 @@ def test_the_other_examples_do_what_they_say(page):
     page.click(page.find("#preset-vanishing"))
     assert [page.text(f"#title-{s}") for s in "ab"] == ["Long enough"] * 2
     assert max(letters(page, 300)[0]) < 0.4
-    assert re.search(r"At the letter, \d\.\d · 10⁻", page.text("#copying .says"))
+    assert re.search(r"At the letter, \d\.\d\s·\s10⁻", page.text("#copying .says"))
 
 
 def test_everything_is_the_same_again_after_reset(page):
@@ -308,7 +308,7 @@ def test_the_keyboard_reaches_everything(page):
     page.press(page.find("#reach-a"), Keys.ARROW_RIGHT)
     assert page.find("#reach-a").get_attribute("aria-valuetext") == "7"
     page.press(page.find("#copy-step"), Keys.ENTER)
-    assert page.text("#copy-status").startswith("After 1 updates")
+    assert page.text("#copy-status").startswith("After 1 update,")
 
 
 def test_everything_has_a_name(page):

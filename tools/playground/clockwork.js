@@ -13,7 +13,7 @@ const LOOK = { moving: 160, still: 1000 }; // milliseconds between two looks at 
 // begins or pauses.
 class Clockwork {
     constructor(update, show, changed) {
-        Object.assign(this, { update, show, changed, running: false, speed: SPEEDS.length - 1 });
+        Object.assign(this, { update, show, changed, running: false, speed: 2 });
         this.looked = 0;
         this.last = 0;
     }

@@ -58,7 +58,8 @@ class CopyView {
             this.learnt[n] = true;
             const where = n ? "Right" : "Left";
             this.announce.say(
-                `${where} network: ${percent(LEARNT)} of letters right after ${learner.updates} updates.`,
+                `${where} network: ${percent(LEARNT)} of letters right after ` +
+                    `${updatesOf(learner)}.`,
             );
         });
     }
@@ -81,15 +82,16 @@ class CopyView {
     restart() {
         this.clockwork.pause();
         this.reset();
-        this.announce.say("Reset to the first weights.");
+        this.announce.say("Reset to the initial weights.");
     }
 
     summary() {
         const each = this.learners.map((l) => percent(l.curve.at(-1).letter));
-        return `After ${this.learners[0].updates} updates the left network tells ${each[0]} of letters, the right one ${each[1]}.`;
+        const when = updatesOf(this.learners[0]);
+        return `After ${when}, ${each[0]} of letters are right on the left, ${each[1]} on the right.`;
     }
 
-    // A new lag or other weights begin anew; another reach goes on with what is learnt.
+    // A new lag, cell or kind of weights begins anew; a new reach goes on with what is learnt.
     change(changes) {
         Object.assign(this.options, changes);
         this.reset();
@@ -136,13 +138,13 @@ class CopyView {
             { min: 2, max: 20, value: options.lag },
             (lag) => this.change({ lag }),
         );
-        inputs.weights = choice("weights", "First weights", STARTS, options.weights, (weights) =>
+        inputs.weights = choice("weights", "Initial weights", STARTS, options.weights, (weights) =>
             this.change({ weights }),
         );
         const speed = slider(
             "speed",
             "Updates",
-            { min: 0, max: 3, value: 3, write: (n) => SPEEDS[n].name },
+            { min: 0, max: 3, value: this.clockwork.speed, write: (n) => SPEEDS[n].name },
             (n) => (this.clockwork.speed = n),
         );
         const reset = button("copy-reset", "Reset", () => this.restart());
@@ -150,7 +152,11 @@ class CopyView {
         return el(
             "div",
             {},
-            el("div", { class: "desk buttons", role: "group", "aria-label": "Examples" }, ...presets),
+            el(
+                "div",
+                { class: "desk buttons", role: "group", "aria-label": "Examples" },
+                ...presets,
+            ),
             el(
                 "div",
                 { class: "desk" },
@@ -210,7 +216,7 @@ class CopyView {
 
     draw() {
         const [first] = this.learners;
-        this.clock.textContent = `${first.updates} updates`;
+        this.clock.textContent = updatesOf(first);
         this.learners.forEach((learner, n) => this.drawPanel(learner, this.panels[n]));
         drawCurves(this.chart, this.learners);
     }
@@ -228,8 +234,10 @@ class CopyView {
         const look = learner.look();
         const share = look.norms[lag * look.T] / greatest(look.norms.subarray(lag * look.T));
         parts.says.textContent = learner.reachesLetter
-            ? `The loss at “?” is credited to all ${lag + 1} steps. At the letter, ${number(share)} of its largest norm is left.`
-            : `The loss at “?” is credited to the last ${reach} of ${lag + 1} steps. The state before them tells ${percent(look.told[lag - reach])} of letters.`;
+            ? `The loss at “?” is credited to all ${lag + 1} steps. ` +
+              `At the letter, ${shareOf(share)} of its largest norm is left.`
+            : `The loss at “?” is credited to the last ${reach} of ${lag + 1} steps. ` +
+              `The state before them tells ${percent(look.told[lag - reach])} of letters.`;
         drawMatrix(parts.matrix, {
             tokens: this.tokens,
             targets: this.targets,
@@ -237,7 +245,7 @@ class CopyView {
             reach,
             label:
                 `Gradient of each step’s loss at each step’s state. Of the loss at “?”, ` +
-                `${number(share)} of the largest norm is left at the letter, ` +
+                `${shareOf(share)} of the largest norm is left at the letter, ` +
                 `${learner.reachesLetter ? "within" : "outside"} the credit. ` +
                 `The state before “?” tells ${percent(look.told[lag - 1])} of letters.`,
         });
@@ -257,7 +265,13 @@ function drawCurves(host, learners) {
     });
     chart.xAxis(wholeTicks(0, most, 5), "updates");
     chart.yAxis([0, 0.5, 1], percent);
-    chart.line([[0, CHANCE], [most, CHANCE]], { class: "chance" });
+    chart.line(
+        [
+            [0, CHANCE],
+            [most, CHANCE],
+        ],
+        { class: "chance" },
+    );
     learners.forEach((learner, n) => {
         const side = `curve-${SIDES[n]}`;
         const points = (key) => learner.curve.map((p) => [p.updates, p[key]]);

@@ -7,7 +7,8 @@ function gradientsOf({ cell, inputs, hidden, outputs, parameters: given, tokens,
     for (const name of Object.keys(PARAMETERS)) {
         if (given[name]?.length !== net.theta[name].length)
             throw new Error(
-                `parameters.${name} has ${given[name]?.length} numbers, wanted are ${net.theta[name].length}`,
+                `parameters.${name} has ${given[name]?.length} numbers, ` +
+                    `expected ${net.theta[name].length}`,
             );
         net.theta[name].set(given[name]);
     }
@@ -25,17 +26,19 @@ const copying = new CopyView();
 const sentences = new SentenceView();
 const views = [copying, sentences];
 
-document.getElementById("page").replaceChildren(
-    el(
-        "section",
-        { id: "intro" },
-        el("h1", {}, "How far back must a loss reach?"),
-        ...INTRO_WORDS.map((text) => el("p", {}, text)),
-    ),
-    ...views.map((v) => v.node),
-    el("footer", {}, ...FOOT_WORDS.map((text) => el("p", {}, ...rich(text)))),
-    sharedHatch(),
-);
+document
+    .getElementById("page")
+    .replaceChildren(
+        el(
+            "section",
+            { id: "intro" },
+            el("h1", {}, "How far back must a loss reach?"),
+            ...INTRO_WORDS.map((text) => el("p", {}, text)),
+        ),
+        ...views.map((v) => v.node),
+        el("footer", {}, ...FOOT_WORDS.map((text) => el("p", {}, ...rich(text)))),
+        sharedHatch(),
+    );
 draws(() => {
     drawShades();
     for (const each of views) each.draw();

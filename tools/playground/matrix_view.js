@@ -12,10 +12,13 @@ function drawMatrix(host, { tokens, targets, look, reach, label }) {
     const top = 22;
     const bars = top + T * size + 34;
     const height = bars + BARS + 20;
-    const node = svg(
-        "svg",
-        { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
-    );
+    const node = svg("svg", {
+        width,
+        height,
+        viewBox: `0 0 ${width} ${height}`,
+        role: "img",
+        "aria-label": label,
+    });
     const x = (i) => left + i * size;
     const y = (t) => top + t * size;
     for (let t = 0; t < T; t += 1) {
@@ -25,12 +28,20 @@ function drawMatrix(host, { tokens, targets, look, reach, label }) {
             const place = { x: x(i), y: y(t), width: size - 1, height: size - 1 };
             const said = `Loss of step ${t}, state after step ${i}: ${number(norms[t * T + i])}`;
             node.append(
-                svg("rect", { ...place, fill: shade(norms[t * T + i], most) }, svg("title", {}, said)),
+                svg(
+                    "rect",
+                    { ...place, fill: shade(norms[t * T + i], most) },
+                    svg("title", {}, said),
+                ),
             );
             if (i <= t - reach)
                 node.append(
                     svg("rect", { ...place, class: "veil" }),
-                    svg("rect", { ...place, class: "cut", fill: "url(#hatch)" }, svg("title", {}, `${said}, cut`)),
+                    svg(
+                        "rect",
+                        { ...place, class: "cut", fill: "url(#hatch)" },
+                        svg("title", {}, `${said}, cut`),
+                    ),
                 );
         }
     }
@@ -82,6 +93,12 @@ function toldBars(told, x, top, size) {
         );
     }
     found.push(svg("text", { x: x(0) - 3, y: base + 4, class: "small end" }, "0"));
-    found.push(svg("text", { x: x(0), y: base + 15, class: "small" }, "% right, step by step; dashed: guessing"));
+    found.push(
+        svg(
+            "text",
+            { x: x(0), y: base + 15, class: "small" },
+            "% right, step by step; dashed: guessing",
+        ),
+    );
     return found;
 }
