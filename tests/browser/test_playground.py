@@ -109,7 +109,7 @@ def oracle(net, losses, x):
     """‖∂L_t/∂(h, c)_i‖ by autograd through a loop of single steps, the mean over the sequences."""
     state, states, outputs = None, [], []
     for x_t in x:
-        y, state = net(x_t[None], state)
+        _, state = net(x_t[None], state)
         state = tuple(s.requires_grad_() for s in (state if isinstance(state, tuple) else (state,)))
         states.append(state)
         outputs.append(state[0])

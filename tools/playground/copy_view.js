@@ -56,7 +56,7 @@ class CopyView {
             learner.update();
             if (this.learnt[n] || learner.curve.at(-1).letter < LEARNT) return;
             this.learnt[n] = true;
-            const where = n ? "Right" : "Left";
+            const where = n ? "Second" : "First";
             this.announce.say(
                 `${where} network: ${percent(LEARNT)} of letters right after ` +
                     `${updatesOf(learner)}.`,
@@ -88,7 +88,7 @@ class CopyView {
     summary() {
         const each = this.learners.map((l) => percent(l.curve.at(-1).letter));
         const when = updatesOf(this.learners[0]);
-        return `After ${when}, ${each[0]} of letters are right on the left, ${each[1]} on the right.`;
+        return `After ${when}: ${each[0]} of letters right in the first network, ${each[1]} in the second.`;
     }
 
     // A new lag, cell or kind of weights begins anew; a new reach goes on with what is learnt.
@@ -171,7 +171,7 @@ class CopyView {
 
     panel(side) {
         const own = this.options[side];
-        const name = side === "a" ? "left" : "right";
+        const name = side === "a" ? "first" : "second";
         const cell = choice(`cell-${side}`, "Cell", KINDS, own.cell, (value) =>
             this.change({ [side]: { ...this.options[side], cell: value } }),
         );
@@ -260,7 +260,7 @@ function drawCurves(host, learners) {
         x: { from: 0, to: most },
         y: { from: 0, to: 1.02 },
         label: learners
-            .map((l, n) => `${n ? "right" : "left"} network: ${percent(l.curve.at(-1).letter)}`)
+            .map((l, n) => `${n ? "second" : "first"} network: ${percent(l.curve.at(-1).letter)}`)
             .join(", "),
     });
     chart.xAxis(wholeTicks(0, most, 5), "updates");
