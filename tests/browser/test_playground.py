@@ -278,7 +278,7 @@ def test_it_runs_while_the_page_stays_responsive(page):
     updates = int(page.text("#copying .clock").split()[0])
     assert updates > 3
     assert page.run("return window.longest") < 1000  # a frame, on a machine that does other things
-    assert page.text("#copy-status").startswith(f"Paused. After {updates} updates")
+    assert page.text("#copy-status").startswith(f"Paused. After {updates} update")
     page.chrome.execute_async_script("setTimeout(arguments[0], 200)")
     assert page.text("#copying .clock") == f"{updates} updates"
 
@@ -308,7 +308,7 @@ def test_the_keyboard_reaches_everything(page):
     page.press(page.find("#reach-a"), Keys.ARROW_RIGHT)
     assert page.find("#reach-a").get_attribute("aria-valuetext") == "7"
     page.press(page.find("#copy-step"), Keys.ENTER)
-    assert page.text("#copy-status").startswith("After 1 update,")
+    assert page.text("#copy-status").startswith("After 1 update:")
 
 
 def test_everything_has_a_name(page):

@@ -88,7 +88,10 @@ class CopyView {
     summary() {
         const each = this.learners.map((l) => percent(l.curve.at(-1).letter));
         const when = updatesOf(this.learners[0]);
-        return `After ${when}: ${each[0]} of letters right in the first network, ${each[1]} in the second.`;
+        return (
+            `After ${when}: ${each[0]} of letters right in the first network, ` +
+            `${each[1]} in the second.`
+        );
     }
 
     // A new lag, cell or kind of weights begins anew; a new reach goes on with what is learnt.

@@ -19,8 +19,8 @@ const COPY_WORDS = [
         "vanishes on the way.",
 ];
 const CHART_WORDS =
-    "Share of right answers on sequences that are never trained on. Red: the left network, " +
-    "green: the right one. Solid: the letter, dotted: the digits, dashed: guessing the " +
+    "Share of right answers on sequences that are never trained on. Red: the first network, " +
+    "green: the second. Solid: the letter, dotted: the digits, dashed: guessing the " +
     "letter.";
 const SENTENCE_WORDS = [
     "Both sentences end with a name that was said before. In the short one it was said 8 " +
