@@ -178,3 +178,10 @@ def opened_audit(browser, tmp_path):
         return Opened(browser, path).open(address, **options)
 
     return write_and_open
+
+
+@pytest.fixture
+def opened_playground(browser):
+    """Open the page to play with as it lies in the documentation."""
+    path = Path(__file__).parents[2] / "docs" / "playground" / "index.html"
+    return lambda **options: Opened(browser, path).open(**options)

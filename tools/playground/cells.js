@@ -1,9 +1,9 @@
 // The cells, with torch.nn's equations and order of gates, for one sequence at one step.
 //
 // a = W_ih x + b_ih and u = W_hh h + b_hh hold all gates, [gates·H]. `forward` writes the new state
-// at `at`, and what the way back needs into `kept`. `back` turns the gradient of the new state, dh
-// and dc, into da and du, in place makes dh what goes to the previous state around W_hh, and dc that
-// of the previous cell.
+// at `at`, and what the backward pass needs into `kept`. `back` turns the gradient of the new
+// state, dh and dc, into da and du. In place, dh becomes the part of the previous state's gradient
+// that does not go through W_hh, and dc the previous cell's gradient.
 
 function sigmoid(x) {
     return 1 / (1 + Math.exp(-x));

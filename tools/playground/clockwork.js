@@ -4,15 +4,16 @@ const SPEEDS = [
     { name: "2 a second", wait: 500 },
     { name: "10 a second", wait: 100 },
     { name: "60 a second", wait: 16 },
-    { name: "as fast as it can", wait: 0 },
+    { name: "fastest", wait: 0 },
 ];
 const SLICE = 24; // milliseconds of training in a frame
-const LOOK = 160; // milliseconds between two looks at the networks
+const LOOK = { moving: 160, still: 1000 }; // milliseconds between two looks at the networks
 
-// Runs `update` at a speed, calls `show` now and then, and stops when `update` returns false.
+// Runs `update` at a speed, calls `show` now and then, and `changed` when it
+// begins or pauses.
 class Clockwork {
     constructor(update, show, changed) {
-        Object.assign(this, { update, show, changed, running: false, speed: SPEEDS.length - 1 });
+        Object.assign(this, { update, show, changed, running: false, speed: 2 });
         this.looked = 0;
         this.last = 0;
     }
@@ -38,10 +39,11 @@ class Clockwork {
         if (now - this.last >= wait) {
             this.last = now;
             do {
-                if (this.update() === false) return this.pause();
+                this.update();
             } while (wait === 0 && performance.now() - start < SLICE);
         }
-        if (now - this.looked >= LOOK) {
+        const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+        if (now - this.looked >= (still ? LOOK.still : LOOK.moving)) {
             this.looked = now;
             this.show();
         }

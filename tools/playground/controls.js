@@ -32,6 +32,15 @@ function button(id, text, press, attributes = {}) {
     return el("button", { type: "button", id, onclick: press, ...attributes }, text);
 }
 
+function updatesOf({ updates }) {
+    return `${updates} ${updates === 1 ? "update" : "updates"}`;
+}
+
+// A share in percent, or as a power of ten where it is small.
+function shareOf(x) {
+    return x < 1e-3 ? number(x) : percent(x);
+}
+
 const KINDS = Object.fromEntries(Object.keys(CELLS).map((name) => [name, name]));
 
 // What a screen reader hears: few, short sentences.

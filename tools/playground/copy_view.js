@@ -10,16 +10,16 @@ const PRESETS = {
         a: { cell: "RNN", reach: 6 },
         b: { cell: "RNN", reach: 15 },
     },
-    one: {
-        name: "One step apart",
+    itself: {
+        name: "Too short, and learnt",
         lag: 8,
         weights: "remembering",
-        a: { cell: "RNN", reach: 8 },
-        b: { cell: "RNN", reach: 9 },
+        a: { cell: "LSTM", reach: 4 },
+        b: { cell: "LSTM", reach: 15 },
     },
     vanishing: {
-        name: "RNN and LSTM",
-        lag: 16,
+        name: "Long enough, not learnt",
+        lag: 20,
         weights: "remembering",
         a: { cell: "RNN", reach: 25 },
         b: { cell: "LSTM", reach: 25 },
@@ -56,9 +56,10 @@ class CopyView {
             learner.update();
             if (this.learnt[n] || learner.curve.at(-1).letter < LEARNT) return;
             this.learnt[n] = true;
-            const where = n ? "Right" : "Left";
+            const where = n ? "Second" : "First";
             this.announce.say(
-                `${where} network: ${percent(LEARNT)} of letters right after ${learner.updates} updates.`,
+                `${where} network: ${percent(LEARNT)} of letters right after ` +
+                    `${updatesOf(learner)}.`,
             );
         });
     }
@@ -81,15 +82,19 @@ class CopyView {
     restart() {
         this.clockwork.pause();
         this.reset();
-        this.announce.say("Reset to the first weights.");
+        this.announce.say("Reset to the initial weights.");
     }
 
     summary() {
         const each = this.learners.map((l) => percent(l.curve.at(-1).letter));
-        return `After ${this.learners[0].updates} updates the left network tells ${each[0]} of letters, the right one ${each[1]}.`;
+        const when = updatesOf(this.learners[0]);
+        return (
+            `After ${when}: ${each[0]} of letters right in the first network, ` +
+            `${each[1]} in the second.`
+        );
     }
 
-    // A new lag or other weights begin anew; another reach goes on with what is learnt.
+    // A new lag, cell or kind of weights begins anew; a new reach goes on with what is learnt.
     change(changes) {
         Object.assign(this.options, changes);
         this.reset();
@@ -116,11 +121,11 @@ class CopyView {
             "section",
             { class: "lesson", id: "copying", "aria-labelledby": "copying-title" },
             el("h2", { id: "copying-title" }, "Remember a letter"),
-            ...COPY_WORDS.map((text) => el("p", {}, text)),
+            ...COPY_WORDS.map((text) => el("p", {}, ...rich(text))),
             this.desk(),
             el("div", { class: "pair" }, ...this.panels.map((p) => p.node)),
             legend(),
-            el("figure", {}, this.chart, el("figcaption", {}, CHART_WORDS)),
+            el("figure", { class: "curves" }, this.chart, el("figcaption", {}, CHART_WORDS)),
             this.announce,
         );
     }
@@ -136,13 +141,13 @@ class CopyView {
             { min: 2, max: 20, value: options.lag },
             (lag) => this.change({ lag }),
         );
-        inputs.weights = choice("weights", "First weights", STARTS, options.weights, (weights) =>
+        inputs.weights = choice("weights", "Initial weights", STARTS, options.weights, (weights) =>
             this.change({ weights }),
         );
         const speed = slider(
             "speed",
             "Updates",
-            { min: 0, max: 3, value: 3, write: (n) => SPEEDS[n].name },
+            { min: 0, max: 3, value: this.clockwork.speed, write: (n) => SPEEDS[n].name },
             (n) => (this.clockwork.speed = n),
         );
         const reset = button("copy-reset", "Reset", () => this.restart());
@@ -150,7 +155,11 @@ class CopyView {
         return el(
             "div",
             {},
-            el("div", { class: "desk buttons", role: "group", "aria-label": "Examples" }, ...presets),
+            el(
+                "div",
+                { class: "desk buttons", role: "group", "aria-label": "Examples" },
+                ...presets,
+            ),
             el(
                 "div",
                 { class: "desk" },
@@ -165,7 +174,7 @@ class CopyView {
 
     panel(side) {
         const own = this.options[side];
-        const name = side === "a" ? "left" : "right";
+        const name = side === "a" ? "first" : "second";
         const cell = choice(`cell-${side}`, "Cell", KINDS, own.cell, (value) =>
             this.change({ [side]: { ...this.options[side], cell: value } }),
         );
@@ -210,7 +219,7 @@ class CopyView {
 
     draw() {
         const [first] = this.learners;
-        this.clock.textContent = `${first.updates} updates`;
+        this.clock.textContent = updatesOf(first);
         this.learners.forEach((learner, n) => this.drawPanel(learner, this.panels[n]));
         drawCurves(this.chart, this.learners);
     }
@@ -222,14 +231,16 @@ class CopyView {
         parts.title.textContent = learner.reachesLetter
             ? "Long enough"
             : `Too short by ${missing} ${missing === 1 ? "step" : "steps"}`;
-        parts.says.textContent = learner.reachesLetter
-            ? `The loss at “?” is credited to all ${lag + 1} steps, back to the letter.`
-            : `The loss at “?” is credited to ${reach} of ${lag + 1} steps. The step of the letter is not among them.`;
         parts.letter.textContent = percent(letter);
         parts.letter.className = letter >= LEARNT ? "good" : letter < 2 * CHANCE ? "bad" : "";
         parts.digits.textContent = percent(digits);
         const look = learner.look();
         const share = look.norms[lag * look.T] / greatest(look.norms.subarray(lag * look.T));
+        parts.says.textContent = learner.reachesLetter
+            ? `The loss at “?” is credited to all ${lag + 1} steps. ` +
+              `At the letter, ${shareOf(share)} of its largest norm is left.`
+            : `The loss at “?” is credited to the last ${reach} of ${lag + 1} steps. ` +
+              `The state before them tells ${percent(look.told[lag - reach])} of letters.`;
         drawMatrix(parts.matrix, {
             tokens: this.tokens,
             targets: this.targets,
@@ -237,7 +248,7 @@ class CopyView {
             reach,
             label:
                 `Gradient of each step’s loss at each step’s state. Of the loss at “?”, ` +
-                `${number(share)} of the largest norm is left at the letter, ` +
+                `${shareOf(share)} of the largest norm is left at the letter, ` +
                 `${learner.reachesLetter ? "within" : "outside"} the credit. ` +
                 `The state before “?” tells ${percent(look.told[lag - 1])} of letters.`,
         });
@@ -252,16 +263,22 @@ function drawCurves(host, learners) {
         x: { from: 0, to: most },
         y: { from: 0, to: 1.02 },
         label: learners
-            .map((l, n) => `${n ? "right" : "left"} network: ${percent(l.curve.at(-1).letter)}`)
+            .map((l, n) => `${n ? "second" : "first"} network: ${percent(l.curve.at(-1).letter)}`)
             .join(", "),
     });
     chart.xAxis(wholeTicks(0, most, 5), "updates");
     chart.yAxis([0, 0.5, 1], percent);
-    chart.line([[0, CHANCE], [most, CHANCE]], { class: "chance" });
+    chart.line(
+        [
+            [0, CHANCE],
+            [most, CHANCE],
+        ],
+        { class: "chance" },
+    );
     learners.forEach((learner, n) => {
         const side = `curve-${SIDES[n]}`;
         const points = (key) => learner.curve.map((p) => [p.updates, p[key]]);
-        if (learner.lag > 1) chart.line(points("digits"), { class: `${side} thin` });
+        chart.line(points("digits"), { class: `${side} thin` });
         chart.line(points("letter"), { class: side });
     });
 }
@@ -274,7 +291,7 @@ function legend() {
     return el(
         "p",
         { class: "key" },
-        el("span", {}, bar, `‖∂L_t/∂h_i‖ from 10⁻⁴ of the row’s largest to all of it`),
+        el("span", {}, bar, ...rich("‖∂L_t/∂h_i‖, from 10⁻⁴ of the row’s largest to all of it")),
         el("span", {}, box(rect({ fill: "url(#hatch)" })), "cut by the credit"),
         el("span", {}, box(rect({ class: "need" })), "what must be learnt: “?” and its letter"),
     );

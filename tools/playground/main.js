@@ -7,7 +7,8 @@ function gradientsOf({ cell, inputs, hidden, outputs, parameters: given, tokens,
     for (const name of Object.keys(PARAMETERS)) {
         if (given[name]?.length !== net.theta[name].length)
             throw new Error(
-                `parameters.${name} has ${given[name]?.length} numbers, wanted are ${net.theta[name].length}`,
+                `parameters.${name} has ${given[name]?.length} numbers, ` +
+                    `expected ${net.theta[name].length}`,
             );
         net.theta[name].set(given[name]);
     }
@@ -25,16 +26,19 @@ const copying = new CopyView();
 const sentences = new SentenceView();
 const views = [copying, sentences];
 
-document.getElementById("page").replaceChildren(
-    el(
-        "section",
-        { id: "intro" },
-        el("h1", {}, "How far back must a loss reach?"),
-        ...INTRO_WORDS.map((text) => el("p", {}, text)),
-    ),
-    ...views.map((v) => v.node),
-    el("footer", {}, FOOT_WORDS),
-);
+document
+    .getElementById("page")
+    .replaceChildren(
+        el(
+            "section",
+            { id: "intro" },
+            el("h1", {}, "How far back must a loss reach?"),
+            ...INTRO_WORDS.map((text) => el("p", {}, text)),
+        ),
+        ...views.map((v) => v.node),
+        el("footer", {}, ...FOOT_WORDS.map((text) => el("p", {}, ...rich(text)))),
+        sharedHatch(),
+    );
 draws(() => {
     drawShades();
     for (const each of views) each.draw();
@@ -43,14 +47,14 @@ themeButton();
 drawsOnResize();
 drawAll();
 
-// Go on by n updates at once and return what is seen.
-const advance = (each) => (n) => {
-    for (let k = 0; k < n; k += 1) (each.update || each.clockwork.update).call(each);
-    each.draw();
-    return each.learners.map((l) => (l.curve ? l.curve.at(-1) : l.look()));
+// Go on by n updates at once, and return what is then seen of both networks.
+const advance = (view, seen) => (n) => {
+    for (let k = 0; k < n; k += 1) view.update();
+    view.draw();
+    return view.learners.map(seen);
 };
 window.bptt = {
     gradients: (json) => JSON.stringify(gradientsOf(JSON.parse(json))),
-    copying: advance(copying),
-    sentences: advance(sentences),
+    copying: advance(copying, (learner) => learner.curve.at(-1)),
+    sentences: advance(sentences, (learner) => learner.look()),
 };

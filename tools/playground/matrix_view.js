@@ -8,15 +8,17 @@ function drawMatrix(host, { tokens, targets, look, reach, label }) {
     const { T, norms, told } = look;
     const left = 34;
     const width = Math.max(260, host.clientWidth);
-    const size = Math.min(26, Math.floor((width - left - 4) / T));
+    const size = Math.min(30, Math.floor((width - left - 4) / T));
     const top = 22;
     const bars = top + T * size + 34;
     const height = bars + BARS + 20;
-    const node = svg(
-        "svg",
-        { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
-        hatch(),
-    );
+    const node = svg("svg", {
+        width,
+        height,
+        viewBox: `0 0 ${width} ${height}`,
+        role: "img",
+        "aria-label": label,
+    });
     const x = (i) => left + i * size;
     const y = (t) => top + t * size;
     for (let t = 0; t < T; t += 1) {
@@ -24,11 +26,22 @@ function drawMatrix(host, { tokens, targets, look, reach, label }) {
         const most = greatest(norms.subarray(t * T, t * T + t + 1));
         for (let i = 0; i <= t; i += 1) {
             const place = { x: x(i), y: y(t), width: size - 1, height: size - 1 };
-            node.append(svg("rect", { ...place, fill: shade(norms[t * T + i], most) }));
+            const said = `Loss of step ${t}, state after step ${i}: ${number(norms[t * T + i])}`;
+            node.append(
+                svg(
+                    "rect",
+                    { ...place, fill: shade(norms[t * T + i], most) },
+                    svg("title", {}, said),
+                ),
+            );
             if (i <= t - reach)
                 node.append(
                     svg("rect", { ...place, class: "veil" }),
-                    svg("rect", { ...place, class: "cut", fill: "url(#hatch)" }),
+                    svg(
+                        "rect",
+                        { ...place, class: "cut", fill: "url(#hatch)" },
+                        svg("title", {}, `${said}, cut`),
+                    ),
                 );
         }
     }
@@ -43,10 +56,12 @@ function shade(norm, most) {
     return css(table(themeNow(), "size")[Math.round(strength * (STEPS - 1))]);
 }
 
-function hatch() {
+// The hatching that all pictures of the page use.
+function sharedHatch() {
     const lines = svg("path", { d: "M-1 1L1 -1M0 6L6 0M5 7L7 5", class: "cutting" });
     const size = { width: 6, height: 6, patternUnits: "userSpaceOnUse" };
-    return svg("defs", {}, svg("pattern", { id: "hatch", ...size }, lines));
+    const pattern = svg("pattern", { id: "hatch", ...size }, lines);
+    return svg("svg", { width: 0, height: 0, "aria-hidden": "true" }, svg("defs", {}, pattern));
 }
 
 // The token of a step over its column, and the answer that is wanted beside its row.
@@ -70,14 +85,20 @@ function toldBars(told, x, top, size) {
         const place = { x: x(i), y: base - high, width: size - 2, height: high };
         found.push(svg("rect", { ...place, class: "told" }));
     });
-    for (const [share, name] of [[1, "100 %"], [CHANCE, "25 %"]]) {
+    for (const share of [1, CHANCE]) {
         const y = level(share);
         found.push(
             svg("line", { x1: x(0), x2: end, y1: y, y2: y, class: "chance" }),
-            svg("text", { x: x(0) - 3, y: y + 4, class: "small end" }, name.replace(" %", "")),
+            svg("text", { x: x(0) - 3, y: y + 4, class: "small end" }, String(100 * share)),
         );
     }
     found.push(svg("text", { x: x(0) - 3, y: base + 4, class: "small end" }, "0"));
-    found.push(svg("text", { x: x(0), y: base + 15, class: "small" }, "% right, step by step; dashed: guessing"));
+    found.push(
+        svg(
+            "text",
+            { x: x(0), y: base + 15, class: "small" },
+            "% right, step by step; dashed: guessing",
+        ),
+    );
     return found;
 }

@@ -4,7 +4,7 @@ class SentenceView {
     constructor() {
         this.announce = announcer("sentence-status");
         this.clockwork = new Clockwork(
-            () => this.learners.forEach((learner) => learner.update()),
+            () => this.update(),
             () => this.draw(),
             () => this.buttons(),
         );
@@ -20,6 +20,10 @@ class SentenceView {
         this.buttons();
     }
 
+    update() {
+        for (const learner of this.learners) learner.update();
+    }
+
     toggle() {
         if (this.clockwork.running) {
             this.clockwork.pause();
@@ -29,7 +33,7 @@ class SentenceView {
 
     step() {
         this.clockwork.pause();
-        for (const learner of this.learners) learner.update();
+        this.update();
         this.draw();
         this.announce.say(this.summary());
     }
@@ -37,12 +41,13 @@ class SentenceView {
     restart() {
         this.clockwork.pause();
         this.reset();
-        this.announce.say("Reset to the first weights.");
+        this.announce.say("Reset to the initial weights.");
     }
 
     summary() {
         const [short, long] = this.learners.map((l) => percent(l.look().men[0]));
-        return `After ${this.learners[0].updates} updates, John has ${short} in the short sentence and ${long} in the long one.`;
+        const when = updatesOf(this.learners[0]);
+        return `After ${when}, John has ${short} in the short sentence, ${long} in the long one.`;
     }
 
     build() {
@@ -80,14 +85,14 @@ class SentenceView {
                     button("sentence-reset", "Reset", () => this.restart()),
                 ),
                 choice("sentence-cell", "Cell", KINDS, options.cell, (cell) => again({ cell })),
-                choice("sentence-weights", "First weights", STARTS, options.weights, (weights) =>
+                choice("sentence-weights", "Initial weights", STARTS, options.weights, (weights) =>
                     again({ weights }),
                 ),
                 reach,
                 this.clock,
             ),
             el("div", { class: "pair" }, ...this.panels.map((p) => p.node)),
-            el("p", { class: "key" }, el("span", {}, SENTENCE_KEY)),
+            el("p", { class: "key" }, el("span", {}, ...rich(SENTENCE_KEY))),
             this.announce,
         );
     }
@@ -97,7 +102,7 @@ class SentenceView {
     }
 
     draw() {
-        this.clock.textContent = `${this.learners[0].updates} updates`;
+        this.clock.textContent = updatesOf(this.learners[0]);
         this.learners.forEach((learner, n) => drawSentence(learner, this.panels[n]));
     }
 }
@@ -120,7 +125,11 @@ function drawSentence(learner, parts) {
         const kinds = [isLight(rgb) ? "on-light" : "on-dark"];
         if (i <= last - learner.reach) kinds.push("cut");
         if (i === name) kinds.push("name");
-        const span = el("span", { class: kinds.join(" "), title: `${number(norms[i] / most)} of the largest norm` }, word);
+        const span = el(
+            "span",
+            { class: kinds.join(" "), title: `${number(norms[i] / most)} of the largest norm` },
+            word,
+        );
         span.style.backgroundColor = css(rgb);
         return span;
     });
@@ -140,6 +149,6 @@ function drawSentence(learner, parts) {
     const credited = learner.reach > back;
     parts.says.textContent =
         `John is ${back} steps back. Of the gradient at the last word, ` +
-        `${number(norms[name] / norms[last])} arrives there` +
+        `${shareOf(norms[name] / norms[last])} arrives there` +
         `${credited ? "." : `, but the credit ends after ${learner.reach}: all of that is cut.`}`;
 }

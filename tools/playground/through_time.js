@@ -1,7 +1,7 @@
-// Backpropagation through time, with a credit: the loss of step t reaches the steps after t - reach.
+// Backpropagation through time with a credit: the loss of step t reaches the steps after t - reach.
 //
-// Each loss that is cut somewhere has a gradient of its own on the way back, since others go on where
-// it ends. Those that reach the first step uncut travel together.
+// Each loss that is cut somewhere has its own gradient on the way back, since others go on where it
+// ends. Those that reach the first step uncut travel together.
 
 // Add the gradient of Σ_t mean_b L_{t,b} to net.gradient and return the losses, [T]; L is the
 // cross entropy of targets [T, B], and there is no loss where the target is -1.
