@@ -107,6 +107,12 @@ template <class T> std::vector<T> normal(std::mt19937 &random, int64_t n) {
     return v;
 }
 
+}  // namespace
+
+#include "check_programs.h"
+
+namespace {
+
 // The readout's loss.
 template <class T> bool check_readout() {
     const int64_t shapes[][3] = {{1, 1, 1}, {3, 5, 7}, {20, 9, 515}, {70, 33, 800}, {300, 3, 257}};
@@ -316,7 +322,8 @@ int main() {
             same = same && ok;
     for (bool ok : {check_readout<float>(), check_readout<double>(), check_flow<float>(),
                     check_flow<double>(), check_numbers(), check_callers(), check_crowd(),
-                    check_limit(), check_functions<float>(), check_functions<double>()})
+                    check_limit(), check_functions<float>(), check_functions<double>(),
+                    check_programs<float>(), check_programs<double>()})
         same = same && ok;
     return same ? 0 : 1;
 }
