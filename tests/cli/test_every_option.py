@@ -15,7 +15,8 @@ from cli import forked, offered
 from cli.offered import LEAVE_OUT, RUN, TEXT
 
 from bptt._src.bench.jobs import SECTIONS, USED_BY
-from bptt._src.language_model.config import TOGETHER, Config, fields_by_name
+from bptt._src.language_model.config import Config, fields_by_name
+from bptt._src.language_model.requirements import TOGETHER
 from bptt._src.together import Only, With
 from bptt.errors import ConfigError
 

@@ -80,7 +80,8 @@ class Display(Watch):
         V = text.tokenizer.size
         cell = config.cell.upper() + (f" ({config.nonlinearity})" if config.cell == "rnn" else "")
         self.say(
-            f"Text: {text.name}; {len(text.train.ids):,} {text.tokenizer.level} tokens to train on, "
+            f"Text: {text.name}; {len(text.train.ids):,} {text.tokenizer.level} tokens to train "
+            "on, "
             f"{len(text.valid.ids):,} held out{beside(text.valid.unknown_share)}; vocabulary {V:,}."
         )
         self.say(

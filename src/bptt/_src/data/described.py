@@ -30,7 +30,7 @@ def level_of(description: dict[str, Any]) -> str:
     model = description["model"]
     pattern = (description["pre_tokenizer"] or {}).get("pattern")
     if model["type"] == "WordLevel":
-        return _LEVELS.get((pattern or {}).get("Regex"), "word")
+        return _LEVELS.get(str((pattern or {}).get("Regex")), "word")
     if model["type"] == "BPE" and not model["merges"]:
         return "byte"
     return "bpe"

@@ -160,10 +160,10 @@ class Streams(_Reader):
     continues the one before. The last window of an epoch may be shorter. ``"random"``: windows
     that do not overlap, each on its own, in random order; the last batch may be smaller.
 
-    Either way each epoch skips a random number of tokens, less than ``steps``, at the
-    beginning, unless ``epoch_start`` is ``"first"``, so that windows do not always end at the same places; the number of batches in an
-    epoch can therefore differ by one. Tokens at the end of the text that do not fill a row of
-    the batch (sequential) or a window (random) are skipped too.
+    Either way each epoch skips a random number of tokens, less than ``steps``, at the beginning,
+    unless ``epoch_start`` is ``"first"``, so that windows do not always end at the same places; the
+    number of batches in an epoch can therefore differ by one. Tokens at the end of the text that do
+    not fill a row of the batch (sequential) or a window (random) are skipped too.
 
     Attributes:
         epoch: The current epoch, from 0.

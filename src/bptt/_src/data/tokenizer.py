@@ -123,10 +123,7 @@ class Tokenizer:
             CorpusError: If there is no text.
         """
         cls.check_options(level, vocabulary, sentences=sentences)
-        special = ([UNKNOWN] if level in ("word", "whitespace", "char") else []) + [
-            START,
-            END,
-        ] * sentences
+        special = [UNKNOWN] * (level not in ("byte", "bpe")) + [START, END] * sentences
         if level == "byte":
             return cls(backend_of(level, byte_model([*byte_characters(), *special]), lowercase))
         skeleton = backend_of(level, word_model([UNKNOWN]), lowercase, sentences)

@@ -71,7 +71,8 @@ class Config:
     vocabulary: int | None = _option(
         None,
         TEXT,
-        "vocabulary size; the most frequent tokens are kept (default: 8000; all at the levels whitespace and char)",
+        "vocabulary size; the most frequent tokens are kept (default: 8000; all at the levels "
+        "whitespace and char)",
         least=2,
         most=10**9,
     )
