@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused_before_the_text_is_read(corpus: Make) -> N
         ({"valid_fraction": 0.0}, "above 0 and below 1"),
         ({"valid_fraction": 1.0}, "above 0 and below 1"),
         ({"reading": "pages"}, "stream, sentences, lines"),
-        ({"level": "letter"}, "word, char, byte, bpe"),
+        ({"level": "letter"}, "word, whitespace, char, byte, bpe"),
         ({"vocabulary": 1}, "at least 2"),
         ({"max_tokens": 0}, "at least 1"),
         ({"tokenizer": Tokenizer.train(["a"], level="word"), "reading": "lines"}, "start and end"),

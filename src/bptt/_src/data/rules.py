@@ -46,8 +46,9 @@ def _ids(vocabulary: Any, added: Any) -> list[Any]:
     more = [entry.get("id") for entry in added] if isinstance(added, list) else []
     if isinstance(vocabulary, list):
         return [*range(len(vocabulary)), *more]
-    if len({*vocabulary.values()}) < len(vocabulary):
-        raise ValueError("two of its entries have the same number")
+    ids = [i for i in vocabulary.values() if type(i) is int]
+    if len({*ids}) < len(ids):
+        raise ValueError("its entries are not numbered from 0 on: two have the same number")
     return [*vocabulary.values(), *more]
 
 

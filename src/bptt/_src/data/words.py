@@ -25,10 +25,10 @@ PATTERN = "|".join(_PARTS)
 STREAM_PATTERN = r"\n|" + PATTERN
 """A word if the text is read as a stream: a newline is a word of its own."""
 
-SPACED = r"\S+"
-"""A word of a text that was divided before, at white space."""
-STREAM_SPACED = r"\n|" + SPACED
-"""The same in a stream: a newline is the token that others write ``<eos>``."""
+SPACED = r"(?!</?s>(?!\S))\S+|\S"
+"""A word of a text that was divided before, at white space; a mark of sentences is none."""
+STREAM_SPACED = r"\n|\S+"
+"""The same in a stream, without marks: a newline is the token that others write ``<eos>``."""
 
 
 def _set(words: str) -> frozenset[str]:

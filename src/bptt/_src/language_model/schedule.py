@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 
 from bptt.errors import ConfigError, spelled
 
@@ -50,9 +49,10 @@ def parse_schedule(text: str) -> Decay | None:
     found = _DECAY.fullmatch(text)
     given = [part.split("=") for part in found[2].split(",")[1:]] if found else []
     options = {name: int(value) for name, value in given}
+    above, _, below = found[1].partition("/") if found else ("0", "", "")
     try:
-        factor = float(Fraction(found[1])) if found else 0.0
-    except (ValueError, ArithmeticError):
+        factor = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
         factor = 0.0
     is_right = 0 < factor < 1e38 and factor != 1 and len(options) == len(given)
     if not is_right or 0 in options.values():
