@@ -57,8 +57,10 @@ def test_the_schedule_of_zaremba():
 
 @pytest.mark.parametrize(
     "text",
-    ["decay", "decay:", "decay:0", "decay:1", "decay:x", "decay:1/0", "decay:nan", "decay:-1"]
-    + ["decay:.5,after=0", "decay:.5,after=1,after=2", "decay:.5,until=3", "decays:.5"],
+    [
+        *("decay", "decay:", "decay:0", "decay:1", "decay:x", "decay:1/0", "decay:nan", "decay:-1"),
+        *("decay:.5,after=0", "decay:.5,after=1,after=2", "decay:.5,until=3", "decays:.5"),
+    ],
 )
 def test_no_schedule(text):
     with pytest.raises(ConfigError, match="schedule must be one of halve"):
@@ -109,7 +111,7 @@ def test_the_loss_is_summed_over_steps(book, tmp_path):
 
 
 def test_a_sum_without_effect_is_refused():
-    with pytest.raises(ConfigError, match="loss_sum has no effect with optimizer='?adam"):
+    with pytest.raises(ConfigError, match="loss_sum has no effect with "):
         Config(loss_sum=True, optimizer="adam", clip=0)
 
 
@@ -147,9 +149,9 @@ def test_a_protocol_goes_on_to_the_same_bits(book, tmp_path, name):
     training = resume(tmp_path / "halves")
     assert training.fit() == "epochs"
     training.close()
-    for a, b in zip(whole.load_checkpoint()[0].items(), training.run.load_checkpoint()[0].items()):
-        assert a[0] == b[0]
-        assert torch.equal(a[1], b[1]), a[0]
+    expected, found = whole.load_checkpoint()[0], training.run.load_checkpoint()[0]
+    assert expected.keys() == found.keys()
+    assert [k for k in expected if not torch.equal(expected[k], found[k])] == []
 
 
 def test_an_unknown_option_of_a_file_is_refused_with_the_nearest(tmp_path):
