@@ -11,7 +11,7 @@ import torch
 
 from bptt._src.language_model.initialising import parse_init
 from bptt._src.language_model.options_file import read_options
-from bptt._src.language_model.schedule import Decay, parse_schedule, scheduled
+from bptt._src.language_model.schedule import StepDecay, parse_schedule, scheduled
 from bptt._src.language_model.session import resume, start
 from bptt.data import Streams, Tokenizer, encode_text
 from bptt.errors import ConfigError
@@ -49,7 +49,7 @@ def test_a_divided_text_counts_as_published():
 def test_the_schedule_of_zaremba():
     """Their code: lr_decay ** max(i + 1 - max_epoch, 0), i from 0."""
     decay = parse_schedule("decay:1/1.2,after=6")
-    assert decay == Decay(1 / 1.2, 6, 1)
+    assert decay == StepDecay(1 / 1.2, 6, 1)
     for i in range(39):
         assert decay.at(i + 1) == (1 / 1.2) ** max(i + 1 - 6, 0)
         assert scheduled("decay:1/1.2,after=6", i + 1, 0.0) == decay.at(i + 1)

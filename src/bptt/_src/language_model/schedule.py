@@ -15,7 +15,7 @@ _DECAY = re.compile(r"decay:([^,=]+)((?:,(?:after|every)=\d{1,9})*)")
 
 
 @dataclass(frozen=True)
-class Decay:
+class StepDecay:
     """The rate is multiplied by a factor after an epoch, and again every so many epochs.
 
     W. Zaremba, I. Sutskever and O. Vinyals, arXiv:1409.2329 (2014), divide it by 2 after epoch 4
@@ -29,20 +29,20 @@ class Decay:
     def at(self, epoch: int) -> float:
         """Return the factor in an epoch, counted from 1.
 
-        >>> [Decay(0.5, after=2, every=2).at(epoch) for epoch in range(1, 7)]
+        >>> [StepDecay(0.5, after=2, every=2).at(epoch) for epoch in range(1, 7)]
         [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
         """
         return self.factor ** max(0, -(-(epoch - self.after) // self.every))
 
 
-def parse_schedule(text: str) -> Decay | None:
+def parse_schedule(text: str) -> StepDecay | None:
     """Read a schedule; None for one of :data:`NAMED`.
 
     Raises:
         ConfigError: it is no schedule.
 
     >>> parse_schedule("decay:1/2,after=4")
-    Decay(factor=0.5, after=4, every=1)
+    StepDecay(factor=0.5, after=4, every=1)
     """
     if text in NAMED:
         return None
@@ -61,7 +61,7 @@ def parse_schedule(text: str) -> Decay | None:
             f"every=EPOCHS, such as decay:1/2,after=4,every=1 with a factor other than 1; got "
             f"{text!r}"
         )
-    return Decay(factor, **options)
+    return StepDecay(factor, **options)
 
 
 def scheduled(schedule: str, epoch: int, done: float) -> float:
