@@ -16,9 +16,10 @@ from cli import forked, offered
 from cli.offered import LEAVE_OUT, RUN, TEXT
 
 from bptt._src.bench.jobs import SECTIONS, USED_BY
-from bptt._src.language_model.config import TOGETHER, Config, fields_by_name
+from bptt._src.language_model.config import Config, fields_by_name
+from bptt._src.language_model.requirements import TOGETHER
 from bptt._src.networks import NAMES
-from bptt._src.together import Only, With
+from bptt._src.together import Every, Only, With
 from bptt.errors import ConfigError
 
 
@@ -58,6 +59,7 @@ TRAIN = {
     "encoding": Change({"--encoding": "cp437"}, OLD),
     "level": to("--level", "char"),
     "vocabulary": to("--vocabulary", 6),
+    "tokenizer": to("--tokenizer", "run/tokenizer.json"),
     "lowercase": to("--lowercase"),
     "sampling": to("--sampling", "random"),
     "valid": to("--valid", "other.txt"),
@@ -71,8 +73,12 @@ TRAIN = {
     "tied": to("--tied"),
     "softmax": to("--softmax", "adaptive", level="char"),
     "dropout": to("--dropout", 0.5),
+    "init": to("--init", "chrono:9"),
+    "radius": to("--radius", 0.5, cell="rnn"),
+    "init_range": to("--init-range", 0.01),
     "credit": to("--credit", "truncated:2"),
     "steps": to("--steps", 7),
+    "epoch_start": to("--epoch-start", "first", seed=1),
     "batch_size": to("--batch-size", 3),
     "epochs": to("--epochs", 2),
     "optimizer": to("--optimizer", "sgd"),
@@ -81,7 +87,9 @@ TRAIN = {
     "weight_decay": to("--weight-decay", 0.5),
     "embedding_rows": to("--embedding-rows", "used"),
     "clip": to("--clip", 0.01),
+    "loss_sum": to("--loss-sum"),
     "schedule": to("--schedule", "cosine"),
+    "keep": to("--keep", "last", epochs=4, lr=9, optimizer="sgd"),
     "warmup": to("--warmup", 20),
     "patience": Change({"--patience": 1}, EVALUATED),
     "eval_every": to("--eval-every", 3),
@@ -109,6 +117,7 @@ EVALUATE = {
     "device": "--device",
     "allow_code": Change({"--allow-code": None}, {RUN: "own"}),
     "json_": to("--json", "-"),
+    "per_token": to("--per-token"),
 }
 SAMPLE = {
     "run": Change({RUN: "other"}),
@@ -118,6 +127,7 @@ SAMPLE = {
     "top_k": to("--top-k", 1),
     "top_p": to("--top-p", 0.01),
     "seed": to("--seed", 4),
+    "interactive": to("--interactive"),
     "device": "--device",
     "allow_code": Change({"--allow-code": None}, {RUN: "own"}),
 }
@@ -143,6 +153,8 @@ FLOW = {
     "hidden": Change({"--hidden": 5}, NETWORK),
     "layers": Change({"--layers": 2}, NETWORK),
     "seed": Change({"--seed": 1}, NETWORK),
+    "init": Change({"--init": "orthogonal"}, NETWORK),
+    "radius": Change({"--radius": 0.5}, NETWORK),
     "html": to("--html", "flow.html"),
     "json_": to("--json", "flow.json"),
     "figure": to("--figure", "flow.svg"),
@@ -386,16 +398,21 @@ VALUES = {
     **{"column": "a", "encoding": "utf-8", "vocabulary": 300, "sampling": "random"},
     **{"valid_fraction": 0.4, "nonlinearity": "relu", "steps": 7, "momentum": 0.5},
     **{"most_rewinds": 3, "softmax": "adaptive", "embedding_rows": "used"},
-    **{"hidden": 5, "layers": 2, "seed": 1},
+    **{"hidden": 5, "layers": 2, "seed": 1, "init": "orthogonal", "radius": 0.5},
+    **{"level": "char", "lowercase": True, "epoch_start": "first"},
 }
 
 
 def unfit(rule: Any) -> dict[str, Any]:
     """Options beside which a rule does not hold."""
+    if isinstance(rule, Every):
+        return unfit(rule.rules[-1])
     if isinstance(rule, Only):
         hint = get_args(get_type_hints(Config)[rule.option]) or NAMES  # of cells
         return {rule.option: next(v for v in hint if v not in rule.values)}
-    return {} if isinstance(rule, With) else {rule.option: ("other.txt",)}
+    if isinstance(rule, With):
+        return {}
+    return {rule.option: "other.txt" if rule.option == "tokenizer" else ("other.txt",)}
 
 
 @pytest.mark.parametrize("name", TOGETHER)
@@ -414,7 +431,7 @@ def test_train_refuses_what_has_no_effect(name, at_default, in_process, tmp_path
     """At its default, too: it was given."""
     monkeypatch.chdir(tmp_path)
     beside, default = unfit(TOGETHER[name]), fields_by_name()[name].default
-    value = default if at_default and default is not None else VALUES[name]
+    value = default if at_default and default not in (None, False) else VALUES[name]
     flag = "--" + name.replace("_", "-")
     given = [
         f"--{v}" if o == "reading" else f"--{o.replace('_', '-')}={v}" for o, v in _flat(beside)

@@ -215,7 +215,7 @@ def test_a_sequence_is_one_however_long(
     found = sequences(text.train) + sequences(text.valid)
     assert len(found) == 20
     expected = one if reading == "lines" else " ".join(one.split())
-    if level == "word":
+    if level in ("word", "whitespace"):
         expected = " ".join(one.split())
     assert all(text.tokenizer.decode(ids) == expected for ids in found)
     start, end = text.tokenizer.start, text.tokenizer.end
@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused_before_the_text_is_read(corpus: Make) -> N
         ({"valid_fraction": 0.0}, "above 0 and below 1"),
         ({"valid_fraction": 1.0}, "above 0 and below 1"),
         ({"reading": "pages"}, "stream, sentences, lines"),
-        ({"level": "letter"}, "word, char, byte, bpe"),
+        ({"level": "letter"}, "word, whitespace, char, byte, bpe"),
         ({"vocabulary": 1}, "at least 2"),
         ({"max_tokens": 0}, "at least 1"),
         ({"tokenizer": Tokenizer.train(["a"], level="word"), "reading": "lines"}, "start and end"),

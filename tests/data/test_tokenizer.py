@@ -196,7 +196,7 @@ def test_special_tokens_in_a_text_are_only_characters(level: str) -> None:
     for each in (tokenizer, again):
         ids = each.encode(text)
         assert not {each.start, each.end} & set(ids)
-        assert (each.unknown in ids) == (level == "word")
+        assert (each.unknown in ids) == (level in ("word", "whitespace"))
         assert each.start is not None
         assert each.end is not None
         assert each.decode([each.start, *ids, each.end]) == each.decode(ids)
@@ -237,7 +237,7 @@ def test_the_size_of_the_vocabulary(story: str) -> None:
 
 def test_options_that_do_not_fit_are_refused() -> None:
     for options, match in (
-        ({"level": "letter"}, "word, char, byte, bpe"),
+        ({"level": "letter"}, "word, whitespace, char, byte, bpe"),
         ({"level": "byte", "vocabulary": 100}, "256 bytes"),
         ({"level": "word", "vocabulary": 1}, "at least 2"),
         ({"level": "bpe", "vocabulary": 258, "sentences": True}, "at least 259"),

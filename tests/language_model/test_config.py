@@ -5,7 +5,8 @@ import json
 import pytest
 
 from bptt._src.documents import sealed
-from bptt._src.language_model.config import Config, read_options
+from bptt._src.language_model.config import Config
+from bptt._src.language_model.options_file import read_options
 from bptt._src.networks import NAMES
 from bptt.errors import ConfigError
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from bptt._src.documents import sealed
 from bptt._src.dropout import numbered
-from bptt._src.language_model.config import read_options
+from bptt._src.language_model.options_file import read_options
 from bptt._src.language_model.probe import TextProbe
 from bptt._src.language_model.setup import make_optimizer
 from bptt.data import Streams

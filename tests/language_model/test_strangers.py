@@ -43,13 +43,24 @@ SPLIT = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"
 @pytest.mark.parametrize(
     ("parts", "match"),
     [
-        ({"pre_tokenizer": SPLIT}, "other rules"),
-        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT]}}, "other rules"),
-        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "a"}, "content": ""}}, "other"),
+        ({"pre_tokenizer": SPLIT}, "regular expression"),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT]}}, "regular expression"),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "a"}, "content": ""}},
+            "regular expression",
+        ),
         ({"model": {"type": "WordLevel", "vocab": {"a": 10**9}, "unk_token": "a"}}, "numbered"),
         ({"model": {"type": "WordLevel", "vocab": {"a": True}, "unk_token": "a"}}, "numbered"),
-        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}}, "no vocabulary"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}}, "regular expression"),
         ({"model": None}, "no vocabulary"),
+        ({"pre_tokenizer": {"type": "Unheard"}}, "pre_tokenizer is of the kind Unheard"),
+        (
+            {
+                "pre_tokenizer": {"type": "Whitespace"},
+                "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 0.5},
+            },
+            "dropout",
+        ),
     ],
 )
 def test_a_tokenizer_has_the_rules_of_ours(run, parts, match):
@@ -58,7 +69,7 @@ def test_a_tokenizer_has_the_rules_of_ours(run, parts, match):
     refused(resume, run.path, match)
 
 
-@pytest.mark.parametrize("level", ["word", "char", "byte", "bpe"])
+@pytest.mark.parametrize("level", ["word", "whitespace", "char", "byte", "bpe"])
 @pytest.mark.parametrize("reading", ["stream", "sentences"])
 def test_ours_are_taken(small, tmp_path, level, reading):
     vocabulary = 300 if level == "bpe" else None

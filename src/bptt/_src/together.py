@@ -13,7 +13,7 @@ from typing import Any
 
 from bptt.errors import ConfigError, spelled
 
-Table = Mapping[str, "Only | With | Without"]
+Table = Mapping[str, "Only | With | Without | Every"]
 Read = Callable[[str], Any]
 """Returns the value of an option by its name."""
 
@@ -78,6 +78,26 @@ class Without:
     def hint(self) -> str:
         """Return the rule as a hint for the option's help."""
         return f"not with {spelled(self.option)}"
+
+
+class Every:
+    """Several rules, all of which must hold."""
+
+    def __init__(self, *rules: Only | With | Without) -> None:
+        self.rules = rules
+
+    def holds(self, read: Read) -> bool:
+        """Whether the option has an effect."""
+        return all(rule.holds(read) for rule in self.rules)
+
+    def refusal(self, given: str, read: Read) -> str:
+        """Return why the option cannot be given: by the first rule that does not hold."""
+        return next(r.refusal(given, read) for r in self.rules if not r.holds(read))
+
+    @property
+    def hint(self) -> str:
+        """Return the rules as a hint for the option's help."""
+        return ", ".join(rule.hint for rule in self.rules)
 
 
 def check_together(table: Table, given: Iterable[str], read: Read) -> None:

@@ -32,7 +32,7 @@ COMMANDS = {
 """The first line of each one's help, here so that ``bptt --help`` need not load torch."""
 
 MAY_BE_EMPTY = {"prompt"}
-NAMES_OF_FILES = {"corpus", "valid", "task", "target"}
+NAMES_OF_FILES = {"corpus", "valid", "tokenizer", "task", "target"}
 """Parameters that are strings, because they need not be the names of files."""
 
 

@@ -81,7 +81,8 @@ class Display(Watch):
         V = text.tokenizer.size
         cell = title(config.cell) + (f" ({config.nonlinearity})" if config.cell == "rnn" else "")
         self.say(
-            f"Text: {text.name}; {len(text.train.ids):,} {config.level} tokens to train on, "
+            f"Text: {text.name}; {len(text.train.ids):,} {text.tokenizer.level} tokens to train "
+            "on, "
             f"{len(text.valid.ids):,} held out{beside(text.valid.unknown_share)}; vocabulary {V:,}."
         )
         self.say(
@@ -235,7 +236,7 @@ class Display(Watch):
             )
         if training.monitor.remark is not None:
             self.say(f"How far the gradient reaches: {training.monitor.remark}.")
-        length = 80 if training.config.level in ("word", "bpe") else 300
+        length = 80 if training.text.tokenizer.level in ("word", "whitespace", "bpe") else 300
         self.say("A sample:")
         self.say(
             "  " + best.sample(length=length, temperature=0.7, seed=0).strip().replace("\n", "\n  ")

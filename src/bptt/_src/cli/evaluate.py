@@ -11,13 +11,13 @@ import typer
 from bptt._src.atomic import write_whole
 from bptt._src.cli.display import shown
 from bptt._src.cli.places import STANDARD_OUTPUT, AllowCode, check_places
-from bptt._src.cli.terminal import echo
+from bptt._src.cli.terminal import echo, on_one_line
 from bptt._src.language_model.score import beside, warn_of_unknown
 from bptt._src.language_model.session import text_of_run
 from bptt._src.together import Table, With, check_together
 from bptt.data import encode_corpus, open_corpus
 from bptt.errors import ConfigError
-from bptt.language_model import Run
+from bptt.language_model import LanguageModel, Run, Score
 from bptt.language_model import evaluate as measure
 
 TOGETHER: Table = {"column": With(("corpus",)), "encoding": With(("corpus",))}
@@ -53,6 +53,12 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    per_token: Annotated[
+        bool,
+        typer.Option(
+            "--per-token", help="print the loss of each token too, and write it into the JSON"
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
     allow_code: AllowCode = False,
     json_: Annotated[
@@ -66,8 +72,8 @@ def evaluate(
     given = {"column": column, "encoding": encoding, "corpus": corpus}
     check_together(TOGETHER, [n for n in TOGETHER if given[n] is not None], given.get)
     check_places(json=json_)
-    found = Run(run)
-    model = found.load_model(device, allow_code=allow_code)
+    directory = Run(run)
+    model = directory.load_model(device, allow_code=allow_code)
     reading = model.config.reading
     if streams is not None and reading != "stream":
         raise ConfigError(
@@ -78,12 +84,16 @@ def evaluate(
         text = open_corpus(corpus, column=column, encoding=encoding)
         name, tokens = text.name, encode_corpus(text, model.tokenizer, reading=reading)
     else:
-        prepared = text_of_run(found)
+        prepared = text_of_run(directory)
         name, tokens = f"the validation part of {prepared.name}", prepared.valid
     how = {"batch_size": batch_size, "steps": 25 * batch_size, "streams": streams or 1}
-    score = measure(model, tokens, **how)
+    score = measure(model, tokens, **how, per_token=per_token)
     warn_of_unknown(score.unknown_share, name, model.tokenizer.level)
-    document = json.dumps({"run": str(run), "text": name, **score.to_dict()}, indent=2) + "\n"
+    each = _each(model, score)
+    found = {"run": str(run), "text": name, **score.to_dict()}
+    document = json.dumps(found, indent=2) + "\n"
+    if per_token:
+        document = json.dumps({**found, "per_token": each}) + "\n"
     if str(json_) == STANDARD_OUTPUT:
         echo(document, end="")
         return
@@ -98,8 +108,18 @@ def evaluate(
         f"unknown, {score.words:,} words, {score.characters:,} characters\n"
         f"protocol            {score.protocol}"
     )
+    for token, nats in each:
+        echo(f"{nats:9.4f}  {on_one_line(token)}")
     if json_ is not None:
         write_whole(json_, document)
+
+
+def _each(model: LanguageModel, score: Score) -> list[tuple[str, float]]:
+    """Each predicted token as the vocabulary spells it, and its loss in nats."""
+    if score.losses is None or score.targets is None:
+        return []
+    words = map(model.tokenizer.token, score.targets.tolist())
+    return list(zip(words, score.losses.tolist(), strict=True))
 
 
 command = evaluate

@@ -19,9 +19,11 @@ from bptt._src.atomic import write_whole
 from bptt._src.cli.places import STANDARD_OUTPUT, AllowCode, Json, Page, Picture, check_places
 from bptt._src.cli.terminal import echo, on_one_line
 from bptt._src.language_model.flow import flow_of
+from bptt._src.language_model.initialising import check_initial
 from bptt._src.language_model.model import check_device
 from bptt._src.language_model.monitor import window_of
 from bptt._src.language_model.session import text_of_run
+from bptt._src.language_model.setup import initialised
 from bptt._src.networks import NAMES, NONLINEARITIES, is_own_cell, title
 from bptt._src.together import Table, With, check_together
 from bptt.data import Corpus, Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
@@ -31,7 +33,7 @@ from bptt.language_model import Config, LanguageModel, Run
 
 TOGETHER: Table = {
     **dict.fromkeys(("column", "encoding"), With(("file",))),
-    **dict.fromkeys(("hidden", "layers", "seed"), With(("cell",))),
+    **dict.fromkeys(("hidden", "layers", "seed", "init", "radius"), With(("cell",))),
 }
 
 SENTENCES = {
@@ -106,6 +108,22 @@ def flow(
             help="of an untrained network: draws its weights (default: 0)", show_default=False
         ),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="of an untrained network: its recurrent weights (bptt.init): chrono:99, forget:1, "
+            "orthogonal, identity",
+            show_default=False,
+        ),
+    ] = None,
+    radius: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="of an untrained rnn: the spectral radius of its recurrent weights",
+            show_default=False,
+        ),
+    ] = None,
     html: Page = None,
     json_: Json = None,
     figure: Picture = None,
@@ -127,6 +145,7 @@ def flow(
     given = {
         **{"file": file, "column": column, "encoding": encoding},
         **{"cell": cell, "hidden": hidden, "layers": layers, "seed": seed},
+        **{"init": init, "radius": radius},
     }
     check_together(TOGETHER, [n for n in TOGETHER if given[n] is not None], given.get)
     if nonlinearity and "rnn" not in (cell or []):
@@ -137,7 +156,12 @@ def flow(
         flows = [_of_run(run, what, tokens, device, allow_code) for run in runs]
     else:
         variants = list(_variants(cell or [], nonlinearity or ["tanh"]))
-        options = {"hidden": hidden or 100, "layers": layers or 1, "seed": seed or 0}
+        options: dict[str, Any] = {
+            "hidden": hidden or 100,
+            "layers": layers or 1,
+            "seed": seed or 0,
+        }
+        options |= {"init": init, "radius": radius}
         flows = list(_untrained(variants, what, tokens, device, options))
     document = json.dumps([f.to_dict() for f in flows], allow_nan=False) + "\n"
     if str(json_) == STANDARD_OUTPUT:
@@ -218,6 +242,8 @@ def _untrained(
     options: dict[str, Any],
 ) -> Iterator[GradientFlow]:
     """Return flows of networks before training, whose words are those of the text."""
+    for cell, phi in variants:
+        check_initial(cell, phi, options["init"], options["radius"])
     if (corpus := what.corpus()) is not None:
         texts = {"": "".join(corpus.pieces())}
     else:
@@ -228,9 +254,13 @@ def _untrained(
         config = Config(level="word", **kind, **options)
         with torch.random.fork_rng([]):
             torch.manual_seed(config.seed)
-            model = LanguageModel(tokenizer, config).to(check_device(device))
+            model = initialised(LanguageModel(tokenizer, config)).to(check_device(device))
         layers = "" if config.layers == 1 else f"{config.layers} × "
         name = f"{layers}{_title(cell, phi)} {config.hidden}"
+        if config.init is not None:
+            name += f", {config.init}"
+        if config.radius is not None:
+            name += f", radius {config.radius:g}"
         name += f", {which}" if which else ""
         yield flow_of(
             model, encode_text(words, tokenizer, reading="stream"), tokens=tokens, name=name

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from bptt._src.language_model.config import TOGETHER, Config, fields_by_name
+from bptt._src.language_model.config import Config, fields_by_name
+from bptt._src.language_model.requirements import TOGETHER
 from bptt.errors import spell_options
 
 

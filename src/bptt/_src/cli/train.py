@@ -17,11 +17,11 @@ from bptt._src.cli.display import Display
 from bptt._src.cli.options import with_config_options
 from bptt._src.cli.running import Signals
 from bptt._src.cli.several import check_restarts, heard_from_all
-from bptt._src.language_model.config import read_options
 from bptt._src.language_model.consent import names_code, refuse_cell, refuse_credit
 from bptt._src.language_model.job import Job, joined
 from bptt._src.language_model.lock import Lock, was_made_by_this_job
 from bptt._src.language_model.making import claim_first_free, give_up
+from bptt._src.language_model.options_file import read_options
 from bptt._src.shell import quoted
 from bptt.errors import ConfigError
 from bptt.language_model import Config, Training, resume, start

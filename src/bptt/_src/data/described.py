@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bptt._src.data.words import END, START
+from bptt._src.data.words import END, SPACED, START, STREAM_SPACED
 
 CHARACTER = r"[\s\S]"
+_LEVELS = {CHARACTER: "char", SPACED: "whitespace", STREAM_SPACED: "whitespace"}
 _MARKS = (  # start and end tokens, in files of bptt and of others
     (START, END),
     ("[CLS]", "[SEP]"),
@@ -29,7 +30,7 @@ def level_of(description: dict[str, Any]) -> str:
     model = description["model"]
     pattern = (description["pre_tokenizer"] or {}).get("pattern")
     if model["type"] == "WordLevel":
-        return "char" if pattern == {"Regex": CHARACTER} else "word"
+        return _LEVELS.get(str((pattern or {}).get("Regex")), "word")
     if model["type"] == "BPE" and not model["merges"]:
         return "byte"
     return "bpe"

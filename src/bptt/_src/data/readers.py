@@ -160,10 +160,10 @@ class Streams(_Reader):
     continues the one before. The last window of an epoch may be shorter. ``"random"``: windows
     that do not overlap, each on its own, in random order; the last batch may be smaller.
 
-    Either way each epoch skips a random number of tokens, less than ``steps``, at the
-    beginning, so that windows do not always end at the same places; the number of batches in an
-    epoch can therefore differ by one. Tokens at the end of the text that do not fill a row of
-    the batch (sequential) or a window (random) are skipped too.
+    Either way each epoch skips a random number of tokens, less than ``steps``, at the beginning,
+    unless ``epoch_start`` is ``"first"``, so that windows do not always end at the same places; the
+    number of batches in an epoch can therefore differ by one. Tokens at the end of the text that do
+    not fill a row of the batch (sequential) or a window (random) are skipped too.
 
     Attributes:
         epoch: The current epoch, from 0.
@@ -179,6 +179,7 @@ class Streams(_Reader):
         batch_size: int,
         steps: int,
         sampling: str = "sequential",
+        epoch_start: str = "random",
         seed: int = 0,
         rank: int | None = None,
         world_size: int | None = None,
@@ -190,6 +191,8 @@ class Streams(_Reader):
             batch_size: Number of streams, B, of all processes together.
             steps: Tokens in a window, T.
             sampling: ``"sequential"`` or ``"random"``.
+            epoch_start: ``"random"``: each epoch skips some tokens at its beginning; ``"first"``:
+                it begins at the first.
             seed: Seed of the offsets and the order.
             rank: The number of this process; it reads the streams ``rank``, ``rank + world_size``
                 and so on. By default that of torch.distributed, if it is initialised.
@@ -206,7 +209,9 @@ class Streams(_Reader):
             raise ConfigError(
                 f"{spelled('sampling')} must be sequential or random, got {sampling!r}"
             )
-        self.steps, self.sampling = steps, sampling
+        if epoch_start not in ("random", "first"):
+            raise ConfigError(f"epoch_start must be random or first, got {epoch_start!r}")
+        self.steps, self.sampling, self.epoch_start = steps, sampling, epoch_start
         pairs = len(tokens.ids) - 1  # pairs of an input and its target
         if sampling == "sequential" and pairs < batch_size:
             raise CorpusError(
@@ -219,7 +224,8 @@ class Streams(_Reader):
                 f"reduce {spelled('steps')} or give more text"
             )
         # At most as many are skipped as leave each stream a token, or the batch a window.
-        self._offsets = min(steps, pairs - (batch_size if sampling == "sequential" else steps) + 1)
+        least = batch_size if sampling == "sequential" else steps
+        self._offsets = 1 if epoch_start == "first" else min(steps, pairs - least + 1)
         self._drawn: tuple[int, int, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -260,7 +266,8 @@ class Streams(_Reader):
         return Batch(*window(self.tokens.ids, own, steps), fresh, *counts)
 
     def _identity(self) -> dict[str, int | str]:
-        return {**super()._identity(), "steps": self.steps, "sampling": self.sampling}
+        found = {**super()._identity(), "steps": self.steps, "sampling": self.sampling}
+        return found if self.epoch_start == "random" else {**found, "epoch_start": "first"}
 
 
 @dataclass(frozen=True)

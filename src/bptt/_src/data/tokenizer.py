@@ -26,7 +26,7 @@ from bptt._src.data.vocabulary import (
     train_bpe,
     word_model,
 )
-from bptt._src.data.words import END, START, UNKNOWN, Joiner
+from bptt._src.data.words import END, START, UNKNOWN, Joiner, Spacer
 from bptt.errors import CheckpointError, ConfigError, CorpusError, needs, spelled
 
 with needs("lm"):
@@ -35,7 +35,7 @@ with needs("lm"):
 
 from bptt._src.atomic import write_whole
 
-LEVELS = ("word", "char", "byte", "bpe")
+LEVELS = ("word", "whitespace", "char", "byte", "bpe")
 """What a token can be."""
 
 DEFAULT_VOCABULARY = 8000
@@ -50,8 +50,7 @@ class Tokenizer:
     no text can produce, so a literal ``<s>`` in a text remains three characters.
 
     Attributes:
-        level: ``"word"``, ``"char"``, ``"byte"`` or ``"bpe"`` (which includes any other
-            subword model of a loaded file).
+        level: One of :data:`LEVELS`; ``"bpe"`` includes any other subword model of a loaded file.
         size: Number of ids, V; ids are below it.
         unknown: Id of tokens outside the vocabulary, or None if there are none.
         start: Id of the token before a sentence, or None.
@@ -110,12 +109,13 @@ class Tokenizer:
             pieces: The text in order; with ``sentences``, its sentences or lines, and no entry
                 of the vocabulary reaches from one into the next.
             level: ``"word"``: the most frequent words, punctuation apart, and ``<unk>``.
+                ``"whitespace"``: what stands between white space, and ``<unk>``.
                 ``"char"``: the characters and ``<unk>``. ``"byte"``: the 256 bytes, which need
                 no text. ``"bpe"``: byte-level byte-pair encoding, which loses nothing.
             vocabulary: The largest number of entries, special ones included. None: 8000 words
-                or BPE entries, and every character that occurs.
-            sentences: Whether to add ``<s>`` and ``</s>``, and to take newlines at the word
-                level as white space. Otherwise a newline is a word of its own.
+                or BPE entries, and all that occurs at the levels whitespace and char.
+            sentences: Whether to add ``<s>`` and ``</s>``, and to take newlines between words
+                as white space. Otherwise a newline is a word of its own.
             lowercase: Whether to convert all text to lower case before it is encoded.
 
         Raises:
@@ -123,7 +123,7 @@ class Tokenizer:
             CorpusError: If there is no text.
         """
         cls.check_options(level, vocabulary, sentences=sentences)
-        special = ([UNKNOWN] if level in ("word", "char") else []) + [START, END] * sentences
+        special = [UNKNOWN] * (level not in ("byte", "bpe")) + [START, END] * sentences
         if level == "byte":
             return cls(backend_of(level, byte_model([*byte_characters(), *special]), lowercase))
         skeleton = backend_of(level, word_model([UNKNOWN]), lowercase, sentences)
@@ -132,10 +132,11 @@ class Tokenizer:
             parts = (chunk for sequence in pieces for chunk in chunks([sequence]))
         texts = (well_formed(text) for text in parts)
         if level == "bpe":
-            size = vocabulary or DEFAULT_VOCABULARY
-            return cls(backend_of(level, train_bpe(skeleton, texts, size, special), lowercase))
-        if level == "word":
-            entries = frequent_words(skeleton, texts, (vocabulary or DEFAULT_VOCABULARY), special)
+            model = train_bpe(skeleton, texts, vocabulary or DEFAULT_VOCABULARY, special)
+            return cls(backend_of(level, model, lowercase))
+        if level in ("word", "whitespace"):
+            size = vocabulary or (DEFAULT_VOCABULARY if level == "word" else None)
+            entries = frequent_words(skeleton, texts, size, special)
         else:
             entries = frequent_characters(skeleton, texts, vocabulary, special)
         if len(entries) == len(special):
@@ -337,13 +338,13 @@ class Tokenizer:
             for token_id in ids:
                 text = self.token(token_id)
                 yield "" if token_id in silent else "\ufffd" if token_id == self.unknown else text
-        elif self.level == "word":
+        elif self.level in ("word", "whitespace"):
             yield from self._stream_words(ids)
         else:
             yield from self._stream_foreign(ids)
 
     def _stream_words(self, ids: Iterable[int]) -> Iterator[str]:
-        joiner = Joiner()
+        joiner = Joiner() if self.level == "word" else Spacer()
         for token_id in ids:
             word = self.token(token_id)
             yield "" if token_id in (self.start, self.end) else joiner.add(word)
@@ -388,7 +389,8 @@ class Tokenizer:
 @functools.cache
 def _rules() -> list[Any]:
     """How the texts of words and of byte pairs are divided, in the library's JSON."""
-    kinds = [("word", False), ("word", True), ("bpe", False)]
+    kinds = [(level, marks) for level in ("word", "whitespace") for marks in (False, True)]
+    kinds.append(("bpe", False))
     made = [backend_of(level, word_model([UNKNOWN]), False, marks) for level, marks in kinds]
     return [json.loads(backend.to_str())["pre_tokenizer"] for backend in made]
 

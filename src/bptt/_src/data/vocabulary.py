@@ -12,7 +12,7 @@ from typing import Any
 
 from bptt._src.data.described import CHARACTER
 from bptt._src.data.remembered import count_words
-from bptt._src.data.words import PATTERN, STREAM_PATTERN, UNKNOWN
+from bptt._src.data.words import PATTERN, SPACED, STREAM_PATTERN, STREAM_SPACED, UNKNOWN
 from bptt.errors import BpttWarning, needs
 
 with needs("lm"):
@@ -37,7 +37,8 @@ def backend_of(level: str, model: Any, lowercase: bool, sentences: bool = False)
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(CHARACTER), "isolated")
         backend.decoder = decoders.Fuse()
     else:
-        pattern = Regex(PATTERN if sentences else STREAM_PATTERN)
+        kinds = (SPACED, STREAM_SPACED) if level == "whitespace" else (PATTERN, STREAM_PATTERN)
+        pattern = Regex(kinds[0 if sentences else 1])
         # Inverted, because the pattern defines words; the text between words is dropped.
         backend.pre_tokenizer = pre_tokenizers.Split(pattern, "removed", invert=True)
     return backend
@@ -126,12 +127,12 @@ def _interruptibly(work: Callable[[], None], feed: _Feed) -> None:
 
 
 def frequent_words(
-    skeleton: Backend, texts: Iterable[str], size: int, special: list[str]
+    skeleton: Backend, texts: Iterable[str], size: int | None, special: list[str]
 ) -> list[str]:
-    """Return the most frequent words, after the special tokens."""
+    """Return the most frequent words, or all of them, after the special tokens."""
     counts = count_words(skeleton, texts)
     words = sorted(counts.keys() - set(special), key=lambda word: (-counts[word], word))
-    return special + words[: size - len(special)]
+    return special + (words if size is None else words[: size - len(special)])
 
 
 def frequent_characters(

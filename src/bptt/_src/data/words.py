@@ -25,6 +25,11 @@ PATTERN = "|".join(_PARTS)
 STREAM_PATTERN = r"\n|" + PATTERN
 """A word if the text is read as a stream: a newline is a word of its own."""
 
+SPACED = r"(?!</?s>(?!\S))\S+|\S"
+"""A word of a text that was divided before, at white space; a mark of sentences is none."""
+STREAM_SPACED = r"\n|\S+"
+"""The same in a stream, without marks: a newline is the token that others write ``<eos>``."""
+
 
 def _set(words: str) -> frozenset[str]:
     return frozenset(words.split(" "))
@@ -73,3 +78,30 @@ class Joiner:
             self._open.discard(word)
         self._last = word
         return space + _AS_WRITTEN.get(word, word)
+
+
+class Spacer:
+    r"""Joins the words of a text that was divided before: by a space, but not at a line's ends.
+
+    Example:
+        >>> spacer = Spacer()
+        >>> print("".join(map(spacer.add, ["the", "model", "'s", "\n", "loss"])))
+        the model 's
+        loss
+    """
+
+    def __init__(self) -> None:
+        self._glued = True  # no space before the next word
+
+    def add(self, word: str) -> str:
+        """The text that one more word adds.
+
+        Args:
+            word: The next word, or newline.
+
+        Returns:
+            The text to append.
+        """
+        space = "" if self._glued or word == "\n" else " "
+        self._glued = word == "\n"
+        return space + word

@@ -228,11 +228,18 @@ class GradientFlow:
 
         return advise(self)
 
-    def figure(self) -> Figure:
-        """Draw it: a figure of matplotlib's, unknown to pyplot, so nothing has to be closed."""
+    def figure(self, *others: GradientFlow) -> Figure:
+        """Draw it: a figure of matplotlib's, unknown to pyplot, so nothing has to be closed.
+
+        Args:
+            others: flows to draw below this one, and beside it in the plot by lag.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
         from bptt._src.report.flow import draw_flow
 
-        return draw_flow(self)
+        return draw_flow(self, *others)
 
     def save_html(self, path: str | Path, *others: GradientFlow) -> None:
         """Write a page to look at, one file that needs no network.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from bptt._src.atomic import read_whole
-from bptt._src.documents import MOST, SEAL, parse_json, unseal
+from bptt._src.language_model.initialising import parse_init
+from bptt._src.language_model.requirements import TOGETHER
+from bptt._src.language_model.schedule import parse_schedule
 from bptt._src.language_model.values import check_value
 from bptt._src.networks import NAMES, NONLINEARITIES, check_cell
-from bptt._src.together import Only, Table, With, Without, check_together
+from bptt._src.together import check_together
 from bptt.credit import Credit, is_own
 from bptt.credit import parse as parse_credit
-from bptt.errors import BpttWarning, ConfigError, spelled
+from bptt.errors import ConfigError, spelled
 from bptt.memory import parse as parse_memory
 
 if TYPE_CHECKING:
@@ -24,21 +23,6 @@ else:
     Nonlinearity = Literal[NONLINEARITIES]
 
 TEXT, MODEL, TRAINING, RUNNING = "Text", "Model", "Training", "Running"
-
-TOGETHER: Table = {
-    "column": With(("corpus",)),
-    "encoding": With(("corpus", "valid")),
-    "vocabulary": Only("level", ("word", "char", "bpe")),
-    "sampling": Only("reading", ("stream",)),
-    "valid_fraction": Without("valid"),
-    "nonlinearity": Only("cell", ("rnn",)),
-    "steps": Only("reading", ("stream",)),
-    "momentum": Only("optimizer", ("sgd",)),
-    "embedding_rows": Only("optimizer", ("adam", "adamw")),
-    "most_rewinds": Only("on_divergence", ("rewind",)),
-    "softmax": Only("level", ("word", "char")),  # whose tokens are in order of frequency
-}
-"""Options that mean something only together with others; see :mod:`together`."""
 
 
 def _option(
@@ -77,11 +61,17 @@ class Config:
     encoding: str | None = _option(
         None, TEXT, "the text's encoding, if it is neither UTF-8 nor given by a byte order mark"
     )
-    level: Literal["word", "char", "byte", "bpe"] = _option("word", TEXT, "what a token is")
+    level: Literal["word", "whitespace", "char", "byte", "bpe"] = _option(
+        "word", TEXT, "what a token is; whitespace: for a text whose tokens were divided before"
+    )
+    tokenizer: str | None = _option(
+        None, TEXT, "a file of the tokenizers library (JSON) that says what a token is"
+    )
     vocabulary: int | None = _option(
         None,
         TEXT,
-        "vocabulary size; the most frequent tokens are kept (default: 8000; all at char level)",
+        "vocabulary size; the most frequent tokens are kept (default: 8000; all at the levels "
+        "whitespace and char)",
         least=2,
         most=10**9,
     )
@@ -122,6 +112,23 @@ class Config:
         0.0, MODEL, "dropout of the embedding, between layers, and before the readout", least=0
     )
 
+    init: str | None = _option(
+        None,
+        MODEL,
+        "initial recurrent weights (bptt.init): chrono:99 (the longest dependency), forget:1 (the "
+        "bias), orthogonal or identity, with a factor as orthogonal:0.9",
+    )
+    radius: float | None = _option(
+        None, MODEL, "spectral radius of the initial recurrent weights", least=0, most=1e38
+    )
+    init_range: float | None = _option(
+        None,
+        MODEL,
+        "draw all initial weights and biases uniformly from -R to R, before --init changes the "
+        "recurrent ones (default: as torch.nn, and 0.1 for embedding and readout)",
+        most=1e38,
+    )
+
     credit: str = _option(
         "full",
         TRAINING,
@@ -135,6 +142,12 @@ class Config:
         "steps in a stream's window; the parameters are updated after each window, and the "
         "gradient is cut there unless the credit reaches further (default: set by --credit, or 35)",
         least=1,
+    )
+    epoch_start: Literal["random", "first"] = _option(
+        "random",
+        TRAINING,
+        "where a stream's windows begin in each epoch: at a random token below --steps, so that "
+        "they are cut elsewhere, or at the first",
     )
     batch_size: int = _option(20, TRAINING, "streams, or sentences, side by side", least=1)
     epochs: int = _option(10, TRAINING, "passes over the text", least=0)
@@ -160,10 +173,18 @@ class Config:
     clip: float = _option(
         1.0, TRAINING, "clip the gradient to this norm; 0: no clipping", least=0, most=1e38
     )
-    schedule: Literal["halve", "constant", "linear", "cosine"] = _option(
+    loss_sum: bool = _option(
+        False,
+        TRAINING,
+        "differentiate the loss summed over the steps and averaged over the sequences, not over "
+        "all tokens: learning rate and clip are then those of papers that do so",
+    )
+    schedule: str = _option(
         "halve",
         TRAINING,
-        "learning rate schedule: halve when the validation loss rises; linear, cosine: down to 0",
+        "learning rate schedule: halve (when the validation loss rises), constant, linear or "
+        "cosine (down to 0), or decay:1/2,after=4,every=1 (times 1/2 after epoch 4 and each later "
+        "one)",
     )
     warmup: int = _option(0, TRAINING, "updates over which the learning rate rises from 0", least=0)
     patience: int | None = _option(
@@ -171,6 +192,9 @@ class Config:
     )
     eval_every: int | None = _option(
         None, TRAINING, "updates between evaluations (default: an epoch)", least=1
+    )
+    keep: Literal["best", "last"] = _option(
+        "best", TRAINING, "the model that is kept: the one that validates best, or the last one"
     )
     on_divergence: Literal["stop", "rewind"] = _option(
         "stop",
@@ -220,7 +244,7 @@ class Config:
     def __post_init__(self) -> None:
         """Check each option, and those that depend on each other."""
         for f in fields(self):
-            _check(f.name, getattr(self, f.name))
+            check_option(f.name, getattr(self, f.name))
         for name in ("dropout", "valid_fraction"):
             share = getattr(self, name)
             if not 0 <= share < 1:
@@ -248,6 +272,17 @@ class Config:
                 f"{spelled('embedding_rows', 'used')} is for an embedding of its own: with "
                 f"{spelled('tied')} all rows have a gradient, that of the readout; leave one out"
             )
+        if self.init_range is not None and self.init_range <= 0:
+            raise ConfigError(f"{spelled('init_range')} must be above 0, got {self.init_range}")
+        if self.loss_sum and self.optimizer != "sgd" and not self.clip:
+            raise ConfigError(
+                f"{spelled('loss_sum')} has no effect with {spelled('optimizer', self.optimizer)} "
+                f"and {spelled('clip', 0)}, whose updates do not depend on the loss's scale: leave "
+                "it out"
+            )
+        parse_schedule(self.schedule)
+        if self.init is not None:
+            parse_init(self.init)
         if not is_own(self.credit):
             self.make_credit()
         if self.memory is not None:
@@ -347,52 +382,8 @@ def fields_by_name() -> dict[str, Field[Any]]:
     return {f.name: f for f in fields(Config)}
 
 
-def read_options(path: Path) -> dict[str, Any]:
-    """Read options from a user's JSON file: some of them, or a run's whole config.json.
-
-    Raises:
-        ConfigError: the file is missing, is not JSON, or names an unknown option.
-    """
-    try:
-        found = parse_json(read_whole(path, MOST))
-    except OSError as e:
-        raise ConfigError(f"cannot read the configuration {path}: {e.strerror or e}") from None
-    except ValueError as e:
-        raise ConfigError(f"{path} is not a JSON file of options: {e}") from None
-    if isinstance(found, dict) and SEAL in found:
-        try:
-            unseal(found)
-        except ValueError:
-            warnings.warn(
-                f"{path} was edited since bptt wrote it; it is used as it is (remove its line "
-                f"{SEAL} to confirm the edit)",
-                BpttWarning,
-                stacklevel=2,
-            )
-        del found[SEAL]
-    return as_options(found, path)
-
-
-def as_options(found: Any, path: Path) -> dict[str, Any]:
-    """Check the contents of a JSON file of options.
-
-    Raises:
-        ConfigError: it is not an object, names an unknown option, or has an unsuitable value.
-    """
-    if not isinstance(found, dict):
-        raise ConfigError(f'{path} must hold an object, {{"option": value}}')
-    unknown = sorted(found.keys() - _TYPES.keys())
-    if unknown:
-        raise ConfigError(
-            f"{path}: unknown option {', '.join(unknown)}; the options are {', '.join(_TYPES)}"
-        )
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
-    for name, value in options.items():
-        _check(name, value)
-    return options
-
-
-def _check(name: str, value: Any) -> None:
+def check_option(name: str, value: Any) -> None:
+    """Refuse a value of the wrong type or out of bounds."""
     about = fields_by_name()[name].metadata
     check_value(name, value, _TYPES[name], least=about["least"], most=about["most"])
     if name == "cell":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def evaluate(
     batch_size: int = 20,
     steps: int = 500,
     streams: int = 1,
+    per_token: bool = False,
 ) -> Score:
     """Measure a model's loss on a text.
 
@@ -48,13 +50,20 @@ def evaluate(
         streams: the number of parts into which a stream is cut, read side by side. The same tokens
             are predicted, but each part begins from a zero state, so that what is near its
             beginning is predicted from less.
+        per_token: whether the score also has the loss of each token, which takes 16 bytes each.
 
     Raises:
         CorpusError: there is no token to predict.
         ConfigError: there are more streams than tokens to predict, or the text is no stream.
     """
+    losses = np.full(len(tokens.ids), np.nan) if per_token else None
     how = {"batch_size": batch_size, "steps": steps, "streams": streams}
-    return evaluate_shared(model, tokens, None, **how)
+    score = evaluate_shared(model, tokens, None, **how, losses=losses)
+    if losses is None:
+        return score
+    predicted = np.ones(len(losses), bool)
+    predicted[0 if tokens.offsets is None else tokens.offsets[:-1]] = False
+    return replace(score, losses=losses[predicted], targets=tokens.ids[predicted].astype(np.int64))
 
 
 @torch.inference_mode()
@@ -66,24 +75,29 @@ def evaluate_shared(
     batch_size: int,
     steps: int = 500,
     streams: int = 1,
+    losses: NDArray[np.float64] | None = None,
 ) -> Score:
     """Measure a model's loss as :func:`evaluate` does, on all processes of a job.
 
     Sequences are shared out. Of a stream the recurrent layers are run by each process, because a
     step needs the state before it, and the readout is shared out. All get the same result, that of
-    one process to the bit: the chunks' losses are added in the order of the text.
+    one process to the bit: the chunks' losses are added in the order of the text. ``losses``,
+    [tokens], takes the loss of each token that this process predicts.
     """
     training = model.training
     _check_streams(tokens, streams)
+    chunks = _Chunks(job, losses)
     model.eval()
     unknown = tokens.unknown
     try:
         if tokens.offsets is None:
-            nats, count = _stream(model, tokens.ids, steps, streams, _Chunks(job))
+            nats, count = _stream(model, tokens.ids, steps, streams, chunks)
             unknown -= int(tokens.ids[0]) == model.tokenizer.unknown
             protocol = _protocol(streams)
         else:
-            nats, count = _sequences(model, tokens.ids, tokens.offsets, batch_size, _Chunks(job))
+            nats, count = _sequences(
+                model, tokens.ids, tokens.offsets, batch_size, _Chunks(job, losses)
+            )
             protocol = (
                 f"{len(tokens.offsets) - 1:,} sequences, each from a zero state; its end is "
                 "predicted too"
@@ -103,8 +117,8 @@ def evaluate_shared(
 class _Chunks:
     """The losses of the chunks of a text, which the processes of a job compute in turn."""
 
-    def __init__(self, job: Job | None) -> None:
-        self.job, self.losses = job, [0.0]
+    def __init__(self, job: Job | None, of_tokens: NDArray[np.float64] | None = None) -> None:
+        self.job, self.losses, self.of_tokens = job, [0.0], of_tokens
 
     def is_own(self, number: int) -> bool:
         """Whether this process computes the chunk of this number."""
@@ -113,9 +127,21 @@ class _Chunks:
         rank, size = self.job.ranks
         return number % size == rank
 
-    def add(self, nats: float) -> None:
-        """Note the loss of the next chunk."""
-        self.losses.append(nats)
+    def add(self, found: Tensor, starts: NDArray[Any], ends: NDArray[Any]) -> None:
+        """Note the losses of the next chunk.
+
+        Args:
+            found: those of each target, [T, B]; 0 where there is none.
+            starts: the place in the text of each column's first input, [B].
+            ends: the place after its last target, [B].
+        """
+        # Summed on the CPU because not every device has doubles.
+        found = found.cpu().double()
+        self.losses.append(found.sum().item())
+        if self.of_tokens is not None:
+            for column, (s, e) in enumerate(zip(starts, ends, strict=True)):
+                if e > s + 1:
+                    self.of_tokens[s + 1 : e] = found[: e - s - 1, column].numpy()
 
     def skip(self, count: int = 1) -> None:
         """Leave the next chunks to another process."""
@@ -171,10 +197,11 @@ def _stream(
     state = None
     for number, first in enumerate(range(0, int(np.diff(edges).max()), steps)):
         starts = edges[:-1] + first
-        inputs, targets = _batch(model, ids, starts, np.minimum(edges[1:] + 1, starts + steps + 1))
+        ends = np.minimum(edges[1:] + 1, starts + steps + 1)
+        inputs, targets = _batch(model, ids, starts, ends)
         hidden, state = model.hidden(inputs, state)
         if chunks.is_own(number):
-            chunks.add(_summed_loss(model, hidden, targets))
+            chunks.add(_losses(model, hidden, targets), starts, ends)
         else:
             chunks.skip()
     return chunks.sum(), count
@@ -203,7 +230,7 @@ def _sequences(
             ends = np.minimum(offsets[chosen + 1], starts + WINDOW + 1)
             inputs, targets = _batch(model, ids, starts, ends)
             hidden, state = model.hidden(inputs, state)
-            chunks.add(_summed_loss(model, hidden, targets))
+            chunks.add(_losses(model, hidden, targets), starts, ends)
     if not count:
         raise CorpusError("the text has no sentence to predict")
     return chunks.sum(), count
@@ -221,10 +248,6 @@ def _batch(
     return torch.from_numpy(np.maximum(batch[:-1], 0)).to(device), targets
 
 
-def _summed_loss(model: LanguageModel, hidden: Tensor, targets: Tensor) -> float:
-    """Compute each token's loss in the model's precision and sum in double precision.
-
-    The sum is on the CPU because not every device has doubles.
-    """
-    losses = loss_of(model.readout, hidden, targets, reduction="none")
-    return losses.cpu().double().sum().item()
+def _losses(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Compute each token's loss, [T, B], in the model's precision."""
+    return loss_of(model.readout, hidden, targets, reduction="none")

@@ -77,7 +77,7 @@ def _stretch(text: Tokens, most: int | None) -> NDArray[np.int64]:
 
 def _words(tokenizer: Tokenizer, ids: list[int]) -> Iterator[str]:
     """Yield each token as it reads, or as the vocabulary spells it if it reads as nothing."""
-    if tokenizer.level == "word":
+    if tokenizer.level in ("word", "whitespace"):
         yield from map(tokenizer.token, ids)
     else:
         for token, piece in zip(ids, tokenizer.decode_stream(ids), strict=False):

@@ -282,12 +282,14 @@ class LanguageModel(nn.Module):
         """Measure how well the model predicts a text.
 
         Line ends and byte order marks are treated as in a file. A warning is given if many of
-        the tokens are unknown.
+        the tokens are unknown. The result's ``losses`` are those of each token, and ``targets``
+        their ids.
 
         Raises:
             bptt.errors.CorpusError: the text has no token to predict.
         """
-        score = evaluate(self, encode_text(text, self.tokenizer, reading=self.config.reading))
+        tokens = encode_text(text, self.tokenizer, reading=self.config.reading)
+        score = evaluate(self, tokens, per_token=True)
         warn_of_unknown(score.unknown_share, "the text", self.tokenizer.level)
         return score
 

@@ -27,12 +27,13 @@ from torch import Tensor
 from bptt._src.atomic import append_line, read_whole, write_whole
 from bptt._src.data.rules import check_rules
 from bptt._src.documents import line_of, lines_in, read_sealed, sealed
-from bptt._src.language_model.config import Config, as_options
+from bptt._src.language_model.config import Config
 from bptt._src.language_model.consent import allow_cell, refuse_cell
 from bptt._src.language_model.expected import check_checkpoint, check_weights, weights_kinds
 from bptt._src.language_model.lock import Lock
 from bptt._src.language_model.making import Creation, finish_interrupted, is_run
 from bptt._src.language_model.model import LanguageModel, check_device
+from bptt._src.language_model.options_file import as_options
 from bptt._src.language_model.tensors import Checkpoint, Kind, read_tensors, write_tensors
 from bptt.data import Tokenizer
 from bptt.errors import BpttWarning, CheckpointError

@@ -186,7 +186,7 @@ def _after(model: LanguageModel) -> _After:
 
 def first_token(model: LanguageModel) -> int:
     """Return the token before a text: the start of a sentence, or the end of a line."""
-    if model.tokenizer.start is not None:
+    if model.tokenizer.start is not None and model.config.reading != "stream":
         return model.tokenizer.start
     found = [i for i in model.tokenizer.encode("\n") if i != model.tokenizer.unknown]
     return found[0] if found else 0

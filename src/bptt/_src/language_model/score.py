@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bptt.errors import BpttWarning, spelled
 
@@ -28,6 +31,11 @@ class Score:
     """Number of predicted tokens that are the unknown token, whose words were not predicted."""
     protocol: str
     """The protocol, in words."""
+    losses: NDArray[np.float64] | None = field(default=None, compare=False, repr=False)
+    """-log p of each predicted token in nats, float64 [tokens], in the order of the text; None
+    where they were not asked for."""
+    targets: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    """The ids of these tokens, int64 [tokens]; likewise."""
 
     @property
     def loss(self) -> float:
@@ -55,7 +63,7 @@ class Score:
         return self.nats / math.log(2) / max(1, self.characters)
 
     def to_dict(self) -> dict[str, float | int | str]:
-        """Return all values by name."""
+        """Return all values by name, but for those of each token."""
         return {
             "loss": self.loss,
             "perplexity": self.perplexity,

@@ -13,9 +13,11 @@ import torch
 
 from bptt._src.atomic import expanded, named
 from bptt._src.data.readers import check_share
+from bptt._src.data.rules import check_rules
 from bptt._src.language_model.checkpoint import read_about
 from bptt._src.language_model.config import RUNNING, Config, fields_by_name
 from bptt._src.language_model.consent import allow_cell, refuse_cell, refuse_credit
+from bptt._src.language_model.initialising import check_initial
 from bptt._src.language_model.job import Job, threads_here
 from bptt._src.language_model.lock import Lock
 from bptt._src.language_model.making import check_free, refuse_links, remove_leavings
@@ -23,7 +25,14 @@ from bptt._src.language_model.run import Run
 from bptt._src.language_model.score import warn_of_unknown
 from bptt._src.language_model.training import Training
 from bptt._src.language_model.watch import Watch
-from bptt.data import PreparedText, load_prepared, open_corpus, prepare, unigram_perplexity
+from bptt.data import (
+    PreparedText,
+    Tokenizer,
+    load_prepared,
+    open_corpus,
+    prepare,
+    unigram_perplexity,
+)
 from bptt.errors import BpttWarning, CheckpointError, ConfigError, CorpusError, spelled
 from bptt.kernels import backend
 
@@ -74,9 +83,13 @@ def start(
     text = _shared_text(job, lambda: _prepare(config, progress))
     if job.is_first:
         name = f"the held-out part of {text.name}"
-        warn_of_unknown(text.valid.unknown_share, name, config.level)
+        warn_of_unknown(text.valid.unknown_share, name, text.tokenizer.level)
     # So that the run can be resumed, and its config.json used, from another directory.
-    config = config.changed(corpus=_absolute(config.corpus), valid=_absolute(config.valid))
+    config = config.changed(
+        corpus=_absolute(config.corpus),
+        valid=_absolute(config.valid),
+        tokenizer=config.tokenizer and str(expanded(config.tokenizer).absolute()),
+    )
     training = job.together(lambda: Training(config, run, text, watch or Watch(), job=job))
     about, checkpoint = describe_text(text), training.checkpoint()
 
@@ -164,6 +177,7 @@ def _changed(run: Run, changes: dict[str, Any], *, allow_code: bool) -> tuple[Co
 def _check_here(config: Config, job: Job, threads: int | None) -> None:
     """Refuse what this process cannot do, before the text is prepared; set its threads."""
     check_share(config.batch_size, job.ranks)
+    check_initial(config.cell, config.nonlinearity, config.init, config.radius)
     config.make_credit()  # imports a user's own class, which was not needed until now
     kernels = backend()  # refuses unavailable kernels before a run is made
     if config.precision == "bf16" and not kernels.bf16:
@@ -241,7 +255,12 @@ def _absolute(sources: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(s if s == "-" else str(expanded(s).absolute()) for s in sources)
 
 
-def _prepare(config: Config, progress: Progress | None) -> PreparedText:
+def _prepare(
+    config: Config, progress: Progress | None, tokenizer: Tokenizer | None = None
+) -> PreparedText:
+    if tokenizer is None and config.tokenizer is not None:
+        tokenizer = _tokenizer_of(config.tokenizer)
+
     def corpus(option: str) -> Any:
         sources = getattr(config, option)
         try:
@@ -258,8 +277,20 @@ def _prepare(config: Config, progress: Progress | None) -> PreparedText:
         valid_fraction=config.valid_fraction,
         valid_corpus=corpus("valid") if config.valid else None,
         max_tokens=config.max_tokens,
+        tokenizer=tokenizer,
         progress=progress,
     )
+
+
+def _tokenizer_of(path: str) -> Tokenizer:
+    """The tokenizer that a user names."""
+    given = spelled("tokenizer", path)
+    try:
+        tokenizer = Tokenizer.load(expanded(path))
+        check_rules(tokenizer.to_json())
+    except (CheckpointError, ValueError) as e:
+        raise ConfigError(f"{given} cannot be used: {e}") from None
+    return tokenizer
 
 
 def _shared_text(job: Job, prepare: Callable[[], PreparedText]) -> PreparedText:
@@ -297,7 +328,7 @@ def _text_of(
             f"the text of {path} came from standard input and is no longer in the cache; "
             "train again from a file"
         )
-    text = _prepare(config, progress)
+    text = _prepare(config, progress, Run(path).tokenizer() if config.tokenizer else None)
     if text.fingerprint != fingerprint:
         raise CheckpointError(
             f"the text of {path} has changed since it was trained; train again, or restore the text"

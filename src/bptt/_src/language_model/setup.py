@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bptt._src.language_model.config import Config
 from bptt._src.language_model.expected import check_memory, no_memory
+from bptt._src.language_model.initialising import initialise
 from bptt._src.language_model.model import LanguageModel
 from bptt._src.language_model.monitor import STEPS
 from bptt._src.ranks import Ranks
@@ -22,9 +23,19 @@ def make_model(config: Config, text: PreparedText, device: torch.device) -> Lang
     copies = 4 if config.optimizer != "sgd" else 3 if config.momentum else 2
     check_memory(config, text.tokenizer.size, copies=copies)
     try:
-        return LanguageModel(text.tokenizer, config).to(device)
+        return initialised(LanguageModel(text.tokenizer, config)).to(device)
     except torch.OutOfMemoryError:  # on the device
         raise no_memory(config, text.tokenizer.size) from None
+
+
+def initialised(model: LanguageModel) -> LanguageModel:
+    """Draw the initial weights that the options ask for."""
+    config = model.config
+    if config.init_range is not None:
+        for p in model.parameters():
+            nn.init.uniform_(p, -config.init_range, config.init_range)
+    initialise(model.recurrent, config.init, config.radius)
+    return model
 
 
 def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -52,6 +63,7 @@ def make_reader(
         batch_size=config.batch_size,
         steps=config.steps or (config.is_carried and credit.window) or STEPS,
         sampling=config.sampling,
+        epoch_start=config.epoch_start,
         seed=config.seed,
         **who,
     )

@@ -26,7 +26,7 @@ class Taken(NamedTuple):
     loss: float
     """The batch's loss in nats per token, before the update."""
     norm: float
-    """The gradient's norm before clipping."""
+    """The gradient's norm, of the scaled loss, before clipping."""
     stream: Stream
     """The state of the streams after the batch, without a graph."""
     own_loss: float
@@ -116,6 +116,7 @@ class TrainingStep:
         stream: Stream,
         rate: float,
         share: Share | None = None,
+        scale: float = 1.0,
         **how: Any,
     ) -> Taken:
         """Take a step, unless the loss or the gradient is not finite.
@@ -126,13 +127,14 @@ class TrainingStep:
             stream: the state of the streams before the batch.
             rate: the learning rate.
             share: what there is to know of the whole batch, where several processes share it.
+            scale: what the mean loss is multiplied by before it is differentiated.
             how: ``credit``, ``memory``, ``reach_back`` and ``bf16``, as for :func:`loss_of`.
         """
         total = None if share is None else share.tokens
         loss, after = loss_of(self.model, inputs, targets, stream, total=total, **how)
         for p in self.parameters:
             p.grad = None
-        loss.backward()
+        (loss if scale == 1 else loss * scale).backward()
         own = whole = float(loss.detach())
         votes: list[float] = []
         if self.sum is not None and share is not None:

@@ -30,6 +30,7 @@ from bptt._src.language_model.model import check_device
 from bptt._src.language_model.monitor import LARGEST, Monitor, Reach, looks_of, reach_of
 from bptt._src.language_model.probe import TextProbe
 from bptt._src.language_model.run import Run
+from bptt._src.language_model.schedule import scheduled
 from bptt._src.language_model.score import Score, perplexity
 from bptt._src.language_model.setup import make_model, make_optimizer, make_reader
 from bptt._src.language_model.step import Taken, TrainingStep
@@ -145,8 +146,9 @@ class Training:
         share = self.agreed.share(batch, self.reader, self.reach_back, stop, self._is_due())
         numbers = range(rank, batch.size, size)
         with sharing(self.job.ranks, batch.size), numbered(numbers), self.monitor.listening():
+            scale = batch.total / batch.size if self.config.loss_sum else 1.0
             taken = self.step(
-                *(inputs, targets, before, self.progress.rate, share), **self._how_computed()
+                *(inputs, targets, before, self.progress.rate, share, scale), **self._how_computed()
             )
             if not (math.isfinite(taken.loss) and math.isfinite(taken.norm)):
                 raise self._diverged_in(taken, inputs, targets, before)
@@ -261,11 +263,7 @@ class Training:
         # The reader is already past this update's batch.
         before = max(0, self.reader.position - 1) / len(self.reader)
         done = (self.reader.epoch + before) / max(1, config.epochs)
-        if config.schedule == "linear":
-            rate *= max(0.0, 1 - done)
-        elif config.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        return rate
+        return rate * scheduled(config.schedule, self.reader.epoch + 1, done)
 
     def out_of_patience(self) -> bool:
         """Whether the last evaluations brought no improvement."""
@@ -291,13 +289,13 @@ class Training:
             self.evaluate()
 
     def evaluate(self) -> Score:
-        """Measure the loss on the validation text; keep the best model; halve the rate if due."""
+        """Measure the loss on the validation text; keep the model; halve the rate if due."""
         p = self.progress
         self._check_weights()
         score = self._score()
         if not math.isfinite(score.loss):
             raise self._diverged(f"by update {p.updates}: the validation loss is {score.loss:g}")
-        is_best = self._keep_if_best(score)
+        is_best = self._keep(score)
         if is_best:
             p.best_valid, p.worse = score.loss, 0
         else:
@@ -317,22 +315,23 @@ class Training:
     def evaluate_unsaved(self) -> None:
         """Evaluate a state for which no evaluation was due, after the checkpoint was written.
 
-        The best model is kept; nothing else changes, so that training continues from the
+        The model is kept if it is to be; nothing else changes, so that training continues from the
         checkpoint as if this had not happened.
         """
         if self.progress.evaluated_at != self.progress.updates:
             score = self._score()
-            self.watch.evaluated(self, score, self._keep_if_best(score))
+            self.watch.evaluated(self, score, self._keep(score))
 
     def _score(self) -> Score:
         return evaluate_shared(
             self.model, self.text.valid, self.job, batch_size=self.config.batch_size
         )
 
-    def _keep_if_best(self, score: Score) -> bool:
+    def _keep(self, score: Score) -> bool:
         best = self.progress.best_valid
-        is_best = math.isfinite(score.loss) and (best is None or score.loss < best)
-        if is_best:
+        is_finite = math.isfinite(score.loss)
+        is_best = is_finite and (best is None or score.loss < best)
+        if is_best or (is_finite and self.config.keep == "last"):
             about = {
                 "text": self.text.fingerprint,
                 "updates": self.progress.updates,
