@@ -226,6 +226,16 @@ def test_what_has_no_instruction_runs_on_the_twin_and_the_reason_is_told(name):
     net(torch.rand(2, 2, 3))  # it is said once
 
 
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad])
+def test_equations_are_traced_wherever_they_are_met_first(context):
+    fresh = Cell("FRESH", 1, 1, lambda x, h, s, u: (torch.tanh(x[0] + h[0]),))
+    net = network(fresh, 3, 4)
+    with context():
+        assert bptt.kernels.not_native(net) is None
+        net(torch.rand(2, 2, 3))
+    net(torch.rand(2, 2, 3, requires_grad=True))[0].sum().backward()
+
+
 @pytest.mark.parametrize("width", [1, 15, 16, 33])
 def test_reductions_of_a_row(width):
     x = torch.randn(5, width, dtype=torch.float64)

@@ -87,14 +87,6 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
             grads = torch.autograd.grad(results, wanted, ds, allow_unused=True)
         return [*new, *outputs, *grads]
 
-    given: list[list[Tensor]] = [
-        [some(n) for n in sizes.rows],
-        [some(n) for n in sizes.states],
-        [some(n) for n in sizes.vectors],
-        [torch.rand(s, generator=generator, dtype=dtype, device="cpu") for s in sizes.weights],
-        [torch.zeros(BATCH, n, dtype=dtype, device="cpu") for n in sizes.adds],
-        [some(n) for n in sizes.states],
-    ]
     with (
         _disable_current_modes(),
         torch.inference_mode(False),
@@ -102,6 +94,14 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
         torch.autocast("cpu", enabled=False),
         torch.random.fork_rng(devices=[]),
     ):
+        given: list[list[Tensor]] = [
+            [some(n) for n in sizes.rows],
+            [some(n) for n in sizes.states],
+            [some(n) for n in sizes.vectors],
+            [torch.rand(s, generator=generator, dtype=dtype, device="cpu") for s in sizes.weights],
+            [torch.zeros(BATCH, n, dtype=dtype, device="cpu") for n in sizes.adds],
+            [some(n) for n in sizes.states],
+        ]
         trial = [[t.detach().clone() for t in part] for part in given[:5]]
         _, outputs = step(*trial)
         given.append([some(t.shape[-1]) for t in outputs])
