@@ -49,4 +49,6 @@ with torch.no_grad():
     without = (cold - expected[BURN:])[0].norm().item()
     with_it = (by_no_grad(lstm) - expected[BURN:])[0].norm().item()
 assert with_it < 0.01 * without
-print(f"error of the first output that has a loss: {without:.3f} without burn-in, {with_it:.1e} with")
+print(
+    f"error of the first output that has a loss: {without:.3f} without burn-in, {with_it:.1e} with"
+)
