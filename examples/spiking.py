@@ -25,7 +25,7 @@ class Step(nn.Module):
         drive = drive + linear(s, lif.weight_hh_l0, lif.bias_hh_l0)
         v = 0.9 * v + drive - s.detach()  # a spike lowers the potential by the threshold, 1
         smooth = (v - 1) / (1 + 10 * (v - 1).abs())
-        s = (v > 1).float() + smooth - smooth.detach()  # a spike's value, the smooth gradient
+        s = (v > 1).float() + (smooth - smooth.detach())  # a spike's value, smooth's gradient
         return s, (s, v)
 
 

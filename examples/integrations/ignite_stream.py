@@ -1,7 +1,6 @@
-"""ignite along a stream, beside ignite's own create_supervised_tbptt_trainer.
+"""ignite along a stream, beside its own create_supervised_tbptt_trainer, which cuts windows.
 
-The latter cuts at the edge of each window of tbtt_step steps. A Stream does the same with
-Truncated(k), and with every < reach its losses go back further.
+Truncated(k) is the same; with every < reach, losses go back further.
 """
 
 import torch
