@@ -121,7 +121,7 @@ SAID_IN_PASSING = {
     "(1, 3, 8)": lambda: ours(x(), torch.zeros(1, 3, 8)),
     "resets must be a bool tensor, got ndarray; torch.as_tensor(resets) makes one": (
         # of a call, the tests' type checker would speak first
-        lambda: Layout(5, 2, 0, 1, False).by_time("resets", flags(5, 2).numpy(), "bptt.GRU")
+        lambda: Layout(5, 2, 0, 1, False, True).by_time("resets", flags(5, 2).numpy(), "bptt.GRU")
     ),
 }
 
