@@ -1,22 +1,29 @@
 """torch's operations as instructions of a program.
 
-A tensor of a step has a row for each sequence. What is the same number along a row has one column.
+A tensor of a step has a row for each sequence, in which its other dimensions lie one after the
+other. What is the same number along a row has one column.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from bptt._src.engines.loops.operations import BINARY, COSTLY, UNARY
-from bptt._src.engines.loops.program import Value, Weight, Writer
+from bptt._src.engines.loops.program import TEMPORARY, Value, Weight, Writer
 from bptt._src.engines.loops.step import BATCH
 
 A = torch.ops.aten
+
+
+MOST_PARTS = 1024
+"""Of a row, that are copied one by one."""
+INTEGERS = (torch.int32, torch.int64)
 
 
 class NotAProgram(Exception):
@@ -33,7 +40,7 @@ _SAME = {
     *(A.view.default, A._unsafe_view.default, A.reshape.default, A.expand.default),
     *(A.unsqueeze.default, A.squeeze.dim, A.squeeze.dims, A.squeeze.default),
     *(A._to_copy.default, torch.ops.prims.convert_element_type.default),
-    *(A.contiguous.default, A.clone.default),
+    *(A.contiguous.default, A.clone.default, torch.ops.prims.squeeze.default),
 }
 _FLIPS = (A.permute.default, A.t.default, A.transpose.int)
 _FULL = {
@@ -65,18 +72,18 @@ def _args(node: fx.Node) -> tuple[Any, ...]:
 
 
 def width_of(node: fx.Node) -> int:
-    """Return the number of columns of what a node gives; 1 where it has none.
+    """Return the number of columns of what a node gives: of all its dimensions but the batch's.
 
     Raises:
-        NotAProgram: it is no matrix with a row for each sequence, nor one row for all.
+        NotAProgram: it has neither a row for each sequence, nor one row for all.
     """
     shape = tuple(node.meta["val"].shape)
-    if len(shape) > 2 or (shape and shape[0] not in (1, BATCH)) or shape == (BATCH,):
+    if shape and shape[0] not in (1, BATCH):
         raise NotAProgram(
             f"{_name(node)} gives a tensor of shape {list(shape)} for a batch of {BATCH}: a step "
             "works on tensors of [batch, units]"
         )
-    return shape[-1] if shape else 1
+    return prod(shape[1:])
 
 
 def _name(node: fx.Node) -> str:
@@ -111,6 +118,8 @@ class Lowering:
         self.found: dict[fx.Node, Lowered] = dict(leaves)
         for node in needed:  # the parts of what is put side by side go where they belong
             if node.target is A.cat.default and node in destinations and node not in leaves:
+                if _outside(node.meta["val"].shape, (*_args(node), 0)[1]) != 1:
+                    continue
                 offset = 0
                 for part in _args(node)[0]:
                     width = width_of(part)
@@ -180,8 +189,34 @@ class Lowering:
         return self.destinations.get(node) or Value(width_of(node))
 
     def _elementwise(self, op: str, node: fx.Node, *operands: Any) -> Value:
+        width_of(node)
+        given = [self._as_wide(x, node) for x in operands]
+        return self.writer.emit(op, self._to(node), *given)
+
+    def _as_wide(self, x: Any, node: fx.Node) -> Value:
+        """Return an operand of a node, broadcast to the node's shape."""
         width = width_of(node)
-        return self.writer.emit(op, self._to(node), *(self.value(x, width) for x in operands))
+        val = x.meta["val"] if isinstance(x, fx.Node) else None
+        if not isinstance(val, Tensor) or prod(val.shape[1:]) in (1, width):
+            return self.value(x, width)
+        to = list(node.meta["val"].shape[1:])
+        given = [1] * (len(to) + 1 - val.dim()) + list(val.shape[1:])
+        whole, found = self.value(x, prod(given)), Value(width)
+        if prod(to[:-1]) > MOST_PARTS:
+            raise NotAProgram(f"{_name(node)} repeats {prod(to[:-1])} parts")
+
+        def fill(dim: int, at: int, source: int) -> None:
+            n, columns = prod(given[dim:]), prod(to[dim:])
+            if n in (1, columns):
+                place, part = found.part(at, columns), whole.part(source, n)
+                self.writer.emit("copy" if n == columns else "spread", place, part)
+                return
+            for i in range(to[dim]):
+                step = i * prod(given[dim + 1 :]) if given[dim] > 1 else 0
+                fill(dim + 1, at + i * prod(to[dim + 1 :]), source + step)
+
+        fill(0, 0, 0)
+        return found
 
     def _binary(self, node: fx.Node) -> Value:
         (a, b, *_), op = _args(node), BINARY[node.target]
@@ -189,10 +224,10 @@ class Lowering:
         if op == "div" and node.kwargs.get("rounding_mode") is not None:
             raise NotAProgram("aten.div with rounding has no instruction")
         if op in ("add", "sub") and alpha != 1:
-            width = width_of(node)
-            scale = self.value(float(alpha) * (1 if op == "add" else -1), width)
-            operands = (self.value(b, width), scale, self.value(a, width))
-            return self.writer.emit("muladd", self._to(node), *operands)
+            scale = float(alpha) * (1 if op == "add" else -1)
+            return self._elementwise("muladd", node, b, scale, a)
+        if op == "add" and node.meta["val"].dtype is torch.bool:
+            op = "logical_or"
         if op == "add":
             for zero, other in ((a, b), (b, a)):
                 if self.found.get(zero) == Number(0) and width_of(other) == width_of(node):
@@ -229,11 +264,11 @@ class Lowering:
         source = _args(node)[0]
         assert isinstance(source, fx.Node)
         dtype, before = node.meta["val"].dtype, source.meta["val"].dtype
-        if dtype is not before and not (before is torch.bool and dtype.is_floating_point):
+        if dtype is not before and not _keeps_numbers(before, dtype):
             raise NotAProgram(f"{_name(node)} from {before} to {dtype}")
         found = self.lower(source)
         if isinstance(found, Value) and width_of(node) != found.width:
-            return self.value(found, width_of(node))
+            return self._as_wide(source, node)
         width_of(node)
         return found
 
@@ -273,9 +308,8 @@ class Lowering:
         for op, limit in (("maximum", low), ("minimum", high)):
             if limit is not None:
                 of = x if value is None else value
-                value = self.writer.emit(
-                    op, Value(width), self.value(of, width), self.value(limit, width)
-                )
+                wide = of if isinstance(of, Value) else self._as_wide(of, node)
+                value = self.writer.emit(op, Value(width), wide, self._as_wide(limit, node))
         assert value is not None
         return value
 
@@ -301,41 +335,74 @@ class Lowering:
     def _sum(self, node: fx.Node) -> Value:
         x, dims = _args(node)[0], (*_args(node)[1:], None)[0]
         assert isinstance(x, fx.Node)
-        shape = x.meta["val"].shape
-        dims = [d % len(shape) for d in dims] if dims else list(range(len(shape)))
-        if len(shape) != 2 or dims != [1]:
-            raise NotAProgram(f"{_name(node)} over the batch, or over more than the units")
-        value = self.value(x, shape[1])
-        if node.target is A.amax.default:
-            return self.writer.emit("amax", self._to(node), value)
+        shape, op = x.meta["val"].shape, "amax" if node.target is A.amax.default else "sum"
+        dims = sorted(d % len(shape) for d in dims) if dims else list(range(len(shape)))
+        if 0 in dims or dims != list(range(dims[0], dims[0] + len(dims))):
+            raise NotAProgram(f"{_name(node)} over the batch, or over dimensions far apart")
+        outer, inner = prod(shape[1 : dims[0]]), prod(shape[dims[-1] + 1 :])
+        n, value, to = prod(shape[i] for i in dims), self.value(x, width_of(x)), self._to(node)
+        if outer * (1 if inner == 1 else n) > MOST_PARTS:
+            raise NotAProgram(f"{_name(node)} of {outer * n} parts")
+        for i in range(outer):
+            place, parts = to.part(i * inner, inner), value.part(i * n * inner, n * inner)
+            if inner == 1:
+                self.writer.emit(op, place, parts)
+                continue
+            total = parts.part(0, inner)
+            for k in range(1, n):
+                by = "maximum" if op == "amax" else "add"
+                more = parts.part(k * inner, inner)
+                total = self.writer.emit(by, Value(inner), total, more)
+            self.writer.emit("copy", place, total)
         if node.target is A.mean.dim:
-            total = self.writer.emit("sum", Value(1), value)
-            return self.writer.emit("mul", self._to(node), total, self.value(1 / shape[1], 1))
-        return self.writer.emit("sum", self._to(node), value)
+            return self.writer.emit("mul", to, to, self.value(1 / n, to.width))
+        return to
 
     def _slice(self, node: fx.Node) -> Lowered:
         given: Any = (*_args(node), *(0, None, None, 1)[len(_args(node)) - 1 :])
         x, dim, begin, end, step = given
         assert isinstance(x, fx.Node)
         shape = x.meta["val"].shape
-        begin, end, _ = slice(begin, end).indices(shape[dim])
-        if dim % len(shape) != len(shape) - 1 or step != 1:
-            if (begin, end, step) == (0, shape[dim], 1):
-                return self.lower(x)
-            raise NotAProgram(f"{_name(node)} of the batch, or with a stride")
-        return self.value(x, shape[-1]).part(begin, max(end - begin, 0))
+        begin, end, step = slice(begin, end, step).indices(shape[dim])
+        if (begin, end, step) == (0, shape[dim], 1):
+            return self.lower(x)
+        if dim % len(shape) == 0:
+            raise NotAProgram(f"{_name(node)} of the batch")
+        return self._columns(x, dim, [*range(begin, end, step)] if step > 1 else begin, end)
+
+    def _columns(self, x: fx.Node, dim: int, begin: int | list[int], end: int) -> Value:
+        """Return a part of a dimension, or the chosen ones of it."""
+        shape = x.meta["val"].shape
+        dim %= len(shape)
+        outer, inner = prod(shape[1:dim]), prod(shape[dim + 1 :])
+        value = self.value(x, width_of(x))
+        runs = [(begin, max(end - begin, 0))] if isinstance(begin, int) else [
+            (i, 1) for i in begin
+        ]
+        if outer == 1 and len(runs) == 1:
+            return value.part(runs[0][0] * inner, runs[0][1] * inner)
+        if outer * len(runs) > MOST_PARTS:
+            raise NotAProgram(f"{outer * len(runs)} parts of a tensor")
+        to, at = Value(outer * sum(n for _, n in runs) * inner), 0
+        for i in range(outer):
+            for first, n in runs:
+                part = value.part((i * shape[dim] + first) * inner, n * inner)
+                self.writer.emit("copy", to.part(at, n * inner), part)
+                at += n * inner
+        return to
 
     def _split(self, node: fx.Node) -> Lowered:
         x, sizes, dim = (*_args(node), 0)[:3]
         assert isinstance(x, fx.Node)
-        shape = x.meta["val"].shape
-        if dim % len(shape) != len(shape) - 1:
+        total = x.meta["val"].shape[dim]
+        if dim % x.meta["val"].dim() == 0:
             raise NotAProgram(f"{_name(node)} of the batch")
-        value, found, offset = self.value(x, shape[-1]), [], 0
+        found: list[Any] = []
+        offset = 0
         if isinstance(sizes, int):
-            sizes = [min(sizes, shape[-1] - at) for at in range(0, shape[-1], sizes)]
+            sizes = [min(sizes, total - at) for at in range(0, total, sizes)]
         for size in sizes:
-            found.append(value.part(offset, size))
+            found.append(self._columns(x, dim, offset, offset + size))
             offset += size
         return found
 
@@ -347,23 +414,36 @@ class Lowering:
     def _cat(self, node: fx.Node) -> Value:
         parts, dim = (*_args(node), 0)[:2]
         shape = node.meta["val"].shape
-        if dim % len(shape) != len(shape) - 1:
+        if dim % len(shape) == 0:
             raise NotAProgram(f"{_name(node)} of batches")
-        to, offset = self._to(node), 0
-        for part in parts:
-            width = width_of(part)
-            place = to.part(offset, width)
-            value = self.value(part, width)
-            if not (
-                value.name == place.name
-                and value.offset == place.offset
-                and value.kind == place.kind
-                and value.whole is place.whole
-                and value.kind != 3
-            ):
-                self.writer.emit("copy", place, value)
-            offset += width
+        to, offset, outer = self._to(node), 0, _outside(shape, dim)
+        if outer * len(parts) > MOST_PARTS:
+            raise NotAProgram(f"{_name(node)} of {outer * len(parts)} parts")
+        values = [self.value(part, width_of(part)) for part in parts]
+        for i in range(outer):
+            for value in values:
+                width = value.width // outer
+                self._put(to.part(offset, width), value.part(i * width, width))
+                offset += width
         return to
+
+    def _put(self, place: Value, value: Value) -> None:
+        """Copy, unless it was written there."""
+        is_there = (value.name, value.offset, value.kind) == (place.name, place.offset, place.kind)
+        if not is_there or value.whole is not place.whole or value.kind == TEMPORARY:
+            self.writer.emit("copy", place, value)
+
+
+def _outside(shape: Sequence[int], dim: int) -> int:
+    """Return of how many parts a row is, each of which a dimension and those after it make."""
+    return prod(shape[1 : dim % len(shape)])
+
+
+def _keeps_numbers(before: torch.dtype, after: torch.dtype) -> bool:
+    """Whether a conversion is none in a program, which has numbers of one dtype."""
+    if before is torch.bool or (before, after) == (torch.float32, torch.float64):
+        return after.is_floating_point or after in INTEGERS
+    return before in INTEGERS and (after.is_floating_point or after in INTEGERS)
 
 
 _SPECIAL: dict[Any, Callable[[Lowering, fx.Node], Lowered]] = {
