@@ -95,7 +95,15 @@ def trace_step(step: CellStep, example: Example) -> StepGraph:
         bptt.errors.FuseError: it cannot be traced, draws random numbers, changes what it is given,
             or does something else for another batch.
     """
-    modules = [_traced(step, example.of_batch(n)) for n in BATCHES]
+    modules, outputs = [], []
+    for n in BATCHES:
+        modules.append(_traced(step, example.of_batch(n)))
+        outputs.append(step.output)
+    if outputs[0] != outputs[1]:
+        raise FuseError(
+            "bptt.fuse: the output of the step has another form, or another number in it that is "
+            f"no tensor, for a batch of {BATCHES[0]} than for one of {BATCHES[1]}"
+        )
     first, second = (list(m.graph.nodes) for m in modules)
     for a, b in zip(first, second, strict=False):
         if (a.op, a.target, len(a.args)) != (b.op, b.target, len(b.args)) and a.op != "output":
