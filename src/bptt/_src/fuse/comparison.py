@@ -58,7 +58,13 @@ def _check(step: CellStep, plan: Fusion, example: Example, T: int, B: int) -> No
             for y in expected
         ]
         of_expected = _gradients(expected, given, ds)
-        outputs, after = plan.run(T, B, *given)
+        try:
+            outputs, after = plan.run(T, B, *given)
+        except RuntimeError as e:
+            raise FuseError(
+                f"bptt.fuse: fused, {T} steps of {B} sequences raise {str(e).splitlines()[0]}: does "
+                "the cell use .squeeze() without a dimension?"
+            ) from e
         found = [*outputs, *after]
         of_found = _gradients(found, given, ds)
     names = [f"output {i}" for i in range(len(outputs))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import warnings
 from typing import Any
@@ -144,8 +145,10 @@ class Fused(nn.Module):
         return plan
 
     def _prepare(self, xs: list[Tensor], states: list[Tensor], own: dict[str, Tensor]) -> Fusion:
-        example = Example(xs, states, own).to(states[0].dtype)
-        with quietly():
+        with quietly():  # where copies of inference tensors are ordinary ones
+            xs, states = [x.detach().clone() for x in xs], [s.detach().clone() for s in states]
+            own = {name: t.detach().clone() for name, t in own.items()}
+            example = Example(xs, states, own).to(states[0].dtype)
             self._step(xs, states, own)  # raises its own errors
         exact = example.to(torch.float64)
         try:
@@ -208,6 +211,11 @@ class Fused(nn.Module):
             super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
+        if inspect.isfunction(self._given) and any(True for _ in self.parameters()):
+            raise TypeError(
+                "bptt.fuse: a fused function cannot be copied, as its copy would use the modules "
+                "of the original: make the cell an nn.Module"
+            )
         return {**self.__dict__, "_plans": {}, "_told": set()}
 
     def _get_name(self) -> str:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from bptt._src.engines.loops.step import changes
 from bptt._src.fuse.separating import separate
+from bptt._src.fuse.simpler import Simpler
 from bptt._src.fuse.step import CellStep
 from bptt.errors import FuseError
 
@@ -148,7 +149,7 @@ def _traced(step: CellStep, example: Example) -> fx.GraphModule:
     with quietly():
         run(*given())  # its own errors, before those of tracing
         try:
-            with functions_as_nodes():
+            with functions_as_nodes(), Simpler():
                 module = make_fx(run, tracing_mode="real")(*given())
             has_functions = any(is_function(n) for n in module.graph.nodes)
             if any(map(changes, module.graph.nodes)) and not has_functions:

@@ -72,6 +72,15 @@ def _select_backward(d: Tensor, sizes: Sequence[int], dim: int, index: int) -> A
     return _select_scatter(d.new_zeros(sizes), d, dim, index)
 
 
+@_rule(A.transpose.int)
+def _transpose(x: Tensor, first: int, second: int) -> Any:
+    if x.dim() == 2:  # a weight, at times
+        return NotImplemented
+    order = list(range(x.dim()))
+    order[first], order[second] = order[second], order[first]
+    return x.permute(order)
+
+
 @_rule(A.flip.default)
 def _flip(x: Tensor, dims: Sequence[int]) -> Tensor:
     for dim in dims:

@@ -406,6 +406,30 @@ class Lowering:
             offset += size
         return found
 
+    def _permute(self, node: fx.Node) -> Lowered:
+        x = _args(node)[0]
+        if node.target is not A.permute.default:
+            raise NotAProgram(f"{_name(node)} of the batch")
+        shape, order = x.meta["val"].shape, [d % x.meta["val"].dim() for d in _args(node)[1]]
+        if order[0] != 0:
+            raise NotAProgram(f"{_name(node)} of the batch")
+        wide = [d for d in order if shape[d] > 1]
+        if wide == sorted(wide):
+            return self.lower(x)
+        numbers = torch.arange(prod(shape[1:])).view(1, *shape[1:]).permute(order).flatten()
+        return self._chosen(self.value(x, len(numbers)), numbers.tolist())
+
+    def _chosen(self, value: Value, columns: Sequence[int]) -> Value:
+        """Return some columns, in that order; those that follow each other are copied at once."""
+        begins = [i for i, c in enumerate(columns) if i == 0 or c != columns[i - 1] + 1]
+        if len(begins) > MOST_PARTS:
+            raise NotAProgram(f"{len(begins)} parts of a tensor in another order")
+        to = Value(len(columns))
+        for begin, end in zip(begins, [*begins[1:], len(columns)], strict=True):
+            part = value.part(columns[begin], end - begin)
+            self.writer.emit("copy", to.part(begin, end - begin), part)
+        return to
+
     def _getitem(self, node: fx.Node) -> Lowered:
         parts: Any = self.lower(_args(node)[0])
         found: Lowered = parts[_args(node)[1]]
@@ -466,4 +490,7 @@ _SPECIAL: dict[Any, Callable[[Lowering, fx.Node], Lowered]] = {
     A.split_with_sizes.default: Lowering._split,
     operator.getitem: Lowering._getitem,
     A.cat.default: Lowering._cat,
+    A.permute.default: Lowering._permute,
+    A.transpose.int: Lowering._permute,
+    A.t.default: Lowering._permute,
 }
