@@ -138,18 +138,18 @@ class Fused(nn.Module):
         # What was refused stays so: a cell that changes itself would be traced at each call.
         if plan is None or (isinstance(plan, Fusion) and seen != attributes_of(self._step.module)):
             try:
-                plan = self._prepare([x[0] for x in xs], states, dict(zip(names, own, strict=True)))
+                with quietly():  # where copies of inference tensors are ordinary ones
+                    named = {n: t.detach().clone() for n, t in zip(names, own, strict=True)}
+                    given = [x[0].detach().clone() for x in xs]
+                    plan = self._prepare(given, [s.detach().clone() for s in states], named)
             except FuseError as e:
                 plan = str(e).removeprefix("bptt.fuse: ")
             self._plans[key] = attributes_of(self._step.module), plan
         return plan
 
     def _prepare(self, xs: list[Tensor], states: list[Tensor], own: dict[str, Tensor]) -> Fusion:
-        with quietly():  # where copies of inference tensors are ordinary ones
-            xs, states = [x.detach().clone() for x in xs], [s.detach().clone() for s in states]
-            own = {name: t.detach().clone() for name, t in own.items()}
-            example = Example(xs, states, own).to(states[0].dtype)
-            self._step(xs, states, own)  # raises its own errors
+        example = Example(xs, states, own).to(states[0].dtype)
+        self._step(xs, states, own)  # raises its own errors
         exact = example.to(torch.float64)
         try:
             checked = Fusion.of(self._step, exact)

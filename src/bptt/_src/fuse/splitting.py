@@ -222,6 +222,11 @@ class _Splitting:
             if given and (node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)) != (1, 1):
                 raise FuseError("bptt.fuse: aten.addmm with beta or alpha: write it as a sum")
         else:
+            if any(word in name_of(node) for word in ("index", "gather", "scatter", "embedding")):
+                raise FuseError(
+                    f"bptt.fuse: {name_of(node)} has no instruction in the loop: put units in "
+                    "another order by .flip, .roll, slices, or a product with a permutation matrix"
+                )
             given = leaves_of_args((node.args, node.kwargs))  # type: ignore[assignment]
         for a in given:
             if isinstance(a, fx.Node) and a not in self.depends:
@@ -265,9 +270,10 @@ class _Splitting:
         return self._orders[node]
 
     def _check_dtype(self, node: fx.Node, val: Tensor) -> None:
-        known = (torch.float32, torch.float64, torch.bool, *INTEGERS)
-        if val.dtype not in known or (val.dim() and val.dtype.itemsize > self.dtype.itemsize
-                                      and val.is_floating_point()):
+        is_float = val.dtype in (torch.float32, self.dtype) or (
+            val.dtype.is_floating_point and not val.dim()
+        )
+        if not is_float and val.dtype not in (torch.bool, *INTEGERS):
             raise FuseError(
                 f"bptt.fuse: {name_of(node)} gives the loop {val.dtype}, which works on "
                 f"{self.dtype}: convert it with .to(x.dtype)"
@@ -291,10 +297,9 @@ class _Splitting:
         for node in early:
             if node in wanted:
                 writing.copy(node, n, with_products=True)
-        vectors, weights = [], []
+        weights = []
         rows = [self._packed(writing, node, n) for node in self.rows]
-        for node in self.vectors:
-            vectors.append(self._packed(writing, node, 1))
+        vectors = [self._packed(writing, node, 1) for node in self.vectors]
         for node, is_transposed in zip(self.weights, self.transposed, strict=True):
             value = writing.env[node]
             weights.append(writing.call(A.t.default, value) if is_transposed else value)
@@ -333,9 +338,7 @@ class _Splitting:
             value = _unpacked(writing, value, node, n)
             is_other = node.meta["val"].dtype not in (self.dtype, torch.bool)
             dtype = node.meta["val"].dtype
-            env[node] = (
-                writing.call(A._to_copy.default, value, dtype=dtype) if is_other else value
-            )
+            env[node] = writing.call(A._to_copy.default, value, dtype=dtype) if is_other else value
         for node in late:
             writing.copy(node, n, with_products=True)
         module = writing.module([env[a] for a in self.of.outputs])

@@ -37,8 +37,10 @@ def _slice_scatter(
     size = x.shape[dim]
     if step != 1:
         taken = {at: i for i, at in enumerate(range(*slice(start, end, step).indices(size)))}
-        each = [part.narrow(dim, taken[i], 1) if i in taken else x.narrow(dim, i, 1)
-                for i in range(size)]
+        each = [
+            part.narrow(dim, taken[i], 1) if i in taken else x.narrow(dim, i, 1)
+            for i in range(size)
+        ]
         return torch.cat(each, dim)
     begin, end, _ = slice(start, end).indices(size)
     parts = [part]

@@ -7,27 +7,20 @@ other. What is the same number along a row has one column.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from bptt._src.engines.loops.operations import BINARY, COSTLY, UNARY
-from bptt._src.engines.loops.program import TEMPORARY, Value, Weight, Writer
-from bptt._src.engines.loops.step import BATCH
+from bptt._src.engines.loops.program import Value, Weight, Writer
+from bptt._src.engines.loops.shapes import NotAProgram, Shapes, args_of, called, outside, width_of
 
 A = torch.ops.aten
 
 
-MOST_PARTS = 1024
-"""Of a row, that are copied one by one."""
 INTEGERS = (torch.int32, torch.int64)
-
-
-class NotAProgram(Exception):
-    """A step does something that programs have no instructions for."""
 
 
 class Number(float):
@@ -44,9 +37,9 @@ _SAME = {
 }
 _FLIPS = (A.permute.default, A.t.default, A.transpose.int)
 _FULL = {
-    A.full.default: lambda n: _args(n)[1],
-    A.full_like.default: lambda n: _args(n)[1],
-    A.scalar_tensor.default: lambda n: _args(n)[0],
+    A.full.default: lambda n: args_of(n)[1],
+    A.full_like.default: lambda n: args_of(n)[1],
+    A.scalar_tensor.default: lambda n: args_of(n)[0],
     A.zeros_like.default: lambda n: 0,
     A.zeros.default: lambda n: 0,
     A.new_zeros.default: lambda n: 0,
@@ -57,7 +50,7 @@ _FULL = {
     A.empty.memory_format: lambda n: 0,
     A.empty_like.default: lambda n: 0,
     A.new_empty.default: lambda n: 0,
-    A.new_full.default: lambda n: _args(n)[2],
+    A.new_full.default: lambda n: args_of(n)[2],
     A.new_ones.default: lambda n: 1,
 }
 
@@ -67,32 +60,7 @@ def is_costly(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in COSTLY
 
 
-def _args(node: fx.Node) -> tuple[Any, ...]:
-    return node.args
-
-
-def width_of(node: fx.Node) -> int:
-    """Return the number of columns of what a node gives: of all its dimensions but the batch's.
-
-    Raises:
-        NotAProgram: it has neither a row for each sequence, nor one row for all.
-    """
-    shape = tuple(node.meta["val"].shape)
-    if shape and shape[0] not in (1, BATCH):
-        raise NotAProgram(
-            f"{_name(node)} gives a tensor of shape {list(shape)} for a batch of {BATCH}: a step "
-            "works on tensors of [batch, units]"
-        )
-    return prod(shape[1:])
-
-
-def _name(node: fx.Node) -> str:
-    target = node.target
-    packet = getattr(target, "overloadpacket", None)
-    return str(packet or getattr(target, "__name__", target))
-
-
-class Lowering:
+class Lowering(Shapes):
     """Writes nodes of a graph as instructions."""
 
     def __init__(
@@ -118,10 +86,10 @@ class Lowering:
         self.found: dict[fx.Node, Lowered] = dict(leaves)
         for node in needed:  # the parts of what is put side by side go where they belong
             if node.target is A.cat.default and node in destinations and node not in leaves:
-                if _outside(node.meta["val"].shape, (*_args(node), 0)[1]) != 1:
+                if outside(node.meta["val"].shape, (*args_of(node), 0)[1]) != 1:
                     continue
                 offset = 0
-                for part in _args(node)[0]:
+                for part in args_of(node)[0]:
                     width = width_of(part)
                     if part in needed and part not in leaves:
                         destinations.setdefault(part, destinations[node].part(offset, width))
@@ -155,7 +123,9 @@ class Lowering:
             return self.attributes(node)
         if node.op != "call_function":
             raise NotAProgram(f"{node.name} is used in a way that a loop has no place for")
-        target, args = node.target, _args(node)
+        target, args = node.target, args_of(node)
+        if "bitwise" in called(node) and node.meta["val"].dtype is not torch.bool:
+            raise NotAProgram(f"{called(node)} of integers has no instruction")
         if target in UNARY:
             return self._elementwise(UNARY[target], node, args[0])
         if target in BINARY:
@@ -166,7 +136,7 @@ class Lowering:
             return self._same(node)
         special = _SPECIAL.get(target)
         if special is None:
-            raise NotAProgram(f"{_name(node)} has no instruction")
+            raise NotAProgram(f"{called(node)} has no instruction")
         return special(self, node)
 
     # ------------------------------------------------------------------------- elementwise
@@ -193,33 +163,8 @@ class Lowering:
         given = [self._as_wide(x, node) for x in operands]
         return self.writer.emit(op, self._to(node), *given)
 
-    def _as_wide(self, x: Any, node: fx.Node) -> Value:
-        """Return an operand of a node, broadcast to the node's shape."""
-        width = width_of(node)
-        val = x.meta["val"] if isinstance(x, fx.Node) else None
-        if not isinstance(val, Tensor) or prod(val.shape[1:]) in (1, width):
-            return self.value(x, width)
-        to = list(node.meta["val"].shape[1:])
-        given = [1] * (len(to) + 1 - val.dim()) + list(val.shape[1:])
-        whole, found = self.value(x, prod(given)), Value(width)
-        if prod(to[:-1]) > MOST_PARTS:
-            raise NotAProgram(f"{_name(node)} repeats {prod(to[:-1])} parts")
-
-        def fill(dim: int, at: int, source: int) -> None:
-            n, columns = prod(given[dim:]), prod(to[dim:])
-            if n in (1, columns):
-                place, part = found.part(at, columns), whole.part(source, n)
-                self.writer.emit("copy" if n == columns else "spread", place, part)
-                return
-            for i in range(to[dim]):
-                step = i * prod(given[dim + 1 :]) if given[dim] > 1 else 0
-                fill(dim + 1, at + i * prod(to[dim + 1 :]), source + step)
-
-        fill(0, 0, 0)
-        return found
-
     def _binary(self, node: fx.Node) -> Value:
-        (a, b, *_), op = _args(node), BINARY[node.target]
+        (a, b, *_), op = args_of(node), BINARY[node.target]
         alpha: Any = node.kwargs.get("alpha", 1)
         if op == "div" and node.kwargs.get("rounding_mode") is not None:
             raise NotAProgram("aten.div with rounding has no instruction")
@@ -235,7 +180,7 @@ class Lowering:
             product = self.products.get(node)
             if product is not None:
                 other = b if product is a else a
-                return self._elementwise("muladd", node, *_args(product)[:2], other)
+                return self._elementwise("muladd", node, *args_of(product)[:2], other)
         if op == "mul" and isinstance(b, (int, float)) and b == 1:
             return self._elementwise("copy", node, a)
         return self._elementwise(op, node, a, b)
@@ -245,9 +190,9 @@ class Lowering:
         for node in self.needed:
             if node.target is not A.add.Tensor or node in self.leaves:
                 continue
-            if node.kwargs.get("alpha", 1) != 1 or len(set(_args(node))) != 2:
+            if node.kwargs.get("alpha", 1) != 1 or len(set(args_of(node))) != 2:
                 continue
-            product = next((x for x in _args(node) if self._is_only_for(node, x)), None)
+            product = next((x for x in args_of(node) if self._is_only_for(node, x)), None)
             if product is not None:
                 self.products[node] = product
 
@@ -261,11 +206,11 @@ class Lowering:
     # ------------------------------------------------------------------------------ others
 
     def _same(self, node: fx.Node) -> Lowered:
-        source = _args(node)[0]
+        source = args_of(node)[0]
         assert isinstance(source, fx.Node)
         dtype, before = node.meta["val"].dtype, source.meta["val"].dtype
         if dtype is not before and not _keeps_numbers(before, dtype):
-            raise NotAProgram(f"{_name(node)} from {before} to {dtype}")
+            raise NotAProgram(f"{called(node)} from {before} to {dtype}")
         found = self.lower(source)
         if isinstance(found, Value) and width_of(node) != found.width:
             return self._as_wide(source, node)
@@ -274,7 +219,7 @@ class Lowering:
 
     def _as_strided(self, node: fx.Node) -> Lowered:
         """Some columns, as parts of what is split are called by autograd."""
-        source, shape, stride, offset = (*_args(node), 0)[:4]
+        source, shape, stride, offset = (*args_of(node), 0)[:4]
         assert isinstance(source, fx.Node)
         before = source.meta["val"]
         if (
@@ -283,14 +228,14 @@ class Lowering:
             or len(shape) != 2
             or tuple(stride) != before.stride()
         ):
-            raise NotAProgram(f"{_name(node)} of other rows")
+            raise NotAProgram(f"{called(node)} of other rows")
         return self.value(source, before.shape[1]).part(offset, shape[1])
 
     def _product(self, node: fx.Node) -> Value:
-        left, right = _args(node)
+        left, right = args_of(node)
         flips = 0
         while right.target in _FLIPS:
-            right, flips = _args(right)[0], flips + 1
+            right, flips = args_of(right)[0], flips + 1
         if right not in self.weights:
             raise NotAProgram("a matrix product of two tensors that both change from step to step")
         value = self.value(left, width_of(left))
@@ -300,10 +245,10 @@ class Lowering:
         return self.writer.product(self._to(node), value, weight)
 
     def _where(self, node: fx.Node) -> Value:
-        return self._elementwise("where", node, *_args(node))
+        return self._elementwise("where", node, *args_of(node))
 
     def _clamp(self, node: fx.Node) -> Value:
-        x, low, high = (*_args(node), None, None)[:3]
+        x, low, high = (*args_of(node), None, None)[:3]
         width, value = width_of(node), None
         for op, limit in (("maximum", low), ("minimum", high)):
             if limit is not None:
@@ -314,7 +259,7 @@ class Lowering:
         return value
 
     def _power(self, node: fx.Node) -> Value:
-        x, n = _args(node)
+        x, n = args_of(node)
         if n == 2:
             return self._elementwise("mul", node, x, x)
         if n == 0.5:
@@ -332,136 +277,6 @@ class Lowering:
             return self.writer.emit("mul", self._to(node), square, of)
         return self._elementwise("pow", node, x, n)
 
-    def _sum(self, node: fx.Node) -> Value:
-        x, dims = _args(node)[0], (*_args(node)[1:], None)[0]
-        assert isinstance(x, fx.Node)
-        shape, op = x.meta["val"].shape, "amax" if node.target is A.amax.default else "sum"
-        dims = sorted(d % len(shape) for d in dims) if dims else list(range(len(shape)))
-        if 0 in dims or dims != list(range(dims[0], dims[0] + len(dims))):
-            raise NotAProgram(f"{_name(node)} over the batch, or over dimensions far apart")
-        outer, inner = prod(shape[1 : dims[0]]), prod(shape[dims[-1] + 1 :])
-        n, value, to = prod(shape[i] for i in dims), self.value(x, width_of(x)), self._to(node)
-        if outer * (1 if inner == 1 else n) > MOST_PARTS:
-            raise NotAProgram(f"{_name(node)} of {outer * n} parts")
-        for i in range(outer):
-            place, parts = to.part(i * inner, inner), value.part(i * n * inner, n * inner)
-            if inner == 1:
-                self.writer.emit(op, place, parts)
-                continue
-            total = parts.part(0, inner)
-            for k in range(1, n):
-                by = "maximum" if op == "amax" else "add"
-                more = parts.part(k * inner, inner)
-                total = self.writer.emit(by, Value(inner), total, more)
-            self.writer.emit("copy", place, total)
-        if node.target is A.mean.dim:
-            return self.writer.emit("mul", to, to, self.value(1 / n, to.width))
-        return to
-
-    def _slice(self, node: fx.Node) -> Lowered:
-        given: Any = (*_args(node), *(0, None, None, 1)[len(_args(node)) - 1 :])
-        x, dim, begin, end, step = given
-        assert isinstance(x, fx.Node)
-        shape = x.meta["val"].shape
-        begin, end, step = slice(begin, end, step).indices(shape[dim])
-        if (begin, end, step) == (0, shape[dim], 1):
-            return self.lower(x)
-        if dim % len(shape) == 0:
-            raise NotAProgram(f"{_name(node)} of the batch")
-        return self._columns(x, dim, [*range(begin, end, step)] if step > 1 else begin, end)
-
-    def _columns(self, x: fx.Node, dim: int, begin: int | list[int], end: int) -> Value:
-        """Return a part of a dimension, or the chosen ones of it."""
-        shape = x.meta["val"].shape
-        dim %= len(shape)
-        outer, inner = prod(shape[1:dim]), prod(shape[dim + 1 :])
-        value = self.value(x, width_of(x))
-        runs = [(begin, max(end - begin, 0))] if isinstance(begin, int) else [
-            (i, 1) for i in begin
-        ]
-        if outer == 1 and len(runs) == 1:
-            return value.part(runs[0][0] * inner, runs[0][1] * inner)
-        if outer * len(runs) > MOST_PARTS:
-            raise NotAProgram(f"{outer * len(runs)} parts of a tensor")
-        to, at = Value(outer * sum(n for _, n in runs) * inner), 0
-        for i in range(outer):
-            for first, n in runs:
-                part = value.part((i * shape[dim] + first) * inner, n * inner)
-                self.writer.emit("copy", to.part(at, n * inner), part)
-                at += n * inner
-        return to
-
-    def _split(self, node: fx.Node) -> Lowered:
-        x, sizes, dim = (*_args(node), 0)[:3]
-        assert isinstance(x, fx.Node)
-        total = x.meta["val"].shape[dim]
-        if dim % x.meta["val"].dim() == 0:
-            raise NotAProgram(f"{_name(node)} of the batch")
-        found: list[Any] = []
-        offset = 0
-        if isinstance(sizes, int):
-            sizes = [min(sizes, total - at) for at in range(0, total, sizes)]
-        for size in sizes:
-            found.append(self._columns(x, dim, offset, offset + size))
-            offset += size
-        return found
-
-    def _permute(self, node: fx.Node) -> Lowered:
-        x = _args(node)[0]
-        if node.target is not A.permute.default:
-            raise NotAProgram(f"{_name(node)} of the batch")
-        shape, order = x.meta["val"].shape, [d % x.meta["val"].dim() for d in _args(node)[1]]
-        if order[0] != 0:
-            raise NotAProgram(f"{_name(node)} of the batch")
-        wide = [d for d in order if shape[d] > 1]
-        if wide == sorted(wide):
-            return self.lower(x)
-        numbers = torch.arange(prod(shape[1:])).view(1, *shape[1:]).permute(order).flatten()
-        return self._chosen(self.value(x, len(numbers)), numbers.tolist())
-
-    def _chosen(self, value: Value, columns: Sequence[int]) -> Value:
-        """Return some columns, in that order; those that follow each other are copied at once."""
-        begins = [i for i, c in enumerate(columns) if i == 0 or c != columns[i - 1] + 1]
-        if len(begins) > MOST_PARTS:
-            raise NotAProgram(f"{len(begins)} parts of a tensor in another order")
-        to = Value(len(columns))
-        for begin, end in zip(begins, [*begins[1:], len(columns)], strict=True):
-            part = value.part(columns[begin], end - begin)
-            self.writer.emit("copy", to.part(begin, end - begin), part)
-        return to
-
-    def _getitem(self, node: fx.Node) -> Lowered:
-        parts: Any = self.lower(_args(node)[0])
-        found: Lowered = parts[_args(node)[1]]
-        return found
-
-    def _cat(self, node: fx.Node) -> Value:
-        parts, dim = (*_args(node), 0)[:2]
-        shape = node.meta["val"].shape
-        if dim % len(shape) == 0:
-            raise NotAProgram(f"{_name(node)} of batches")
-        to, offset, outer = self._to(node), 0, _outside(shape, dim)
-        if outer * len(parts) > MOST_PARTS:
-            raise NotAProgram(f"{_name(node)} of {outer * len(parts)} parts")
-        values = [self.value(part, width_of(part)) for part in parts]
-        for i in range(outer):
-            for value in values:
-                width = value.width // outer
-                self._put(to.part(offset, width), value.part(i * width, width))
-                offset += width
-        return to
-
-    def _put(self, place: Value, value: Value) -> None:
-        """Copy, unless it was written there."""
-        is_there = (value.name, value.offset, value.kind) == (place.name, place.offset, place.kind)
-        if not is_there or value.whole is not place.whole or value.kind == TEMPORARY:
-            self.writer.emit("copy", place, value)
-
-
-def _outside(shape: Sequence[int], dim: int) -> int:
-    """Return of how many parts a row is, each of which a dimension and those after it make."""
-    return prod(shape[1 : dim % len(shape)])
-
 
 def _keeps_numbers(before: torch.dtype, after: torch.dtype) -> bool:
     """Whether a conversion is none in a program, which has numbers of one dtype."""
@@ -472,15 +287,15 @@ def _keeps_numbers(before: torch.dtype, after: torch.dtype) -> bool:
 
 _SPECIAL: dict[Any, Callable[[Lowering, fx.Node], Lowered]] = {
     A.as_strided.default: Lowering._as_strided,
-    A.copy.default: lambda self, n: self.value(_args(n)[1], width_of(n)),
+    A.copy.default: lambda self, n: self.value(args_of(n)[1], width_of(n)),
     A.mm.default: Lowering._product,
-    A.isnan.default: lambda self, n: self._elementwise("ne", n, *_args(n), *_args(n)),
+    A.isnan.default: lambda self, n: self._elementwise("ne", n, *args_of(n), *args_of(n)),
     A.where.self: Lowering._where,
     A.clamp.default: Lowering._clamp,
     A.clamp.Tensor: Lowering._clamp,
     A.pow.Tensor_Scalar: Lowering._power,
-    A.pow.Tensor_Tensor: lambda self, n: self._elementwise("pow", n, *_args(n)),
-    A.pow.Scalar: lambda self, n: self._elementwise("pow", n, *_args(n)),
+    A.pow.Tensor_Tensor: lambda self, n: self._elementwise("pow", n, *args_of(n)),
+    A.pow.Scalar: lambda self, n: self._elementwise("pow", n, *args_of(n)),
     A.sum.dim_IntList: Lowering._sum,
     A.sum.default: Lowering._sum,
     A.mean.dim: Lowering._sum,
