@@ -62,8 +62,8 @@ def _check(step: CellStep, plan: Fusion, example: Example, T: int, B: int) -> No
             outputs, after = plan.run(T, B, *given)
         except RuntimeError as e:
             raise FuseError(
-                f"bptt.fuse: fused, {T} steps of {B} sequences raise {str(e).splitlines()[0]}: does "
-                "the cell use .squeeze() without a dimension?"
+                f"bptt.fuse: fused, {T} steps of {B} sequences raise {str(e).splitlines()[0]}: "
+                "does the cell use .squeeze() without a dimension?"
             ) from e
         found = [*outputs, *after]
         of_found = _gradients(found, given, ds)

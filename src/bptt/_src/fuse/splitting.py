@@ -357,7 +357,6 @@ def _needed(roots: Sequence[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
 
 
 def _width(node: fx.Node) -> int:
-    """Return how many numbers a row of it has."""
     return prod(node.meta["val"].shape[1:])
 
 
@@ -366,7 +365,6 @@ def _size(node: fx.Node) -> int:
 
 
 def _as_it_was(writing: Writing, value: fx.Node, node: fx.Node) -> fx.Node:
-    """Undo what was done to bools."""
     is_bool = node.meta["val"].dtype is torch.bool
     return writing.call(A.ne.Scalar, value, 0) if is_bool else value
 

@@ -128,7 +128,7 @@ def _pad(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
 def _vector_norm(
     x: Tensor,
     ord: float = 2,
-    dim: Sequence[int] | None = None,
+    dim: list[int] | None = None,
     keepdim: bool = False,
     *,
     dtype: torch.dtype | None = None,
@@ -143,7 +143,7 @@ def _vector_norm(
 @_rule(A.var_mean.correction)
 def _var_mean(
     x: Tensor,
-    dim: Sequence[int] | None = None,
+    dim: list[int] | None = None,
     *,
     correction: float | None = None,
     keepdim: bool = False,
@@ -158,19 +158,19 @@ def _var_mean(
 
 
 @_rule(A.var.correction)
-def _var(x: Tensor, dim: Sequence[int] | None = None, **how: Any) -> Any:
+def _var(x: Tensor, dim: list[int] | None = None, **how: Any) -> Any:
     found = _var_mean(x, dim, **how)
     return found if found is NotImplemented else found[0]
 
 
 @_rule(A.std.correction)
-def _std(x: Tensor, dim: Sequence[int] | None = None, **how: Any) -> Any:
+def _std(x: Tensor, dim: list[int] | None = None, **how: Any) -> Any:
     found = _var_mean(x, dim, **how)
     return found if found is NotImplemented else found[0].sqrt()
 
 
 @_rule(A.amin.default)
-def _amin(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+def _amin(x: Tensor, dim: list[int] | tuple[int, ...] = (), keepdim: bool = False) -> Tensor:
     return -((-x).amax(dim, keepdim))
 
 

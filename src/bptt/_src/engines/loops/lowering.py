@@ -15,19 +15,22 @@ from torch import fx
 
 from bptt._src.engines.loops.operations import BINARY, COSTLY, UNARY
 from bptt._src.engines.loops.program import Value, Weight, Writer
-from bptt._src.engines.loops.shapes import NotAProgram, Shapes, args_of, called, outside, width_of
+from bptt._src.engines.loops.shapes import (
+    Lowered,
+    NotAProgram,
+    Number,
+    Shapes,
+    args_of,
+    called,
+    outside,
+    width_of,
+)
 
 A = torch.ops.aten
 
 
 INTEGERS = (torch.int32, torch.int64)
 
-
-class Number(float):
-    """A tensor of one known number."""
-
-
-Lowered = Value | Number | list[Any]
 
 _SAME = {
     *(A.view.default, A._unsafe_view.default, A.reshape.default, A.expand.default),

@@ -8,7 +8,10 @@ import torch
 
 A = torch.ops.aten
 
-_UNARY = "neg abs sign reciprocal sqrt rsqrt exp expm1 log log1p tanh sigmoid relu sin cos erf floor round atan"
+_UNARY = (
+    "neg abs sign reciprocal sqrt rsqrt exp expm1 log log1p tanh sigmoid relu sin cos erf "
+    "floor round atan"
+)
 _BINARY = "add sub mul div maximum minimum fmod remainder lt le gt ge eq ne logical_and logical_or"
 _COSTLY = (
     "reciprocal sqrt rsqrt exp expm1 log log1p tanh sigmoid sin cos erf atan div pow mm sum amax"

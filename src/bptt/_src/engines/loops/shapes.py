@@ -20,6 +20,13 @@ MOST_PARTS = 1024
 """Of a row, that are copied one by one."""
 
 
+class Number(float):
+    """A tensor of one known number."""
+
+
+Lowered = Value | Number | list[Any]
+
+
 class NotAProgram(Exception):
     """A step does something that programs have no instructions for."""
 
@@ -120,7 +127,7 @@ class Shapes:
         shape = x.meta["val"].shape
         begin, end, step = slice(begin, end, step).indices(shape[dim])
         if (begin, end, step) == (0, shape[dim], 1):
-            return self.lower(x)
+            return self.lower(x)  # type: ignore[no-any-return]
         if dim % len(shape) == 0:
             raise NotAProgram(f"{called(node)} of the batch")
         return self._columns(x, dim, [*range(begin, end, step)] if step > 1 else begin, end)
@@ -168,7 +175,7 @@ class Shapes:
             raise NotAProgram(f"{called(node)} of the batch")
         wide = [d for d in order if shape[d] > 1]
         if wide == sorted(wide):
-            return self.lower(x)
+            return self.lower(x)  # type: ignore[no-any-return]
         numbers = torch.arange(prod(shape[1:])).view(1, *shape[1:]).permute(order).flatten()
         return self._chosen(self.value(x, len(numbers)), numbers.tolist())
 
