@@ -76,7 +76,7 @@ def _check_slice(node: fx.Node) -> None:
     """Refuse ``x[:100]``, which is all sequences of the batches that are traced."""
     if node.target is torch.ops.aten.slice.Tensor:
         given: tuple[Any, ...] = node.args
-        _, dim, begin, end, step = (*given, *(0, None, None, 1)[len(given) - 1 :])
+        _, dim, begin, end, step = given + (0, None, None, 1)[len(given) - 1 :]
         size = node.meta["val"].shape[0]
         if dim == 0 and (begin or step != 1 or (end is not None and size < end < 2**62)):
             raise FuseError(

@@ -57,7 +57,7 @@ def _einsum(equation: Any, *operands: Any) -> Tensor | None:
                 b, right = b[::-1], right.t()
             return left @ right if to == a[0] + b[1] else _in_order(left, right)
     if set(b) <= set(a) and a.endswith(b) and (to in (a, a[: len(to)])) and left.dim() == len(a):
-        product = left * right
+        product: Tensor = left * right
         return product if to == a else product.sum(list(range(len(to), len(a))))
     return None
 

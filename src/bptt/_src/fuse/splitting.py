@@ -371,8 +371,7 @@ def _as_it_was(writing: Writing, value: fx.Node, node: fx.Node) -> fx.Node:
 
 def _unpacked(writing: Writing, value: fx.Node, node: fx.Node, n: fx.Node) -> fx.Node:
     """Undo what was done to rows of another shape, too."""
-    shape = node.meta["val"].shape
-    if len(shape) != 2:
+    if len(shape := node.meta["val"].shape) != 2:
         value = writing.call(A.view.default, value, [n, *shape[1:]])
     return _as_it_was(writing, value, node)
 
