@@ -60,8 +60,8 @@ FAULTS = {
     "killed": (TrainingStep, "__call__", _at_third_update(_killed)),
     "nan": (TrainingStep, "__call__", _at_third_update(_not_finite)),
     "save": (Run, "save_checkpoint", _raise(OSError(28, "No space left on device"))),
-    "evaluation": (evaluation, "_summed_loss", _raise(RuntimeError("odd"))),
-    "killed in evaluation": (evaluation, "_summed_loss", _killed),
+    "evaluation": (evaluation, "_losses", _raise(RuntimeError("odd"))),
+    "killed in evaluation": (evaluation, "_losses", _killed),
     "slow": (TrainingStep, "__call__", _slowly),
 }
 
@@ -70,7 +70,9 @@ def break_it(rank: str, fault: str) -> None:
     """Put a fault, "RANK WHERE" or "all WHERE", into this process if it is of that rank."""
     where, _, what = fault.partition(" ")
     if where in ("all", rank):
-        setattr(*FAULTS[what])
+        place, name, fault_of = FAULTS[what]
+        assert hasattr(place, name)  # or it would break nothing
+        setattr(place, name, fault_of)
 
 
 if __name__ == "__main__":

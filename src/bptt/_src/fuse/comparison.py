@@ -12,12 +12,13 @@ from bptt._src.fuse.step import CellStep
 from bptt._src.fuse.tracing import Example, quietly
 from bptt.errors import FuseError
 
-_STEPS, _BATCH = 4, 3
+_SIZES = ((4, 3), (1, 1), (1, 67))
+"""Numbers of steps and of sequences: a cell may do something else for one sequence, or many."""
 _TOLERANCE = 1e-8
 
 
 def check_against_autograd(step: CellStep, plan: Fusion, example: Example) -> None:
-    """Compare outputs, states and all gradients on random inputs and states.
+    """Compare outputs, states and all gradients on random inputs and states, at some sizes.
 
     Args:
         step: the step of the cell.
@@ -27,12 +28,28 @@ def check_against_autograd(step: CellStep, plan: Fusion, example: Example) -> No
     Raises:
         bptt.errors.FuseError: they differ.
     """
+    for T, B in _SIZES:
+        _check(step, plan, example, T, B)
+
+
+def _check(step: CellStep, plan: Fusion, example: Example, T: int, B: int) -> None:
     with quietly():
-        x = [example.of_batch(_BATCH, seed=t).x for t in range(_STEPS)]
+        x = [example.of_batch(B, seed=t).x for t in range(T)]
         xs = [torch.stack(each) for each in zip(*x, strict=True)]
-        states, own = example.of_batch(_BATCH).state, list(example.own.values())
+        states, own = example.of_batch(B).state, list(example.own.values())
         given = [[_leaf(t) for t in each] for each in (xs, states, own)]
-        expected = _by_steps(step, list(example.own), *given)
+        try:
+            expected = _by_steps(step, list(example.own), *given)
+        except (RuntimeError, TypeError, ValueError, IndexError) as e:
+            raise FuseError(
+                f"bptt.fuse: for a batch of {B} the cell raises {type(e).__name__}: "
+                f"{(str(e).splitlines() or [''])[0]}"
+            ) from e
+        if step.output != plan.output:
+            raise FuseError(
+                "bptt.fuse: the output of the step has another form, or another number in it that "
+                f"is no tensor, at another call or for a batch of {B}"
+            )
         generator = torch.Generator().manual_seed(0)
         ds = [
             torch.randn(y.shape, generator=generator, dtype=torch.float64)
@@ -41,7 +58,13 @@ def check_against_autograd(step: CellStep, plan: Fusion, example: Example) -> No
             for y in expected
         ]
         of_expected = _gradients(expected, given, ds)
-        outputs, after = plan.run(_STEPS, _BATCH, *given)
+        try:
+            outputs, after = plan.run(T, B, *given)
+        except RuntimeError as e:
+            raise FuseError(
+                f"bptt.fuse: fused, {T} steps of {B} sequences raise {str(e).splitlines()[0]}: "
+                "does the cell use .squeeze() without a dimension?"
+            ) from e
         found = [*outputs, *after]
         of_found = _gradients(found, given, ds)
     names = [f"output {i}" for i in range(len(outputs))]
@@ -54,8 +77,10 @@ def check_against_autograd(step: CellStep, plan: Fusion, example: Example) -> No
     for name, a, b in pairs:
         if not _close(a, b):
             raise FuseError(
-                f"bptt.fuse: fused, {name} is not what autograd finds step by step: does the cell "
-                "keep something in itself from step to step? Hand it on in the state"
+                f"bptt.fuse: fused, {name} is not what autograd finds step by step, for {B} "
+                "sequences: does the cell keep something in itself from step to step (hand it on "
+                "in the state), decide by the size of the batch, or use torch.no_grad instead of "
+                ".detach()?"
             )
 
 
@@ -69,7 +94,7 @@ def _by_steps(
 ) -> list[Tensor]:
     named = dict(zip(names, own, strict=True))
     outputs = []
-    for t in range(_STEPS):
+    for t in range(len(xs[0])):
         output, state = step([x[t] for x in xs], state, named)
         outputs.append(output)
     return [torch.stack(each) for each in zip(*outputs, strict=True)] + list(state)

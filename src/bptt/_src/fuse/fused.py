@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import threading
 import warnings
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from bptt._src.engines.backend import why_no_library
 from bptt._src.engines.guard import is_watched, only_by_autograd
+from bptt._src.fuse.attributes import attributes_of, hook_of
 from bptt._src.fuse.comparison import check_against_autograd
 from bptt._src.fuse.fusion import Fusion
 from bptt._src.fuse.step import CellStep
@@ -19,6 +22,8 @@ from bptt._src.unroll.stepwise import Stepwise
 from bptt.errors import FuseError
 
 _DTYPES = (torch.float32, torch.float64)
+_PREPARING = threading.RLock()
+"""While a step is traced, its module has other weights, and torch's Functions another apply."""
 
 
 class Fused(nn.Module):
@@ -34,7 +39,7 @@ class Fused(nn.Module):
     _step: CellStep
     _given: Any
     _example: Example
-    _plans: dict[Any, Fusion | str]
+    _plans: dict[Any, tuple[list[Any], Fusion | str]]
     _told: set[str]
 
     def __init__(self, cell: Any, x_t: Any, state: Any) -> None:
@@ -91,15 +96,15 @@ class Fused(nn.Module):
                     f"bptt.fuse: expected a state for the {B} sequences of the inputs, each of "
                     f"its tensors [{B}, units], got {list(s.shape)}"
                 )
-        names, own = step.own()
-        plan = self._plan(xs, states, names, own)
+        with _PREPARING:
+            names, own = step.own()
+            plan = self._plan(xs, states, names, own)
         if not isinstance(plan, Fusion):
             if plan:
                 self._tell(plan)
             by_steps: tuple[Any, Any] = Stepwise(self._given)(inputs, state)
             return by_steps
         outputs, after = plan.run(T, B, xs, states, own)
-        assert step.output is not None
         return plan.output.filled(outputs), step.state.filled(after)
 
     def _plan(
@@ -116,6 +121,12 @@ class Fused(nn.Module):
         reason = refusal_of_tensors(every)
         if reason is not None:
             return reason
+        hooked = hook_of(self._step.module)
+        if hooked is not None:
+            return (
+                f"{hooked} has hooks, which are called at each step only if the cell is: remove "
+                "them, or run bptt.Stepwise(cell)"
+            )
         key = (
             names,
             self._step.is_training(),
@@ -123,19 +134,22 @@ class Fused(nn.Module):
             tuple((t.dtype, t.shape[2:]) for t in xs),
             tuple(s.shape[1:] for s in states),
         )
-        plan = self._plans.get(key)
-        if plan is None:
+        seen, plan = self._plans.get(key, (None, None))
+        # What was refused stays so: a cell that changes itself would be traced at each call.
+        if plan is None or (isinstance(plan, Fusion) and seen != attributes_of(self._step.module)):
             try:
-                plan = self._prepare([x[0] for x in xs], states, dict(zip(names, own, strict=True)))
+                with quietly():  # where copies of inference tensors are ordinary ones
+                    named = {n: t.detach().clone() for n, t in zip(names, own, strict=True)}
+                    given = [x[0].detach().clone() for x in xs]
+                    plan = self._prepare(given, [s.detach().clone() for s in states], named)
             except FuseError as e:
                 plan = str(e).removeprefix("bptt.fuse: ")
-            self._plans[key] = plan
+            self._plans[key] = attributes_of(self._step.module), plan
         return plan
 
     def _prepare(self, xs: list[Tensor], states: list[Tensor], own: dict[str, Tensor]) -> Fusion:
         example = Example(xs, states, own).to(states[0].dtype)
-        with quietly():
-            self._step(xs, states, own)  # raises its own errors
+        self._step(xs, states, own)  # raises its own errors
         exact = example.to(torch.float64)
         try:
             checked = Fusion.of(self._step, exact)
@@ -164,6 +178,10 @@ class Fused(nn.Module):
 
     def not_native(self) -> str | None:
         """Return why it does not run natively; None where it does."""
+        with _PREPARING:
+            return self._why_not_native()
+
+    def _why_not_native(self) -> str | None:
         names, own = self._step.own()
         dtype = next((t.dtype for t in own if t.is_floating_point()), None)
         example = self._example if dtype is None else self._example.to(dtype)
@@ -178,7 +196,26 @@ class Fused(nn.Module):
         self._step.module.training = mode
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        step = self.__dict__.get("_step")
+        if step is not None and name in vars(step.module):
+            return vars(step.module)[name]
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what is an attribute of the cell, as a number that its equations use, there."""
+        step = self.__dict__.get("_step")
+        if step is not None and name not in self.__dict__ and hasattr(step.module, name):
+            setattr(step.module, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def __getstate__(self) -> dict[str, Any]:
+        if inspect.isfunction(self._given) and any(True for _ in self.parameters()):
+            raise TypeError(
+                "bptt.fuse: a fused function cannot be copied, as its copy would use the modules "
+                "of the original: make the cell an nn.Module"
+            )
         return {**self.__dict__, "_plans": {}, "_told": set()}
 
     def _get_name(self) -> str:
@@ -268,14 +305,15 @@ def fuse(cell: Any, x_t: Any, state: Any) -> Fused:
     """
     fused = Fused(cell, x_t, state)
     example = fused._example
-    names, own = fused._step.own()
     for s in example.state:
         if s.dim() != 2 or not s.is_floating_point():
             raise FuseError(
                 f"bptt.fuse: the state must be floating-point tensors of shape [batch, units], "
                 f"got {s.dtype} of {list(s.shape)}"
             )
-    plan = fused._plan([x[None] for x in example.x], example.state, names, own)
+    with _PREPARING:
+        names, own = fused._step.own()
+        plan = fused._plan([x[None] for x in example.x], example.state, names, own)
     if isinstance(plan, str) and refusal_of_tensors((*example.x, *example.state, *own)) is None:
         raise FuseError(f"bptt.fuse: {plan}")
     return fused

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bptt._src.fuse.independence import check_independence
+from bptt._src.fuse.independence import check_independence, has_rows
 from bptt._src.fuse.recurrence import Recurrence
 from bptt._src.fuse.splitting import SplitStep, split
 from bptt._src.fuse.step import CellStep, Tree
@@ -72,9 +72,8 @@ class Fusion:
         for i in parts.uses_before:
             before[i] = torch.cat([states[i], after[i][: N - B]])
         found = parts.after(N, *rows_of_x, *own, *passed, *before, *after, *outs)
-        return [_over_steps(y, T, B) for y in found], finals
-
-
-def _over_steps(y: Tensor, T: int, B: int) -> Tensor:
-    """What has no rows is the same at each step."""
-    return y.unflatten(0, (T, B)) if y.dim() and len(y) == T * B else y.expand(T, *y.shape)
+        return [
+            # What has no rows is the same at each step.
+            y.unflatten(0, (T, B)) if has_rows(self.graph, n) else y.expand(T, *y.shape)
+            for n, y in zip(self.graph.outputs, found, strict=True)
+        ], finals

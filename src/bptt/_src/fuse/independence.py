@@ -52,6 +52,7 @@ def check_independence(graph: StepGraph, step: CellStep, example: Example) -> No
         depends[node] = node in given or any(depends[n] for n in node.all_input_nodes)
         if has_rows(graph, node):
             rows.append(node)
+            _check_slice(node)
         elif depends[node] and isinstance(node.meta.get("val"), Tensor):
             shape = list(node.meta["val"].shape)
             raise FuseError(
@@ -69,6 +70,19 @@ def check_independence(graph: StepGraph, step: CellStep, example: Example) -> No
                 after = _values(graph, changed)
                 for node in rows:
                     _compare(node, before[node], after[node], b)
+
+
+def _check_slice(node: fx.Node) -> None:
+    """Refuse ``x[:100]``, which is all sequences of the batches that are traced."""
+    if node.target is torch.ops.aten.slice.Tensor:
+        given: tuple[Any, ...] = node.args
+        _, dim, begin, end, step = given + (0, None, None, 1)[len(given) - 1 :]
+        size = node.meta["val"].shape[0]
+        if dim == 0 and (begin or step != 1 or (end is not None and size < end < 2**62)):
+            raise FuseError(
+                f"bptt.fuse: {name_of(node)} takes the sequences from {begin} to {end} of a batch: "
+                "a step must treat each sequence alike"
+            )
 
 
 def _with_another(example: Example, source: Example | None, b: int) -> Example:

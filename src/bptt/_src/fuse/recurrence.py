@@ -13,7 +13,7 @@ from torch.autograd import Function
 from bptt._src.engines.guard import dense, is_watched, only_by_autograd
 from bptt._src.engines.kernel_library import type_of
 from bptt._src.engines.loops.loop import Columns, Loop
-from bptt._src.engines.loops.lowering import NotAProgram
+from bptt._src.engines.loops.shapes import NotAProgram
 from bptt._src.engines.loops.step import Sizes
 from bptt._src.engines.product import multiply
 from bptt._src.fuse.splitting import SplitStep

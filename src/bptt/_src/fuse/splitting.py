@@ -10,11 +10,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from bptt._src.engines.loops.lowering import INTEGERS
 from bptt._src.fuse.independence import has_rows
 from bptt._src.fuse.tracing import StepGraph, leaves_of_args, name_of
 from bptt._src.fuse.writing import PRODUCTS, Writing, layer_norm
@@ -99,7 +101,7 @@ class _Splitting:
             lefts,
             [(w, self.transposed[w]) for w in with_weights],
             tuple(map(_width, self.rows)),
-            tuple(map(_width, self.vectors)),
+            tuple(map(_size, self.vectors)),
             tuple(
                 tuple(n.meta["val"].shape)[:: -1 if t else 1]
                 for n, t in zip(self.weights, self.transposed, strict=True)
@@ -158,11 +160,13 @@ class _Splitting:
                 self._enter(node)
         for i, node in enumerate(self.rows):
             row = writing.graph.placeholder(f"row_{i}")
-            env[node] = self._as_was(writing, row, node)
+            env[node] = _unpacked(writing, row, node, n)
         for node, i in self.states.items():
             env[node] = writing.graph.placeholder(f"state_{i}")
         for i, node in enumerate(self.vectors):
-            env[node] = writing.graph.placeholder(f"vector_{i}")
+            vector = writing.graph.placeholder(f"vector_{i}")
+            env[node] = _as_it_was(writing, vector, node)
+        vectors = {node: env[node] for node in self.vectors}
         weights = {}
         for i, (node, is_transposed) in enumerate(zip(self.weights, self.transposed, strict=True)):
             weights[node] = writing.graph.placeholder(f"weight_{i}")
@@ -178,15 +182,26 @@ class _Splitting:
             elif node.target is A.native_layer_norm.default:
                 env[node] = layer_norm(writing, node)
             else:
+                self._shape_vectors(writing, node, vectors)
                 writing.copy(node, n)
         after = [env[node] for node in self.of.after]
-        found = []
-        for node in outs:
-            value = env[node]
-            if node.meta["val"].dtype is torch.bool:
-                value = writing.call(A._to_copy.default, value, dtype=self.dtype)
-            found.append(value)
-        return writing.module((after, found))
+        return writing.module((after, [self._packed(writing, node, n) for node in outs]))
+
+    def _shape_vectors(
+        self, writing: Writing, user: fx.Node, vectors: dict[fx.Node, fx.Node]
+    ) -> None:
+        """Let the vectors [1, units] that a node takes be as many dimensions as it gives."""
+        val = user.meta["val"]
+        for a in user.all_input_nodes:
+            if a not in vectors or not isinstance(val, Tensor):
+                continue
+            shape = list(a.meta["val"].shape)
+            writing.env[a] = vectors[a]
+            if val.dim() == 1 and _size(a) > 1:
+                raise FuseError(f"bptt.fuse: {name_of(user)} gives [batch]: use keepdim=True")
+            if val.dim() != 2:
+                sizes = [-1, *[1] * (val.dim() - 1 - len(shape)), *shape][: val.dim()]
+                writing.env[a] = writing.call(A.view.default, vectors[a], sizes)
 
     def _collect(self, node: fx.Node) -> None:
         """Find what a node of the loop takes from outside it."""
@@ -207,6 +222,11 @@ class _Splitting:
             if given and (node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)) != (1, 1):
                 raise FuseError("bptt.fuse: aten.addmm with beta or alpha: write it as a sum")
         else:
+            if any(word in name_of(node) for word in ("index", "gather", "scatter", "embedding")):
+                raise FuseError(
+                    f"bptt.fuse: {name_of(node)} has no instruction in the loop: put units in "
+                    "another order by .flip, .roll, slices, or a product with a permutation matrix"
+                )
             given = leaves_of_args((node.args, node.kwargs))  # type: ignore[assignment]
         for a in given:
             if isinstance(a, fx.Node) and a not in self.depends:
@@ -232,12 +252,6 @@ class _Splitting:
         if not isinstance(val, Tensor):
             raise FuseError(f"bptt.fuse: {name_of(node)} gives a list that the loop takes")
         if node in self.has_rows:
-            if val.dim() != 2:
-                raise FuseError(
-                    f"bptt.fuse: {name_of(node)} gives the loop a tensor of shape "
-                    f"[batch{''.join(f', {n}' for n in val.shape[1:])}]: the loop works on "
-                    "[batch, units]; use keepdim=True, .unsqueeze(-1) or .flatten(1)"
-                )
             self._check_dtype(node, val)
             self.rows.setdefault(node, len(self.rows))
             return
@@ -256,16 +270,14 @@ class _Splitting:
         return self._orders[node]
 
     def _check_dtype(self, node: fx.Node, val: Tensor) -> None:
-        if val.dtype not in (self.dtype, torch.bool):
+        is_float = val.dtype in (torch.float32, self.dtype) or (
+            val.dtype.is_floating_point and not val.dim()
+        )
+        if not is_float and val.dtype not in (torch.bool, *INTEGERS):
             raise FuseError(
                 f"bptt.fuse: {name_of(node)} gives the loop {val.dtype}, which works on "
-                f"{self.dtype} and bool: convert it with .to(x.dtype)"
+                f"{self.dtype}: convert it with .to(x.dtype)"
             )
-
-    def _as_was(self, writing: Writing, row: fx.Node, node: fx.Node) -> fx.Node:
-        if node.meta["val"].dtype is torch.bool:
-            return writing.call(A.ne.Scalar, row, 0)
-        return row
 
     def _product(
         self, writing: Writing, node: fx.Node, weights: dict[fx.Node, fx.Node], add: fx.Node
@@ -285,21 +297,22 @@ class _Splitting:
         for node in early:
             if node in wanted:
                 writing.copy(node, n, with_products=True)
-        vectors, weights = [], []
-        rows = [self._as_number(writing, node) for node in self.rows]
-        for node in self.vectors:
-            value = self._as_number(writing, node)
-            vectors.append(writing.call(A.reshape.default, value, [1, -1]))
+        weights = []
+        rows = [self._packed(writing, node, n) for node in self.rows]
+        vectors = [self._packed(writing, node, 1) for node in self.vectors]
         for node, is_transposed in zip(self.weights, self.transposed, strict=True):
             value = writing.env[node]
             weights.append(writing.call(A.t.default, value) if is_transposed else value)
         return writing.module((rows, vectors, weights, [writing.env[a] for a in passed]))
 
-    def _as_number(self, writing: Writing, node: fx.Node) -> Any:
-        value = writing.env[node]
-        if node.meta["val"].dtype is torch.bool:
-            return writing.call(A._to_copy.default, value, dtype=self.dtype)
-        return value
+    def _packed(self, writing: Writing, node: fx.Node, n: Any) -> Any:
+        """Write something as [n, units] numbers of the loop's dtype."""
+        value, val = writing.env[node], node.meta["val"]
+        if val.dtype is not self.dtype:
+            value = writing.call(A._to_copy.default, value, dtype=self.dtype)
+        if val.dim() == 2 and n != 1:
+            return value
+        return writing.call(A.reshape.default, value, [n, _size(node) if n == 1 else _width(node)])
 
     def _write_after(self, outs: list[fx.Node]) -> tuple[list[fx.Node], fx.GraphModule, set[int]]:
         writing = Writing(self.of)
@@ -322,8 +335,10 @@ class _Splitting:
                 env.setdefault(node, value)
         for i, node in enumerate(outs):
             value = writing.graph.placeholder(f"out_{i}")
-            is_bool = node.meta["val"].dtype is torch.bool
-            env[node] = writing.call(A.ne.Scalar, value, 0) if is_bool else value
+            value = _unpacked(writing, value, node, n)
+            is_other = node.meta["val"].dtype not in (self.dtype, torch.bool)
+            dtype = node.meta["val"].dtype
+            env[node] = writing.call(A._to_copy.default, value, dtype=dtype) if is_other else value
         for node in late:
             writing.copy(node, n, with_products=True)
         module = writing.module([env[a] for a in self.of.outputs])
@@ -342,8 +357,23 @@ def _needed(roots: Sequence[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
 
 
 def _width(node: fx.Node) -> int:
-    val = node.meta["val"]
-    return int(val.shape[-1]) if val.dim() else 1
+    return prod(node.meta["val"].shape[1:])
+
+
+def _size(node: fx.Node) -> int:
+    return int(node.meta["val"].numel())
+
+
+def _as_it_was(writing: Writing, value: fx.Node, node: fx.Node) -> fx.Node:
+    is_bool = node.meta["val"].dtype is torch.bool
+    return writing.call(A.ne.Scalar, value, 0) if is_bool else value
+
+
+def _unpacked(writing: Writing, value: fx.Node, node: fx.Node, n: fx.Node) -> fx.Node:
+    """Undo what was done to rows of another shape, too."""
+    if len(shape := node.meta["val"].shape) != 2:
+        value = writing.call(A.view.default, value, [n, *shape[1:]])
+    return _as_it_was(writing, value, node)
 
 
 def _is_transpose(node: fx.Node) -> bool:

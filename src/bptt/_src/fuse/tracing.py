@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from bptt._src.engines.loops.step import changes
 from bptt._src.fuse.separating import separate
+from bptt._src.fuse.simpler import Simpler
 from bptt._src.fuse.step import CellStep
 from bptt.errors import FuseError
 
@@ -95,7 +96,15 @@ def trace_step(step: CellStep, example: Example) -> StepGraph:
         bptt.errors.FuseError: it cannot be traced, draws random numbers, changes what it is given,
             or does something else for another batch.
     """
-    modules = [_traced(step, example.of_batch(n)) for n in BATCHES]
+    modules, outputs = [], []
+    for n in BATCHES:
+        modules.append(_traced(step, example.of_batch(n)))
+        outputs.append(step.output)
+    if outputs[0] != outputs[1]:
+        raise FuseError(
+            "bptt.fuse: the output of the step has another form, or another number in it that is "
+            f"no tensor, for a batch of {BATCHES[0]} than for one of {BATCHES[1]}"
+        )
     first, second = (list(m.graph.nodes) for m in modules)
     for a, b in zip(first, second, strict=False):
         if (a.op, a.target, len(a.args)) != (b.op, b.target, len(b.args)) and a.op != "output":
@@ -140,7 +149,7 @@ def _traced(step: CellStep, example: Example) -> fx.GraphModule:
     with quietly():
         run(*given())  # its own errors, before those of tracing
         try:
-            with functions_as_nodes():
+            with functions_as_nodes(), Simpler():
                 module = make_fx(run, tracing_mode="real")(*given())
             has_functions = any(is_function(n) for n in module.graph.nodes)
             if any(map(changes, module.graph.nodes)) and not has_functions:

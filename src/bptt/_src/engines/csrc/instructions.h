@@ -69,6 +69,12 @@ template <class T> void spread(const Operands<T> &of) {
         std::fill_n(of.to + r * of.to_row, of.width, of.from[0][r * of.row[0]]);
 }
 
+// The remainder that has the sign of y, as Python's.
+template <class T> T remainder_(T x, T y) {
+    const T rest = std::fmod(x, y);
+    return rest != T(0) && (y < T(0)) != (rest < T(0)) ? rest + y : rest;
+}
+
 // BPTT_INSTRUCTION(name, number of operands, what it gives for vectors a, b, c)
 #define BPTT_INSTRUCTIONS                                                                          \
     BPTT_INSTRUCTION(copy, 1, a)                                                                   \
@@ -89,6 +95,8 @@ template <class T> void spread(const Operands<T> &of) {
     BPTT_INSTRUCTION(cos, 1, each<T>(a, [](T x) { return std::cos(x); }))                          \
     BPTT_INSTRUCTION(erf, 1, each<T>(a, [](T x) { return std::erf(x); }))                          \
     BPTT_INSTRUCTION(floor, 1, each<T>(a, [](T x) { return std::floor(x); }))                      \
+    BPTT_INSTRUCTION(round, 1, each<T>(a, [](T x) { return std::nearbyint(x); }))                  \
+    BPTT_INSTRUCTION(atan, 1, each<T>(a, [](T x) { return std::atan(x); }))                        \
     BPTT_INSTRUCTION(logical_not, 1, one_where<T>(a == T(0)))                                      \
     BPTT_INSTRUCTION(add, 2, a + b)                                                                \
     BPTT_INSTRUCTION(sub, 2, a - b)                                                                \
@@ -97,6 +105,8 @@ template <class T> void spread(const Operands<T> &of) {
     BPTT_INSTRUCTION(maximum, 2, select<T>((a > b) | (a != a), a, b))                              \
     BPTT_INSTRUCTION(minimum, 2, select<T>((a < b) | (a != a), a, b))                              \
     BPTT_INSTRUCTION(pow, 2, each<T>(a, b, [](T x, T y) { return std::pow(x, y); }))               \
+    BPTT_INSTRUCTION(fmod, 2, each<T>(a, b, [](T x, T y) { return std::fmod(x, y); }))             \
+    BPTT_INSTRUCTION(remainder, 2, each<T>(a, b, remainder_<T>))                                   \
     BPTT_INSTRUCTION(lt, 2, one_where<T>(a < b))                                                   \
     BPTT_INSTRUCTION(le, 2, one_where<T>(a <= b))                                                  \
     BPTT_INSTRUCTION(gt, 2, one_where<T>(a > b))                                                   \

@@ -10,16 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from bptt._src.engines.loops.lowering import (
-    Lowered,
-    Lowering,
-    NotAProgram,
-    Number,
-    is_costly,
-    width_of,
-)
+from bptt._src.engines.loops.lowering import Lowering, is_costly
 from bptt._src.engines.loops.operations import BINARY, UNARY
 from bptt._src.engines.loops.program import Program, Value, Writer, rows, state, vector
+from bptt._src.engines.loops.shapes import Lowered, NotAProgram, Number, width_of
 from bptt._src.engines.loops.step import Sizes, Step, ancestors, trace
 
 

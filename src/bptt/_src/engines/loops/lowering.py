@@ -1,6 +1,7 @@
 """torch's operations as instructions of a program.
 
-A tensor of a step has a row for each sequence. What is the same number along a row has one column.
+A tensor of a step has a row for each sequence, in which its other dimensions lie one after the
+other. What is the same number along a row has one column.
 """
 
 from __future__ import annotations
@@ -14,32 +15,34 @@ from torch import fx
 
 from bptt._src.engines.loops.operations import BINARY, COSTLY, UNARY
 from bptt._src.engines.loops.program import Value, Weight, Writer
-from bptt._src.engines.loops.step import BATCH
+from bptt._src.engines.loops.shapes import (
+    Lowered,
+    NotAProgram,
+    Number,
+    Shapes,
+    args_of,
+    called,
+    outside,
+    width_of,
+)
 
 A = torch.ops.aten
 
 
-class NotAProgram(Exception):
-    """A step does something that programs have no instructions for."""
+INTEGERS = (torch.int32, torch.int64)
 
-
-class Number(float):
-    """A tensor of one known number."""
-
-
-Lowered = Value | Number | list[Any]
 
 _SAME = {
     *(A.view.default, A._unsafe_view.default, A.reshape.default, A.expand.default),
     *(A.unsqueeze.default, A.squeeze.dim, A.squeeze.dims, A.squeeze.default),
     *(A._to_copy.default, torch.ops.prims.convert_element_type.default),
-    *(A.contiguous.default, A.clone.default),
+    *(A.contiguous.default, A.clone.default, torch.ops.prims.squeeze.default),
 }
 _FLIPS = (A.permute.default, A.t.default, A.transpose.int)
 _FULL = {
-    A.full.default: lambda n: _args(n)[1],
-    A.full_like.default: lambda n: _args(n)[1],
-    A.scalar_tensor.default: lambda n: _args(n)[0],
+    A.full.default: lambda n: args_of(n)[1],
+    A.full_like.default: lambda n: args_of(n)[1],
+    A.scalar_tensor.default: lambda n: args_of(n)[0],
     A.zeros_like.default: lambda n: 0,
     A.zeros.default: lambda n: 0,
     A.new_zeros.default: lambda n: 0,
@@ -50,7 +53,7 @@ _FULL = {
     A.empty.memory_format: lambda n: 0,
     A.empty_like.default: lambda n: 0,
     A.new_empty.default: lambda n: 0,
-    A.new_full.default: lambda n: _args(n)[2],
+    A.new_full.default: lambda n: args_of(n)[2],
     A.new_ones.default: lambda n: 1,
 }
 
@@ -60,32 +63,7 @@ def is_costly(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in COSTLY
 
 
-def _args(node: fx.Node) -> tuple[Any, ...]:
-    return node.args
-
-
-def width_of(node: fx.Node) -> int:
-    """Return the number of columns of what a node gives; 1 where it has none.
-
-    Raises:
-        NotAProgram: it is no matrix with a row for each sequence, nor one row for all.
-    """
-    shape = tuple(node.meta["val"].shape)
-    if len(shape) > 2 or (shape and shape[0] not in (1, BATCH)) or shape == (BATCH,):
-        raise NotAProgram(
-            f"{_name(node)} gives a tensor of shape {list(shape)} for a batch of {BATCH}: a step "
-            "works on tensors of [batch, units]"
-        )
-    return shape[-1] if shape else 1
-
-
-def _name(node: fx.Node) -> str:
-    target = node.target
-    packet = getattr(target, "overloadpacket", None)
-    return str(packet or getattr(target, "__name__", target))
-
-
-class Lowering:
+class Lowering(Shapes):
     """Writes nodes of a graph as instructions."""
 
     def __init__(
@@ -111,8 +89,10 @@ class Lowering:
         self.found: dict[fx.Node, Lowered] = dict(leaves)
         for node in needed:  # the parts of what is put side by side go where they belong
             if node.target is A.cat.default and node in destinations and node not in leaves:
+                if outside(node.meta["val"].shape, (*args_of(node), 0)[1]) != 1:
+                    continue
                 offset = 0
-                for part in _args(node)[0]:
+                for part in args_of(node)[0]:
                     width = width_of(part)
                     if part in needed and part not in leaves:
                         destinations.setdefault(part, destinations[node].part(offset, width))
@@ -146,7 +126,9 @@ class Lowering:
             return self.attributes(node)
         if node.op != "call_function":
             raise NotAProgram(f"{node.name} is used in a way that a loop has no place for")
-        target, args = node.target, _args(node)
+        target, args = node.target, args_of(node)
+        if "bitwise" in called(node) and node.meta["val"].dtype is not torch.bool:
+            raise NotAProgram(f"{called(node)} of integers has no instruction")
         if target in UNARY:
             return self._elementwise(UNARY[target], node, args[0])
         if target in BINARY:
@@ -157,7 +139,7 @@ class Lowering:
             return self._same(node)
         special = _SPECIAL.get(target)
         if special is None:
-            raise NotAProgram(f"{_name(node)} has no instruction")
+            raise NotAProgram(f"{called(node)} has no instruction")
         return special(self, node)
 
     # ------------------------------------------------------------------------- elementwise
@@ -180,19 +162,20 @@ class Lowering:
         return self.destinations.get(node) or Value(width_of(node))
 
     def _elementwise(self, op: str, node: fx.Node, *operands: Any) -> Value:
-        width = width_of(node)
-        return self.writer.emit(op, self._to(node), *(self.value(x, width) for x in operands))
+        width_of(node)
+        given = [self._as_wide(x, node) for x in operands]
+        return self.writer.emit(op, self._to(node), *given)
 
     def _binary(self, node: fx.Node) -> Value:
-        (a, b, *_), op = _args(node), BINARY[node.target]
+        (a, b, *_), op = args_of(node), BINARY[node.target]
         alpha: Any = node.kwargs.get("alpha", 1)
         if op == "div" and node.kwargs.get("rounding_mode") is not None:
             raise NotAProgram("aten.div with rounding has no instruction")
         if op in ("add", "sub") and alpha != 1:
-            width = width_of(node)
-            scale = self.value(float(alpha) * (1 if op == "add" else -1), width)
-            operands = (self.value(b, width), scale, self.value(a, width))
-            return self.writer.emit("muladd", self._to(node), *operands)
+            scale = float(alpha) * (1 if op == "add" else -1)
+            return self._elementwise("muladd", node, b, scale, a)
+        if op == "add" and node.meta["val"].dtype is torch.bool:
+            op = "logical_or"
         if op == "add":
             for zero, other in ((a, b), (b, a)):
                 if self.found.get(zero) == Number(0) and width_of(other) == width_of(node):
@@ -200,7 +183,7 @@ class Lowering:
             product = self.products.get(node)
             if product is not None:
                 other = b if product is a else a
-                return self._elementwise("muladd", node, *_args(product)[:2], other)
+                return self._elementwise("muladd", node, *args_of(product)[:2], other)
         if op == "mul" and isinstance(b, (int, float)) and b == 1:
             return self._elementwise("copy", node, a)
         return self._elementwise(op, node, a, b)
@@ -210,9 +193,9 @@ class Lowering:
         for node in self.needed:
             if node.target is not A.add.Tensor or node in self.leaves:
                 continue
-            if node.kwargs.get("alpha", 1) != 1 or len(set(_args(node))) != 2:
+            if node.kwargs.get("alpha", 1) != 1 or len(set(args_of(node))) != 2:
                 continue
-            product = next((x for x in _args(node) if self._is_only_for(node, x)), None)
+            product = next((x for x in args_of(node) if self._is_only_for(node, x)), None)
             if product is not None:
                 self.products[node] = product
 
@@ -226,20 +209,20 @@ class Lowering:
     # ------------------------------------------------------------------------------ others
 
     def _same(self, node: fx.Node) -> Lowered:
-        source = _args(node)[0]
+        source = args_of(node)[0]
         assert isinstance(source, fx.Node)
         dtype, before = node.meta["val"].dtype, source.meta["val"].dtype
-        if dtype is not before and not (before is torch.bool and dtype.is_floating_point):
-            raise NotAProgram(f"{_name(node)} from {before} to {dtype}")
+        if dtype is not before and not _keeps_numbers(before, dtype):
+            raise NotAProgram(f"{called(node)} from {before} to {dtype}")
         found = self.lower(source)
         if isinstance(found, Value) and width_of(node) != found.width:
-            return self.value(found, width_of(node))
+            return self._as_wide(source, node)
         width_of(node)
         return found
 
     def _as_strided(self, node: fx.Node) -> Lowered:
         """Some columns, as parts of what is split are called by autograd."""
-        source, shape, stride, offset = (*_args(node), 0)[:4]
+        source, shape, stride, offset = (*args_of(node), 0)[:4]
         assert isinstance(source, fx.Node)
         before = source.meta["val"]
         if (
@@ -248,14 +231,14 @@ class Lowering:
             or len(shape) != 2
             or tuple(stride) != before.stride()
         ):
-            raise NotAProgram(f"{_name(node)} of other rows")
+            raise NotAProgram(f"{called(node)} of other rows")
         return self.value(source, before.shape[1]).part(offset, shape[1])
 
     def _product(self, node: fx.Node) -> Value:
-        left, right = _args(node)
+        left, right = args_of(node)
         flips = 0
         while right.target in _FLIPS:
-            right, flips = _args(right)[0], flips + 1
+            right, flips = args_of(right)[0], flips + 1
         if right not in self.weights:
             raise NotAProgram("a matrix product of two tensors that both change from step to step")
         value = self.value(left, width_of(left))
@@ -265,22 +248,21 @@ class Lowering:
         return self.writer.product(self._to(node), value, weight)
 
     def _where(self, node: fx.Node) -> Value:
-        return self._elementwise("where", node, *_args(node))
+        return self._elementwise("where", node, *args_of(node))
 
     def _clamp(self, node: fx.Node) -> Value:
-        x, low, high = (*_args(node), None, None)[:3]
+        x, low, high = (*args_of(node), None, None)[:3]
         width, value = width_of(node), None
         for op, limit in (("maximum", low), ("minimum", high)):
             if limit is not None:
                 of = x if value is None else value
-                value = self.writer.emit(
-                    op, Value(width), self.value(of, width), self.value(limit, width)
-                )
+                wide = of if isinstance(of, Value) else self._as_wide(of, node)
+                value = self.writer.emit(op, Value(width), wide, self._as_wide(limit, node))
         assert value is not None
         return value
 
     def _power(self, node: fx.Node) -> Value:
-        x, n = _args(node)
+        x, n = args_of(node)
         if n == 2:
             return self._elementwise("mul", node, x, x)
         if n == 0.5:
@@ -298,85 +280,25 @@ class Lowering:
             return self.writer.emit("mul", self._to(node), square, of)
         return self._elementwise("pow", node, x, n)
 
-    def _sum(self, node: fx.Node) -> Value:
-        x, dims = _args(node)[0], (*_args(node)[1:], None)[0]
-        assert isinstance(x, fx.Node)
-        shape = x.meta["val"].shape
-        dims = [d % len(shape) for d in dims] if dims else list(range(len(shape)))
-        if len(shape) != 2 or dims != [1]:
-            raise NotAProgram(f"{_name(node)} over the batch, or over more than the units")
-        value = self.value(x, shape[1])
-        if node.target is A.amax.default:
-            return self.writer.emit("amax", self._to(node), value)
-        if node.target is A.mean.dim:
-            total = self.writer.emit("sum", Value(1), value)
-            return self.writer.emit("mul", self._to(node), total, self.value(1 / shape[1], 1))
-        return self.writer.emit("sum", self._to(node), value)
 
-    def _slice(self, node: fx.Node) -> Lowered:
-        given: Any = (*_args(node), *(0, None, None, 1)[len(_args(node)) - 1 :])
-        x, dim, begin, end, step = given
-        assert isinstance(x, fx.Node)
-        shape = x.meta["val"].shape
-        begin, end, _ = slice(begin, end).indices(shape[dim])
-        if dim % len(shape) != len(shape) - 1 or step != 1:
-            if (begin, end, step) == (0, shape[dim], 1):
-                return self.lower(x)
-            raise NotAProgram(f"{_name(node)} of the batch, or with a stride")
-        return self.value(x, shape[-1]).part(begin, max(end - begin, 0))
-
-    def _split(self, node: fx.Node) -> Lowered:
-        x, sizes, dim = (*_args(node), 0)[:3]
-        assert isinstance(x, fx.Node)
-        shape = x.meta["val"].shape
-        if dim % len(shape) != len(shape) - 1:
-            raise NotAProgram(f"{_name(node)} of the batch")
-        value, found, offset = self.value(x, shape[-1]), [], 0
-        if isinstance(sizes, int):
-            sizes = [min(sizes, shape[-1] - at) for at in range(0, shape[-1], sizes)]
-        for size in sizes:
-            found.append(value.part(offset, size))
-            offset += size
-        return found
-
-    def _getitem(self, node: fx.Node) -> Lowered:
-        parts: Any = self.lower(_args(node)[0])
-        found: Lowered = parts[_args(node)[1]]
-        return found
-
-    def _cat(self, node: fx.Node) -> Value:
-        parts, dim = (*_args(node), 0)[:2]
-        shape = node.meta["val"].shape
-        if dim % len(shape) != len(shape) - 1:
-            raise NotAProgram(f"{_name(node)} of batches")
-        to, offset = self._to(node), 0
-        for part in parts:
-            width = width_of(part)
-            place = to.part(offset, width)
-            value = self.value(part, width)
-            if not (
-                value.name == place.name
-                and value.offset == place.offset
-                and value.kind == place.kind
-                and value.whole is place.whole
-                and value.kind != 3
-            ):
-                self.writer.emit("copy", place, value)
-            offset += width
-        return to
+def _keeps_numbers(before: torch.dtype, after: torch.dtype) -> bool:
+    """Whether a conversion is none in a program, which has numbers of one dtype."""
+    if before is torch.bool or (before, after) == (torch.float32, torch.float64):
+        return after.is_floating_point or after in INTEGERS
+    return before in INTEGERS and (after.is_floating_point or after in INTEGERS)
 
 
 _SPECIAL: dict[Any, Callable[[Lowering, fx.Node], Lowered]] = {
     A.as_strided.default: Lowering._as_strided,
-    A.copy.default: lambda self, n: self.value(_args(n)[1], width_of(n)),
+    A.copy.default: lambda self, n: self.value(args_of(n)[1], width_of(n)),
     A.mm.default: Lowering._product,
-    A.isnan.default: lambda self, n: self._elementwise("ne", n, *_args(n), *_args(n)),
+    A.isnan.default: lambda self, n: self._elementwise("ne", n, *args_of(n), *args_of(n)),
     A.where.self: Lowering._where,
     A.clamp.default: Lowering._clamp,
     A.clamp.Tensor: Lowering._clamp,
     A.pow.Tensor_Scalar: Lowering._power,
-    A.pow.Tensor_Tensor: lambda self, n: self._elementwise("pow", n, *_args(n)),
-    A.pow.Scalar: lambda self, n: self._elementwise("pow", n, *_args(n)),
+    A.pow.Tensor_Tensor: lambda self, n: self._elementwise("pow", n, *args_of(n)),
+    A.pow.Scalar: lambda self, n: self._elementwise("pow", n, *args_of(n)),
     A.sum.dim_IntList: Lowering._sum,
     A.sum.default: Lowering._sum,
     A.mean.dim: Lowering._sum,
@@ -386,4 +308,7 @@ _SPECIAL: dict[Any, Callable[[Lowering, fx.Node], Lowered]] = {
     A.split_with_sizes.default: Lowering._split,
     operator.getitem: Lowering._getitem,
     A.cat.default: Lowering._cat,
+    A.permute.default: Lowering._permute,
+    A.transpose.int: Lowering._permute,
+    A.t.default: Lowering._permute,
 }

@@ -18,7 +18,7 @@ from bptt._src.engines import threads
 from bptt._src.engines.guard import address
 from bptt._src.engines.kernel_library import library
 
-_ROWS, _STATE, _BETWEEN, _TEMPORARY, _PART = range(5)
+_ROWS, _STATE, _BETWEEN, TEMPORARY, _PART = range(5)
 _PLACE = struct.Struct("=7q")
 _WEIGHT = struct.Struct("=5q")
 _LOOP = struct.Struct("=17q")
@@ -29,7 +29,7 @@ class Value:
     """What an instruction reads or makes: so many columns of each row."""
 
     width: int
-    kind: int = _TEMPORARY
+    kind: int = TEMPORARY
     name: str = ""
     """ROWS: of the tensor. A state's is its number."""
     offset: int = 0
@@ -152,7 +152,7 @@ def _settle(code: list[tuple[str, Value, tuple[Value | int, ...]]]) -> None:
             if not isinstance(v, Value):
                 continue
             storage = v.storage
-            if storage.kind != _TEMPORARY:
+            if storage.kind != TEMPORARY:
                 continue
             if op == "product" or made.setdefault(storage, segment) != segment:
                 storage.kind = _BETWEEN
@@ -172,7 +172,7 @@ def _with_shared_places(
     found = []
 
     def placed(v: Value | int) -> Value | int:
-        if isinstance(v, int) or v.storage.kind not in (_TEMPORARY, _BETWEEN):
+        if isinstance(v, int) or v.storage.kind not in (TEMPORARY, _BETWEEN):
             return v
         storage = v.storage
         if storage not in place:

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from bptt._src.engines.guard import dense, room
 from bptt._src.engines.kernel_library import type_of
 from bptt._src.engines.loops.loop import Columns, Loop
-from bptt._src.engines.loops.lowering import NotAProgram
+from bptt._src.engines.loops.shapes import NotAProgram
 from bptt._src.engines.loops.step import Sizes
 from bptt.cells.cell import Cell
 from bptt.cells.recursion import Deltas, FromAfter, Kept, Setting

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import _disable_current_modes
 
+from bptt._src.engines.loops.decompositions import RULES
+
 BATCH = 11
 """Sequences of a step while it is traced."""
 
@@ -108,6 +110,7 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
         table = _decompositions()
         module = make_fx(joint, decomposition_table=table, tracing_mode="real")(*given)
         if any(map(changes, module.graph.nodes)):  # in place, as autograd does it at times
+            module = make_fx(joint, tracing_mode="real")(*given)
             module = make_fx(torch.func.functionalize(module), decomposition_table=table)(*given)
     _simplify(module.graph)
     holders = iter([n for n in module.graph.nodes if n.op == "placeholder"])
@@ -151,6 +154,7 @@ def _decompositions() -> dict[Any, Any]:
     more = [getattr(torch.ops.aten, n) for n in _MORE.split() if hasattr(torch.ops.aten, n)]
     table = dict(core_aten_decompositions().items())
     table.update(get_decompositions(more))
+    table.update(RULES)
     return table
 
 
