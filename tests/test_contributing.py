@@ -79,7 +79,7 @@ def add_cell(root: Path, native: bool) -> None:
     """Follow the steps in a copy of the sources."""
     (root / CELLS / "leaky.py").write_text(PYTHON.lstrip().replace("IS_NATIVE", str(native)))
     cells = root / CELLS / "__init__.py"
-    add_line(cells, r"(from bptt\.cells import .*)", r"\1, leaky")
+    add_line(cells, r"(from bptt\.cells import \(\n)", r"\1    leaky,\n")
     add_line(cells, r"(\nCELLS = \(\n)", r"\1    leaky.LEAKY,\n")
     if native:
         (root / CSRC / "cells/leaky.h").write_text(NATIVE.lstrip())
