@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 _NUMBERS = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
-_DEPTH = 5
+_DEPTH = 6
 _OF_MODULES = frozenset(vars(nn.Module()))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -39,13 +39,14 @@ def attributes_of(module: nn.Module) -> list[Any]:
     for name, m in module.named_modules():
         found.append((name, _Is(type(m))))
         own = [k for k in vars(m) if k not in _OF_MODULES]
-        found += [(k, *_look(vars(m)[k], set(), _DEPTH)) for k in own]
+        found += [(k, *_look(vars(m)[k], {}, _DEPTH)) for k in own]
         if not type(m).__module__.startswith("torch."):
-            found += _of_function(type(m).forward, set(), _DEPTH)
+            found += _of_function(type(m).forward, {}, _DEPTH)
     return found
 
 
-def _look(value: Any, seen: set[int], depth: int) -> Iterator[Any]:
+# Objects that were seen are kept, so that another one does not get the address of one of them.
+def _look(value: Any, seen: dict[int, Any], depth: int) -> Iterator[Any]:
     if isinstance(value, _NUMBERS):
         yield type(value), repr(value)  # nan is nan, and 0.0 not -0.0
     elif isinstance(value, Tensor):
@@ -54,32 +55,36 @@ def _look(value: Any, seen: set[int], depth: int) -> Iterator[Any]:
     elif isinstance(value, nn.Module) or id(value) in seen or depth == 0:
         yield _Is(value)
     elif isinstance(value, list | tuple | set | frozenset | dict):
-        seen.add(id(value))
+        seen[id(value)] = value
         yield type(value), len(value)
-        for each in [*value.items()] if isinstance(value, dict) else [*value]:
-            yield from _look(each, seen, depth - isinstance(value, list | dict))
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else [*value]
+        for each in parts:
+            yield from _look(each, seen, depth - 1)
     elif isinstance(value, partial):
-        yield from _look([value.func, value.args, value.keywords], seen, depth - 1)
+        for each in (value.func, value.args, value.keywords):
+            yield from _look(each, seen, depth - 1)
     elif inspect.ismethod(value):
-        yield from _look([value.__func__, value.__self__], seen, depth - 1)
+        for each in (value.__func__, value.__self__):
+            yield from _look(each, seen, depth - 1)
     elif inspect.isfunction(value):
         yield _Is(value)
-        seen.add(id(value))
+        seen[id(value)] = value
         yield from _of_function(value, seen, depth - 1)
     else:
-        seen.add(id(value))
+        seen[id(value)] = value
         yield _Is(value)
         if not isinstance(value, type) and isinstance(getattr(value, "__dict__", None), dict):
             yield from _look(vars(value), seen, depth - 1)
 
 
-def _of_function(function: Any, seen: set[int], depth: int) -> Iterator[Any]:
-    """What it refers to in the scopes around it, and the numbers among its globals."""
+def _of_function(function: Any, seen: dict[int, Any], depth: int) -> Iterator[Any]:
+    """What it refers to in the scopes around it, and its globals, but for modules and classes."""
     function = inspect.unwrap(function) if callable(function) else function
     if not inspect.isfunction(function):
         return
     yield _Is(function.__code__)
-    yield from _look([function.__defaults__, function.__kwdefaults__], seen, depth)
+    for each in (function.__defaults__, function.__kwdefaults__):
+        yield from _look(each, seen, depth)
     for cell in function.__closure__ or ():
         try:
             contents = cell.cell_contents
@@ -88,9 +93,8 @@ def _of_function(function: Any, seen: set[int], depth: int) -> Iterator[Any]:
         yield from _look(contents, seen, depth)
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
-        if isinstance(value, (*_NUMBERS, Tensor, list, tuple, dict)):
-            yield from _look(value, seen, 1)
-        elif inspect.isfunction(value) and value.__module__ == function.__module__ and depth:
+        is_own = inspect.isfunction(value) and value.__module__ == function.__module__
+        if is_own or not (callable(value) or inspect.ismodule(value)):
             yield from _look(value, seen, depth - 1)
 
 
