@@ -271,6 +271,11 @@ def fuse(cell: Any, x_t: Any, state: Any) -> Fused:
     step, another sequence of the batch or another size of the batch is refused likewise: a
     decision on a value, random numbers, a mean over the batch.
 
+    The comparison has 1, 3 and 67 sequences; a decision in Python that only another number of
+    sequences changes is not seen. Attributes of the cell, of its modules and of objects in them,
+    and what its functions refer to, may change later: the step is traced anew. A hook that is
+    registered on the cell or a module in it is refused, or makes the cell run step by step.
+
     Another dtype, a change of ``train()`` and ``eval()``, or other sizes are prepared when they are
     met. If they are refused then, and where there is no native library for them, as on a GPU, the
     cell runs step by step, with a warning that says why, as :func:`bptt.kernels.not_native` does.
