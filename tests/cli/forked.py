@@ -118,6 +118,9 @@ def _child(given: list[str], where: Path, files: list[Path], setup, is_ready: in
         from bptt.errors import BpttWarning
 
         warnings.filterwarnings("default", category=BpttWarning)  # and not raised
+        # A signal may come just when Python has opened a module's file, and drops it open. That is
+        # said only where warnings are errors, as in tests.
+        warnings.filterwarnings("ignore", "unclosed file .*[.]pyc'", ResourceWarning)
         os.write(is_ready, b"!")
         os.close(is_ready)
         try:
