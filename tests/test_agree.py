@@ -56,7 +56,7 @@ def layers_of(module, final):
 def joined(states):
     """The initial state as the modules take it."""
     stacked = tuple(torch.stack(s) for s in zip(*states, strict=True))
-    return stacked if len(stacked) == 2 else stacked[0]
+    return stacked if len(stacked) > 1 else stacked[0]
 
 
 def found(problem, credit, module=None, run=None):
@@ -105,7 +105,7 @@ def test_the_problems_tell_the_credits_apart(problem, credit):
     if plan_of(problem, credit).is_full:
         assert_same(oracle(problem, credit), full)
     else:
-        assert distance(oracle(problem, credit), full) > 0.01
+        assert distance(oracle(problem, credit), full) > 0.001
 
 
 @EACH_CREDIT

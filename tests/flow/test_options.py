@@ -543,6 +543,13 @@ def _(kind, tmp_path=None):
         return one.read_text(), two.read_text()
 
 
+@case("GradientFlow.figure", "others")
+def _(kind):
+    flow, other = a_flow(kind), bptt.gradient_flow(KINDS[kind](), X, name="another")
+    one, two = flow.figure(), flow.figure(other)
+    return [sum(len(a.lines) + len(a.images) for a in f.axes) for f in (one, two)]
+
+
 # ------------------------------------------------------------------------------------- the hunt
 
 

@@ -303,7 +303,8 @@ def test_what_adam_remembers_is_looked_at_before_it_is_saved(small, tmp_path):
 def test_a_validation_loss_that_is_not_finite_is_divergence(small, tmp_path, monkeypatch):
     training = start(small, tmp_path / "run")
     monkeypatch.setattr(
-        "bptt._src.language_model.evaluation._summed_loss", lambda *arguments: math.inf
+        "bptt._src.language_model.evaluation._losses",
+        lambda model, hidden, targets: torch.full(targets.shape, math.inf),
     )
     with pytest.raises(DivergedError, match="the validation loss is inf"):
         training.fit()
