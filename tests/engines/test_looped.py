@@ -219,7 +219,7 @@ def test_what_has_no_instruction_runs_on_the_twin_and_the_reason_is_told(name):
     equations, why = NOT[name]
     net = network(Cell("ODD", 1, 1, equations), 3, 4)
     assert why in bptt.kernels.not_native(net)
-    looped._tell.cache_clear()
+    looped._warn.cache_clear()
     with pytest.warns(RuntimeWarning, match=f"{why}.* runs in plain torch"):
         y, _ = net(torch.rand(2, 2, 3))
     assert y.shape == (2, 2, 4)

@@ -34,7 +34,7 @@ class _Dale(nn.Module):
 
 
 def dales_law(module: M, excitatory: float = 0.8, *, self_connections: bool = False) -> M:
-    """Give each unit's outgoing recurrent weights one sign, by a parametrization, in place.
+    """Constrain each unit's outgoing recurrent weights to one sign, by a parametrization, in place.
 
     The first units of each layer and direction are excitatory, the others inhibitory: each
     ``weight_hh`` becomes |V| with the signs of its columns, and training changes V. The

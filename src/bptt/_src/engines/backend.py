@@ -158,7 +158,7 @@ def not_native(module: nn.Module) -> str | None:
         return reason
     w = layers._weights(0, False)
     reason = native.refuses_kind(layers.cell, w.ih, w)
-    return None if reason is None else looped.refuses_kind(layers.cell, w.ih, w)
+    return None if reason is None else looped.refuses_kind(layers.cell, w.ih, w, False)
 
 
 @contextmanager

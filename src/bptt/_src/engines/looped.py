@@ -33,28 +33,33 @@ def serves(call: AnyCall) -> str | None:
     reason = only_by_autograd(*call.tensors())
     if reason is None and not call.x.numel():
         reason = "the input is empty"
-    reason = reason or native.refuses_tensors(call.x, call.w)
-    if reason is None:
-        reason = _why_not(call.cell, *sizes_of(call.cell, call.w))
-        if reason is not None:
-            _tell(reason)
-    return reason
+    return reason or refuses_kind(call.cell, call.x, call.w)
 
 
-def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
-    """Return why it cannot do calls like this one, whatever their lengths; None where it can."""
-    return native.refuses_tensors(x, w) or _why_not(cell, *sizes_of(cell, w))
+def refuses_kind(cell: Cell, x: Tensor, w: Weights, warns: bool = True) -> str | None:
+    """Return why it cannot do calls like this one, whatever their lengths; None where it can.
 
-
-@lru_cache(maxsize=256)
-def _tell(reason: str) -> None:
-    """Say once that a cell of one's own, which could be native, is not."""
-    warnings.warn(f"bptt: {reason}; it runs in plain torch", RuntimeWarning, stacklevel=2)
+    Args:
+        cell: the cell.
+        x: its input.
+        w: its weights.
+        warns: whether a cell whose equations cannot become a program causes a warning, once.
+    """
+    return native.refuses_tensors(x, w) or _why_not(cell, warns, *sizes_of(cell, w))
 
 
 @at_compile_time
-def _why_not(cell: Cell, *sizes: Any) -> str | None:
-    return why_not(cell, *sizes)
+def _why_not(cell: Cell, warns: bool, *sizes: Any) -> str | None:
+    reason = why_not(cell, *sizes)
+    if reason is not None and warns:
+        _warn(reason)
+    return reason
+
+
+@lru_cache(maxsize=256)
+def _warn(reason: str) -> None:
+    """Warn once of a cell of one's own that is not native."""
+    warnings.warn(f"bptt: {reason}; it runs in plain torch", RuntimeWarning, stacklevel=2)
 
 
 def _looped(cell: Cell, _: Weights, bf16: bool) -> Looped:
@@ -71,7 +76,7 @@ _FEW = 16
 
 
 def means(call: Call) -> twin.Means:
-    """Return with what it computes a call."""
+    """Return the recursion and the product that compute a call."""
     return _MEANS[call.bf16 and sum(call.steps.sizes) > _FEW]
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bptt._src.engines.loops.step import quietly
 from bptt._src.fuse.fusion import Fusion
 from bptt._src.fuse.step import CellStep
-from bptt._src.fuse.tracing import Example, quietly
+from bptt._src.fuse.tracing import Example
 from bptt.errors import FuseError
 
 _SIZES = ((4, 3), (1, 1), (1, 67))

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from bptt._src.engines.backend import why_no_library
 from bptt._src.engines.guard import is_watched, only_by_autograd
+from bptt._src.engines.loops.step import quietly
 from bptt._src.fuse.attributes import attributes_of, hook_of
 from bptt._src.fuse.comparison import check_against_autograd
 from bptt._src.fuse.fusion import Fusion
 from bptt._src.fuse.step import CellStep
-from bptt._src.fuse.tracing import Example, quietly
+from bptt._src.fuse.tracing import Example
 from bptt._src.uncompiled import uncompiled
 from bptt._src.unroll.stepwise import Stepwise
 from bptt.errors import FuseError

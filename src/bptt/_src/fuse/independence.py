@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from bptt._src.engines.loops.step import quietly
 from bptt._src.fuse.step import CellStep
-from bptt._src.fuse.tracing import BATCHES, Example, StepGraph, name_of, quietly
+from bptt._src.fuse.tracing import BATCHES, Example, StepGraph, name_of
 from bptt.errors import FuseError
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from bptt._src.engines.loops.lowering import INTEGERS
+from bptt._src.engines.loops.step import ancestors
 from bptt._src.fuse.independence import has_rows
 from bptt._src.fuse.tracing import StepGraph, leaves_of_args, name_of
 from bptt._src.fuse.writing import PRODUCTS, Writing, layer_norm
@@ -36,9 +37,10 @@ class SplitStep:
         after: ``(n, x, own, passed, states before, states after, outs) -> outputs``.
         lefts: of each product in the loop, what its left side is: ``("before", i)``,
             ``("after", i)`` or ``("out", i)``.
-        widths: of rows, vectors and adds; the shapes of weights.
         products: of each product in the loop, which weight it is with, and whether with its
             transpose.
+        rows, vectors, adds: their widths.
+        weights: their shapes.
         uses_before: the states that ``after`` reads as they are before each step.
     """
 
@@ -55,7 +57,7 @@ class SplitStep:
 
 
 def split(graph: StepGraph, dtype: torch.dtype) -> SplitStep:
-    """SplitStep a step.
+    """Split a step.
 
     Raises:
         bptt.errors.FuseError: something in the loop is none of rows, vectors, weights and states.
@@ -73,20 +75,16 @@ class _Splitting:
             if n in self.states or any(a in self.depends for a in n.all_input_nodes):
                 self.depends.add(n)
         self.has_rows = {n for n in self.nodes if has_rows(graph, n)}
-        todo, reached = list(graph.after), set[fx.Node]()
-        while todo:
-            n = todo.pop()
-            if n in self.depends and n not in reached and n not in self.states:
-                reached.add(n)
-                todo += n.all_input_nodes
+        reached = ancestors(graph.after) & self.depends - set(self.states)
         self.loop = [n for n in self.nodes if n in reached]
-        self.late = [n for n in self.nodes if n in self.depends and n not in reached]
-        self.late = [n for n in self.late if n not in self.states]
+        late = self.depends - reached - set(self.states)
+        self.late = [n for n in self.nodes if n in late]
         self.rows: dict[fx.Node, int] = {}
         self.vectors: dict[fx.Node, int] = {}
         self.weights: dict[fx.Node, int] = {}
         self.transposed: list[bool] = []
         self.products: list[fx.Node] = []
+        self.order = {n: i for i, n in enumerate(self.nodes)}
 
     def split(self) -> SplitStep:
         outs, lefts = self._find_outs()
@@ -152,7 +150,6 @@ class _Splitting:
     def _write_loop(self, outs: list[fx.Node]) -> fx.GraphModule:
         writing = Writing(self.of)
         n, env = writing.graph.placeholder("n"), writing.env
-        body: list[tuple[fx.Node, fx.Node]] = []
         for node in list(self.loop):
             self._collect(node)
         for node in self.of.after:
@@ -169,12 +166,9 @@ class _Splitting:
         vectors = {node: env[node] for node in self.vectors}
         weights = {}
         for i, (node, is_transposed) in enumerate(zip(self.weights, self.transposed, strict=True)):
-            weights[node] = writing.graph.placeholder(f"weight_{i}")
-            if is_transposed:
-                body.append((node, weights[node]))
+            weight = writing.graph.placeholder(f"weight_{i}")
+            weights[node] = writing.call(A.t.default, weight) if is_transposed else weight
         adds = [writing.graph.placeholder(f"add_{i}") for i in range(len(self.products))]
-        for node, w in body:
-            weights[node] = writing.call(A.t.default, w)
         for node in self.loop:
             if node.target in PRODUCTS:
                 add = adds[self.products.index(node)]
@@ -246,7 +240,7 @@ class _Splitting:
             for part in reversed(chain):
                 if part not in self.loop:
                     self.loop.insert(0, part)
-            self.loop.sort(key=self._order)
+            self.loop.sort(key=self.order.__getitem__)
             return
         val = node.meta["val"]
         if not isinstance(val, Tensor):
@@ -263,11 +257,6 @@ class _Splitting:
             )
         self._check_dtype(node, val)
         self.vectors.setdefault(node, len(self.vectors))
-
-    def _order(self, node: fx.Node) -> int:
-        if not hasattr(self, "_orders"):
-            self._orders = {n: i for i, n in enumerate(self.nodes)}
-        return self._orders[node]
 
     def _check_dtype(self, node: fx.Node, val: Tensor) -> None:
         is_float = val.dtype in (torch.float32, self.dtype) or (
@@ -293,7 +282,7 @@ class _Splitting:
         for node in (*self.of.x, *self.of.own.values()):
             writing.env[node] = writing.graph.placeholder(node.name)
         early = [a for a in self.nodes if a not in self.depends and a.op != "placeholder"]
-        wanted = _needed([*self.rows, *self.vectors, *self.weights, *passed], self.depends)
+        wanted = ancestors([*self.rows, *self.vectors, *self.weights, *passed], self.depends)
         for node in early:
             if node in wanted:
                 writing.copy(node, n, with_products=True)
@@ -318,7 +307,7 @@ class _Splitting:
         writing = Writing(self.of)
         n, env = writing.graph.placeholder("n"), writing.env
         inside = set(self.loop) - set(outs) - set(self.of.after)
-        wanted = _needed(self.of.outputs, set(outs) | set(self.of.after) | set(self.states))
+        wanted = ancestors(self.of.outputs, set(outs) | set(self.of.after) | set(self.states))
         late = [a for a in self.nodes if a in wanted and (a in self.late or a in inside)]
         late = [a for a in late if a not in outs and a not in self.of.after]
         for node in (*self.of.x, *self.of.own.values()):
@@ -343,17 +332,6 @@ class _Splitting:
             writing.copy(node, n, with_products=True)
         module = writing.module([env[a] for a in self.of.outputs])
         return passed, module, {i for a, i in self.states.items() if env[a].users}
-
-
-def _needed(roots: Sequence[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
-    seen, todo = set[fx.Node](), list(roots)
-    while todo:
-        n = todo.pop()
-        if n not in seen:
-            seen.add(n)
-            if n not in stop:
-                todo += n.all_input_nodes
-    return seen
 
 
 def _width(node: fx.Node) -> int:

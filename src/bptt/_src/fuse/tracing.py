@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
-from bptt._src.engines.loops.step import changes
+from bptt._src.engines.loops.step import changes, quietly
 from bptt._src.fuse.separating import separate
 from bptt._src.fuse.simpler import Simpler
 from bptt._src.fuse.step import CellStep
@@ -181,19 +180,6 @@ def _copy_as_sources(graph: fx.Graph) -> None:
                 with graph.inserting_before(node):
                     like = graph.call_function(A.zeros_like.default, (to,))
                 node.target, node.args = A.add.Tensor, (like, source)
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Run a step apart from what the caller has switched on, and leave torch's generator alone."""
-    with (
-        _disable_current_modes(),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.random.fork_rng(devices=[]),
-    ):
-        yield
 
 
 def _reason(e: Exception) -> str:

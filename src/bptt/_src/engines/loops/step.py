@@ -8,7 +8,8 @@ weight follows from, for all steps at once: dW = Σ deltaᵀ left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -89,13 +90,7 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
             grads = torch.autograd.grad(results, wanted, ds, allow_unused=True)
         return [*new, *outputs, *grads]
 
-    with (
-        _disable_current_modes(),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.random.fork_rng(devices=[]),
-    ):
+    with quietly():
         given: list[list[Tensor]] = [
             [some(n) for n in sizes.rows],
             [some(n) for n in sizes.states],
@@ -127,6 +122,19 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
         *(module.graph, module, rows, states, vectors, weights, adds),
         *(d_states, d_outputs, new, outs, of),
     )
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Run a step apart from what the caller has switched on, and leave torch's generator alone."""
+    with (
+        _disable_current_modes(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.random.fork_rng(devices=[]),
+    ):
+        yield
 
 
 def changes(node: fx.Node) -> bool:
