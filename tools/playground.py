@@ -27,6 +27,7 @@ OWN = (
     "words_of_page",
     "controls",
     "clockwork",
+    "view",
     "matrix_view",
     "copy_view",
     "sentence_view",

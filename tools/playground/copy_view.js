@@ -26,14 +26,9 @@ const PRESETS = {
     },
 };
 
-class CopyView {
+class CopyView extends View {
     constructor() {
-        this.announce = announcer("copy-status");
-        this.clockwork = new Clockwork(
-            () => this.update(),
-            () => this.draw(),
-            () => this.buttons(),
-        );
+        super("copy-status");
         this.options = structuredClone(PRESETS.long);
         this.build();
         this.reset();
@@ -62,27 +57,6 @@ class CopyView {
                     `${updatesOf(learner)}.`,
             );
         });
-    }
-
-    toggle() {
-        if (this.clockwork.running) {
-            this.clockwork.pause();
-            this.announce.say(`Paused. ${this.summary()}`);
-        } else this.clockwork.run();
-    }
-
-    step() {
-        this.clockwork.pause();
-        this.update();
-        this.draw();
-        this.buttons();
-        this.announce.say(this.summary());
-    }
-
-    restart() {
-        this.clockwork.pause();
-        this.reset();
-        this.announce.say("Reset to the initial weights.");
     }
 
     summary() {

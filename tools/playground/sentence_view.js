@@ -1,13 +1,8 @@
 // The second part: the two sentences, each with its own network.
 
-class SentenceView {
+class SentenceView extends View {
     constructor() {
-        this.announce = announcer("sentence-status");
-        this.clockwork = new Clockwork(
-            () => this.update(),
-            () => this.draw(),
-            () => this.buttons(),
-        );
+        super("sentence-status");
         this.options = { cell: "RNN", reach: 40, weights: "torch" };
         this.build();
         this.reset();
@@ -22,26 +17,6 @@ class SentenceView {
 
     update() {
         for (const learner of this.learners) learner.update();
-    }
-
-    toggle() {
-        if (this.clockwork.running) {
-            this.clockwork.pause();
-            this.announce.say(`Paused. ${this.summary()}`);
-        } else this.clockwork.run();
-    }
-
-    step() {
-        this.clockwork.pause();
-        this.update();
-        this.draw();
-        this.announce.say(this.summary());
-    }
-
-    restart() {
-        this.clockwork.pause();
-        this.reset();
-        this.announce.say("Reset to the initial weights.");
     }
 
     summary() {
