@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt._src import again
 from bptt._src.credit.credit import Credit
 from bptt._src.credit.online import OnlineState, is_online
 from bptt._src.credit.plan import Plan, check_directions, plan_for
@@ -116,7 +117,17 @@ class Layers(NotQuantized, nn.Module):
         plain = credit is None and carry is None and resets is None and not return_states
         if plain and self._leaves_it_to_torch(input):
             return self._leave_it_to_torch(input, hx)
-        return self._record(input, hx, asked) if recorded else self._run(input, hx, asked)
+        if recorded:
+            return self._record(input, hx, asked)
+        return self._run_plain(input, hx, asked) if plain else self._run(input, hx, asked)
+
+    @uncompiled
+    def _run_plain(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
+        found = again.like_before(self, input, hx)
+        if found is None:
+            found = self._run(input, hx, asked)
+            again.remember(self, input, hx)
+        return found
 
     @uncompiled
     def _run(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:

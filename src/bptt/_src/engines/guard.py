@@ -129,7 +129,7 @@ def all_dense(
     if all(a is b for a, b in zip(found, tensors, strict=True)):
         if len(_known) >= _MOST:
             _known.clear()
-        _known[dtype, shapes] = (*known[-3:], _recognise(given))
+        _known[dtype, shapes] = (*known[-3:], recognise(given))
     return found
 
 
@@ -138,8 +138,11 @@ _known: dict[tuple[torch.dtype, _Shapes], tuple[Callable[..., bool], ...]] = {}
 _MOST = 256
 
 
-def _recognise(tensors: Sequence[Tensor | None]) -> Callable[..., bool]:
-    """Return a check whether other tensors are like these in all that :func:`dense` looks at."""
+def recognise(tensors: Sequence[Tensor | None]) -> Callable[..., bool]:
+    """Return a check whether other tensors are like these in all that :func:`dense` looks at.
+
+    It also compares whether a gradient is asked for, and the dispatch keys of modes and transforms.
+    """
     given = [t for t in tensors if t is not None]
     guards = torch._C._dynamo.guards.TensorGuards(
         *given,
@@ -186,15 +189,10 @@ def within(
 
 def addresses(*tensors: Tensor | None) -> list[int]:
     """Return where the memory of tensors is that were checked or made here; 0 for None."""
-    found = []
-    for t in tensors:
-        if t is None:
-            found.append(0)
-            continue
-        at = t.data_ptr()
-        if at < _LOW and t.numel():  # of memory that was freed nothing but the offset is left
+    found = [0 if t is None else t.data_ptr() for t in tensors]
+    for at, t in zip(found, tensors, strict=True):
+        if at < _LOW and t is not None and t.numel():  # of freed memory only the offset is left
             _look_closer("an operand", t, t.dtype, t.shape)
-        found.append(at)
     return found
 
 

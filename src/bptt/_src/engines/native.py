@@ -40,7 +40,8 @@ _AFTER = ("the output", "what the forward pass kept")
 
 # The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
 _SEQUENCE = struct.Struct("=42q")
-_FORWARDS_ALONE = (0,) * 17  # the fields after c_n
+_FORWARDS_ALONE = (0,) * 17
+"""The fields after c_n."""
 _READOUT = struct.Struct("=14q")
 
 
@@ -111,12 +112,15 @@ def _refuses_readout(call: Readout) -> str | None:
 
 def forward(call: Call, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a sequence, as :class:`engines.call.Engine` says."""
-    given, x = _Given(call), call.x
+    return _forward(_Given(call), call.x, keep)
+
+
+def _forward(given: _Given, x: Tensor, keep: bool) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     y = x.new_empty(given.outputs)
     final = tuple([torch.empty_like(s) for s in given.state])
     size = given.size_of_kept if keep else 0
     kept = memory_for(size, x.dtype) if size else None
-    given.run(library().bptt_forward, y, kept, *_both(final), *_FORWARDS_ALONE)
+    given.run(library().bptt_forward, y, kept, _both(final))
     return y, final, () if kept is None else (kept,)
 
 
@@ -137,7 +141,7 @@ def written(call: Call, y: Tensor, final: State) -> tuple[bytes, object]:
         found.append(call)
         return 0
 
-    given.run(note, y, None, *_both(final), *_FORWARDS_ALONE)
+    given.run(note, y, None, _both(final))
     return found[0], (given, y, final)
 
 
@@ -176,11 +180,12 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
         library().bptt_backward,
         given.y,
         given.kept,
-        *(0, 0),  # h_n, c_n
-        *addresses(given.carry, d_y, *(after or (None,))),
-        *_both(d_state),
-        *addresses(d_x, ih, hh, hr, b_ih, b_hh, units, row_norms),
-        *walk,
+        (None, None),
+        (
+            *(given.carry, d_y, *(after or (None,)), *_both(d_state)),
+            *(d_x, ih, hh, hr, b_ih, b_hh, units, row_norms),
+        ),
+        walk,
     )
     return Gradients(d_x, d_state, (ih, hh, b_ih, b_hh, hr, units))
 
@@ -229,8 +234,16 @@ class _Given:
         if resets is not None:
             self.resets = dense("resets", resets, torch.bool, (self.rows, 1))
 
-    def run(self, function: Any, y: Tensor, kept: Tensor | None, *results: int) -> None:
-        """Call the library; the results are the fields of bptt_sequence from h_n on."""
+    def run(
+        self,
+        function: Any,
+        y: Tensor,
+        kept: Tensor | None,
+        final: tuple[Tensor | None, ...],
+        backwards: tuple[Tensor | None, ...] = (),
+        rest: tuple[int, ...] = _FORWARDS_ALONE,
+    ) -> None:
+        """Call the library; ``final`` is h_n and c_n, ``backwards`` and ``rest`` what follows."""
         call = _SEQUENCE.pack(
             cells()[self.cell.name],
             self.type,
@@ -243,10 +256,11 @@ class _Given:
             self.rows,
             self.outputs[-1],
             ctypes.addressof(self.sizes),
-            *addresses(self.x, *self.w[:2], self.hr, *self.w[2:], self.units),
-            *_both(self.state),
-            *addresses(self.resets, y, kept),
-            *results,
+            *addresses(
+                *(self.x, *self.w[:2], self.hr, *self.w[2:], self.units, *_both(self.state)),
+                *(self.resets, y, kept, *final, *backwards),
+            ),
+            *rest,
         )
         if function(call) != 0:
             raise MemoryError(
@@ -255,9 +269,32 @@ class _Given:
             )
 
 
-def _both(state: State | None) -> tuple[int, ...]:
-    """Where h and c are."""
-    return (*addresses(*state), 0)[:2] if state else (0, 0)
+class Again:
+    """A forward pass like one that has been checked, on other operands that are like its own."""
+
+    def __init__(self, call: Call, has_state: bool) -> None:
+        """``has_state`` tells whether an initial state is given each time; if not, it is zero."""
+        given = _Given(call)
+        self.call = call.emptied()
+        self._like = {**vars(given), "x": None, "w": None, "state": None}
+        self._zeros = () if has_state else [s.shape for s in given.state]
+
+    def state(self, x: Tensor, given: State) -> State:
+        """Return the initial state."""
+        return given or tuple([x.new_zeros(shape) for shape in self._zeros])
+
+    def forward(
+        self, x: Tensor, state: State, w: tuple[Tensor | None, ...], keep: bool
+    ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
+        """Run it, as :func:`forward`; ``w`` is W_ih, W_hh and the biases."""
+        given = _Given.__new__(_Given)
+        vars(given).update(self._like, x=x, w=w, state=state)
+        return _forward(given, x, keep)
+
+
+def _both(state: State | None) -> tuple[Tensor | None, ...]:
+    """Return h and c, None where there is none."""
+    return (*state, None)[:2] if state else (None, None)
 
 
 @lru_cache(maxsize=256)

@@ -51,6 +51,25 @@ def sequence(call: Call) -> tuple[Tensor, State, tuple[Tensor, ...]]:
         return _run(reference, call)
 
 
+def again(
+    run: native.Again, x: Tensor, given: State, w: tuple[Tensor | None, ...], records: bool
+) -> tuple[Tensor, State]:
+    """Run a call like an earlier one, whose operands have been compared with that one's.
+
+    Args:
+        run: the earlier one.
+        x: the input.
+        given: the initial state; empty where there is none.
+        w: W_ih, W_hh and the biases.
+        records: whether it becomes a node of the graph.
+    """
+    state = run.state(x, given)
+    if records:
+        y, *final = _Again.apply(run, None, x, *state, *w, None, None)
+        return y, tuple(final)
+    return run.forward(x, state, w, False)[:2]
+
+
 def _run(engine: Any, call: Call) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     y, final, kept = engine.forward(call, keep=call.all_states)
     return y, final, engine.other_states(call, kept) if call.all_states else ()
@@ -91,6 +110,21 @@ class _Sequence(torch.autograd.Function):
                 if call.windows is not None:
                     raise
                 return None, None, *gradients(reference, call, saved, grads, needed)
+
+
+class _Again(torch.autograd.Function):
+    """The same for a call like an earlier one."""
+
+    @staticmethod
+    def forward(ctx: Any, run: native.Again, _: None, *tensors: Any) -> tuple[Tensor, ...]:
+        ctx.engine, ctx.call = native, run.call
+        after = 1 + run.call.cell.states
+        y, final, kept = run.forward(tensors[0], tensors[1:after], tensors[after : after + 4], True)
+        ctx.save_for_backward(*tensors, y, *kept)
+        ctx.set_materialize_grads(False)
+        return (y, *final)
+
+    backward = _Sequence.backward
 
 
 def gradients(
