@@ -212,7 +212,7 @@ def test_streams_that_are_closed_full_or_left(world):
     def shell(end, *, script=start + quiet):
         done = subprocess.run(
             ["bash", "-c", f"set -o pipefail; {script} {end}"],
-            capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
             env={**os.environ, "BPTT_CACHE": str(world / "cache"), **ONE},
         )  # fmt: skip
         return done.returncode, done.stderr
