@@ -46,12 +46,12 @@ def zeros_or(module: Any, given: str) -> Any:
     return each[0] if n == 1 else each
 
 
-def run(module: Any, x: Tensor, state: Any, learns: bool) -> list[Tensor | None]:
+def run(module: Any, x: Tensor, state: Any, how: Any, learns: bool) -> list[Tensor | None]:
     """Run a call, and back; return all that comes of it."""
     x = x.clone().requires_grad_(learns)
     module.zero_grad()
     with nullcontext() if learns else torch.no_grad():
-        y, final = module(x, state)
+        y, final = module(x, state, **how)
     finals = final if isinstance(final, tuple) else (final,)
     if learns:
         (y.square().sum() + sum(f.sum() for f in finals)).backward()
@@ -69,23 +69,30 @@ def goes_straight(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> b
 
 
 @pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("given", ["none", "zeros", "others"])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", MODULES)
 def test_the_same_bits(
-    name: str, bias: bool, batch_first: bool, given: str, learns: bool, monkeypatch: Any
+    name: str,
+    bias: bool,
+    batch_first: bool,
+    given: str,
+    resets: bool,
+    learns: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the third call on it goes straight, where the input is dense as the kernel has it."""
     module = MODULES[name](I, H, bias=bias, batch_first=batch_first)
     steps = 1 if batch_first else T
     for _ in range(4):
         x = torch.randn(B, steps, I) if batch_first else torch.randn(steps, B, I)
-        state = zeros_or(module, given)
-        expected = run(copy.deepcopy(module), x, state, learns)
-        for a, b in zip(run(module, x, state, learns), expected, strict=True):
+        how = {"resets": torch.rand(x.shape[:2]) < 0.4} if resets else {}
+        call = x, zeros_or(module, given), how, learns
+        for a, b in zip(run(module, *call), run(copy.deepcopy(module), *call), strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
-    assert goes_straight(monkeypatch, lambda: run(module, x, state, learns))
+    assert goes_straight(monkeypatch, lambda: run(module, *call))
 
 
 def lstm() -> Any:
@@ -94,11 +101,13 @@ def lstm() -> Any:
 
 def remembered(module: Any) -> Any:
     """Return a module that has had the calls of the situations below, with a graph and without."""
-    x = torch.randn(T, B, I)
+    x, resets = torch.randn(T, B, I), torch.ones(T, B, dtype=torch.bool)
     for _ in range(3):
-        module(x)
-        with torch.no_grad():
-            module(x)
+        for records in (False, True):
+            with torch.set_grad_enabled(records):
+                module(x)
+                module(x, resets=resets)
+                module(x, (torch.ones(1, B, H), torch.zeros(1, B, H)))
     return module
 
 
@@ -166,6 +175,15 @@ def with_freed_memory(m: Any, x: Tensor) -> Any:
     return m(x)
 
 
+def with_resets(m: Any, x: Tensor) -> Any:
+    found = []
+    for k in range(3):
+        m.zero_grad()
+        m(x, resets=torch.tensor([[1, 0], [0, 0], [0, 1]]).roll(k, 0).bool())[0].sum().backward()
+        found += [p.grad for p in m.parameters()]
+    return found
+
+
 def with_a_hook(m: Any, x: Tensor) -> Any:
     seen: list[Any] = []
     m.register_forward_hook(lambda module, given, found: seen.append(found[0]))
@@ -231,6 +249,21 @@ SITUATIONS: dict[str, Callable[[Any, Tensor], Any]] = {
     "a list": lambda m, x: m(x, [torch.ones(1, B, H), torch.zeros(1, B, H)]),
     "credit": lambda m, x: m(x, credit="truncated:1")[0].sum().backward(),
     "resets": lambda m, x: m(x, resets=torch.ones(T, B, dtype=torch.bool)),
+    "other resets": lambda m, x: [
+        m(x, resets=torch.tensor([[1, 0], [0, 0], [0, 1]]).roll(k, 0).bool()) for k in range(3)
+    ],
+    "learning with resets": with_resets,
+    "resets of steps": lambda m, x: m(x, resets=torch.tensor([True, False, True])),
+    "resets that are a list": lambda m, x: m(x, resets=[[True, False]] * T),
+    "resets that are numbers": lambda m, x: m(x, resets=torch.ones(T, B)),
+    "wrong resets": lambda m, x: m(x, resets=torch.ones(B, T, dtype=torch.bool)),
+    "strided resets": lambda m, x: m(x, resets=torch.ones(B, T, dtype=torch.bool).t()),
+    "resets and carry": lambda m, x: m(
+        x, resets=torch.ones(T, B, dtype=torch.bool), carry=torch.zeros(T)
+    ),
+    "lists": lambda m, x: m(x, ([1], [2])),
+    "nothing": lambda m, x: m(x, (None, None)),
+    "a generator": lambda m, x: m(x, (torch.ones(1, B, H) for _ in range(2))),
     "all states": lambda m, x: m(x, return_states=True),
     "packed": lambda m, x: m(nn.utils.rnn.pack_padded_sequence(x, [3, 2]))[0].data,
     "functional_call": lambda m, x: functional_call(

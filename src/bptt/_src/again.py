@@ -33,49 +33,52 @@ MOST_CALLS = 8
 
 _WEIGHTS = [f"{name}_l0" for name in WEIGHT_NAMES[:4]]
 
-_Kind = tuple[torch.Size, int, int, bool]
+_Kind = tuple[torch.Size, int, int, bool, bool]
 _Known = tuple[Any, int, Callable[..., bool], native.Again]
 
 _known: WeakKeyDictionary[nn.Module, dict[_Kind, _Known | None]] = WeakKeyDictionary()
 """The kinds of calls that each module has had; None of those that it has had once."""
 
 
-def like_before(module: Any, input: Any, hx: Any) -> Any:
+def like_before(module: Any, input: Any, hx: Any, resets: Any) -> Any:
     """Run a call that is like an earlier one; None if it is not, or may not be.
 
-    Nothing but an input and perhaps an initial state may be given to the module, and operations
-    must not be recorded.
+    Nothing but an input and perhaps an initial state and resets may be given to the module, and
+    operations must not be recorded.
     """
-    calls = _known.get(module)
-    if calls is None or type(input) is not Tensor:
+    calls, state = _known.get(module), _state(hx)
+    if calls is None or state is None or type(input) is not Tensor:
         return None
-    state = _state(hx)
     each = _different(state)
-    found = calls.get(kind := _kind(input, state, each))
+    found = calls.get(kind := _kind(input, state, each, resets))
     if found is None:
         return None
     settings, number, are_like_those, run = found
     weights = _weights(module)
-    x = input.transpose(0, 1) if module.batch_first else input
+    x, reset = _by_time(module, input, resets)
     operands = [x, *[w for w in weights if w is not None], *each]
+    if reset is not None:
+        if type(reset) is not Tensor:
+            return None
+        operands.append(reset)
     if settings != _settings(module) or _is_special():
         return None
     if len(operands) != number or not are_like_those(*operands):
         return None
-    y, final = again(run, x, state, weights, records=kind[-1])
+    y, final = again(run, x, state, weights, reset, records=kind[-1])
     return y.transpose(0, 1) if module.batch_first else y, final[0] if len(final) == 1 else final
 
 
-def remember(module: Any, input: Any, hx: Any) -> None:
+def remember(module: Any, input: Any, hx: Any, resets: Any) -> None:
     """Take note of a call that has just been run, if one like it may go straight."""
     if type(input) is not Tensor or input.dim() != 3 or not _is_simple(module):
         return
-    x = input.transpose(0, 1) if module.batch_first else input
+    x, reset = _by_time(module, input, resets)
     (steps, batch), state = x.shape[:2], _state(hx)
-    each = _different(state)
-    if steps * batch > MOST_ROWS or _is_special():
+    if state is None or steps * batch > MOST_ROWS or _is_special():
         return
-    calls, kind = _known.setdefault(module, {}), _kind(input, state, each)
+    each = _different(state)
+    calls, kind = _known.setdefault(module, {}), _kind(input, state, each, resets)
     if kind not in calls:
         if len(calls) >= MOST_CALLS:
             calls.clear()
@@ -85,6 +88,10 @@ def remember(module: Any, input: Any, hx: Any) -> None:
     operands = [x, *[p for p in weights if p is not None], *each]
     if any(a is not b for a, b in zip(weights, w[:4], strict=True)) or not _are_plain(operands):
         return
+    if reset is not None:
+        if reset.shape != (steps, batch) or reset.dtype is not torch.bool or not _is_plain(reset):
+            return
+        operands.append(reset)
     before = state or tuple([x.new_zeros(1, batch, n) for n in module._state_sizes()])
     call = Call(module.cell, x, before, w, Steps((batch,) * steps))
     learns = any(t.requires_grad for t in operands)
@@ -93,8 +100,16 @@ def remember(module: Any, input: Any, hx: Any) -> None:
         calls[kind] = _settings(module), len(operands), recognise(operands), run
 
 
-def _kind(input: Tensor, state: State, each: State) -> _Kind:
-    return input.shape, len(state), len(each), torch.is_grad_enabled()
+def _kind(input: Tensor, state: State, each: State, resets: Any) -> _Kind:
+    return input.shape, len(state), len(each), resets is not None, torch.is_grad_enabled()
+
+
+def _by_time(module: Any, input: Tensor, resets: Any) -> tuple[Tensor, Any]:
+    """Return the input and the resets with time first."""
+    if not module.batch_first:
+        return input, resets
+    is_matrix = isinstance(resets, Tensor) and resets.dim() == 2
+    return input.transpose(0, 1), resets.t() if is_matrix else resets
 
 
 def _weights(module: Any) -> tuple[Tensor | None, ...]:
@@ -102,8 +117,14 @@ def _weights(module: Any) -> tuple[Tensor | None, ...]:
     return tuple([own.get(name) for name in _WEIGHTS])
 
 
-def _state(hx: Any) -> State:
-    return () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+def _state(hx: Any) -> State | None:
+    """Return the tensors of an initial state; none for zeros, None where it is something else."""
+    if hx is None:
+        return ()
+    found = (hx,) if isinstance(hx, Tensor) else hx
+    if type(found) is not tuple or not all(isinstance(s, Tensor) for s in found):
+        return None
+    return found
 
 
 def _different(state: State) -> State:
@@ -139,9 +160,12 @@ def _are_plain(operands: list[Tensor]) -> bool:
     """Whether all are dense as they are, and computed in one dtype that is theirs."""
     dtype = operands[0].dtype
     return computed_in(dtype, operands[0].device) is dtype and all(
-        type(t) in PLAIN and t.is_cpu and t.dtype is dtype and t.is_contiguous() and not t.is_neg()
-        for t in operands
+        t.dtype is dtype and _is_plain(t) for t in operands
     )
+
+
+def _is_plain(t: Tensor) -> bool:
+    return type(t) in PLAIN and t.is_cpu and t.is_contiguous() and not t.is_neg()
 
 
 def _is_special() -> bool:

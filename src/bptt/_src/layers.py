@@ -119,14 +119,16 @@ class Layers(NotQuantized, nn.Module):
             return self._leave_it_to_torch(input, hx)
         if recorded:
             return self._record(input, hx, asked)
-        return self._run_plain(input, hx, asked) if plain else self._run(input, hx, asked)
+        if credit is None and carry is None and not return_states:
+            return self._run_often(input, hx, asked)
+        return self._run(input, hx, asked)
 
     @uncompiled
-    def _run_plain(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
-        found = again.like_before(self, input, hx)
+    def _run_often(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
+        found = again.like_before(self, input, hx, resets := asked[2])
         if found is None:
             found = self._run(input, hx, asked)
-            again.remember(self, input, hx)
+            again.remember(self, input, hx, resets)
         return found
 
     @uncompiled

@@ -29,6 +29,7 @@ from bptt._src.engines.guard import (
 from bptt._src.engines.kernel_library import cells, has, library, projects, type_of
 from bptt._src.engines.readout import Found, Readout
 from bptt._src.engines.rooms import memory_for
+from bptt._src.steps import Boundary
 from bptt._src.uncompiled import at_compile_time
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
@@ -275,8 +276,8 @@ class Again:
     def __init__(self, call: Call, has_state: bool) -> None:
         """``has_state`` tells whether an initial state is given each time; if not, it is zero."""
         given = _Given(call)
-        self.call = call.emptied()
-        self._like = {**vars(given), "x": None, "w": None, "state": None}
+        self.call = call.emptied()._replace(boundary=Boundary())
+        self._like = {**vars(given), "x": None, "w": None, "state": None, "resets": None}
         self._zeros = () if has_state else [s.shape for s in given.state]
 
     def state(self, x: Tensor, given: State) -> State:
@@ -284,11 +285,16 @@ class Again:
         return given or tuple([x.new_zeros(shape) for shape in self._zeros])
 
     def forward(
-        self, x: Tensor, state: State, w: tuple[Tensor | None, ...], keep: bool
+        self,
+        x: Tensor,
+        state: State,
+        w: tuple[Tensor | None, ...],
+        resets: Tensor | None,
+        keep: bool,
     ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
         """Run it, as :func:`forward`; ``w`` is W_ih, W_hh and the biases."""
         given = _Given.__new__(_Given)
-        vars(given).update(self._like, x=x, w=w, state=state)
+        vars(given).update(self._like, x=x, w=w, state=state, resets=resets)
         return _forward(given, x, keep)
 
 

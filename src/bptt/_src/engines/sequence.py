@@ -11,6 +11,7 @@ from bptt._src.engines import looped, native, norm_hooks, reference, twin
 from bptt._src.engines.backend import engine_for
 from bptt._src.engines.call import Call, Engine, Incoming, Saved
 from bptt._src.engines.guard import NotPlain, is_watched, only_by_autograd, without_autocast
+from bptt._src.steps import Boundary
 from bptt.cells import State
 
 
@@ -52,7 +53,12 @@ def sequence(call: Call) -> tuple[Tensor, State, tuple[Tensor, ...]]:
 
 
 def again(
-    run: native.Again, x: Tensor, given: State, w: tuple[Tensor | None, ...], records: bool
+    run: native.Again,
+    x: Tensor,
+    given: State,
+    w: tuple[Tensor | None, ...],
+    resets: Tensor | None,
+    records: bool,
 ) -> tuple[Tensor, State]:
     """Run a call like an earlier one, whose operands have been compared with that one's.
 
@@ -61,13 +67,14 @@ def again(
         x: the input.
         given: the initial state; empty where there is none.
         w: W_ih, W_hh and the biases.
+        resets: where the state is set to zero, [T, B].
         records: whether it becomes a node of the graph.
     """
     state = run.state(x, given)
     if records:
-        y, *final = _Again.apply(run, None, x, *state, *w, None, None)
+        y, *final = _Again.apply(run, resets, x, *state, *w, None, None)
         return y, tuple(final)
-    return run.forward(x, state, w, False)[:2]
+    return run.forward(x, state, w, resets, False)[:2]
 
 
 def _run(engine: Any, call: Call) -> tuple[Tensor, State, tuple[Tensor, ...]]:
@@ -116,10 +123,14 @@ class _Again(torch.autograd.Function):
     """The same for a call like an earlier one."""
 
     @staticmethod
-    def forward(ctx: Any, run: native.Again, _: None, *tensors: Any) -> tuple[Tensor, ...]:
-        ctx.engine, ctx.call = native, run.call
-        after = 1 + run.call.cell.states
-        y, final, kept = run.forward(tensors[0], tensors[1:after], tensors[after : after + 4], True)
+    def forward(
+        ctx: Any, run: native.Again, resets: Tensor | None, *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        boundary = Boundary() if resets is None else Boundary(None, resets.reshape(-1, 1))
+        ctx.engine, ctx.call = native, run.call._replace(boundary=boundary)
+        x, after = tensors[0], 1 + run.call.cell.states
+        state, w = tensors[1:after], tensors[after : after + 4]
+        y, final, kept = run.forward(x, state, w, resets, True)
         ctx.save_for_backward(*tensors, y, *kept)
         ctx.set_materialize_grads(False)
         return (y, *final)
