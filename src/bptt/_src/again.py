@@ -58,8 +58,6 @@ def like_before(module: Any, input: Any, hx: Any, resets: Any) -> Any:
     x, reset = _by_time(module, input, resets)
     operands = [x, *[w for w in weights if w is not None], *each]
     if reset is not None:
-        if type(reset) is not Tensor:
-            return None
         operands.append(reset)
     if settings != _settings(module) or _is_special():
         return None
