@@ -1,9 +1,10 @@
 # %% [markdown]
 # # From the equations to a trained network
 #
-# After this tutorial you can write backpropagation through time yourself, in two loops and in one; say what truncation
-# leaves out; compute how fast a gradient vanishes; and choose a network that learns what another cannot. You need NumPy,
-# the chain rule and half an hour. Every number below was computed by the cell above it.
+# After this tutorial you can write backpropagation through time yourself, in two loops and in one;
+# say what truncation leaves out; compute how fast a gradient vanishes; and choose a network that
+# learns what another cannot. You need NumPy, the chain rule and half an hour. Every number below
+# was computed by the cell above it.
 
 # %%
 import matplotlib.pyplot as plt
@@ -19,13 +20,13 @@ plt.rcParams.update({"figure.figsize": (7.2, 2.8), "figure.constrained_layout.us
 # %% [markdown]
 # ## One step
 #
-# A recurrent network reads a sentence word by word. At each step it mixes the word with what it remembers, and from what
-# it then remembers it predicts the next word:
+# A recurrent network reads a sentence word by word. At each step it mixes the word with what it
+# remembers, and from what it then remembers it predicts the next word:
 #
 # $$a_t = U x_t + W s_{t-1} \qquad s_t = \tanh(a_t) \qquad o_t = V s_t \qquad \hat y_t = \mathrm{softmax}(o_t)$$
 #
-# The loss of a step is $L_t = -\log \hat y_t[y_t]$, that of a sentence is their sum. Ten words, six hidden units, and a
-# sentence of eight words, each followed by the next:
+# The loss of a step is $L_t = -\log \hat y_t[y_t]$, that of a sentence is their sum. Ten words, six
+# hidden units, and a sentence of eight words, each followed by the next:
 
 # %%
 C, H = 10, 6
@@ -52,14 +53,14 @@ def loss(x, y, U, W, V):
 print(f"loss per word {loss(x, y, U, W, V) / len(x):.2f}, of a guess log {C} = {np.log(C):.2f}")
 
 # %% [markdown]
-# $U x_t$ is column $x_t$ of $U$, because $x_t$ is a column of zeros with a single one. The spare row of `s` saves a special
-# case: in NumPy `s[-1]` is the last row, and it stays zero.
+# $U x_t$ is column $x_t$ of $U$, because $x_t$ is a column of zeros with a single one. The spare
+# row of `s` saves a special case: in NumPy `s[-1]` is the last row, and it stays zero.
 #
 # ## One step back
 #
-# The step is made of five gates: two products, a sum, tanh, a product. Each knows its own derivative, and the backward
-# pass takes them from the last to the first. [`bptt.textbook`](../textbook.md) has them one by one; `RNNLayer` puts them
-# together:
+# The step is made of five gates: two products, a sum, tanh, a product. Each knows its own
+# derivative, and the backward pass takes them from the last to the first.
+# [`bptt.textbook`](../textbook.md) has them one by one; `RNNLayer` puts them together:
 
 # %%
 step = RNNLayer()
@@ -73,8 +74,9 @@ assert np.allclose(dprev_s, W.T @ delta)
 print("∂L₀/∂o:", e.round(2))
 
 # %% [markdown]
-# The loss reaches $V$ here and now. It reaches $W$ here *and at every earlier step*, since $s_{t-1}$ was made with the same
-# $W$: that is all that is special about backpropagation *through time*.
+# The loss reaches $V$ here and now. It reaches $W$ here *and at every earlier step*, since
+# $s_{t-1}$ was made with the same $W$: that is all that is special about backpropagation *through
+# time*.
 #
 # ## Two loops
 #
@@ -103,9 +105,10 @@ def two_loops(x, y, U, W, V):
 
 
 # %% [markdown]
-# Never believe a gradient that you wrote yourself. The slope of the loss is another way to the same number: change one
-# weight a little, in both directions. `check_backward` does so with every entry of every parameter, on sentences that it
-# draws, and if something is wrong it [says which mistake it is](../own-backward-pass.md).
+# Never believe a gradient that you wrote yourself. The slope of the loss is another way to the same
+# number: change one weight a little, in both directions. `check_backward` does so with every entry
+# of every parameter, on sentences that it draws, and if something is wrong it [says which mistake
+# it is](../own-backward-pass.md).
 
 # %%
 report = check_backward(two_loops)
@@ -115,7 +118,8 @@ assert report
 # %% [markdown]
 # ## One loop
 #
-# All the losses that arrive at a step go the same way from there on. So add them up on arrival, and go back once:
+# All the losses that arrive at a step go the same way from there on. So add them up on arrival, and
+# go back once:
 #
 # $$\delta_t = \tanh'(a_t) \odot \left( V^\top e_t + W^\top \delta_{t+1} \right)$$
 
@@ -139,8 +143,8 @@ print(f"the two differ by at most {max(gaps):.0e}")
 assert max(gaps) < 1e-12
 
 # %% [markdown]
-# Two loops take $T(T+1)/2$ steps back, one loop takes $T$. This is what every library runs, `bptt.RNN` too: give it the
-# same weights, and PyTorch's `backward()` returns the same gradient.
+# Two loops take $T(T+1)/2$ steps back, one loop takes $T$. This is what every library runs,
+# `bptt.RNN` too: give it the same weights, and PyTorch's `backward()` returns the same gradient.
 
 # %%
 rnn = bptt.RNN(C, H, bias=False).double()
@@ -156,9 +160,9 @@ print("bptt.RNN agrees")
 # %% [markdown]
 # ## Truncation
 #
-# A long text has no end to go back from. What is left out then is easiest to see in the double sum: it has a term for
-# each loss $t$ and each earlier use $i$ of $W$. A **credit** gives each term a weight. Row $t$ is a loss, column $i$ a step
-# that it is credited to:
+# A long text has no end to go back from. What is left out then is easiest to see in the double sum:
+# it has a term for each loss $t$ and each earlier use $i$ of $W$. A **credit** gives each term a
+# weight. Row $t$ is a loss, column $i$ a step that it is credited to:
 
 # %%
 print("every loss goes back to the beginning:", bptt.Full().plan(8), sep="\n")
@@ -166,12 +170,14 @@ print("\ncut every 4 steps (detach the state):", bptt.Truncated(4).plan(8), sep=
 print("\nevery loss goes back 4 steps:", bptt.Truncated(every=1, reach=4).plan(8), sep="\n")
 
 # %% [markdown]
-# The second and the third are both called truncation to 4 steps, and are not the same: a `detach` every 4 steps makes
-# *blocks*, in which the first loss is credited to its own step alone. Stopping the inner loop of the two makes a *band*.
-# The one loop cannot make a band: it has already added up the losses.
+# The second and the third are both called truncation to 4 steps, and are not the same: a `detach`
+# every 4 steps makes *blocks*, in which the first loss is credited to its own step alone. Stopping
+# the inner loop of the two makes a *band*. The one loop cannot make a band: it has already added up
+# the losses.
 #
-# How much is lost? Here are the sizes of all terms, for a sentence of 40 words and a network of 40 units: once as it is
-# usually drawn at the start, and once with an orthogonal $W$, which keeps lengths.
+# How much is lost? Here are the sizes of all terms, for a sentence of 40 words and a network of 40
+# units: once as it is usually drawn at the start, and once with an orthogonal $W$, which keeps
+# lengths.
 
 # %% alt="Three triangles of terms: of the usual network only the diagonal is strong; of the orthogonal one all of it; and that with blocks of ten left over"
 words = np.random.default_rng(0).integers(0, 50, 41)
@@ -199,18 +205,21 @@ def lost(model, k):
 
 
 for k in (0, 4, 9, 19):
-    print(f"{k:2} transitions: usual W {lost(usual, k):4.0%}, orthogonal W {lost(orthogonal, k):4.0%}")
+    print(
+        f"{k:2} transitions: usual W {lost(usual, k):4.0%}, orthogonal {lost(orthogonal, k):4.0%}"
+    )
 assert lost(usual, 9) < 0.01 < 0.3 < lost(orthogonal, 9)
 
 # %% [markdown]
-# Truncation to ten steps costs the usual network nothing, because this $W$ lets nothing through anyway. That is no
-# comfort. It is the next problem.
+# Truncation to ten steps costs the usual network nothing, because this $W$ lets nothing through
+# anyway. That is no comfort. It is the next problem.
 #
 # ## Vanishing gradients
 #
-# From $s_t$ back to $s_{t-k}$ the gradient is multiplied by $k$ matrices $\mathrm{diag}(\tanh'(a_j))\,W$. Leave tanh out
-# for a moment, and the product is a power. If $W$ is symmetric, with eigenvalues $\lambda_i$ and orthonormal eigenvectors
-# $q_i$, a gradient $v$ at the last state has $k$ steps earlier the length
+# From $s_t$ back to $s_{t-k}$ the gradient is multiplied by $k$ matrices
+# $\mathrm{diag}(\tanh'(a_j))\,W$. Leave tanh out for a moment, and the product is a power. If $W$
+# is symmetric, with eigenvalues $\lambda_i$ and orthonormal eigenvectors $q_i$, a gradient $v$ at
+# the last state has $k$ steps earlier the length
 #
 # $$\lVert W^k v \rVert = \sqrt{\textstyle\sum_i \lambda_i^{2k} (q_i^\top v)^2}$$
 #
@@ -224,12 +233,11 @@ for largest in (0.8, 0.95, 1.0, 1.05):
     eigenvalues = largest * torch.linspace(0.3, 1, n).double()
     A = q @ torch.diag(eigenvalues) @ q.T
 
-    def linear(x, state):
+    def linear(x, state, A=A):
         return x + state @ A, x + state @ A
 
-    flow = bptt.gradient_flow(
-        bptt.Stepwise(linear), torch.zeros(T, 1, n).double(), lambda y: y @ v, torch.zeros(1, n).double(), times=[T - 1]
-    )
+    zero = torch.zeros(T, 1, n).double()
+    flow = bptt.gradient_flow(bptt.Stepwise(linear), zero, lambda y: y @ v, zero[0], times=[T - 1])
     measured = flow.of()[0].flip(0)[1:]  # by lag, from 1 on
     lags = torch.arange(1, T)
     formula = ((eigenvalues[:, None] ** (2 * lags)) * ((q.T @ v) ** 2)[:, None]).sum(0).sqrt()
@@ -242,14 +250,16 @@ plt.legend(fontsize="small")
 plt.show()
 
 # %% [markdown]
-# The points lie on the curves. Below 1 the gradient of the far past is gone within a few dozen steps, exponentially; above
-# 1 it explodes. tanh only takes away, since $\tanh' \le 1$. For a general $W$ the largest *singular* value bounds one step,
-# and [why recurrent networks forget](../forgetting.md) goes on from here.
+# The points lie on the curves. Below 1 the gradient of the far past is gone within a few dozen
+# steps, exponentially; above 1 it explodes. tanh only takes away, since $\tanh' \le 1$. For a
+# general $W$ the largest *singular* value bounds one step, and [why recurrent networks
+# forget](../forgetting.md) goes on from here.
 #
 # ## A task that needs memory
 #
-# Does it matter? The network is told one of four names, then hears 30 to 60 words that mean nothing, and is asked for the
-# name. A guess is right in a quarter of the cases and has a loss of $\log 4 = 1.39$.
+# Does it matter? The network is told one of four names, then hears 30 to 60 words that mean
+# nothing, and is asked for the name. A guess is right in a quarter of the cases and has a loss of
+# $\log 4 = 1.39$.
 
 # %%
 NAMES, NOISE, SIZE = 4, 6, 11  # words 0 to 3 are names, 4 to 9 mean nothing, 10 asks
@@ -267,9 +277,10 @@ def draw(distance, count, g):
 draw(6, 3, torch.Generator().manual_seed(0))[0].argmax(-1).T  # three short ones, a row each
 
 # %% [markdown]
-# Three networks of 32 units: an RNN; an LSTM, whose cell $c_t = f_t \odot c_{t-1} + i_t \odot g_t$ multiplies the gradient
-# by the forget gate $f_t$ alone; and the same LSTM with these gates opened at the start, so that its units remember for 2
-# to 60 steps (`bptt.init.chrono_`). First, before any training, how far back does the gradient of the answer reach?
+# Three networks of 32 units: an RNN; an LSTM, whose cell $c_t = f_t \odot c_{t-1} + i_t \odot g_t$
+# multiplies the gradient by the forget gate $f_t$ alone; and the same LSTM with these gates opened
+# at the start, so that its units remember for 2 to 60 steps (`bptt.init.chrono_`). First, before
+# any training, how far back does the gradient of the answer reach?
 
 
 # %% alt="Gradient by lag of three untrained networks: RNN and LSTM fall below one millionth within 25 steps, the LSTM with open gates stays within a factor of ten"
@@ -288,7 +299,7 @@ for name, network in networks().items():
     flow = bptt.gradient_flow(network, x, times=[LONGEST])
     reach[name] = flow.by_lag.mean[SHORTEST] / flow.by_lag.mean[1]
     plt.semilogy(flow.by_lag.lag[1:], flow.by_lag.mean[1:], label=name)
-    print(f"{name}: {flow.verdict.kind}, of the gradient {reach[name]:.0e} is left after {SHORTEST} steps")
+    print(f"{name}: {flow.verdict.kind}, after {SHORTEST} steps {reach[name]:.0e} of it is left")
 assert max(reach["RNN"], reach["LSTM"]) < 1e-4 < 0.1 < reach["LSTM, gates open"]
 plt.xlabel("steps back")
 plt.ylabel("norm of the gradient")
@@ -296,8 +307,8 @@ plt.legend(fontsize="small")
 plt.show()
 
 # %% [markdown]
-# An LSTM does not remember by itself: with forget gates that are half open, half is lost in a step. Now train them, by an
-# ordinary loop. The gradient is exact, so nothing but the network decides.
+# An LSTM does not remember by itself: with forget gates that are half open, half is lost in a step.
+# Now train them, by an ordinary loop. The gradient is exact, so nothing but the network decides.
 
 
 # %% alt="Learning curves of the three: RNN and LSTM stay at the loss of a guess, the LSTM with open gates falls to zero within 300 updates"
@@ -337,17 +348,20 @@ assert right["LSTM, gates open"] > 0.95
 
 # %% [markdown]
 # What no gradient reaches is not learnt. Once a gradient arrives, it takes a few hundred updates.
+# (Nothing is exactly zero. Adam divides a gradient by its size, and over shorter distances, with a
+# larger rate, even a plain RNN finds the name in some runs and not in others.)
 #
 # ## Play with it
 #
 # [![A page in the browser: sliders for lag and reach, the gradient's matrix, and the share of right answers](../images/playground.png)](../playground/index.html)
 #
-# [The playground](../playground/index.html) trains an RNN, a GRU or an LSTM on such a task while you watch. Set the reach of
-# the credit below the lag and it fails; set it above and it learns.
+# [The playground](../playground/index.html) trains an RNN, a GRU or an LSTM on such a task while
+# you watch. Set the reach of the credit below the lag and it fails; set it above and it learns.
 #
 # ## Where to go on
 #
 # - [Why does my RNN not learn?](why-not-learning.md) finds what is wrong with a training loop.
 # - [Train on a stream](train-on-a-stream.md) truncates where a text never ends.
 # - [The textbook](../textbook.md) has all of this in NumPy, with the errors that are widely copied.
-# - [Coming from a tutorial](../coming-from-a-tutorial.md) finds the formulas of five well-known tutorials here.
+# - [Coming from a tutorial](../coming-from-a-tutorial.md) finds the formulas of five well-known
+#   tutorials here.
