@@ -353,10 +353,11 @@ assert right["LSTM, gates open"] > 0.95
 #
 # ## Play with it
 #
-# [![A page in the browser: sliders for lag and reach, the gradient's matrix, and the share of right answers](../images/playground.png)](../playground/index.html)
+# [![A page in the browser: two networks side by side, one with too short a reach and a quarter of the letters right, one with all](../images/playground.png)](../playground/index.html)
 #
-# [The playground](../playground/index.html) trains an RNN, a GRU or an LSTM on such a task while
-# you watch. Set the reach of the credit below the lag and it fails; set it above and it learns.
+# [The playground](../playground/index.html) trains two networks on such a task while you watch: one
+# whose credit does not reach the letter that is asked for, and one whose credit does. Move the lag,
+# the reach and the initial weights, and see when a reach that is too short succeeds all the same.
 #
 # ## Where to go on
 #
