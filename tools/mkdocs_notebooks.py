@@ -9,6 +9,7 @@ stderr, as a warning does, fails a strict build.
 import logging
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ RELATIVE_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)[^)]*\)")
 
 def on_files(files: Files, /, *, config: MkDocsConfig) -> Files:
     """Put the page, the figures and the notebook of each tutorial in the place of its source."""
-    for source in [f for f in files if re.fullmatch(r"tutorials/[^/]+\.py", f.src_uri)]:
+    sources = [f for f in files if re.fullmatch(r"tutorials/[^/]+\.py", f.src_uri)]
+    with ThreadPoolExecutor(2) as pool:
+        notebooks = pool.map(run, [Path(str(source.abs_src_path)) for source in sources])
+    for source, notebook in zip(sources, notebooks, strict=True):
         files.remove(source)
-        notebook = run(Path(str(source.abs_src_path)))
         figures: dict[str, str] = {}
         name = source.src_uri.removesuffix(".py")
         made = {f"{name}.md": to_markdown(notebook, Path(name).name, figures)}

@@ -15,7 +15,9 @@ import bptt
 from bptt.textbook import Model, RNNLayer, Softmax, check_backward
 
 torch.set_num_threads(1)
-plt.rcParams.update({"figure.figsize": (7.2, 2.8), "figure.constrained_layout.use": True})
+plt.rcParams.update(
+    {"figure.figsize": (7.2, 2.8), "figure.constrained_layout.use": True}
+)
 
 # %% [markdown]
 # ## One step
@@ -31,13 +33,17 @@ plt.rcParams.update({"figure.figsize": (7.2, 2.8), "figure.constrained_layout.us
 # %%
 C, H = 10, 6
 rng = np.random.default_rng(1)
-U, W, V = rng.normal(0, 0.6, (H, C)), rng.normal(0, 0.6, (H, H)), rng.normal(0, 0.6, (C, H))
+U, W, V = (
+    rng.normal(0, 0.6, (H, C)),
+    rng.normal(0, 0.6, (H, H)),
+    rng.normal(0, 0.6, (C, H)),
+)
 sentence = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5])
 x, y = sentence[:-1], sentence[1:]
 
 
 def forward(x, U, W, V):
-    """Return the states [T + 1, H], the last row being the zero state, and the outputs [T, C]."""
+    """Return the states [T + 1, H], the last row being zero, and the outputs [T, C]."""
     s, o = np.zeros((len(x) + 1, len(W))), np.zeros((len(x), len(V)))
     for t in range(len(x)):
         s[t] = np.tanh(U[:, x[t]] + W @ s[t - 1])  # s[-1] is the spare row: zero
@@ -50,7 +56,9 @@ def loss(x, y, U, W, V):
     return sum(Softmax().loss(o[t], y[t]) for t in range(len(y)))
 
 
-print(f"loss per word {loss(x, y, U, W, V) / len(x):.2f}, of a guess log {C} = {np.log(C):.2f}")
+print(
+    f"loss per word {loss(x, y, U, W, V) / len(x):.2f}, of a guess {np.log(C):.2f}"
+)
 
 # %% [markdown]
 # $U x_t$ is column $x_t$ of $U$, because $x_t$ is a column of zeros with a single one. The spare
@@ -65,9 +73,13 @@ print(f"loss per word {loss(x, y, U, W, V) / len(x):.2f}, of a guess log {C} = {
 # %%
 step = RNNLayer()
 step.forward(x[0], np.zeros(H), U, W, V)
-e = Softmax().diff(step.mulv, y[0])  # ∂L/∂o: the prediction, less 1 at the right word
+e = Softmax().diff(
+    step.mulv, y[0]
+)  # ∂L/∂o: the prediction, less 1 at the right word
 ds, dV = step.backward_output(V, e)  # ∂L/∂s = Vᵀ e, and e sᵀ for V
-dprev_s, du, dW = step.backward(W, ds)  # through tanh, to the state before, to U and to W
+dprev_s, du, dW = step.backward(
+    W, ds
+)  # through tanh, to the state before, to U and to W
 delta = (1 - step.s**2) * ds  # tanh' = 1 - tanh²
 assert np.allclose(du, delta)
 assert np.allclose(dprev_s, W.T @ delta)
@@ -138,7 +150,10 @@ def one_loop(x, y, U, W, V):
 
 
 assert check_backward(one_loop)
-gaps = [abs(a - b).max() for a, b in zip(two_loops(x, y, U, W, V), one_loop(x, y, U, W, V))]
+gaps = [
+    abs(a - b).max()
+    for a, b in zip(two_loops(x, y, U, W, V), one_loop(x, y, U, W, V))
+]
 print(f"the two differ by at most {max(gaps):.0e}")
 assert max(gaps) < 1e-12
 
@@ -153,7 +168,9 @@ rnn.load_state_dict(weights)
 onehot = torch.eye(C, dtype=torch.float64)
 states, _ = rnn(onehot[x])
 scores = states @ torch.tensor(V).T
-torch.nn.functional.cross_entropy(scores, torch.tensor(y), reduction="sum").backward()
+torch.nn.functional.cross_entropy(
+    scores, torch.tensor(y), reduction="sum"
+).backward()
 assert np.allclose(rnn.weight_hh_l0.grad.numpy(), one_loop(x, y, U, W, V)[1])
 print("bptt.RNN agrees")
 
@@ -166,8 +183,14 @@ print("bptt.RNN agrees")
 
 # %%
 print("every loss goes back to the beginning:", bptt.Full().plan(8), sep="\n")
-print("\ncut every 4 steps (detach the state):", bptt.Truncated(4).plan(8), sep="\n")
-print("\nevery loss goes back 4 steps:", bptt.Truncated(every=1, reach=4).plan(8), sep="\n")
+print(
+    "\ncut every 4 steps (detach the state):", bptt.Truncated(4).plan(8), sep="\n"
+)
+print(
+    "\nevery loss goes back 4 steps:",
+    bptt.Truncated(every=1, reach=4).plan(8),
+    sep="\n",
+)
 
 # %% [markdown]
 # The second and the third are both called truncation to 4 steps, and are not the same: a `detach`
@@ -184,9 +207,15 @@ words = np.random.default_rng(0).integers(0, 50, 41)
 usual = Model(50, 40, bptt_truncate=None, seed=0)
 orthogonal = Model(50, 40, bptt_truncate=None, seed=0)
 orthogonal.W = np.linalg.qr(orthogonal.W)[0]
-of_usual, of_orthogonal = (m.terms(words[:-1], words[1:]) for m in (usual, orthogonal))
+of_usual, of_orthogonal = (
+    m.terms(words[:-1], words[1:]) for m in (usual, orthogonal)
+)
 blocks = bptt.Truncated(10).plan(40).matrix()
-shown = {"usual W": of_usual, "orthogonal W": of_orthogonal, "cut every 10": of_orthogonal * blocks}
+shown = {
+    "usual W": of_usual,
+    "orthogonal W": of_orthogonal,
+    "cut every 10": of_orthogonal * blocks,
+}
 figure, panels = plt.subplots(1, 3, sharey=True)
 for panel, (title, norms) in zip(panels, shown.items()):
     image = panel.imshow(np.log10(np.maximum(norms, 1e-4)), vmin=-4, vmax=1)
@@ -200,13 +229,16 @@ plt.show()
 def lost(model, k):
     """The share of dW that is lost where each loss goes back over k transitions."""
     model.bptt_truncate = k
-    full, cut = (f(words[:-1], words[1:])[1] for f in (model.bptt_one_loop, model.bptt))
+    full, cut = (
+        f(words[:-1], words[1:])[1] for f in (model.bptt_one_loop, model.bptt)
+    )
     return np.linalg.norm(cut - full) / np.linalg.norm(full)
 
 
 for k in (0, 4, 9, 19):
     print(
-        f"{k:2} transitions: usual W {lost(usual, k):4.0%}, orthogonal {lost(orthogonal, k):4.0%}"
+        f"{k:2} transitions: {lost(usual, k):4.0%} of the usual network's dW, "
+        f"{lost(orthogonal, k):4.0%} of the orthogonal one's"
     )
 assert lost(usual, 9) < 0.01 < 0.3 < lost(orthogonal, 9)
 
@@ -227,7 +259,9 @@ assert lost(usual, 9) < 0.01 < 0.3 < lost(orthogonal, 9)
 
 # %% alt="Gradient norms by lag on a logarithmic scale: measured points lie on the curves of the closed form, falling for eigenvalues below 1, rising for 1.05"
 T, n = 60, 20
-q = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(0)).double())[0]
+q = torch.linalg.qr(
+    torch.randn(n, n, generator=torch.Generator().manual_seed(0)).double()
+)[0]
 v = torch.ones(n).double() / n**0.5
 for largest in (0.8, 0.95, 1.0, 1.05):
     eigenvalues = largest * torch.linspace(0.3, 1, n).double()
@@ -237,12 +271,20 @@ for largest in (0.8, 0.95, 1.0, 1.05):
         return x + state @ A, x + state @ A
 
     zero = torch.zeros(T, 1, n).double()
-    flow = bptt.gradient_flow(bptt.Stepwise(linear), zero, lambda y: y @ v, zero[0], times=[T - 1])
+    flow = bptt.gradient_flow(
+        bptt.Stepwise(linear), zero, lambda y: y @ v, zero[0], times=[T - 1]
+    )
     measured = flow.of()[0].flip(0)[1:]  # by lag, from 1 on
     lags = torch.arange(1, T)
-    formula = ((eigenvalues[:, None] ** (2 * lags)) * ((q.T @ v) ** 2)[:, None]).sum(0).sqrt()
+    formula = (
+        ((eigenvalues[:, None] ** (2 * lags)) * ((q.T @ v) ** 2)[:, None])
+        .sum(0)
+        .sqrt()
+    )
     line = plt.semilogy(lags, formula, label=f"largest eigenvalue {largest}")[0]
-    plt.semilogy(lags[::4], measured[::4], "o", markersize=3, color=line.get_color())
+    plt.semilogy(
+        lags[::4], measured[::4], "o", markersize=3, color=line.get_color()
+    )
     assert torch.allclose(measured, formula, rtol=1e-9)
 plt.xlabel("steps back")
 plt.ylabel("norm of the gradient")
@@ -262,7 +304,11 @@ plt.show()
 # $\log 4 = 1.39$.
 
 # %%
-NAMES, NOISE, SIZE = 4, 6, 11  # words 0 to 3 are names, 4 to 9 mean nothing, 10 asks
+NAMES, NOISE, SIZE = (
+    4,
+    6,
+    11,
+)  # words 0 to 3 are names, 4 to 9 mean nothing, 10 asks
 SHORTEST, LONGEST = 30, 60
 
 
@@ -274,7 +320,9 @@ def draw(distance, count, g):
     return torch.nn.functional.one_hot(words, SIZE).float(), name[0]
 
 
-draw(6, 3, torch.Generator().manual_seed(0))[0].argmax(-1).T  # three short ones, a row each
+draw(6, 3, torch.Generator().manual_seed(0))[0].argmax(
+    -1
+).T  # three short ones, a row each
 
 # %% [markdown]
 # Three networks of 32 units: an RNN; an LSTM, whose cell $c_t = f_t \odot c_{t-1} + i_t \odot g_t$
@@ -299,7 +347,9 @@ for name, network in networks().items():
     flow = bptt.gradient_flow(network, x, times=[LONGEST])
     reach[name] = flow.by_lag.mean[SHORTEST] / flow.by_lag.mean[1]
     plt.semilogy(flow.by_lag.lag[1:], flow.by_lag.mean[1:], label=name)
-    print(f"{name}: {flow.verdict.kind}, after {SHORTEST} steps {reach[name]:.0e} of it is left")
+    print(
+        f"{name}: {flow.verdict.kind}, {reach[name]:.0e} left after {SHORTEST} steps"
+    )
 assert max(reach["RNN"], reach["LSTM"]) < 1e-4 < 0.1 < reach["LSTM, gates open"]
 plt.xlabel("steps back")
 plt.ylabel("norm of the gradient")
@@ -319,7 +369,9 @@ def train(network, updates=600, rate=3e-3):
     parameters = [*network.parameters(), *readout.parameters()]
     optimizer, losses = torch.optim.Adam(parameters, rate), []
     for _ in range(updates):
-        x, name = draw(int(torch.randint(SHORTEST, LONGEST + 1, (), generator=g)), 32, g)
+        x, name = draw(
+            int(torch.randint(SHORTEST, LONGEST + 1, (), generator=g)), 32, g
+        )
         states, _ = network(x)
         loss = torch.nn.functional.cross_entropy(readout(states[-1]), name)
         optimizer.zero_grad()

@@ -20,7 +20,9 @@ from torch import nn
 import bptt
 
 torch.set_num_threads(1)
-plt.rcParams.update({"figure.figsize": (7.2, 2.8), "figure.constrained_layout.use": True})
+plt.rcParams.update(
+    {"figure.figsize": (7.2, 2.8), "figure.constrained_layout.use": True}
+)
 
 # %% [markdown]
 # ## A stream of documents
@@ -45,7 +47,10 @@ def as_stream(documents):
 
 training = as_stream([d for n, d in enumerate(documents) if n % 8])
 held_out = as_stream(documents[::8])
-print(f"{len(documents)} documents, {len(training[0]):,} characters to train on, ", end="")
+print(
+    f"{len(documents)} documents, {len(training[0]):,} characters to train on, ",
+    end="",
+)
 print(f"{len(held_out[0]):,} held out, {len(characters)} different ones")
 
 # %% [markdown]
@@ -59,8 +64,10 @@ STREAMS, WINDOW = 32, 32
 
 
 def windows(text, streams=STREAMS):
-    """Yield characters, those that follow them, and where a document begins, [T, B] each."""
-    ids, starts = (bptt.data.streams(row, batch=streams, steps=WINDOW) for row in text)
+    """Yield characters, those that follow, and where a document begins, [T, B]."""
+    ids, starts = (
+        bptt.data.streams(row, batch=streams, steps=WINDOW) for row in text
+    )
     for (x, target), (start, _) in zip(ids, starts, strict=True):
         yield x, target, start.bool()
 
@@ -86,7 +93,9 @@ print(f"{per_epoch} windows in an epoch")
 
 # %%
 CREDIT = bptt.Truncated(every=WINDOW, reach=2 * WINDOW)
-print(bptt.Truncated(every=3, reach=6).plan(9))  # the same, smaller: three windows of 3 steps
+print(
+    bptt.Truncated(every=3, reach=6).plan(9)
+)  # the same, smaller: three windows of 3 steps
 
 # %% [markdown]
 # Row $t$ is a loss, column $s$ a step that it is credited to. Everything else is an ordinary loop.
@@ -139,7 +148,9 @@ class Training:
             done = self.updates % per_epoch
             if done == 0:  # the text begins again, and with it the stream
                 self.stream = bptt.Stream()
-            todo = islice(windows(training), done, min(per_epoch, done + until - self.updates))
+            todo = islice(
+                windows(training), done, min(per_epoch, done + until - self.updates)
+            )
             losses += [self.update(*window) for window in todo]
         return losses
 
@@ -166,7 +177,7 @@ torch.save(
     },
     place,
 )
-print(f"saved after {training_run.updates} updates, {place.stat().st_size / 1e6:.1f} MB")
+print(f"after {training_run.updates} updates: {place.stat().st_size / 1e6:.1f} MB")
 
 resumed = Training()  # as in a new process
 saved = torch.load(place, weights_only=True)
@@ -182,7 +193,9 @@ resumed.updates = saved["updates"]
 through = training_run.run(training_run.updates + 40)
 again = resumed.run(resumed.updates + 40)
 assert through == again
-for a, b in zip(training_run.reader.parameters(), resumed.reader.parameters(), strict=True):
+for a, b in zip(
+    training_run.reader.parameters(), resumed.reader.parameters(), strict=True
+):
     assert torch.equal(a, b)
 losses += again + resumed.run(UPDATES)
 
@@ -193,7 +206,9 @@ plt.axvline(per_epoch, color="0.4", linestyle=":", linewidth=1)
 plt.xlabel("update (dotted: the second epoch begins)")
 plt.ylabel("bits per character")
 plt.show()
-print(f"at first {losses[0]:.2f}, a guess {math.log2(len(characters)):.2f}, ", end="")
+print(
+    f"at first {losses[0]:.2f}, a guess {math.log2(len(characters)):.2f}, ", end=""
+)
 print(f"over the last 50 updates {np.mean(losses[-50:]):.2f}")
 assert np.mean(losses[-50:]) < 3
 
@@ -236,7 +251,9 @@ assert found < dropped < by_frequency
 # with, and `estimator_error` says how far that of a credit is away from it, relative to its size:
 
 # %%
-x, target, starts = (torch.cat(parts) for parts in zip(*islice(windows(training), 6)))
+x, target, starts = (
+    torch.cat(parts) for parts in zip(*islice(windows(training), 6))
+)
 bias = {}
 for reach in (32, 64, 96, 128):
     error = bptt.estimator_error(

@@ -13,7 +13,9 @@ from torch import nn
 import bptt
 
 torch.set_num_threads(1)
-plt.rcParams.update({"figure.figsize": (7.2, 2.8), "figure.constrained_layout.use": True})
+plt.rcParams.update(
+    {"figure.figsize": (7.2, 2.8), "figure.constrained_layout.use": True}
+)
 
 # %% [markdown]
 # ## The task, and a loop that fails
@@ -23,12 +25,17 @@ plt.rcParams.update({"figure.figsize": (7.2, 2.8), "figure.constrained_layout.us
 # 32 agents walk side by side, each in its own step:
 
 # %%
-SIGNS, SIZE, BATCH, WINDOW = 4, 11, 32, 20  # things seen: 4 signs, 6 that mean nothing, the doors
+SIGNS, SIZE, BATCH, WINDOW = (
+    4,
+    11,
+    32,
+    20,
+)  # things seen: 4 signs, 6 that mean nothing, the doors
 SHORTEST, LONGEST = 25, 40
 
 
 def walk(steps, g):
-    """Return one-hot inputs [T, B, I], the right doors [T, B], and where a corridor begins."""
+    """Return what is seen [T, B, I], the right doors [T, B], and where a walk begins."""
     seen = torch.randint(SIGNS, SIZE - 1, (steps, BATCH), generator=g)
     doors = torch.full((steps, BATCH), -1)  # -1: nothing is asked
     starts = torch.zeros(steps, BATCH, dtype=torch.bool)
@@ -56,7 +63,10 @@ print(f"{len(data)} windows of {WINDOW} steps, {int((doors >= 0).sum()):,} doors
 # %%
 def loss_of(answers, doors):
     logits, right = answers.flatten(0, 1), doors.flatten()
-    return nn.functional.cross_entropy(logits, right, ignore_index=-1, reduction="sum") / BATCH
+    return (
+        nn.functional.cross_entropy(logits, right, ignore_index=-1, reduction="sum")
+        / BATCH
+    )
 
 
 def share_right(answers, doors):
@@ -74,7 +84,9 @@ def train_as_found(cell, head, data, meter=None):
         for t in range(len(x)):
             h, c = cell(x[t], (h * keep, c * keep))
             answers.append(head(h))
-            keep = 1 - starts[t].float()[:, None]  # forget where a new corridor begins
+            keep = (
+                1 - starts[t].float()[:, None]
+            )  # forget where a new corridor begins
         answers = torch.stack(answers)
         optimizer.zero_grad()
         loss_of(answers, doors).backward()
@@ -114,15 +126,19 @@ plt.semilogy(flow.by_lag.lag[1:60], flow.by_lag.mean[1:60], label="as it was mad
 print(flow.verdict.words)
 print(flow.advice[0].text)
 
-bptt.init.chrono_(cell, longest=LONGEST)  # what was advised, with what we know of the task
+bptt.init.chrono_(
+    cell, longest=LONGEST
+)  # what was advised, with what we know of the task
 opened = bptt.gradient_flow(bptt.Stepwise(cell), x[:100])
 plt.semilogy(opened.by_lag.lag[1:60], opened.by_lag.mean[1:60], label="gates open")
-plt.axvspan(SHORTEST - 1, LONGEST - 1, color="0.9", label="from the doors to the sign")
+plt.axvspan(
+    SHORTEST - 1, LONGEST - 1, color="0.9", label="from the doors to the sign"
+)
 plt.xlabel("steps back")
 plt.ylabel("norm of the gradient")
 plt.legend(fontsize="small")
 plt.show()
-print(f"99 % of the gradient within {flow.horizon()} steps, with open gates {opened.horizon()}")
+print(f"99 % of the gradient within {flow.horizon()} steps, or {opened.horizon()}")
 assert flow.verdict.kind == "vanishing"
 assert flow.horizon() < SHORTEST
 assert opened.horizon() > LONGEST
@@ -152,7 +168,9 @@ assert last(gates_open) < 0.3
 
 # %% alt="Two triangles, credit and memory, with the fault ringed: the state is cleared one step after each start"
 report = bptt.audit(
-    lambda: train_as_found(cell, head, data[:4]), cell, episodes=starts[: 4 * WINDOW]
+    lambda: train_as_found(cell, head, data[:4]),
+    cell,
+    episodes=starts[: 4 * WINDOW],
 )
 print(*report.faults, sep="\n\n")
 print(*report.facts, sep="\n\n")
@@ -172,7 +190,9 @@ report.figure()
 # %%
 assert [fault.kind for fault in report.faults] == ["reset-late"]
 assert report.credit.shape == (4 * WINDOW, 4 * WINDOW)
-assert not any(report.credit[t, s] for t in range(4 * WINDOW) for s in range(t - WINDOW))
+assert not any(
+    report.credit[t, s] for t in range(4 * WINDOW) for s in range(t - WINDOW)
+)
 
 # %% [markdown]
 # ## Mend
