@@ -43,7 +43,7 @@ x, y = sentence[:-1], sentence[1:]
 
 
 def forward(x, U, W, V):
-    """Return the states [T + 1, H], the last row being zero, and the outputs [T, C]."""
+    """Return states [T + 1, H], of which the last is zero, and outputs [T, C]."""
     s, o = np.zeros((len(x) + 1, len(W))), np.zeros((len(x), len(V)))
     for t in range(len(x)):
         s[t] = np.tanh(U[:, x[t]] + W @ s[t - 1])  # s[-1] is the spare row: zero
@@ -229,9 +229,8 @@ plt.show()
 def lost(model, k):
     """The share of dW that is lost where each loss goes back over k transitions."""
     model.bptt_truncate = k
-    full, cut = (
-        f(words[:-1], words[1:])[1] for f in (model.bptt_one_loop, model.bptt)
-    )
+    sentence = words[:-1], words[1:]
+    full, cut = model.bptt_one_loop(*sentence)[1], model.bptt(*sentence)[1]
     return np.linalg.norm(cut - full) / np.linalg.norm(full)
 
 
@@ -259,9 +258,8 @@ assert lost(usual, 9) < 0.01 < 0.3 < lost(orthogonal, 9)
 
 # %% alt="Gradient norms by lag on a logarithmic scale: measured points lie on the curves of the closed form, falling for eigenvalues below 1, rising for 1.05"
 T, n = 60, 20
-q = torch.linalg.qr(
-    torch.randn(n, n, generator=torch.Generator().manual_seed(0)).double()
-)[0]
+random = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).double()
+q = torch.linalg.qr(random)[0]
 v = torch.ones(n).double() / n**0.5
 for largest in (0.8, 0.95, 1.0, 1.05):
     eigenvalues = largest * torch.linspace(0.3, 1, n).double()
@@ -276,11 +274,8 @@ for largest in (0.8, 0.95, 1.0, 1.05):
     )
     measured = flow.of()[0].flip(0)[1:]  # by lag, from 1 on
     lags = torch.arange(1, T)
-    formula = (
-        ((eigenvalues[:, None] ** (2 * lags)) * ((q.T @ v) ** 2)[:, None])
-        .sum(0)
-        .sqrt()
-    )
+    squares = eigenvalues ** (2 * lags[:, None]) * (v @ q) ** 2  # [lag, i]
+    formula = squares.sum(1).sqrt()
     line = plt.semilogy(lags, formula, label=f"largest eigenvalue {largest}")[0]
     plt.semilogy(
         lags[::4], measured[::4], "o", markersize=3, color=line.get_color()
