@@ -62,7 +62,7 @@ types: $(VENV)/ready-check ## mypy
 docs: $(VENV)/ready-check ## run the tutorials, build the documentation into site/ and check it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python tools/check_site.py site
-	$(BIN)/python -m pytest -q -m site tests/site tests/browser
+	$(BIN)/python -m pytest -q -m site tests/documentation tests/browser
 
 format: $(VENV)/ready-check ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff check --fix .
