@@ -138,7 +138,9 @@ plt.xlabel("steps back")
 plt.ylabel("norm of the gradient")
 plt.legend(fontsize="small")
 plt.show()
-print(f"99 % of the gradient within {flow.horizon()} steps, or {opened.horizon()}")
+print(
+    f"99 % of the gradient within {flow.horizon()} steps, now within {opened.horizon()}"
+)
 assert flow.verdict.kind == "vanishing"
 assert flow.horizon() < SHORTEST
 assert opened.horizon() > LONGEST
@@ -172,8 +174,7 @@ report = bptt.audit(
     cell,
     episodes=starts[: 4 * WINDOW],
 )
-print(*report.faults, sep="\n\n")
-print(*report.facts, sep="\n\n")
+print(*report.faults, *report.facts, sep="\n\n")
 report.figure()
 
 # %% [markdown]
