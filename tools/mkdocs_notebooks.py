@@ -25,6 +25,7 @@ log = logging.getLogger("mkdocs.hooks.notebooks")  # a warning fails a strict bu
 LONGEST = 300
 """Seconds that a cell may take."""
 HEADING = re.compile(r"^# .*\n", re.MULTILINE)
+IMAGE = re.compile(r"!\[[^\]]*\]\((?!https?:)[^)]*\)")
 RELATIVE_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)[^)]*\)")
 
 
@@ -48,13 +49,14 @@ def on_files(files: Files, /, *, config: MkDocsConfig) -> Files:
 def run(source: Path) -> Any:
     """Run a notebook in a fresh kernel; return it with its outputs."""
     notebook = jupytext.read(source)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook.metadata["kernelspec"] = kernel
     # A figure is as sharp as the page around it.
     options = ["--InlineBackend.figure_formats=svg", "--log-level=ERROR", "--colors=nocolor"]
     log.info("running %s", source)
     return nbclient.execute(
         notebook,
         timeout=LONGEST,
-        kernel_name="python3",
         extra_arguments=options,
         coalesce_streams=True,
     )
@@ -85,9 +87,9 @@ def _parts(cell: Any, name: str, figures: dict[str, str]) -> Iterator[str]:
 
 
 def without_links(notebook: Any) -> Any:
-    """Return a copy without links to other pages, which a file that is taken elsewhere lacks."""
+    """Return a copy without the links and pictures that a file taken elsewhere would miss."""
     copy = deepcopy(notebook)
     for cell in copy.cells:
         if cell.cell_type == "markdown":
-            cell.source = RELATIVE_LINK.sub(r"\1", cell.source)
+            cell.source = RELATIVE_LINK.sub(r"\1", IMAGE.sub("", cell.source))
     return copy

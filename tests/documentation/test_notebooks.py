@@ -14,6 +14,7 @@ SOURCE = """\
 # # Sums
 #
 # See [credit](../credit.md), [below](#sums) and [elsewhere](https://example.org/).
+# [![A picture](../images/picture.png)](../playground/index.html)
 
 # %%
 import matplotlib.pyplot as plt
@@ -48,8 +49,11 @@ def test_a_page_shows_code_what_it_printed_and_figures(tmp_path):
 def test_the_notebook_has_its_results_and_no_links_that_lead_nowhere(tmp_path):
     notebook = hook.without_links(run(tmp_path, SOURCE))
     words, code, _ = notebook.cells
-    assert "See credit, [below](#sums) and [elsewhere](https://example.org/)." in words.source
+    assert words.source.endswith(
+        "See credit, [below](#sums) and [elsewhere](https://example.org/).\n"
+    )
     assert code.outputs[0]["text"] == "one\ntwo\n"
+    assert notebook.metadata["kernelspec"]["name"] == "python3"  # any Jupyter opens it
 
 
 def test_a_cell_that_fails_stops_the_build(tmp_path):
