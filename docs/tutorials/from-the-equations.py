@@ -182,15 +182,13 @@ print("bptt.RNN agrees")
 # weight. Row $t$ is a loss, column $i$ a step that it is credited to:
 
 # %%
-print("every loss goes back to the beginning:", bptt.Full().plan(8), sep="\n")
-print(
-    "\ncut every 4 steps (detach the state):", bptt.Truncated(4).plan(8), sep="\n"
-)
-print(
-    "\nevery loss goes back 4 steps:",
-    bptt.Truncated(every=1, reach=4).plan(8),
-    sep="\n",
-)
+credits = {
+    "every loss goes back to the beginning": bptt.Full(),
+    "cut every 4 steps: detach the state": bptt.Truncated(4),
+    "every loss goes back 4 steps": bptt.Truncated(every=1, reach=4),
+}
+for name, credit in credits.items():
+    print(f"{name}\n{credit.plan(8)}\n")
 
 # %% [markdown]
 # The second and the third are both called truncation to 4 steps, and are not the same: a `detach`
@@ -235,10 +233,8 @@ def lost(model, k):
 
 
 for k in (0, 4, 9, 19):
-    print(
-        f"{k:2} transitions: {lost(usual, k):4.0%} of the usual network's dW, "
-        f"{lost(orthogonal, k):4.0%} of the orthogonal one's"
-    )
+    shares = f"{lost(usual, k):4.0%} of the usual dW, {lost(orthogonal, k):4.0%}"
+    print(f"{k:2} transitions lose {shares} of the orthogonal one's")
 assert lost(usual, 9) < 0.01 < 0.3 < lost(orthogonal, 9)
 
 # %% [markdown]
