@@ -59,9 +59,10 @@ lint: $(VENV)/ready-check ## ruff: rules and format; which way imports lean
 types: $(VENV)/ready-check ## mypy
 	$(BIN)/mypy
 
-docs: $(VENV)/ready-check ## build the documentation into site/ and check its links
+docs: $(VENV)/ready-check ## run the tutorials, build the documentation into site/ and check it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python tools/check_site.py site
+	$(BIN)/python -m pytest -q -m site tests/documentation tests/browser
 
 format: $(VENV)/ready-check ## rewrite the code as `make lint` wants it
 	$(BIN)/ruff check --fix .

@@ -2,7 +2,8 @@
 
 The pages are Markdown; the docstrings use the few marks that Python's own documentation made
 common. This griffe extension turns ``:class:`RNN``` into a link, an introduced block (``::``)
-into a plain colon, and an example at the prompt into a fenced block.
+into a plain colon, and an example at the prompt into a fenced block. At the end it says where the
+object's source is.
 """
 
 import re
@@ -25,7 +26,7 @@ class Docstrings(griffe.Extension):
 
 def _rewrite(obj: griffe.Object) -> None:
     if obj.docstring:
-        obj.docstring.value = to_markdown(obj.docstring.value, obj)
+        obj.docstring.value = to_markdown(obj.docstring.value, obj) + _source(obj)
     if isinstance(obj, griffe.Class):  # what type checkers alone see hides what is inherited
         for name in [name for name, member in obj.members.items() if not member.runtime]:
             obj.del_member(name)
@@ -39,6 +40,13 @@ def to_markdown(text: str, obj: griffe.Object) -> str:
     text = ROLE.sub(lambda match: _link(match["name"], bool(match["short"]), obj), text)
     text = LITERAL.sub(":", text)
     return EXAMPLE.sub(lambda match: f"```pycon\n{match[0]}\n```", text)
+
+
+def _source(obj: griffe.Object) -> str:
+    if obj.is_attribute:  # it stands within what has a place
+        return ""
+    line = "" if obj.is_module else f":{obj.lineno}"
+    return f"\n\n`src/{obj.relative_package_filepath}{line}`{{: .source}}"
 
 
 def _link(name: str, short: bool, obj: griffe.Object) -> str:

@@ -181,6 +181,13 @@ def opened_audit(browser, tmp_path):
 
 
 @pytest.fixture
+def opened_site(browser):
+    """Open a page of the documentation as `make docs` has built it."""
+    site = Path(__file__).parents[2] / "site"
+    return lambda page, **options: Opened(browser, site / page).open(**options)
+
+
+@pytest.fixture
 def opened_playground(browser):
     """Open the page to play with as it lies in the documentation."""
     path = Path(__file__).parents[2] / "docs" / "playground" / "index.html"

@@ -179,7 +179,7 @@ def cell_of(module: nn.Module) -> Cell | None:
 class RNN(_OfTorch, nn.RNN):
     """The Elman network, with every argument of :class:`torch.nn.RNN` and one more nonlinearity.
 
-    h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+        h_t = φ(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
 
     Args:
         input_size: the number of inputs I.
