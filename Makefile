@@ -45,7 +45,7 @@ test: $(VENV)/ready-test ## every test and docstring example
 test-long: $(VENV)/ready-test ## kills, damaged files, bad options and random cases by the thousand, under 40 minutes
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS) tests
 
-test-integrations: $(VENV)/integrations/ready ## bptt in Lightning, skorch, accelerate, ignite and sb3-contrib
+test-integrations: $(VENV)/integrations/ready ## bptt in Lightning, ignite, torchrl and other libraries
 	$(VENV)/integrations/bin/python -m pytest -o "addopts=--strict-markers --import-mode=importlib" \
 	    -o filterwarnings=default tests/integrations
 

@@ -1,8 +1,7 @@
 """A training loop of one's own, in one process or in several: the result is the same.
 
 python examples/several_processes.py
-torchrun --nproc-per-node 2 examples/several_processes.py
-torchrun --nproc-per-node 2 examples/several_processes.py fsdp
+torchrun --nproc-per-node 2 examples/several_processes.py [fsdp]
 """
 
 import os
@@ -20,17 +19,13 @@ import bptt
 B, T = 8, 25  # streams of all processes together, and steps of a window
 
 
-class Model(torch.nn.Module):
-    """A language model of bytes."""
-
+class Model(torch.nn.Module):  # of bytes; a wrapper sees only what goes through forward
     def __init__(self):
         super().__init__()
-        self.embedding = torch.nn.Embedding(256, 32)
-        self.lstm = bptt.LSTM(32, 64)
-        self.readout = torch.nn.Linear(64, 256)
+        self.embedding, self.readout = torch.nn.Embedding(256, 32), torch.nn.Linear(64, 256)
+        self.lstm = bptt.LSTM(32, 64)  # or torch.nn.LSTM, which a stream runs too
 
     def forward(self, x, y, stream, credit):
-        # All that has weights is used in here: a wrapper does not see what is called past it.
         h, stream = stream.advance(self.lstm, self.embedding(x), credit=credit)
         weight, bias = self.readout.weight, self.readout.bias
         return bptt.losses.linear_cross_entropy(h, weight, bias, y, reduction="sum"), stream
@@ -42,22 +37,18 @@ def main():
     processes = dist.get_world_size() if several else 1
     torch.manual_seed(0)  # the same everywhere: the first weights, and where Randomized cuts
     model = Model()
-    if several and "fsdp" in sys.argv:
-        fully_shard(model)
-    elif several:
-        model = DistributedDataParallel(model)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    if several:
+        model = fully_shard(model) if "fsdp" in sys.argv else DistributedDataParallel(model)
+    optimizer, stream = torch.optim.Adam(model.parameters(), lr=0.01), bptt.Stream(batch=B)
     text = np.frombuffer(Path(os.__file__).read_bytes(), np.uint8)[:10_000]
-    stream = bptt.Stream(batch=B)
     for x, y in bptt.data.streams(text, batch=B, steps=T):  # this process's streams
         loss, stream = model(x, y, stream, bptt.Randomized(mean=10))
         loss = loss / (B * len(x))  # a share of the batch's mean loss, whose shares add up to it
         optimizer.zero_grad()
         (loss * processes).backward()  # both wrappers take the mean of the processes' gradients
         optimizer.step()
-        loss = loss.detach()
         if several:
-            dist.all_reduce(loss)
+            dist.all_reduce(loss := loss.detach())
         if not several or dist.get_rank() == 0:
             print(f"{loss:.4f}")
     if several:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-LONGER = {"audit_a_loop.py", "draw_tutorials.py", "several_processes.py", "who_is_john.py"}
+LONGER = {"audit_a_loop.py", "draw_tutorials.py", "who_is_john.py"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)

