@@ -53,7 +53,7 @@ SPLIT = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"
         ({"model": {"type": "WordLevel", "vocab": {"a": True}, "unk_token": "a"}}, "numbered"),
         ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}}, "regular expression"),
         ({"model": None}, "no vocabulary"),
-        ({"pre_tokenizer": {"type": "Unheard"}}, "pre_tokenizer is of the kind Unheard"),
+        ({"pre_tokenizer": {"type": "Unheard"}}, "pre_tokenizer is of the kind 'Unheard'"),
         (
             {
                 "pre_tokenizer": {"type": "Whitespace"},

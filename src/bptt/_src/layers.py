@@ -114,14 +114,12 @@ class Layers(NotQuantized, nn.Module):
             return self._export(input, hx, asked)
         if isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling():
             recorded = False  # torch's compiler makes no PackedSequence
-        plain = credit is None and carry is None and resets is None and not return_states
-        if plain and self._leaves_it_to_torch(input):
+        often = credit is None and carry is None and not return_states
+        if often and resets is None and self._leaves_it_to_torch(input):
             return self._leave_it_to_torch(input, hx)
         if recorded:
             return self._record(input, hx, asked)
-        if credit is None and carry is None and not return_states:
-            return self._run_often(input, hx, asked)
-        return self._run(input, hx, asked)
+        return (self._run_often if often else self._run)(input, hx, asked)
 
     @uncompiled
     def _run_often(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
@@ -219,9 +217,10 @@ class Layers(NotQuantized, nn.Module):
         if not self._is_torchs:
             return False
         x = input.data if isinstance(input, PackedSequence) else input
+        is_cuda = isinstance(x, Tensor) and x.is_cuda
         if torch.compiler.is_dynamo_compiling():
-            return x.is_cuda and not is_exporting()
-        if x.is_cuda:
+            return is_cuda and not is_exporting()
+        if is_cuda:
             return only_by_autograd(x) is None
         return torch._C._get_tracing_state() is not None
 
@@ -328,12 +327,14 @@ class Layers(NotQuantized, nn.Module):
             else:
                 sizes = sizes_of(input, name)
                 batch = sizes[0]
-        elif input.is_nested:
-            raise RuntimeError(
-                f"{name}: nested tensors are not taken: pack the sequences with "
-                "torch.nn.utils.rnn.pack_sequence"
-            )
         else:
+            if not isinstance(input, Tensor):
+                raise TypeError(f"{name}: expected a tensor as input, got {type(input).__name__}")
+            if input.is_nested:
+                raise RuntimeError(
+                    f"{name}: nested tensors are not taken: pack the sequences with "
+                    "torch.nn.utils.rnn.pack_sequence"
+                )
             if input.dim() not in (2, 3):
                 layout = "[B, T, I]" if self.batch_first else "[T, B, I]"
                 raise ValueError(

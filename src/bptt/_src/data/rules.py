@@ -105,7 +105,7 @@ def _check_others(rules: dict[str, Any]) -> None:
         found = [part["type"] for part in parts]
         unknown = sorted({*found} - kinds)
         if unknown:
-            raise ValueError(f"its {name} is of the kind {unknown[0]}, which bptt does not take")
+            raise ValueError(f"its {name} is of the kind {unknown[0]!r}, which bptt does not take")
         for once in _ONCE:
             if sum(kind in once for kind in found) > 1:
                 what = " or ".join(sorted(once))

@@ -6,7 +6,7 @@ import codecs
 import functools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -174,22 +174,22 @@ class Tokenizer:
             )
 
     @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
+    def load(cls, path: str | Path, check: Callable[[str], object] = str) -> Tokenizer:
         """Read a tokenizer from the library's JSON file.
 
         Args:
             path: The file, such as a run's tokenizer.json.
+            check: Called with its text first, to refuse it.
 
         Raises:
             CheckpointError: If the file is missing, damaged, or not a tokenizer.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise CheckpointError(
-                f"cannot read tokenizer {path} ({reason}): check the path"
-            ) from None
+        except (OSError, UnicodeDecodeError) as e:
+            why = getattr(e, "strerror", None) or e
+            raise CheckpointError(f"cannot read tokenizer {path} ({why}): check the path") from None
+        check(text)
         return cls.from_json(text, name=str(path))
 
     @classmethod

@@ -286,11 +286,9 @@ def _tokenizer_of(path: str) -> Tokenizer:
     """The tokenizer that a user names."""
     given = spelled("tokenizer", path)
     try:
-        tokenizer = Tokenizer.load(expanded(path))
-        check_rules(tokenizer.to_json())
+        return Tokenizer.load(expanded(path), check_rules)
     except (CheckpointError, ValueError) as e:
         raise ConfigError(f"{given} cannot be used: {e}") from None
-    return tokenizer
 
 
 def _shared_text(job: Job, prepare: Callable[[], PreparedText]) -> PreparedText:
