@@ -4,19 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from bptt._src.fuse.forms import Form
 from bptt._src.fuse.independence import check_independence, has_rows
+from bptt._src.fuse.products import is_ours, product
 from bptt._src.fuse.recurrence import Recurrence
 from bptt._src.fuse.splitting import SplitStep, split
 from bptt._src.fuse.step import CellStep, Tree
 from bptt._src.fuse.tracing import Example, StepGraph, name_of, trace_step
 
 
-@dataclass(frozen=True)
+class Layout(NamedTuple):
+    """The shapes of what a run gives, and of what it takes down: none but T, B and N = T B vary."""
+
+    form: Form | None
+    """Of the outputs' pytree."""
+    outputs: tuple[tuple[bool, tuple[int, ...], torch.dtype], ...]
+    """Whether there is one for each sequence, of which shape and dtype."""
+    states: tuple[int, ...]
+    taken: tuple[tuple[int | None, int], ...]
+    """Rows, where they are not N, and columns."""
+
+    def of_results(self, T: Any, B: Any) -> list[tuple[Any, ...]]:
+        """Return the shapes of outputs and final states."""
+        found: list[tuple[Any, ...]] = [
+            (T, B, *shape) if has_rows else (T, *shape) for has_rows, shape, _ in self.outputs
+        ]
+        return [*found, *((B, width) for width in self.states)]
+
+    def of_taken(self, T: Any, B: Any) -> list[tuple[Any, ...]]:
+        """Return the shapes of what is taken down."""
+        return [(T * B if rows is None else rows, columns) for rows, columns in self.taken]
+
+
+@dataclass(frozen=True, eq=False)
 class Fusion:
     """A step that was traced, split and made a program."""
 
@@ -39,6 +65,35 @@ class Fusion:
         widths = tuple(s.shape[1] for s in example.state)
         assert step.output is not None
         return cls(graph, parts, Recurrence.of(parts, widths, dtype), step.output)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.recurrence.loop.dtype
+
+    @cached_property
+    def layout(self) -> Layout:
+        outputs, loop = [], self.recurrence.loop
+        for n in self.graph.outputs:
+            val, rows = n.meta["val"], has_rows(self.graph, n)
+            outputs.append((rows, tuple(val.shape[1:] if rows else val.shape), val.dtype))
+        widths = (*loop.sizes.states, *loop.outputs, loop.kept)
+        taken = [
+            *self._products(self.parts.before),
+            *((None, width) for width in widths),
+            *self._products(self.parts.after),
+        ]
+        return Layout(self.output.form, tuple(outputs), tuple(loop.sizes.states), tuple(taken))
+
+    def _products(self, part: fx.GraphModule) -> list[tuple[int | None, int]]:
+        """Return rows and columns of the products that are taken down."""
+        found = []
+        for n in part.graph.nodes:
+            if n.target is product:
+                *bias, left, right = (a.meta["val"] for a in n.meta["of"].args)
+                if is_ours(left, right, *(bias or [None])):
+                    rows = None if has_rows(self.graph, n.meta["of"]) else len(left)
+                    found.append((rows, right.shape[1]))
+        return found
 
     def operations(self) -> list[str]:
         """Return the names of what the step does."""

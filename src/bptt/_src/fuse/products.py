@@ -10,6 +10,7 @@ from torch.autograd import Function
 
 from bptt._src.engines.guard import is_watched, only_by_autograd
 from bptt._src.engines.product import multiply
+from bptt._src.fuse import tape
 
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -20,18 +21,24 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
         right: [K, M].
         bias: [M], or what broadcasts to [N, M].
     """
-    is_ours = left.is_floating_point() and (bias is None or bias.shape == right.shape[1:])
-    if not is_ours or is_watched() or only_by_autograd(left, right, bias) is not None:
+    if not is_ours(left, right, bias) or is_watched() or only_by_autograd(left, right, bias) is not None:
         return torch.mm(left, right) if bias is None else torch.addmm(bias, left, right)
     found: Tensor = _Product.apply(left, right, bias)
     return found
+
+
+def is_ours(left: Tensor, right: Tensor, bias: Tensor | None) -> bool:
+    """Whether the kernel library has such a product."""
+    return left.is_floating_point() and (bias is None or bias.shape == right.shape[1:])
 
 
 class _Product(Function):
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(left, right)
-        return multiply(_dense(left), _dense(right), bias)
+        (found,) = tape.again(1) or (multiply(_dense(left), _dense(right), bias),)
+        tape.note(found)
+        return found
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:

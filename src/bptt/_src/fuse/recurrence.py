@@ -16,6 +16,7 @@ from bptt._src.engines.loops.loop import Columns, Loop
 from bptt._src.engines.loops.shapes import NotAProgram
 from bptt._src.engines.loops.step import Sizes
 from bptt._src.engines.product import multiply
+from bptt._src.fuse import tape
 from bptt._src.fuse.splitting import SplitStep
 from bptt.errors import FuseError
 
@@ -100,7 +101,10 @@ class Recurrence:
         """
         S, outs = self.counts[1], len(self.loop.outputs)
         keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        found = _OverSteps.apply(self, T, keep, *tensors)
+        if is_watched() or only_by_autograd(*tensors) is not None:
+            found = self.replay(T, tensors)
+        else:
+            found = _OverSteps.apply(self, T, keep or tape.is_taken_down(), *tensors)
         return list(found[:S]), list(found[S : S + outs]), list(found[S + outs :])
 
     def replay(self, T: int, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -128,7 +132,13 @@ class _OverSteps(Function):
         loop, dtype = of.loop, of.loop.dtype
         states = of.parts(tensors)[1]
         N, B = T * len(states[0]), len(states[0])
-        new = states[0].new_empty
+        S, new = len(states), states[0].new_empty
+        ctx.of, ctx.T, ctx.tensors = of, T, len(tensors)
+        ctx.set_materialize_grads(False)
+        known = tape.again(S + len(loop.outputs) + 1)
+        if known is not None:
+            ctx.save_for_backward(*tensors, *known)
+            return *known[:-1], *(a[N - B :].clone() for a in known[:S])
         after = [new(N, n) for n in loop.sizes.states]
         outs = [new(N, n) for n in loop.outputs]
         finals = [new(B, n) for n in loop.sizes.states]
@@ -144,9 +154,8 @@ class _OverSteps(Function):
             type_=type_of(dtype, False),
             last_first=False,
         )
-        ctx.of, ctx.T, ctx.tensors = of, T, len(tensors)
+        tape.note(*after, *outs, kept)
         ctx.save_for_backward(*tensors, *after, *outs, kept)
-        ctx.set_materialize_grads(False)
         return *after, *outs, *finals
 
     @staticmethod

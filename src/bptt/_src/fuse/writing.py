@@ -43,6 +43,7 @@ class Writing:
         if with_products and node.target in PRODUCTS and not kwargs:
             *bias, left, right = args
             self.env[node] = self.call(product, left, right, *bias)
+            self.env[node].meta["of"] = node
             return
         self.env[node] = self.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
 
