@@ -6,6 +6,8 @@ asks at each call whether the cell still is what was traced, as an eager call do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +64,12 @@ def _fused(
         if not B:
             return _of_nobody(of, T, xs, keep)
         plan = of.now(xs, states)
-        with tape.taken_down() as taken:
-            outputs, after = plan.run(T, B, xs, states, own)
-    number = torch.tensor(int(name_of_step(plan)))
-    found = [*outputs, *after, number, *(taken if keep else ())]
+        if keep:
+            with tape.taken_down() as taken:
+                found = _run(plan, xs, states, own)
+        else:
+            found, taken = _run(plan, xs, states, own), []
+    found = [*found, torch.tensor(int(name_of_step(plan))), *taken]
     return _apart(found, [*xs, *states, *own])
 
 
@@ -121,50 +125,43 @@ def _fused_backward(
 ) -> list[Tensor]:
     """Go back through it: the gradients that are needed, of inputs, states and what it owns."""
     given = [*xs, *states, *own]
-    with torch._C.DisableTorchFunction(), autograd_inside(), torch.enable_grad():
-        leaves = [t.detach().requires_grad_(n) for t, n in zip(given, needed, strict=True)]
-        plan: Fusion = step_of(str(int(taken[0])))
-        found = _gradients(plan, grads, leaves, len(xs), len(states), taken[1:], needed)
     wanted = [t for t, n in zip(given, needed, strict=True) if n]
-    dense = [
-        torch.zeros_like(t, memory_format=torch.contiguous_format) if d is None else d
-        for d, t in zip(found, wanted, strict=True)
-    ]
+    found: list[Tensor | None] = [None] * len(wanted)
+    if xs[0].shape[1]:
+        leaves = [t.detach().requires_grad_(n) for t, n in zip(given, needed, strict=True)]
+        number, *results = taken
+        with torch._C.DisableTorchFunction(), autograd_inside(), torch.enable_grad():
+            with tape.given_again(results) if results else nullcontext():
+                parts = _parts(leaves, len(xs), len(states))
+                ys = _run(step_of(str(int(number))), *parts)
+            found = _gradients(ys, grads, [t for t in leaves if t.requires_grad])
+    dense = [t.new_zeros(t.shape) if d is None else d for d, t in zip(found, wanted, strict=True)]
     return _apart(dense, [t for t in (*given, *taken, *grads) if t is not None])
 
 
-def _gradients(
-    plan: Fusion,
-    grads: list[Tensor | None],
-    given: list[Tensor],
-    n: int,
-    m: int,
-    taken: list[Tensor],
-    needed: list[bool],
-) -> list[Tensor | None]:
-    """Return the gradients that are needed; given are n inputs, m states, and what it owns."""
-    xs, states, own = given[:n], given[n : n + m], given[n + m :]
+def _parts(tensors: Sequence[Tensor], n: int, m: int) -> tuple[list[Tensor], ...]:
+    """Return n inputs, m states, and what the cell owns."""
+    return list(tensors[:n]), list(tensors[n : n + m]), list(tensors[n + m :])
+
+
+def _run(
+    plan: Fusion, xs: list[Tensor], states: list[Tensor], own: list[Tensor]
+) -> list[Tensor]:
     T, B = xs[0].shape[:2]
-    wanted = [t for t, is_needed in zip(given, needed, strict=True) if is_needed]
-    if not B:
-        return [None] * len(wanted)
-    if taken:
-        with tape.given_again(taken):
-            outputs, after = plan.run(T, B, xs, states, own)
-    else:
-        outputs, after = plan.run(T, B, xs, states, own)
+    outputs, after = plan.run(T, B, xs, states, own)
+    return [*outputs, *after]
+
+
+def _gradients(
+    ys: Sequence[Tensor], grads: Sequence[Tensor | None], wanted: list[Tensor], again: bool = False
+) -> list[Tensor | None]:
     pairs = [
-        (y, d)
-        for y, d in zip((*outputs, *after), grads, strict=False)
-        if d is not None and y.requires_grad
+        (y, d) for y, d in zip(ys, grads, strict=True) if d is not None and y.requires_grad
     ]
     if not pairs or not wanted:
         return [None] * len(wanted)
-    ys, ds = zip(*pairs, strict=True)
-    again = any(d.requires_grad for d in ds) or not taken
-    return list(
-        torch.autograd.grad(ys, wanted, ds, allow_unused=True, create_graph=again and not taken)
-    )
+    of, ds = zip(*pairs, strict=True)
+    return list(torch.autograd.grad(of, wanted, ds, allow_unused=True, create_graph=again))
 
 
 @_fused_backward.register_fake
@@ -190,13 +187,14 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
         for flags, count in zip(ctx.needs_input_grad[1:4], ctx.sizes, strict=True)
         for flag in (flags if isinstance(flags, list | tuple) else [flags] * count)
     ]
-    grads = grads[: ctx.results]
+    grads, parts = grads[: ctx.results], _parts(given, n, m)
     if torch.is_grad_enabled():  # to be differentiated again: step by step
-        found = iter(_gradients(step_of(ctx.step).plan, grads, given, n, m, [], needed))
+        ys = _run(step_of(ctx.step).plan, *parts)
+        wanted = [t for t, need in zip(given, needed, strict=True) if need]
+        found = iter(_gradients(ys, grads, wanted, again=True))
     else:
         run = torch.ops.bptt.fused_backward.default
-        operands = given[:n], given[n : n + m], given[n + m :]
-        found = iter(run(grads, ctx.step, *operands, taken, needed))
+        found = iter(run(grads, ctx.step, *parts, taken, needed))
     d = [next(found) if need else None for need in needed]
     return None, d[:n], d[n : n + m], d[n + m :], None
 

@@ -61,13 +61,21 @@ class Plans:
                     if known.is_like(*xs, *states, *known.own) and known.attributes.are_as_found():
                         if refusal() is None:
                             return known.plan, known.own
-            return self._find(xs, states)
+            return self._find(xs, states, recorded=False)
 
-    def _find(self, xs: list[Tensor], states: list[Tensor]) -> tuple[Fusion | str, list[Tensor]]:
+    def find_recorded(self, xs: list[Tensor], states: list[Tensor]) -> Fusion | str:
+        """Return the plan of calls that are recorded, like this one: with weights of any kind."""
+        with _PREPARING:
+            return self._find(xs, states, recorded=True)[0]
+
+    def _find(
+        self, xs: list[Tensor], states: list[Tensor], recorded: bool
+    ) -> tuple[Fusion | str, list[Tensor]]:
         step = self._step
         names, own = step.own()
         every = (*xs, *states, *own)
-        if only_by_autograd(*every) is not None or not all(t.numel() for t in (*xs, *states)):
+        is_odd = only_by_autograd(*every) is not None or not all(t.numel() for t in (*xs, *states))
+        if is_odd and not recorded:
             return "", own
         reason = refusal(every)
         if reason is not None:
@@ -89,13 +97,15 @@ class Plans:
         attributes = Attributes(step.module)
         # What was refused stays so: a cell that changes itself would be traced at each call.
         if plan is None or (isinstance(plan, Fusion) and seen != attributes):
+            if is_odd:
+                return "", own
             try:
                 plan = prepare(step, [x[0] for x in xs], states, dict(zip(names, own, strict=True)))
             except FuseError as e:
                 plan = str(e).removeprefix("bptt.fuse: ")
             attributes = Attributes(step.module)
             self.found[key] = attributes, plan
-        if isinstance(plan, Fusion):
+        if isinstance(plan, Fusion) and not is_odd:
             self._keep(attributes, xs, states, own, plan)
         return plan, own
 
