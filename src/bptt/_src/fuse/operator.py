@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from bptt._src.engines.backend import is_chosen_native
 from bptt._src.engines.guard import is_exporting
 from bptt._src.engines.operators import autograd_inside
 from bptt._src.engines.recording import name_of_step, step_of
@@ -231,7 +232,7 @@ def recorded(module: Any, inputs: Any, state: Any) -> tuple[Any, Any] | None:
         Outputs and final state; None where it cannot be run as one operation.
     """
     step = module._step
-    if step.x.form is None or step.state.form is None:
+    if step.x.form is None or step.state.form is None or not is_chosen_native():
         return None
     xs = step.x.taken(inputs, "inputs")
     for x in xs:
