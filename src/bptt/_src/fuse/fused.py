@@ -78,11 +78,16 @@ class Fused(nn.Module):
         found: tuple[Any, Any] | None = None
         if are_recorded() and torch._C._get_tracing_state() is None and not is_onnx_export():
             found = recorded(self, inputs, state)
-        if found is None:
-            found = self._run(inputs, state)
-        return found
+        if found is not None:
+            return found
+        if torch.compiler.is_compiling():
+            return self._run_uncompiled(inputs, state)
+        return self._run(inputs, state)
 
     @uncompiled
+    def _run_uncompiled(self, inputs: Any, state: Any) -> tuple[Any, Any]:
+        return self._run(inputs, state)
+
     def _run(self, inputs: Any, state: Any) -> tuple[Any, Any]:
         step: CellStep = self._step
         xs = step.x.tensors(inputs, "inputs")

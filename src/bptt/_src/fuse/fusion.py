@@ -27,8 +27,8 @@ class Layout(NamedTuple):
     outputs: tuple[tuple[bool, tuple[int, ...], torch.dtype], ...]
     """Whether there is one for each sequence, of which shape and dtype."""
     states: tuple[int, ...]
-    taken: tuple[tuple[int | None, int], ...]
-    """Rows, where they are not N, and columns."""
+    taken: tuple[tuple[int | str, int], ...]
+    """Rows, "N", "B + N" or so many, and columns."""
 
     def of_results(self, T: Any, B: Any) -> list[tuple[Any, ...]]:
         """Return the shapes of outputs and final states."""
@@ -39,7 +39,8 @@ class Layout(NamedTuple):
 
     def of_taken(self, T: Any, B: Any) -> list[tuple[Any, ...]]:
         """Return the shapes of what is taken down."""
-        return [(T * B if rows is None else rows, columns) for rows, columns in self.taken]
+        many = {"N": T * B, "B + N": B + T * B}
+        return [(many.get(rows, rows), columns) for rows, columns in self.taken]  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,22 +77,22 @@ class Fusion:
         for n in self.graph.outputs:
             val, rows = n.meta["val"], has_rows(self.graph, n)
             outputs.append((rows, tuple(val.shape[1:] if rows else val.shape), val.dtype))
-        widths = (*loop.sizes.states, *loop.outputs, loop.kept)
         taken = [
             *self._products(self.parts.before),
-            *((None, width) for width in widths),
+            *(("B + N", width) for width in loop.sizes.states),
+            *(("N", width) for width in (*loop.outputs, loop.kept)),
             *self._products(self.parts.after),
         ]
         return Layout(self.output.form, tuple(outputs), tuple(loop.sizes.states), tuple(taken))
 
-    def _products(self, part: fx.GraphModule) -> list[tuple[int | None, int]]:
+    def _products(self, part: fx.GraphModule) -> list[tuple[int | str, int]]:
         """Return rows and columns of the products that are taken down."""
         found = []
         for n in part.graph.nodes:
             if n.target is product:
                 *bias, left, right = (a.meta["val"] for a in n.meta["of"].args)
-                if is_ours(left, right, *(bias or [None])):
-                    rows = None if has_rows(self.graph, n.meta["of"]) else len(left)
+                if is_ours(left, right.shape[1], *(bias or [None])):
+                    rows = "N" if has_rows(self.graph, n.meta["of"]) else len(left)
                     found.append((rows, right.shape[1]))
         return found
 
@@ -121,14 +122,14 @@ class Fusion:
         """
         parts, N = self.parts, T * B
         rows_of_x = [x.flatten(0, 1) for x in xs]
-        rows, vectors, weights, passed = parts.before(N, *rows_of_x, *own)
+        rows, vectors, weights, passed = parts.before.forward(N, *rows_of_x, *own)
         after, outs, finals = self.recurrence(T, [*rows, *states, *vectors, *weights])
         before: list[Any] = [None] * len(states)
         for i in parts.uses_before:
             before[i] = torch.cat([states[i], after[i][: N - B]])
-        found = parts.after(N, *rows_of_x, *own, *passed, *before, *after, *outs)
+        found = parts.after.forward(N, *rows_of_x, *own, *passed, *before, *after, *outs)
         return [
             # What has no rows is the same at each step.
-            y.unflatten(0, (T, B)) if has_rows(self.graph, n) else y.expand(T, *y.shape)
-            for n, y in zip(self.graph.outputs, found, strict=True)
+            y.view(T, B, *shape) if has_rows else y.expand(T, *y.shape)
+            for (has_rows, shape, _), y in zip(self.layout.outputs, found, strict=True)
         ], finals

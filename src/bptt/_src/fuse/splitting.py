@@ -290,6 +290,9 @@ class _Splitting:
         rows = [self._packed(writing, node, n) for node in self.rows]
         vectors = [self._packed(writing, node, 1) for node in self.vectors]
         for node, is_transposed in zip(self.weights, self.transposed, strict=True):
+            if is_transposed and node.target is A.t.default:
+                weights.append(writing.env[node.args[0]])  # type: ignore[index]
+                continue
             value = writing.env[node]
             weights.append(writing.call(A.t.default, value) if is_transposed else value)
         return writing.module((rows, vectors, weights, [writing.env[a] for a in passed]))
