@@ -219,7 +219,9 @@ class _Splitting:
             if given and (node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)) != (1, 1):
                 raise FuseError("bptt.fuse: aten.addmm with beta or alpha: write it as a sum")
         else:
-            if any(word in name_of(node) for word in ("index", "scatter", "embedding")):
+            is_gather = node.target is A.gather.default and node.args[2] not in self.depends
+            words = ("index", "gather", "scatter", "embedding")
+            if any(word in name_of(node) for word in words) and not is_gather:
                 raise FuseError(
                     f"bptt.fuse: {name_of(node)} has no instruction in the loop: choose units of a "
                     "state by h[:, places], torch.gather, .flip, .roll or slices, at places that do "
