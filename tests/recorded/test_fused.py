@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from typing import Any
 
 import pytest
@@ -178,12 +177,11 @@ def test_another_mode_that_cannot_be_fused_breaks_the_graph_and_is_right() -> No
     x, compiled = torch.randn(5, 3, I), torch.compile(module, backend="aot_eager")
     assert torch.equal(compiled(x)[0], module(x)[0])
     module.train()
-    found = []
+    torch.manual_seed(1)
     with pytest.warns(RuntimeWarning, match="runs step by step: .*random numbers"):
-        for run in (compiled, module):
-            torch.manual_seed(1)
-            found.append(run(x)[0])
-    assert torch.equal(*found)
+        y = compiled(x)[0]
+    torch.manual_seed(1)
+    assert torch.equal(y, module(x)[0])
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported):
         torch.compile(module, fullgraph=True, backend="aot_eager")(x)
@@ -192,12 +190,17 @@ def test_another_mode_that_cannot_be_fused_breaks_the_graph_and_is_right() -> No
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's, on graph breaks
 @pytest.mark.filterwarnings("ignore:bptt.fuse:RuntimeWarning")  # that it runs step by step
 def test_other_sizes_dtypes_and_kernels() -> None:
-    cell, module = fused("gru")
+    _, module = fused("gru")
     compiled = torch.compile(module, backend="aot_eager")
     x = torch.randn(5, 3, I)
     for name in ("auto", "twin", "auto"):
         with bptt.kernels.use(name):
             assert torch.equal(compiled(x)[0], module(x)[0])
+    with pytest.raises(ValueError, match="for the 3 sequences"):
+        compiled(x, torch.zeros(2, H))
+    key = _prepared(module, (), torch.float32, torch.float32)
+    with pytest.raises(RuntimeError, match=r"inputs \[5, 3, ...\] and states \[3, ...\]"):
+        torch.ops.bptt.fused(key, [x], [torch.zeros(2, H)], list(module.parameters()), True)
     module.double()
     found, expected = compiled(x.double())[0], module(x.double())[0]
     assert found.dtype == torch.float64

@@ -152,7 +152,8 @@ def recognise(
             all others; None: none may, and the strides are compared.
     """
     open_dims = [None] * len(tensors) if open_dims is None else open_dims
-    sizes, strides = [], []
+    sizes: list[Any] = []
+    strides: list[Any] = []
     for t, n in zip(tensors, open_dims, strict=True):
         sizes.append([None] * (n or 0) + list(t.shape[n or 0 :]))
         strides.append(list(t.stride()) if n is None else [None] * t.dim())

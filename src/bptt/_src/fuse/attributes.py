@@ -52,7 +52,7 @@ class Attributes:
             for k in own:
                 self.found += (k, *self._look(vars(m)[k], {}, _DEPTH))
             if not type(m).__module__.startswith("torch."):
-                self._readers.append(lambda kind=type(m): (kind.forward,))  # type: ignore[misc]
+                self._readers.append(partial(_forward_of, type(m)))
                 self.found += self._of_function(type(m).forward, {}, _DEPTH)
         self._versions = self._read_versions()
         self._seen = self._read()
@@ -149,6 +149,10 @@ class Attributes:
             is_own = inspect.isfunction(value) and value.__module__ == function.__module__
             if is_own or not (callable(value) or inspect.ismodule(value)):
                 yield from self._look(value, seen, depth - 1)
+
+
+def _forward_of(kind: type[nn.Module]) -> tuple[Any, ...]:
+    return (kind.forward,)
 
 
 def _contents(cell: Any) -> tuple[Any, ...]:

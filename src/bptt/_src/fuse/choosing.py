@@ -57,14 +57,15 @@ def _gathered(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     if len(before) < 2 or after[:1] != before[:1]:
         return None
     batch, units, chosen = before[0], prod(before[1:]), prod(after[1:])
-    arguments = _PLACES[node.target](call, node)
+    target: Any = node.target
+    arguments = _PLACES[target](call, node)
     if arguments is None:
         return None
     numbers = call(A.view.default, call(A.arange.default, units), [1, *before[1:]])
     rest, rows = arguments
     if rows != 1:
         numbers = call(A.expand.default, numbers, [batch, *before[1:]])
-    places = call(A.reshape.default, call(node.target, numbers, *rest), [rows, chosen])
+    places = call(A.reshape.default, call(target, numbers, *rest), [rows, chosen])
     if rows == 1:
         places = call(A.expand.default, places, [batch, chosen])
     flat = call(A.reshape.default, x, [batch, units])
@@ -78,17 +79,18 @@ def _of_index(call: Any, node: fx.Node) -> tuple[list[Any], int] | None:
 
 
 def _of_index_select(call: Any, node: fx.Node) -> tuple[list[Any], int] | None:
-    _, dim, index = node.args
-    return ([dim, index], 1) if dim % node.meta["val"].dim() else None  # type: ignore[operator]
+    given: Any = node.args
+    _, dim, index = given
+    return ([dim, index], 1) if dim % node.meta["val"].dim() else None
 
 
 def _of_gather(call: Any, node: fx.Node) -> tuple[list[Any], int] | None:
-    dim, index = node.args[1], node.args[2]
-    assert isinstance(index, fx.Node)
+    given: Any = node.args
+    _, dim, index = given[:3]
     shape = index.meta["val"].shape
-    if not dim % len(shape):  # type: ignore[operator]
+    if not dim % len(shape):
         return None
-    one: Any = index.args[0] if index.target is A.expand.default else None
+    one = index.args[0] if index.target is A.expand.default else None
     if one is None or one.meta["val"].numel() != prod(shape[1:]):
         return [dim, index], shape[0]
     return [dim, call(A.view.default, one, [1, *shape[1:]])], 1

@@ -39,8 +39,8 @@ class Layout(NamedTuple):
 
     def of_taken(self, T: Any, B: Any) -> list[tuple[Any, ...]]:
         """Return the shapes of what is taken down."""
-        many = {"N": T * B, "B + N": B + T * B}
-        return [(many.get(rows, rows), columns) for rows, columns in self.taken]  # type: ignore[call-overload]
+        many: dict[int | str, Any] = {"N": T * B, "B + N": B + T * B}
+        return [(many.get(rows, rows), columns) for rows, columns in self.taken]
 
 
 @dataclass(frozen=True, eq=False)

@@ -42,16 +42,16 @@ class _Recorded:
         Raises:
             RuntimeError: it is not run natively any more, or gives something else.
         """
-        found, _ = self.module._plans.find(xs, states)
-        if found is self.plan:
-            return self.plan
-        reason = found if isinstance(found, str) else "its outputs have other shapes or dtypes"
-        if not isinstance(found, Fusion) or found.layout != self.plan.layout:
-            raise RuntimeError(
-                f"bptt.fuse: a recorded graph, as torch.compile's, cannot run {self.module!r} as "
-                f"it was when it was recorded: {reason}: record it again (torch.compiler.reset())"
-            )
-        return found
+        found: Fusion | str = self.module._plans.find(xs, states)[0]
+        reason = "its outputs have other shapes or dtypes"
+        if isinstance(found, Fusion) and found.layout == self.plan.layout:
+            return found
+        if isinstance(found, str):
+            reason = found or "there are no steps, or a mode of torch has to see each operation"
+        raise RuntimeError(
+            f"bptt.fuse: a recorded graph, as torch.compile's, cannot run {self.module!r} as it "
+            f"was when it was recorded: {reason}: record it again (torch.compiler.reset())"
+        )
 
 
 @custom_op("bptt::fused", mutates_args=(), schema=_FORWARD)
@@ -61,9 +61,12 @@ def _fused(
     """Run over the steps: outputs, final states, the number of the plan, and what is taken down."""
     of: _Recorded = step_of(step)
     T, B = xs[0].shape[:2]
+    if any(x.shape[:2] != (T, B) for x in xs) or any(len(s) != B for s in states):
+        shapes = [list(t.shape) for t in (*xs, *states)]
+        raise RuntimeError(f"bptt.fuse: inputs [{T}, {B}, ...] and states [{B}, ...], got {shapes}")
     with torch._C.DisableTorchFunction():
         if not B:
-            return _of_nobody(of, T, xs, keep)
+            return _of_nobody(of, T, keep)
         plan = of.now(xs, states)
         if keep:
             with tape.taken_down() as taken:
@@ -74,7 +77,7 @@ def _fused(
     return _apart(found, [*xs, *states, *own])
 
 
-def _of_nobody(of: _Recorded, T: int, xs: list[Tensor], keep: bool) -> list[Tensor]:
+def _of_nobody(of: _Recorded, T: int, keep: bool) -> list[Tensor]:
     """Return the results for no sequences."""
     layout, number = of.plan.layout, torch.tensor(int(name_of_step(of.plan)))
     if not all(has_rows for has_rows, _, _ in layout.outputs):
@@ -145,9 +148,7 @@ def _parts(tensors: Sequence[Tensor], n: int, m: int) -> tuple[list[Tensor], ...
     return list(tensors[:n]), list(tensors[n : n + m]), list(tensors[n + m :])
 
 
-def _run(
-    plan: Fusion, xs: list[Tensor], states: list[Tensor], own: list[Tensor]
-) -> list[Tensor]:
+def _run(plan: Fusion, xs: list[Tensor], states: list[Tensor], own: list[Tensor]) -> list[Tensor]:
     T, B = xs[0].shape[:2]
     outputs, after = plan.run(T, B, xs, states, own)
     return [*outputs, *after]
@@ -156,9 +157,7 @@ def _run(
 def _gradients(
     ys: Sequence[Tensor], grads: Sequence[Tensor | None], wanted: list[Tensor], again: bool = False
 ) -> list[Tensor | None]:
-    pairs = [
-        (y, d) for y, d in zip(ys, grads, strict=True) if d is not None and y.requires_grad
-    ]
+    pairs = [(y, d) for y, d in zip(ys, grads, strict=True) if d is not None and y.requires_grad]
     if not pairs or not wanted:
         return [None] * len(wanted)
     of, ds = zip(*pairs, strict=True)
@@ -235,20 +234,20 @@ def recorded(module: Any, inputs: Any, state: Any) -> tuple[Any, Any] | None:
     if step.x.form is None or step.state.form is None or not is_chosen_native():
         return None
     xs = step.x.taken(inputs, "inputs")
-    for x in xs:
-        if x.dim() < 2 or x.shape[0] != xs[0].shape[0] or x.shape[1] != xs[0].shape[1]:
-            return None
-    T, B = xs[0].shape[0], xs[0].shape[1]
-    if T == 0 or B == 0:
+    if any(x.dim() < 2 for x in xs):
         return None
+    T, B = xs[0].shape[0], xs[0].shape[1]
     if state is None:
         states = module._zeros(xs, B)
     else:
         states = step.state.taken(state, "the state")
-    for t, sizes in zip((*xs, *states), module._sizes, strict=True):
-        own = t.shape[1:] if t.dim() == len(sizes) + 1 else t.shape[2:]
-        if len(own) != len(sizes) or any(a != b for a, b in zip(own, sizes, strict=True)):
+    given = [(x, (T, B)) for x in xs] + [(s, (B,)) for s in states]
+    for (t, first), sizes in zip(given, module._sizes, strict=True):
+        expected = (*first, *sizes)
+        if t.dim() != len(expected) or any(a != b for a, b in zip(t.shape, expected, strict=True)):
             return None
+    if T == 0 or B == 0:
+        return None
     _, own = step.own()
     dtypes = [t.dtype for t in (*xs, *states)]
     name = _prepared(module, step.is_training(), *dtypes)

@@ -58,9 +58,9 @@ class Plans:
                 return "", []
             if forward_ad._current_level < 0 and xs[0].numel():
                 for known in self._known:
-                    if known.is_like(*xs, *states, *known.own) and known.attributes.are_as_found():
-                        if refusal() is None:
-                            return known.plan, known.own
+                    is_like = known.is_like(*xs, *states, *known.own)
+                    if is_like and known.attributes.are_as_found() and refusal() is None:
+                        return known.plan, known.own
             return self._find(xs, states, recorded=False)
 
     def find_recorded(self, xs: list[Tensor], states: list[Tensor]) -> Fusion | str:

@@ -29,7 +29,8 @@ def product(
     columns = right.shape[0 if is_transposed else 1]
     if not is_ours(left, columns, bias):
         return _by_torch(left, right.t() if is_transposed else right, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (left, right, bias)):
+    needs = left.requires_grad or right.requires_grad or (bias is not None and bias.requires_grad)
+    if needs and torch.is_grad_enabled():
         found: Tensor = _Product.apply(left, right, bias, is_transposed)
         return found
     return _computed(left, right, bias, is_transposed)

@@ -224,8 +224,8 @@ class _Splitting:
             if any(word in name_of(node) for word in words) and not is_gather:
                 raise FuseError(
                     f"bptt.fuse: {name_of(node)} has no instruction in the loop: choose units of a "
-                    "state by h[:, places], torch.gather, .flip, .roll or slices, at places that do "
-                    "not depend on it, and choose values with torch.where"
+                    "state by h[:, places], torch.gather, .flip, .roll or slices, at places that "
+                    "do not depend on it, and choose values with torch.where"
                 )
             given = leaves_of_args((node.args, node.kwargs))  # type: ignore[assignment]
         for a in given:

@@ -24,7 +24,8 @@ _tape = _Tape()
 @contextmanager
 def taken_down() -> Iterator[list[Tensor]]:
     """Take down what is computed, in order, into the list that this gives."""
-    _tape.taken = found = []
+    found: list[Tensor] = []
+    _tape.taken = found
     try:
         yield found
     finally:
