@@ -15,7 +15,7 @@ from bptt._src.engines.recording import are_recorded
 from bptt._src.exported import is_onnx_export
 from bptt._src.fuse.fusion import Fusion
 from bptt._src.fuse.operator import recorded
-from bptt._src.fuse.plans import Plans, refusal
+from bptt._src.fuse.plans import FusionPlans, refusal
 from bptt._src.fuse.step import CellStep
 from bptt._src.fuse.tracing import Example
 from bptt._src.uncompiled import uncompiled
@@ -36,7 +36,7 @@ class Fused(nn.Module):
     _step: CellStep
     _given: Any
     _example: Example
-    _plans: Plans
+    _plans: FusionPlans
     _told: set[str]
     _sizes: list[tuple[int, ...]]
     _recorded: dict[Fusion, str]
@@ -115,7 +115,7 @@ class Fused(nn.Module):
         return [like.new_zeros((batch, *sizes)) for sizes in self._sizes[len(xs) :]]
 
     def _plan_of_example(self, dtypes: Sequence[torch.dtype]) -> Fusion | str:
-        """Return how inputs and states of these dtypes are run, as :meth:`Plans.find`."""
+        """Return how inputs and states of these dtypes are run, as :meth:`FusionPlans.find`."""
         with _disable_current_modes(), torch.no_grad():
             every = [*[x[None] for x in self._example.x], *self._example.state]
             every = [t.to(dtype) for t, dtype in zip(every, dtypes, strict=True)]
@@ -175,7 +175,7 @@ class Fused(nn.Module):
 
 
 def _nothing_known(step: CellStep) -> dict[str, Any]:
-    return {"_plans": Plans(step), "_told": set(), "_recorded": {}, "_forms": {}}
+    return {"_plans": FusionPlans(step), "_told": set(), "_recorded": {}, "_forms": {}}
 
 
 def _steps_and_batch(xs: list[Tensor]) -> tuple[int, int]:

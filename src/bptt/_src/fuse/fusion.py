@@ -19,7 +19,7 @@ from bptt._src.fuse.step import CellStep, Tree
 from bptt._src.fuse.tracing import Example, StepGraph, name_of, trace_step
 
 
-class Layout(NamedTuple):
+class ResultShapes(NamedTuple):
     """The shapes of what a run gives, and of what it takes down: none but T, B and N = T B vary."""
 
     form: Form | None
@@ -72,7 +72,7 @@ class Fusion:
         return self.recurrence.loop.dtype
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> ResultShapes:
         outputs, loop = [], self.recurrence.loop
         for n in self.graph.outputs:
             val, rows = n.meta["val"], has_rows(self.graph, n)
@@ -83,7 +83,9 @@ class Fusion:
             *(("N", width) for width in (*loop.outputs, loop.kept)),
             *self._products(self.parts.after),
         ]
-        return Layout(self.output.form, tuple(outputs), tuple(loop.sizes.states), tuple(taken))
+        return ResultShapes(
+            self.output.form, tuple(outputs), tuple(loop.sizes.states), tuple(taken)
+        )
 
     def _products(self, part: fx.GraphModule) -> list[tuple[int | str, int]]:
         """Return rows and columns of the products that are taken down."""

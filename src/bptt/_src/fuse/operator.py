@@ -98,10 +98,11 @@ def _shapes(plan: Fusion, T: Any, B: Any, keep: bool) -> list[tuple[Any, torch.d
 
 
 def _apart(found: list[Tensor], given: list[Tensor]) -> list[Tensor]:
-    """Copy what is not dense, or shares its memory with something else."""
+    """Copy what is not dense, is part of something, or shares its memory with something else."""
     seen, apart = {t.untyped_storage()._cdata for t in given}, []
     for t in found:
-        if not t.is_contiguous() or t.untyped_storage()._cdata in seen:
+        is_dense = t.is_contiguous() and not t.storage_offset()
+        if not is_dense or t.untyped_storage()._cdata in seen:
             t = t.clone(memory_format=torch.contiguous_format)
         seen.add(t.untyped_storage()._cdata)
         apart.append(t.detach())

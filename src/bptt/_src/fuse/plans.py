@@ -23,7 +23,7 @@ _PREPARING = threading.RLock()
 _MOST = 4
 
 
-class _Known(NamedTuple):
+class _CheckedCall(NamedTuple):
     """A call that was looked at closely: others like it need not be."""
 
     attributes: Attributes
@@ -32,7 +32,7 @@ class _Known(NamedTuple):
     plan: Fusion
 
 
-class Plans:
+class FusionPlans:
     """The plans of a cell.
 
     Attributes:
@@ -41,7 +41,7 @@ class Plans:
     """
 
     def __init__(self, step: CellStep) -> None:
-        self._step, self._known = step, list[_Known]()
+        self._step, self._known = step, list[_CheckedCall]()
         self.found: dict[Any, tuple[Attributes, Fusion | str]] = {}
 
     def find(self, xs: list[Tensor], states: list[Tensor]) -> tuple[Fusion | str, list[Tensor]]:
@@ -121,7 +121,7 @@ class Plans:
         if all(isinstance(p, nn.Parameter) for p in self._step.module.parameters()):  # lent ones go
             open_dims = [*[2] * len(xs), *[1] * len(states), *[None] * len(own)]
             is_like = recognise((*xs, *states, *own), open_dims)
-            known.insert(0, _Known(attributes, own, is_like, plan))
+            known.insert(0, _CheckedCall(attributes, own, is_like, plan))
         self._known = known
 
 

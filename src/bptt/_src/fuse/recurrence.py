@@ -140,7 +140,7 @@ def _by_rows(name: str, t: Tensor) -> Tensor:
     return dense(name, t, t.dtype, tuple(t.shape))
 
 
-class _Walk(NamedTuple):
+class _LoopRun(NamedTuple):
     """A run over the steps, T steps of B sequences in N rows."""
 
     states: list[Tensor]
@@ -151,7 +151,7 @@ class _Walk(NamedTuple):
     """As :meth:`Recurrence.__call__` gives them."""
 
 
-def _run(of: Recurrence, T: int, tensors: Sequence[Tensor], keep: bool) -> _Walk:
+def _run(of: Recurrence, T: int, tensors: Sequence[Tensor], keep: bool) -> _LoopRun:
     loop, before = of.loop, of.parts(tensors)[1]
     B, new = before[0].shape[0], before[0].new_empty
     N = T * B
@@ -175,7 +175,7 @@ def _run(of: Recurrence, T: int, tensors: Sequence[Tensor], keep: bool) -> _Walk
     )
     if keep:
         tape.note(*walks, *outs, kept)
-    return _Walk(walks, outs, kept, [*after, *outs, *finals])
+    return _LoopRun(walks, outs, kept, [*after, *outs, *finals])
 
 
 class _OverSteps(Function):
@@ -189,7 +189,7 @@ class _OverSteps(Function):
             B = len(of.parts(tensors)[1][0])
             after, finals = [w[B:].detach() for w in known[:S]], [w[-B:].clone() for w in known[:S]]
             results = [*after, *known[S:-1], *finals]
-            walk = _Walk(known[:S], known[S:-1], known[-1], results)
+            walk = _LoopRun(known[:S], known[S:-1], known[-1], results)
         ctx.of, ctx.T, ctx.tensors = of, T, len(tensors)
         ctx.save_for_backward(*tensors, *walk.states, *walk.outs, walk.kept)
         ctx.set_materialize_grads(False)
