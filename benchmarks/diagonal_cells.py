@@ -5,7 +5,8 @@
 Forward and backward with all gradients, float32; all take turns, printed are medians in
 milliseconds. First a minimal GRU: ours, the same in plain PyTorch by a parallel scan in logarithms
 (F. A. Heinsen, arXiv:2311.06281; as the paper of the minimal GRU proposes it), and torch.nn's GRU,
-which has a recurrent matrix. Then `credit="online"` against truncation at the same chunks. Then
+which has a recurrent matrix. Then the same as gates in torch for all steps at once and bptt.scan,
+for one sequence of few units. Then `credit="online"` against truncation at the same chunks. Then
 bptt.scan itself. Last a million steps online, and the memory of the process before and after.
 """
 
@@ -26,6 +27,7 @@ import bptt
 
 ROUNDS = 9
 SHAPES = [(1000, 64, 10, 100), (10_000, 1, 10, 100), (100_000, 1, 10, 100)]
+FEW_UNITS = [(2000, 1), (2000, 8), (2000, 64), (10_000, 2), (10_000, 16), (10_000, 100)]
 CHUNKS = [(1, 1, 10, 100), (100, 1, 10, 100), (100, 16, 10, 100), (1000, 1, 10, 100)]
 SCANS = [(10_000, 100), (1_000_000, 1), (1_000_000, 2), (1000, 6400)]
 
@@ -89,6 +91,48 @@ def compare_layers() -> None:
         print(f"{sizes:20} {a:8.2f} {b:8.2f} {c:8.2f} {b / a:10.1f} {c / a:9.1f}", flush=True)
 
 
+class ByScan(nn.Module):
+    """The minimal GRU of a layer: its gates for all steps at once, and a scan."""
+
+    def __init__(self, layer: bptt.Recurrent) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        gates = nn.functional.linear(x, self.layer.weight_ih_l0, self.layer.bias_ih_l0)
+        z, n = gates.chunk(2, -1)
+        z = torch.sigmoid(z)
+        return bptt.scan(1 - z, z * n), None
+
+
+def without_gradients(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Return a pass forward."""
+
+    def run() -> None:
+        with torch.no_grad():
+            module(x)
+
+    return run
+
+
+def compare_with_scan() -> None:
+    """Print what a scan takes of the time of a layer, forward alone and with all gradients."""
+    print(f"\n{'T/B/I/H':20} {'inference':>10} {'training':>10}   by a scan / step by step")
+    for steps, hidden in FEW_UNITS:
+        x = torch.randn(steps, 1, 10)
+        layer = bptt.Recurrent(bptt.cells.MIN_GRU, 10, hidden)
+        scan = ByScan(layer)
+        times = medians(
+            [
+                *(without_gradients(m, x) for m in (layer, scan)),
+                *(training(m, lambda m=m: m(x)[0]) for m in (layer, scan)),  # noqa: B023
+            ]
+        )
+        sizes = f"{steps}/1/10/{hidden}"
+        a, b, c, d = times
+        print(f"{sizes:20} {b / a:10.2f} {d / c:10.2f}", flush=True)
+
+
 def compare_online() -> None:
     """Print what a chunk takes with the past and without it."""
     print(f"\n{'chunk, T/B/I/H':20} {'cell':10} {'cut':>8} {'online':>8} {'online/cut':>11}")
@@ -147,6 +191,7 @@ def main() -> None:
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads())
     print(f"{bptt.kernels.backend()}; torch {torch.__version__}")
     compare_layers()
+    compare_with_scan()
     compare_online()
     compare_scans()
     run_a_million()

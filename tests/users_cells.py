@@ -188,6 +188,47 @@ class Residual(Cell):
         return new + last, (new, h, x[:, :1].expand(-1, self.size))
 
 
+class Places(Cell):
+    """Units in another order, chosen once for all and by the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2, 5, 4]))
+
+    def forward(self, x: Tensor, h: Tensor) -> Any:
+        of_x = (x[:, :2] > 0).long() + torch.arange(3, 5)
+        turned = self.of_h(h[:, self.order]) + h[:, [-1, 0, 0, 1, -2, 2]]
+        pairs = h.view(-1, 3, 2)[:, [2, 0, 1]].flatten(1).index_select(1, self.order)
+        h = torch.tanh(self.of_x(x) + turned + nn.functional.pad(h.gather(1, of_x), (2, 2)) * pairs)
+        return h[:, self.order[:3]], h
+
+
+class Heads(Cell):
+    """Two heads that do not see each other, and a norm of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.norm = nn.Parameter(torch.randn(2, 3, 3)), nn.GroupNorm(2, H)
+
+    def forward(self, x: Tensor, h: Tensor) -> Any:
+        each = h.view(-1, 2, 3)
+        a = torch.einsum("bhd,hde->bhe", each, self.heads) + each
+        b = torch.einsum("hed,bhd->bhe", self.heads, torch.relu(each))
+        c = (each.tanh().unsqueeze(2) @ self.heads).squeeze(2)
+        h = torch.tanh(self.of_x(x) + self.norm((a + b * c).flatten(1)))
+        return h, h
+
+
+class WithoutGradient(Cell):
+    """A gate whose gradient nobody asks for, and a state that is detached on one way."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Any:
+        with torch.no_grad():
+            gate, _ = torch.sigmoid(self.of_h(h) + self.of_x(x)).split([H, 0], 1)
+        h = gate * torch.tanh(self.of_x(x) + self.of_h(h.detach())) + (1 - gate) * h
+        return h, h
+
+
 def weight_normed() -> nn.Module:
     cell = Gru(3)
     nn.utils.parametrizations.weight_norm(cell.of_h)
@@ -227,6 +268,9 @@ CASES: dict[str, Case] = {
     "multiplicative": Case(Multiplicative),
     "norms": Case(Norms),
     "residual": Case(Residual, 3),
+    "places": Case(Places),
+    "heads": Case(Heads),
+    "without a gradient": Case(WithoutGradient),
     "weight norm": Case(weight_normed),
     "nn.LSTMCell": Case(lambda: nn.LSTMCell(I, H), 2),
     "nn.RNNCell": Case(lambda: nn.RNNCell(I, H)),

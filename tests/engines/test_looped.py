@@ -14,7 +14,7 @@ from bptt._src.engines import looped, product
 from bptt._src.engines.backend import engine_for
 from bptt._src.engines.call import Call
 from bptt._src.engines.kernel_library import has_bf16, type_of
-from bptt._src.engines.loops.program import Writer, instructions, rows, state
+from bptt._src.engines.loops.program import Writer, instructions, rows, state, vector
 from bptt._src.steps import Steps
 from bptt.cells import CELLS, Cell
 
@@ -252,8 +252,73 @@ def test_reductions_of_a_row(width):
         torch.testing.assert_close(to, wanted[:, None].expand(5, 3), equal_nan=True)
 
 
+NOT_ELEMENTWISE = {"product", "sum", "amax", "spread", "gather", "scatter"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", sorted(set(instructions()) - {"product", "sum", "amax", "spread"}))
+@pytest.mark.parametrize("is_vector", [False, True])
+def test_numbers_at_places(dtype, is_vector):
+    x, n = torch.randn(5, 7, dtype=dtype), 1 if is_vector else 5
+    x[1, 3] = math.inf
+    places = torch.randint(7, (n, 11))
+    for name, given, width in (("gather", x, 7), ("scatter", torch.randn(5, 11, dtype=dtype), 11)):
+        columns = 11 if name == "gather" else 7
+        writer, at = Writer(), (vector if is_vector else rows)("places", 11)
+        writer.emit(name, rows("to", columns), rows("x", width), at)
+        writer.emit("copy", state(0, 1), state(0, 1))
+        to, s = x.new_empty(5, columns), x.new_zeros(1, 1)
+        tensors = {"to": to, "x": given, "places": places.to(dtype)}
+        program = writer.program((1,), dtype)
+        how = {"type_": type_of(dtype), "last_first": False}
+        program.run(tensors, [(s, s)], (1,) * 5, **how)
+        wide = places.expand(5, 11)
+        wanted = x.gather(1, wide) if name == "gather" else torch.zeros_like(to)
+        if name == "scatter":
+            wanted.scatter_add_(1, wide, given)
+        torch.testing.assert_close(to, wanted)
+        outside = places.to(dtype)
+        outside[:, 0], outside[:, 1], outside[:, 2] = 7, -1, math.nan
+        program.run(tensors | {"places": outside}, [(s, s)], (1,) * 5, **how)
+        if name == "gather":  # nothing is read or written that is not there
+            assert to[:, :3].isnan().all()
+            assert torch.equal(to[:, 3:], wanted[:, 3:])
+        else:
+            wide = places[:, 3:].expand(5, 8)
+            wanted = torch.zeros_like(to).scatter_add_(1, wide, given[:, 3:])
+            torch.testing.assert_close(to, wanted)
+
+
+def with_threads(run, numbers):
+    before, found = torch.get_num_threads(), []
+    try:
+        for n in numbers:
+            torch.set_num_threads(n)
+            found.append(run())
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("cell", [bptt.cells.MIN_GRU, bptt.cells.MIN_LSTM, bptt.cells.INDRNN])
+def test_units_are_shared_out_with_the_same_bits(cell, batch):
+    net, x = bptt.Recurrent(cell, 3, 83), torch.randn(400, batch, 3)
+    x.requires_grad_()
+    resets = torch.rand(400, batch) < 0.1
+
+    def run():
+        y, last = net(x, resets=resets, credit="truncated:50")
+        return [y, last, *torch.autograd.grad(y.square().sum(), [x, *net.parameters()])]
+
+    one, *others = with_threads(run, (1, 2, 3, 7))
+    for other in others:
+        assert all(map(torch.equal, one, other))
+    with bptt.kernels.use("twin"):
+        torch.testing.assert_close(one, run(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", sorted(set(instructions()) - NOT_ELEMENTWISE))
 def test_each_instruction(name, dtype):
     special = {
         "relu": torch.relu, "copy": torch.clone, "muladd": lambda a, b, c: a * b + c,

@@ -115,3 +115,31 @@ def test_what_it_refuses():
     for a, b, h_0 in ((one, one[:2], one[0]), (one, one, one), (one[:0], one[:0], one[0])):
         with pytest.raises(ValueError, match="expected a and b of one shape"):
             bptt.scan(a, b, h_0)
+
+
+def of_min_gru(x):
+    z = torch.sigmoid(x[0])
+    return 1 - z, z * x[1]
+
+
+def of_min_lstm(x):
+    f, i = torch.sigmoid(x[0]), torch.sigmoid(x[1])
+    return f / (f + i), i / (f + i) * x[2]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 2500])
+@pytest.mark.parametrize(
+    ("cell", "parts"), [(bptt.cells.MIN_GRU, of_min_gru), (bptt.cells.MIN_LSTM, of_min_lstm)]
+)
+def test_cells_that_are_linear_in_the_state_are_scans_for_any_initial_state(cell, parts, steps):
+    network = bptt.Recurrent(cell, 3, 2).double()
+
+    def by_scan(x, h_0):
+        gates = torch.nn.functional.linear(x, network.weight_ih_l0, network.bias_ih_l0)
+        return bptt.scan(*parts(gates.chunk(cell.gates_x, -1)), h_0[0])
+
+    x, h_0 = torch.randn(steps, 1, 3).double(), 100 * torch.randn(1, 1, 2).double()
+    found = gradients(lambda x, h: network(x, h)[0], x, h_0)
+    for a, b in zip(found, gradients(by_scan, x, h_0), strict=True):
+        scale = max(1.0, b.detach().abs().max().item())
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * scale)

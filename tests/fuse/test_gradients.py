@@ -142,3 +142,73 @@ def test_random_sizes(seed: int) -> None:
     weights = list(cell.parameters())
     expected = results(bptt.Stepwise(cell), x, given, weights)
     assert_same(results(module, x, given, weights), expected, 1e-10)
+
+
+def test_places_are_those_of_the_buffer_now() -> None:
+    cell, module = fused("places", torch.float64)
+    (plan,) = (plan for _, plan in module._plans.found.values())
+    assert max(plan.parts.vectors) == H  # not a row for each step
+    x, h = torch.randn(3, 2, I).double(), torch.randn(2, H).double()
+    before = module(x, h)[0]
+    cell.order.copy_(torch.tensor([5, 4, 3, 2, 1, 0]))
+    found = module(x, h)[0]
+    assert not torch.equal(found, before)
+    torch.testing.assert_close(found, bptt.Stepwise(cell)(x, h)[0], rtol=0, atol=1e-10)
+    cell.order[2] = H
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        module(x, h)
+
+
+def test_what_is_not_finite_stays_where_it_is() -> None:
+    cell, module = fused("places", torch.float64)
+    x, h = torch.randn(1, 2, I).double(), torch.zeros(2, H).double()
+    for at in range(H):
+        h[0, at] = torch.inf
+        found, expected = (torch.isfinite(m(x, h)[1]) for m in (module, bptt.Stepwise(cell)))
+        assert torch.equal(found, expected)
+        h[0, at] = 0
+
+
+def test_twenty_thousand_steps() -> None:
+    cell, module = fused("lstm", torch.float32)
+    x, state = torch.randn(20_000, 1, I), state_of(CASES["lstm"], 1)
+    whole, last = module(x, state)
+    first, between = module(x[:10_000], state)
+    second, after = module(x[10_000:], between)
+    assert torch.equal(whole, torch.cat([first, second]))
+    assert all(map(torch.equal, last, after))
+    weights = list(cell.parameters())
+    found = torch.autograd.grad(whole.square().sum(), weights)
+    parts = torch.autograd.grad(first.square().sum() + second.square().sum(), weights)
+    for a, b in zip(found, parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+def _rolled(x: torch.Tensor, h: torch.Tensor) -> Any:
+    h = torch.tanh(x[:, :64] + h.roll(1, -1))
+    return h, h
+
+
+def _overlapping(x: torch.Tensor, h: torch.Tensor) -> Any:
+    both = torch.cat([torch.tanh(x[:, :64] + h), torch.sigmoid(x[:, 64:] - h)], 1)
+    return both, 0.5 * h + 0.3 * both[:, 32:96]
+
+
+def _apart(x: torch.Tensor, h: torch.Tensor) -> Any:
+    h = torch.sigmoid(x[:, :64]) * h + x[:, 64:]
+    return h, h
+
+
+@pytest.mark.parametrize("step", [_rolled, _overlapping, _apart])
+def test_one_sequence_on_several_threads(step: Any) -> None:
+    module = bptt.fuse(step, torch.randn(2, 128), torch.randn(2, 64))
+    x, before, found = torch.randn(900, 1, 128), torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(results(module, x, torch.ones(1, 64), []))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+    assert_same(found[0], results(bptt.Stepwise(step), x, torch.ones(1, 64), []), 1e-4)

@@ -200,18 +200,6 @@ def test_functional_call_takes_other_weights() -> None:
     assert not torch.func.functional_call(module, zeros, (x,))[0].any()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's, on graph breaks
-def test_compiled() -> None:
-    _cell, module = gru()
-    x = torch.randn(5, 2, I)
-    head = nn.Linear(H, 2)
-
-    def run(x: Tensor) -> Tensor:
-        return head(module(x * 2)[0])
-
-    torch.testing.assert_close(torch.compile(run, backend="eager")(x), run(x))
-
-
 def test_distributed(tmp_path: Any) -> None:
     cell, module = gru()
     torch.distributed.init_process_group(

@@ -30,8 +30,17 @@ UNARY: list[Callable[[Tensor], Tensor]] = [
         lambda a: torch.exp(-a * a),
         lambda a: F.pad(a[:, 1:], (1, 0)),
     ),
+    *(lambda a: a[:, torch.arange(a.shape[1]).flip(0)], lambda a: F.group_norm(a, 1)),
+    *(lambda a: _without_gradient(a) * a, lambda a: a.gather(1, (a[:, :1] > 9).long())),
     *(lambda a: a[:, ::2].repeat(1, 2)[:, : a.shape[1]], lambda a: 1 / (1 + a * a)),
 ]
+
+
+def _without_gradient(a: Tensor) -> Tensor:
+    with torch.no_grad():
+        return a.sigmoid()
+
+
 BINARY: list[Callable[[Tensor, Tensor], Tensor]] = [
     *(torch.add, torch.sub, torch.mul, torch.maximum, torch.minimum),
     *(lambda a, b: torch.where(a > b, a, b.tanh()), lambda a, b: torch.lerp(a, b, 0.3)),

@@ -67,6 +67,13 @@ def _if(m: Any, x: Tensor, h: Tensor) -> Tensor:
     return m.of_h(h) if h.sum() > 0 else h
 
 
+def _in_place(m: Any, x: Tensor, h: Tensor) -> Tensor:
+    a = m.of_h(h)
+    with torch.no_grad():
+        a.mul_(2)
+    return a
+
+
 REFUSED = {
     "a product of two states": (lambda m, x, h: (h @ h.t()) @ h, r"first dimension|changes"),
     "a mean of h over the batch": (lambda m, x, h: m.of_h(h - h.mean(0)), r"aten.mean.*sequences"),
@@ -86,6 +93,19 @@ REFUSED = {
         "aten.lgamma has no instruction: compute it before the loop",
     ),
     "a cumulative sum": (lambda m, x, h: m.of_h(h).cumsum(-1), "aten.cumsum"),
+    "units chosen by the state": (
+        lambda m, x, h: h.gather(1, (h > 0).long()),
+        "aten.gather.*has no instruction",
+    ),
+    "a product of heads first": (
+        lambda m, x, h: (
+            torch.bmm(h.view(-1, 2, 3).transpose(0, 1), m.of_h.weight.view(-1, 3, 3)[:2])
+            .transpose(0, 1)
+            .flatten(1)
+        ),
+        r"torch\.einsum\('bhd,hde->bhe'",
+    ),
+    "what is changed in place without a gradient": (_in_place, "no_grad"),
     "sorting": (lambda m, x, h: m.of_h(h).sort(-1).values, "aten.sort"),
     "a matrix made of the state": (
         lambda m, x, h: (h.unsqueeze(2) * h.unsqueeze(1) * m.of_h.weight).sum(-1),

@@ -129,7 +129,7 @@ def all_dense(
     if all(a is b for a, b in zip(found, tensors, strict=True)):
         if len(_known) >= _MOST:
             _known.clear()
-        _known[dtype, shapes] = (*known[-3:], recognise(given))
+        _known[dtype, shapes] = (*known[-3:], recognise([t for t in given if t is not None]))
     return found
 
 
@@ -138,22 +138,29 @@ _known: dict[tuple[torch.dtype, _Shapes], tuple[Callable[..., bool], ...]] = {}
 _MOST = 256
 
 
-def recognise(tensors: Sequence[Tensor | None]) -> Callable[..., bool]:
+def recognise(
+    tensors: Sequence[Tensor], open_dims: Sequence[int | None] | None = None
+) -> Callable[..., bool]:
     """Return a check whether other tensors are like these in all that :func:`dense` looks at.
 
-    It also compares whether a gradient is asked for, and the dispatch keys of modes and transforms.
+    That is their types, dispatch keys, dtypes, devices, whether they need a gradient that is to be
+    computed, sizes and strides.
+
+    Args:
+        tensors: the tensors.
+        open_dims: how many of the first dimensions of each may be of any size, and lie anyhow with
+            all others; None: none may, and the strides are compared.
     """
-    given = [t for t in tensors if t is not None]
+    open_dims = [None] * len(tensors) if open_dims is None else open_dims
+    sizes: list[Any] = []
+    strides: list[Any] = []
+    for t, n in zip(tensors, open_dims, strict=True):
+        sizes.append([None] * (n or 0) + list(t.shape[n or 0 :]))
+        strides.append(list(t.stride()) if n is None else [None] * t.dim())
     guards = torch._C._dynamo.guards.TensorGuards(
-        *given,
-        dynamic_dims_sizes=_each([t.shape for t in given]),
-        dynamic_dims_strides=_each([t.stride() for t in given]),
+        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
     )
     return guards.check
-
-
-def _each(rows: list[Any]) -> list[Any]:
-    return [list(row) for row in rows]
 
 
 def dense(name: str, t: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -189,10 +196,15 @@ def within(
 
 def addresses(*tensors: Tensor | None) -> list[int]:
     """Return where the memory of tensors is that were checked or made here; 0 for None."""
-    found = [0 if t is None else t.data_ptr() for t in tensors]
-    for at, t in zip(found, tensors, strict=True):
-        if at < _LOW and t is not None and t.numel():  # of freed memory only the offset is left
+    found = []
+    for t in tensors:
+        if t is None:
+            found.append(0)
+            continue
+        at = t.data_ptr()
+        if at < _LOW and t.numel():  # of memory that was freed nothing but the offset is left
             _look_closer("an operand", t, t.dtype, t.shape)
+        found.append(at)
     return found
 
 

@@ -19,7 +19,7 @@ from bptt._src.engines.guard import address, dense
 from bptt.cells import Cell
 from bptt.errors import KernelError
 
-INTERFACE = 15
+INTERFACE = 16
 ISAS = ("portable", "avx2", "avx512")
 """The kinds of vectors that there are kernels for, the narrowest first."""
 _FLOAT, _DOUBLE, _BF16 = range(3)

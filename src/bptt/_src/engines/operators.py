@@ -156,7 +156,7 @@ def _sequence_backward(d_y: Any, d_rest: Any, *given: Any) -> list[Tensor]:
             if (d := grads[i]) is not None:
                 whole = d.new_zeros(len(windows.rows), d.shape[1])
                 grads[i] = whole.index_copy_(0, windows.own, d)
-    with _autograd():
+    with autograd_inside():
         found = gradients(engine, call, Saved(y.flatten(0, -2), kept), tuple(grads), tuple(needed))
     of_wanted = [d for d, need in zip(found, needed, strict=True) if need]
     return [
@@ -165,7 +165,7 @@ def _sequence_backward(d_y: Any, d_rest: Any, *given: Any) -> list[Tensor]:
     ]
 
 
-def _autograd() -> AbstractContextManager[Any]:
+def autograd_inside() -> AbstractContextManager[Any]:
     """Make autograd work inside an operator, for the derivatives of a cell's equations."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for name in ("AutogradFunctionality", "AutogradOther", "ADInplaceOrView"):

@@ -86,6 +86,15 @@ def cell_of(name: str) -> Cell:
     return BY_NAME.get(name) or cast(Cell, _found(name, "cell"))
 
 
+def name_of_step(step: Any) -> str:
+    """Return the string by which the operators know a step that was fused."""
+    return _remember(step)
+
+
+def step_of(name: str) -> Any:
+    return _found(name, "fused cell")
+
+
 def _found(name: str, kind: str) -> Any:
     thing = _known.get(name)
     if thing is None:

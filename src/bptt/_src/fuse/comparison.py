@@ -80,8 +80,8 @@ def _check(step: CellStep, plan: Fusion, example: Example, T: int, B: int) -> No
             raise FuseError(
                 f"bptt.fuse: fused, {name} is not what autograd finds step by step, for {B} "
                 "sequences: does the cell keep something in itself from step to step (hand it on "
-                "in the state), decide by the size of the batch, or use torch.no_grad instead of "
-                ".detach()?"
+                "in the state), decide by the size of the batch, or change something in place "
+                "under torch.no_grad()?"
             )
 
 

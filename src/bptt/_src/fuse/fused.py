@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
-from bptt._src.engines.backend import why_no_library
-from bptt._src.engines.guard import is_watched, only_by_autograd
-from bptt._src.engines.loops.step import quietly
-from bptt._src.fuse.attributes import attributes_of, hook_of
-from bptt._src.fuse.comparison import check_against_autograd
+from bptt._src.engines.recording import are_recorded
+from bptt._src.exported import is_onnx_export
 from bptt._src.fuse.fusion import Fusion
+from bptt._src.fuse.operator import recorded
+from bptt._src.fuse.plans import FusionPlans, refusal
 from bptt._src.fuse.step import CellStep
 from bptt._src.fuse.tracing import Example
 from bptt._src.uncompiled import uncompiled
 from bptt._src.unroll.stepwise import Stepwise
 from bptt.errors import FuseError
-
-_DTYPES = (torch.float32, torch.float64)
-_PREPARING = threading.RLock()
-"""While a step is traced, its module has other weights, and torch's Functions another apply."""
 
 
 class Fused(nn.Module):
@@ -40,8 +36,11 @@ class Fused(nn.Module):
     _step: CellStep
     _given: Any
     _example: Example
-    _plans: dict[Any, tuple[list[Any], Fusion | str]]
+    _plans: FusionPlans
     _told: set[str]
+    _sizes: list[tuple[int, ...]]
+    _recorded: dict[Fusion, str]
+    _forms: dict[str, Any]
 
     def __init__(self, cell: Any, x_t: Any, state: Any) -> None:
         super().__init__()
@@ -53,7 +52,8 @@ class Fused(nn.Module):
         xs, states = step.x.tensors(x_t, "x_t"), step.state.tensors(state, "the state")
         example = Example([t.detach() for t in xs], [t.detach() for t in states], {})
         # Not as attributes are set, which would make the cell a submodule of itself.
-        self.__dict__.update(_step=step, _given=cell, _example=example, _plans={}, _told=set())
+        self.__dict__.update(_step=step, _given=cell, _example=example, **_nothing_known(step))
+        self.__dict__["_sizes"] = [tuple(t.shape[1:]) for t in (*xs, *states)]
 
     @property
     def cell(self) -> Any:
@@ -75,100 +75,52 @@ class Fused(nn.Module):
             ValueError: inputs or state have another form than the example, their sizes do not
                 fit, or there are no steps.
         """
-        found: tuple[Any, Any] = self._run(inputs, state)
-        return found
+        found: tuple[Any, Any] | None = None
+        if are_recorded() and torch._C._get_tracing_state() is None and not is_onnx_export():
+            found = recorded(self, inputs, state)
+        if found is not None:
+            return found
+        if torch.compiler.is_compiling():
+            return self._run_uncompiled(inputs, state)
+        return self._run(inputs, state)
 
     @uncompiled
+    def _run_uncompiled(self, inputs: Any, state: Any) -> tuple[Any, Any]:
+        return self._run(inputs, state)
+
     def _run(self, inputs: Any, state: Any) -> tuple[Any, Any]:
         step: CellStep = self._step
         xs = step.x.tensors(inputs, "inputs")
         T, B = _steps_and_batch(xs)
-        if state is None:
-            rows = [s.shape[1:] for s in self._example.state]
-            of = next((x for x in xs if x.is_floating_point()), None)
-            like = self._example.state if of is None else [of] * len(rows)
-            state = step.state.filled(
-                [t.new_zeros((B, *r)) for t, r in zip(like, rows, strict=True)]
-            )
-        states = step.state.tensors(state, "the state")
+        states = self._zeros(xs, B) if state is None else step.state.tensors(state, "the state")
         for s in states:
-            if s.dim() == 0 or len(s) != B:
+            if s.dim() == 0 or s.shape[0] != B:
                 raise ValueError(
                     f"bptt.fuse: expected a state for the {B} sequences of the inputs, each of "
                     f"its tensors [{B}, units], got {list(s.shape)}"
                 )
-        with _PREPARING:
-            names, own = step.own()
-            plan = self._plan(xs, states, names, own)
+        plan, own = self._plans.find(xs, states)
         if not isinstance(plan, Fusion):
             if plan:
                 self._tell(plan)
+            state = step.state.filled(states) if state is None else state
             by_steps: tuple[Any, Any] = Stepwise(self._given)(inputs, state)
             return by_steps
         outputs, after = plan.run(T, B, xs, states, own)
         return plan.output.filled(outputs), step.state.filled(after)
 
-    def _plan(
-        self, xs: list[Tensor], states: list[Tensor], names: tuple[str, ...], own: list[Tensor]
-    ) -> Fusion | str:
-        """Return how a call is run, or why it is not run natively; empty if that is passing."""
-        every = (*xs, *states, *own)
-        if (
-            is_watched()
-            or only_by_autograd(*every) is not None
-            or not all(t.numel() for t in (*xs, *states))
-        ):
-            return ""
-        reason = refusal_of_tensors(every)
-        if reason is not None:
-            return reason
-        hooked = hook_of(self._step.module)
-        if hooked is not None:
-            return (
-                f"{hooked} has hooks, which are called at each step only if the cell is: remove "
-                "them, or run bptt.Stepwise(cell)"
-            )
-        key = (
-            names,
-            self._step.is_training(),
-            states[0].dtype,
-            tuple((t.dtype, t.shape[2:]) for t in xs),
-            tuple(s.shape[1:] for s in states),
-        )
-        seen, plan = self._plans.get(key, (None, None))
-        # What was refused stays so: a cell that changes itself would be traced at each call.
-        if plan is None or (isinstance(plan, Fusion) and seen != attributes_of(self._step.module)):
-            try:
-                with quietly():  # where copies of inference tensors are ordinary ones
-                    named = {n: t.detach().clone() for n, t in zip(names, own, strict=True)}
-                    given = [x[0].detach().clone() for x in xs]
-                    plan = self._prepare(given, [s.detach().clone() for s in states], named)
-            except FuseError as e:
-                plan = str(e).removeprefix("bptt.fuse: ")
-            self._plans[key] = attributes_of(self._step.module), plan
-        return plan
+    def _zeros(self, xs: list[Tensor], batch: Any) -> list[Tensor]:
+        """Return a state of zeros, of the dtype of the inputs where they are numbers."""
+        like = [*[x for x in xs if x.is_floating_point()], *self._example.state][0]
+        return [like.new_zeros((batch, *sizes)) for sizes in self._sizes[len(xs) :]]
 
-    def _prepare(self, xs: list[Tensor], states: list[Tensor], own: dict[str, Tensor]) -> Fusion:
-        example = Example(xs, states, own).to(states[0].dtype)
-        self._step(xs, states, own)  # raises its own errors
-        exact = example.to(torch.float64)
-        try:
-            checked = Fusion.of(self._step, exact)
-            check_against_autograd(self._step, checked, exact)
-        except (RuntimeError, TypeError) as e:
-            raise FuseError(
-                f"bptt.fuse: in float64, in which it is compared with autograd, the step raises "
-                f"{type(e).__name__}: {str(e).splitlines()[0]}: make tensors of x.dtype, and what "
-                "needs a gradient an nn.Parameter of an nn.Module"
-            ) from e
-        if states[0].dtype == torch.float64:
-            return checked
-        plan = Fusion.of(self._step, example)
-        if plan.operations() != checked.operations():
-            raise FuseError(
-                f"bptt.fuse: the step does something else in {states[0].dtype} than in float64"
-            )
-        return plan
+    def _plan_of_example(self, dtypes: Sequence[torch.dtype]) -> Fusion | str:
+        """Return how inputs and states of these dtypes are run, as :meth:`FusionPlans.find`."""
+        with _disable_current_modes(), torch.no_grad():
+            every = [*[x[None] for x in self._example.x], *self._example.state]
+            every = [t.to(dtype) for t, dtype in zip(every, dtypes, strict=True)]
+            n = len(self._example.x)
+            return self._plans.find_recorded(every[:n], every[n:])
 
     def _tell(self, reason: str) -> None:
         if reason not in self._told:
@@ -179,14 +131,10 @@ class Fused(nn.Module):
 
     def not_native(self) -> str | None:
         """Return why it does not run natively; None where it does."""
-        with _PREPARING:
-            return self._why_not_native()
-
-    def _why_not_native(self) -> str | None:
-        names, own = self._step.own()
+        _, own = self._step.own()
         dtype = next((t.dtype for t in own if t.is_floating_point()), None)
         example = self._example if dtype is None else self._example.to(dtype)
-        found = self._plan([x[None] for x in example.x], example.state, names, own)
+        found = self._plan_of_example([t.dtype for t in (*example.x, *example.state)])
         return found if isinstance(found, str) else None
 
     # ------------------------------------------------------------- as the cell it is made of
@@ -217,13 +165,17 @@ class Fused(nn.Module):
                 "bptt.fuse: a fused function cannot be copied, as its copy would use the modules "
                 "of the original: make the cell an nn.Module"
             )
-        return {**self.__dict__, "_plans": {}, "_told": set()}
+        return {**self.__dict__, **_nothing_known(self._step)}
 
     def _get_name(self) -> str:
         return f"Fused{self._step.module._get_name()}"
 
     def extra_repr(self) -> str:
         return self._step.module.extra_repr()
+
+
+def _nothing_known(step: CellStep) -> dict[str, Any]:
+    return {"_plans": FusionPlans(step), "_told": set(), "_recorded": {}, "_forms": {}}
 
 
 def _steps_and_batch(xs: list[Tensor]) -> tuple[int, int]:
@@ -237,25 +189,6 @@ def _steps_and_batch(xs: list[Tensor]) -> tuple[int, int]:
     if T == 0:
         raise ValueError("bptt.fuse: inputs have no steps")
     return T, B
-
-
-def refusal_of_tensors(tensors: tuple[Tensor, ...]) -> str | None:
-    """Return why tensors cannot be given to the native library, if so."""
-    reason = why_no_library()
-    if reason is not None:
-        return reason
-    devices = {t.device.type for t in tensors}
-    if devices != {"cpu"}:
-        return f"tensors are on {', '.join(sorted(devices))}; native loops run on the cpu"
-    dtypes = {t.dtype for t in tensors if t.is_floating_point()}
-    if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
-        return (
-            "inputs, state, parameters and buffers must all be float32, or all float64, got "
-            f"{', '.join(sorted(map(str, dtypes)))}"
-        )
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on, which a fused loop does not follow: fuse without it"
-    return None
 
 
 def fuse(cell: Any, x_t: Any, state: Any) -> Fused:
@@ -317,9 +250,7 @@ def fuse(cell: Any, x_t: Any, state: Any) -> Fused:
                 f"bptt.fuse: the state must be floating-point tensors of shape [batch, units], "
                 f"got {s.dtype} of {list(s.shape)}"
             )
-    with _PREPARING:
-        names, own = fused._step.own()
-        plan = fused._plan([x[None] for x in example.x], example.state, names, own)
-    if isinstance(plan, str) and refusal_of_tensors((*example.x, *example.state, *own)) is None:
+    plan, own = fused._plans.find([x[None] for x in example.x], example.state)
+    if isinstance(plan, str) and refusal((*example.x, *example.state, *own)) is None:
         raise FuseError(f"bptt.fuse: {plan}")
     return fused

@@ -4,19 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from bptt._src.fuse.forms import Form
 from bptt._src.fuse.independence import check_independence, has_rows
+from bptt._src.fuse.products import is_ours, product
 from bptt._src.fuse.recurrence import Recurrence
 from bptt._src.fuse.splitting import SplitStep, split
 from bptt._src.fuse.step import CellStep, Tree
 from bptt._src.fuse.tracing import Example, StepGraph, name_of, trace_step
 
 
-@dataclass(frozen=True)
+class ResultShapes(NamedTuple):
+    """The shapes of what a run gives, and of what it takes down: none but T, B and N = T B vary."""
+
+    form: Form | None
+    """Of the outputs' pytree."""
+    outputs: tuple[tuple[bool, tuple[int, ...], torch.dtype], ...]
+    """Whether there is one for each sequence, of which shape and dtype."""
+    states: tuple[int, ...]
+    taken: tuple[tuple[int | str, int], ...]
+    """Rows, "N", "B + N" or so many, and columns."""
+
+    def of_results(self, T: Any, B: Any) -> list[tuple[Any, ...]]:
+        """Return the shapes of outputs and final states."""
+        found: list[tuple[Any, ...]] = [
+            (T, B, *shape) if has_rows else (T, *shape) for has_rows, shape, _ in self.outputs
+        ]
+        return [*found, *((B, width) for width in self.states)]
+
+    def of_taken(self, T: Any, B: Any) -> list[tuple[Any, ...]]:
+        """Return the shapes of what is taken down."""
+        many: dict[int | str, Any] = {"N": T * B, "B + N": B + T * B}
+        return [(many.get(rows, rows), columns) for rows, columns in self.taken]
+
+
+@dataclass(frozen=True, eq=False)
 class Fusion:
     """A step that was traced, split and made a program."""
 
@@ -39,6 +66,37 @@ class Fusion:
         widths = tuple(s.shape[1] for s in example.state)
         assert step.output is not None
         return cls(graph, parts, Recurrence.of(parts, widths, dtype), step.output)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.recurrence.loop.dtype
+
+    @cached_property
+    def layout(self) -> ResultShapes:
+        outputs, loop = [], self.recurrence.loop
+        for n in self.graph.outputs:
+            val, rows = n.meta["val"], has_rows(self.graph, n)
+            outputs.append((rows, tuple(val.shape[1:] if rows else val.shape), val.dtype))
+        taken = [
+            *self._products(self.parts.before),
+            *(("B + N", width) for width in loop.sizes.states),
+            *(("N", width) for width in (*loop.outputs, loop.kept)),
+            *self._products(self.parts.after),
+        ]
+        return ResultShapes(
+            self.output.form, tuple(outputs), tuple(loop.sizes.states), tuple(taken)
+        )
+
+    def _products(self, part: fx.GraphModule) -> list[tuple[int | str, int]]:
+        """Return rows and columns of the products that are taken down."""
+        found = []
+        for n in part.graph.nodes:
+            if n.target is product:
+                *bias, left, right = (a.meta["val"] for a in n.meta["of"].args)
+                if is_ours(left, right.shape[1], *(bias or [None])):
+                    rows = "N" if has_rows(self.graph, n.meta["of"]) else len(left)
+                    found.append((rows, right.shape[1]))
+        return found
 
     def operations(self) -> list[str]:
         """Return the names of what the step does."""
@@ -66,14 +124,14 @@ class Fusion:
         """
         parts, N = self.parts, T * B
         rows_of_x = [x.flatten(0, 1) for x in xs]
-        rows, vectors, weights, passed = parts.before(N, *rows_of_x, *own)
+        rows, vectors, weights, passed = parts.before.forward(N, *rows_of_x, *own)
         after, outs, finals = self.recurrence(T, [*rows, *states, *vectors, *weights])
         before: list[Any] = [None] * len(states)
         for i in parts.uses_before:
             before[i] = torch.cat([states[i], after[i][: N - B]])
-        found = parts.after(N, *rows_of_x, *own, *passed, *before, *after, *outs)
+        found = parts.after.forward(N, *rows_of_x, *own, *passed, *before, *after, *outs)
         return [
             # What has no rows is the same at each step.
-            y.unflatten(0, (T, B)) if has_rows(self.graph, n) else y.expand(T, *y.shape)
-            for n, y in zip(self.graph.outputs, found, strict=True)
+            y.view(T, B, *shape) if has_rows else y.expand(T, *y.shape)
+            for (has_rows, shape, _), y in zip(self.layout.outputs, found, strict=True)
         ], finals

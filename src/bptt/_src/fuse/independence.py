@@ -31,10 +31,13 @@ def has_rows(graph: StepGraph, node: fx.Node) -> bool:
         return False
     if here.shape[1:] == there.shape[1:] and (here.shape[0], there.shape[0]) == BATCHES:
         return True
+    hint = ""
+    if here.dim() > 2:
+        hint = ", and write products of heads as torch.einsum('bhd,hde->bhe', h, weight)"
     raise FuseError(
         f"bptt.fuse: {name_of(node)} gives a tensor of shape {list(here.shape)} for a batch of "
         f"{BATCHES[0]}, and {list(there.shape)} for one of {BATCHES[1]}: keep the batch in the "
-        "first dimension, and nothing of it in others"
+        f"first dimension, and nothing of it in others{hint}"
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -16,6 +17,7 @@ from bptt._src.engines.loops.loop import Columns, Loop
 from bptt._src.engines.loops.shapes import NotAProgram
 from bptt._src.engines.loops.step import Sizes
 from bptt._src.engines.product import multiply
+from bptt._src.fuse import tape
 from bptt._src.fuse.splitting import SplitStep
 from bptt.errors import FuseError
 
@@ -72,6 +74,17 @@ class Recurrence:
         counts = len(split.rows), len(states), len(split.vectors), len(split.weights)
         return cls(loop, split.loop, split.lefts, split.products, counts)
 
+    @cached_property
+    def gradients(self) -> list[tuple[str, int, bool]]:
+        """Name, width, and whether nothing reaches it: of the rows, vectors and adds."""
+        found, loop, sizes = [], self.loop, self.loop.sizes
+        for part, widths in (("row", sizes.rows), ("add", sizes.adds), ("vector", sizes.vectors)):
+            unused = loop.unused(f"{part}s")
+            for i, n in enumerate(widths):
+                if (name := f"{part} {i}") not in loop.shared:
+                    found.append((f"of {name}", n, i in unused))
+        return found
+
     def parts(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
         """Return rows, states, vectors and weights."""
         found, at = [], 0
@@ -86,7 +99,7 @@ class Recurrence:
         found = {}
         for name, each in (("row", rows), ("vector", vectors), ("weight", weights)):
             for i, t in enumerate(each):
-                found[f"{name} {i}"] = _by_rows(name, t.detach())
+                found[f"{name} {i}"] = _by_rows(name, t)
         return found
 
     def __call__(
@@ -99,8 +112,13 @@ class Recurrence:
             final states, [B, width].
         """
         S, outs = self.counts[1], len(self.loop.outputs)
-        keep = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        found = _OverSteps.apply(self, T, keep, *tensors)
+        found: Sequence[Tensor]
+        if is_watched() or only_by_autograd(*tensors) is not None:
+            found = self.replay(T, tensors)
+        elif torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            found = _OverSteps.apply(self, T, *tensors)
+        else:
+            found = _run(self, T, tensors, tape.is_taken_down()).results
         return list(found[:S]), list(found[S : S + outs]), list(found[S + outs :])
 
     def replay(self, T: int, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -122,42 +140,70 @@ def _by_rows(name: str, t: Tensor) -> Tensor:
     return dense(name, t, t.dtype, tuple(t.shape))
 
 
+class _LoopRun(NamedTuple):
+    """A run over the steps, T steps of B sequences in N rows."""
+
+    states: list[Tensor]
+    """Before the first step and after each, [B + N, width]."""
+    outs: list[Tensor]
+    kept: Tensor
+    results: list[Tensor]
+    """As :meth:`Recurrence.__call__` gives them."""
+
+
+def _run(of: Recurrence, T: int, tensors: Sequence[Tensor], keep: bool) -> _LoopRun:
+    loop, before = of.loop, of.parts(tensors)[1]
+    B, new = before[0].shape[0], before[0].new_empty
+    N = T * B
+    walks = [new(B + N, n) for n in loop.sizes.states]
+    for walk, s in zip(walks, before, strict=True):
+        walk[:B] = s
+    outs = [new(N, n) for n in loop.outputs]
+    finals = [new(B, n) for n in loop.sizes.states]
+    # No views in autograd's eyes, which could not be changed in place.
+    after = [walk[B:].detach() for walk in walks]
+    places = of.named(tensors)
+    places |= {f"after {i}": t for i, t in enumerate(after)}
+    places |= {f"out {i}": t for i, t in enumerate(outs)}
+    kept = places["kept"] = new(N, loop.kept if keep else 0)
+    (loop.forward if keep else loop.inference).run(
+        places,
+        list(zip(walks, finals, strict=True)),
+        (B,) * T,
+        type_=type_of(loop.dtype, False),
+        last_first=False,
+    )
+    if keep:
+        tape.note(*walks, *outs, kept)
+    return _LoopRun(walks, outs, kept, [*after, *outs, *finals])
+
+
 class _OverSteps(Function):
     @staticmethod
-    def forward(ctx: Any, of: Recurrence, T: int, keep: bool, *tensors: Tensor) -> Any:
-        loop, dtype = of.loop, of.loop.dtype
-        states = of.parts(tensors)[1]
-        N, B = T * len(states[0]), len(states[0])
-        new = states[0].new_empty
-        after = [new(N, n) for n in loop.sizes.states]
-        outs = [new(N, n) for n in loop.outputs]
-        finals = [new(B, n) for n in loop.sizes.states]
-        places = of.named(tensors)
-        places |= {f"after {i}": t for i, t in enumerate(after)}
-        places |= {f"out {i}": t for i, t in enumerate(outs)}
-        kept = places["kept"] = new(N, loop.kept if keep else 0)
-        before = [dense("the state", s.detach(), dtype, tuple(s.shape)) for s in states]
-        (loop.forward if keep else loop.inference).run(
-            places,
-            list(zip(before, finals, strict=True)),
-            (B,) * T,
-            type_=type_of(dtype, False),
-            last_first=False,
-        )
+    def forward(ctx: Any, of: Recurrence, T: int, *tensors: Tensor) -> Any:
+        S, outs = of.counts[1], len(of.loop.outputs)
+        known = tape.again(S + outs + 1)
+        if known is None:
+            walk = _run(of, T, tensors, True)
+        else:
+            B = len(of.parts(tensors)[1][0])
+            after, finals = [w[B:].detach() for w in known[:S]], [w[-B:].clone() for w in known[:S]]
+            results = [*after, *known[S:-1], *finals]
+            walk = _LoopRun(known[:S], known[S:-1], known[-1], results)
         ctx.of, ctx.T, ctx.tensors = of, T, len(tensors)
-        ctx.save_for_backward(*tensors, *after, *outs, kept)
+        ctx.save_for_backward(*tensors, *walk.states, *walk.outs, walk.kept)
         ctx.set_materialize_grads(False)
-        return *after, *outs, *finals
+        return tuple(walk.results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         of, T = ctx.of, ctx.T
         tensors, results = ctx.saved_tensors[: ctx.tensors], ctx.saved_tensors[ctx.tensors :]
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[2:]
         odd = is_watched() or only_by_autograd(*tensors, *grads) is not None
         if torch.is_grad_enabled() or odd:
-            return None, None, None, *_by_autograd(of, T, tensors, grads, needed)
-        return None, None, None, *_natively(of, T, tensors, results, grads, needed)
+            return None, None, *_by_autograd(of, T, tensors, grads, needed)
+        return None, None, *_natively(of, T, tensors, results, grads, needed)
 
 
 def _by_autograd(
@@ -195,9 +241,9 @@ def _natively(
     loop, states, dtype = of.loop, of.parts(tensors)[1], of.loop.dtype
     R, S, V, _ = of.counts
     end = S + len(loop.outputs)
-    after, outs, kept = results[:S], results[S:end], results[-1]
+    walks, outs, kept = results[:S], results[S:end], results[-1]
     B, N = len(states[0]), len(kept)
-    before = [torch.cat([s, a[: N - B]]) for s, a in zip(states, after, strict=True)]
+    before, after = [w[:N] for w in walks], [w[B:] for w in walks]
     places = of.named(tensors)
     places["kept"] = kept
     for name, each in (("before", before), ("after", after), ("out", outs)):
@@ -206,7 +252,8 @@ def _natively(
         for i, d in enumerate(incoming):
             if d is not None:
                 places[f"{name} {i}"] = dense("a gradient", d, dtype, tuple(d.shape))
-    places |= _places_of_gradients(loop, kept)
+    for name, width, is_unused in of.gradients:
+        places[name] = (kept.new_zeros if is_unused else kept.new_empty)(N, width)
     deltas = [
         torch.zeros_like(s, memory_format=torch.contiguous_format)
         if d is None
@@ -229,18 +276,6 @@ def _natively(
     found += [of_(f"vector {i}").sum(0, keepdim=True) for i in range(V)]
     found += _of_weights(of, places, of_, needed[R + S + V :])
     return [d if n else None for d, n in zip(found, needed, strict=True)]
-
-
-def _places_of_gradients(loop: Loop, like: Tensor) -> dict[str, Tensor]:
-    """Make room for the gradients of all rows, vectors and adds; what nothing reaches is zero."""
-    found, sizes = {}, loop.sizes
-    for part, widths in (("row", sizes.rows), ("add", sizes.adds), ("vector", sizes.vectors)):
-        unused = loop.unused(f"{part}s")
-        for i, n in enumerate(widths):
-            if (name := f"{part} {i}") not in loop.shared:
-                make = like.new_zeros if i in unused else like.new_empty
-                found[f"of {name}"] = make(len(like), n)
-    return found
 
 
 def _of_weights(

@@ -175,6 +175,9 @@ class _Splitting:
                 env[node] = self._product(writing, node, weights, add)
             elif node.target is A.native_layer_norm.default:
                 env[node] = layer_norm(writing, node)
+            elif node.target is A.gather.default:  # whose places are numbers there as all others
+                places = writing.call(A._to_copy.default, env[node.args[2]], dtype=torch.int64)
+                env[node] = writing.call(A.gather.default, env[node.args[0]], 1, places)
             else:
                 self._shape_vectors(writing, node, vectors)
                 writing.copy(node, n)
@@ -216,10 +219,13 @@ class _Splitting:
             if given and (node.kwargs.get("beta", 1), node.kwargs.get("alpha", 1)) != (1, 1):
                 raise FuseError("bptt.fuse: aten.addmm with beta or alpha: write it as a sum")
         else:
-            if any(word in name_of(node) for word in ("index", "gather", "scatter", "embedding")):
+            is_gather = node.target is A.gather.default and node.args[2] not in self.depends
+            words = ("index", "gather", "scatter", "embedding")
+            if any(word in name_of(node) for word in words) and not is_gather:
                 raise FuseError(
-                    f"bptt.fuse: {name_of(node)} has no instruction in the loop: put units in "
-                    "another order by .flip, .roll, slices, or a product with a permutation matrix"
+                    f"bptt.fuse: {name_of(node)} has no instruction in the loop: choose units of a "
+                    "state by h[:, places], torch.gather, .flip, .roll or slices, at places that "
+                    "do not depend on it, and choose values with torch.where"
                 )
             given = leaves_of_args((node.args, node.kwargs))  # type: ignore[assignment]
         for a in given:
@@ -231,6 +237,11 @@ class _Splitting:
 
         Parts of a tensor enter as the whole, so that its gradient is written as a whole.
         """
+        if node.target is A.expand.default and _is_vector(node.args[0], self.has_rows):
+            self._enter(node.args[0])  # type: ignore[arg-type]
+            self.loop.append(node)
+            self.loop.sort(key=self.order.__getitem__)
+            return
         whole = _whole_of(node)
         if whole is not node and whole in self.has_rows and whole.meta["val"].dim() == 2:
             self._enter(whole)
@@ -290,6 +301,9 @@ class _Splitting:
         rows = [self._packed(writing, node, n) for node in self.rows]
         vectors = [self._packed(writing, node, 1) for node in self.vectors]
         for node, is_transposed in zip(self.weights, self.transposed, strict=True):
+            if is_transposed and node.target is A.t.default:
+                weights.append(writing.env[node.args[0]])  # type: ignore[index]
+                continue
             value = writing.env[node]
             weights.append(writing.call(A.t.default, value) if is_transposed else value)
         return writing.module((rows, vectors, weights, [writing.env[a] for a in passed]))
@@ -332,6 +346,11 @@ class _Splitting:
             writing.copy(node, n, with_products=True)
         module = writing.module([env[a] for a in self.of.outputs])
         return passed, module, {i for a, i in self.states.items() if env[a].users}
+
+
+def _is_vector(node: Any, has_rows: set[fx.Node]) -> bool:
+    val = node.meta["val"]
+    return node not in has_rows and val.dim() == 2 and val.shape[0] == 1
 
 
 def _width(node: fx.Node) -> int:

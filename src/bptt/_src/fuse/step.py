@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bptt._src.fuse.forms import form_of, take
 from bptt._src.layout import unwrapped
 from bptt._src.pytree import check_leaves, flatten, leaves_of
 from bptt._src.unroll.buffers import modules_in
@@ -23,6 +24,10 @@ class Tree:
         leaves, self._rebuild = flatten(tree)
         self._leaves = [None if isinstance(v, Tensor) else v for v in leaves]
         self._where = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
+        self._is_tensor = isinstance(tree, Tensor)
+        self._type = Tensor if self._is_tensor else type(tree)
+        self.form = form_of(tree)
+        """None: torch.compile cannot take it apart."""
 
     def __len__(self) -> int:
         return len(self._where)
@@ -33,10 +38,12 @@ class Tree:
     __hash__ = None  # type: ignore[assignment]
 
     def _form(self) -> tuple[Any, ...]:
-        return type(self._rebuild(self._leaves)), self._where, self._leaves
+        return self._type, self._where, self._leaves
 
     def filled(self, tensors: Sequence[Tensor]) -> Any:
         """Return the pytree with these tensors."""
+        if self._is_tensor:
+            return tensors[0]
         leaves = list(self._leaves)
         for i, t in zip(self._where, tensors, strict=True):
             leaves[i] = t
@@ -48,12 +55,28 @@ class Tree:
         Raises:
             ValueError: it is of another one.
         """
-        if Tree(tree) != self:
-            raise ValueError(
-                f"bptt.fuse: {what} has another form than the example had: expected "
-                f"{self._form()[0].__name__} of {len(self)} tensors, got {type(tree).__name__}"
-            )
-        return [v for v in leaves_of(tree) if isinstance(v, Tensor)]
+        if self._is_tensor and isinstance(tree, Tensor):
+            return [tree]
+        leaves = leaves_of(tree)
+        where = [i for i, v in enumerate(leaves) if isinstance(v, Tensor)]
+        others = [None if isinstance(v, Tensor) else v for v in leaves]
+        if (type(tree), where, others) != self._form():
+            raise self._refusal(tree, what)
+        return [leaves[i] for i in where]
+
+    def taken(self, tree: Any, what: str) -> list[Tensor]:
+        """Do the same where torch.compile looks on."""
+        assert self.form is not None
+        found: list[Tensor] = []
+        if not take(self.form, tree, found):
+            raise self._refusal(tree, what)
+        return found
+
+    def _refusal(self, tree: Any, what: str) -> ValueError:
+        return ValueError(
+            f"bptt.fuse: {what} has another form than the example had: expected "
+            f"{self._type.__name__} of {len(self)} tensors, got {type(tree).__name__}"
+        )
 
 
 class _Calls(nn.Module):

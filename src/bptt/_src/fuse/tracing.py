@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from bptt._src.engines.loops.step import changes, quietly
+from bptt._src.fuse.choosing import choose
 from bptt._src.fuse.separating import separate
 from bptt._src.fuse.simpler import Simpler
 from bptt._src.fuse.step import CellStep
@@ -160,7 +161,9 @@ def _traced(step: CellStep, example: Example) -> fx.GraphModule:
             raise FuseError(f"bptt.fuse: the step cannot be traced: {_reason(e)}") from e
         module.graph.eliminate_dead_code()
         holders = [n for n in module.graph.nodes if n.op == "placeholder"]
-        if separate(module.graph, holders[len(example.x) :][: len(example.state)]):
+        states = holders[len(example.x) :][: len(example.state)]
+        chooses = choose(module.graph, states)
+        if separate(module.graph, states) or chooses:
             module.recompile()
             with functions_as_nodes():
                 module = make_fx(module, tracing_mode="real")(*given())

@@ -42,7 +42,12 @@ class Writing:
         kwargs = self._resized(node.kwargs, there.kwargs, n)
         if with_products and node.target in PRODUCTS and not kwargs:
             *bias, left, right = args
+            of_right: Any = node.args[-1]
+            if of_right.target is A.t.default and of_right.args[0] in self.env:
+                right = self.env[of_right.args[0]]
+                bias = [*(bias or [None]), True]
             self.env[node] = self.call(product, left, right, *bias)
+            self.env[node].meta["of"] = node
             return
         self.env[node] = self.call(node.target, *args, **kwargs)  # type: ignore[arg-type]
 
@@ -73,6 +78,7 @@ class Writing:
 
     def module(self, output: Any) -> fx.GraphModule:
         self.graph.output(output)
+        self.graph.eliminate_dead_code()
         self.graph.lint()
         return fx.GraphModule(self.of.module, self.graph)
 

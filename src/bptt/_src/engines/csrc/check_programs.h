@@ -26,6 +26,8 @@ template <class T> std::vector<T> run_program(int64_t T_, int64_t B, int64_t H, 
     std::vector<uint8_t> zero(size_t(T_ * B));
     for (uint8_t &z : zero) z = random() % 5 == 0;
     std::vector<double> norms(size_t(T_ * B));
+    std::vector<T> turned(static_cast<size_t>(H));  // and one place that is not there
+    for (int64_t u = 0; u < H; u++) turned[size_t(u)] = T(u ? H - 1 - u : H);
     const bptt_place places[] = {
         {BPTT_STATE, H, 0, 0, 0, before.data(), last.data()},
         {BPTT_ROWS, H, H, 0, 0, x.data(), nullptr},
@@ -34,20 +36,48 @@ template <class T> std::vector<T> run_program(int64_t T_, int64_t B, int64_t H, 
         {BPTT_ROWS, H, H, 0, 0, after.data(), nullptr},
         {BPTT_TEMPORARY, 1, 0, 0, 0, nullptr, nullptr},
         {BPTT_PART, (H + 1) / 2, 0, 3, 0, nullptr, nullptr},
+        {BPTT_ROWS, H, 0, 0, 0, turned.data(), nullptr},
+        {BPTT_TEMPORARY, H, 0, 0, 0, nullptr, nullptr},
     };
     const auto op = instruction;
     const bptt_instruction code[] = {
         {op("product"), 2, 0, 0, 0}, {op("add"), 3, 2, 1, -1},    {op("sum"), 5, 6, -1, -1},
-        {op("amax"), 5, 6, -1, -1},  {op("spread"), 6, 5, -1, -1}, {op("tanh"), 4, 3, -1, -1},
-        {op("copy"), 0, 4, -1, -1},
+        {op("amax"), 5, 6, -1, -1},  {op("spread"), 6, 5, -1, -1}, {op("scatter"), 8, 3, 7, -1},
+        {op("tanh"), 4, 8, -1, -1},  {op("gather"), 8, 4, 7, -1},  {op("scatter"), 0, 8, 7, -1},
     };
     const bptt_weight weight = {H, H, H, 1, w.data()};
     const int64_t type = sizeof(T) == 8 ? BPTT_DOUBLE : BPTT_FLOAT;
-    const bptt_loop q = {type, threads, 0, T_, B, sizes.data(), 1, 7, places, 7, code, 1, &weight,
+    const bptt_loop q = {type, threads, 0, T_, B, sizes.data(), 1, 9, places, 9, code, 1, &weight,
                          zero.data(), factors.data(), nullptr, norms.data()};
     if (as_first([&] { return bptt_run_loop(&q); }) != 0) return {};
     after.insert(after.end(), last.begin(), last.end());
     after.insert(after.end(), norms.begin(), norms.end());
+    return after;
+}
+
+// h_t = a_t h_{t-1} + x_t: units that do not see each other.
+template <class T> std::vector<T> run_units(int64_t T_, int64_t B, int64_t H, int threads) {
+    std::mt19937 random(6);
+    auto draw = [&](int64_t n) { return normal<T>(random, n); };
+    auto x = draw(T_ * B * 2 * H), before = draw(B * H);
+    std::vector<T> after(size_t(T_ * B * H)), last(size_t(B * H));
+    const std::vector<int64_t> sizes(size_t(T_), B);
+    const bptt_place places[] = {
+        {BPTT_STATE, H, 0, 0, 0, before.data(), last.data()},
+        {BPTT_ROWS, H, 2 * H, 0, 0, x.data(), nullptr},
+        {BPTT_ROWS, H, 2 * H, 0, 0, x.data() + H, nullptr},
+        {BPTT_TEMPORARY, H, 0, 0, 0, nullptr, nullptr},
+        {BPTT_ROWS, H, H, 0, 0, after.data(), nullptr},
+    };
+    const auto op = instruction;
+    const bptt_instruction code[] = {{op("sigmoid"), 3, 1, -1, -1},
+                                     {op("muladd"), 4, 3, 0, 2},
+                                     {op("copy"), 0, 4, -1, -1}};
+    const int64_t type = sizeof(T) == 8 ? BPTT_DOUBLE : BPTT_FLOAT;
+    const bptt_loop q = {type, threads, 0, T_, B, sizes.data(), 1, 5, places, 3, code, 0, nullptr,
+                         nullptr, nullptr, nullptr, nullptr};
+    if (as_first([&] { return bptt_run_loop(&q); }) != 0) return {};
+    after.insert(after.end(), last.begin(), last.end());
     return after;
 }
 
@@ -83,6 +113,7 @@ template <class T> bool check_programs() {
         same = same && all_isas_agree<T>([=](int n) {
             return run_program<T>(x, y, z, n);
         });
+        same = same && all_isas_agree<T>([=](int n) { return run_units<T>(400 * x, y % 3 + 1, 3 * z, n); });
         for (int kind = 0; kind < 8; kind++)
             same = same && all_isas_agree<T>([=](int n) {
                 return run_product<T>(x, y, z, kind, n);

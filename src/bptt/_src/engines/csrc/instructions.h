@@ -8,10 +8,10 @@
 
 namespace {
 
-enum : int64_t { PRODUCT, SUM, AMAX, SPREAD };  // the first ones; the others are elementwise
+enum : int64_t { PRODUCT, SUM, AMAX, SPREAD, GATHER, SCATTER, ELEMENTWISE };  // and all from there on
 
 template <class T> struct Operands {
-    int64_t rows, width, summed;  // summed: how many numbers SUM and AMAX read
+    int64_t rows, width, read;  // read: how many numbers the first operand has, where not `width`
     T *to;
     const T *from[3];
     int64_t to_row, row[3];  // from one row to the next
@@ -46,7 +46,7 @@ template <class T> void sum(const Operands<T> &of) {
     for (int64_t r = 0; r < of.rows; r++) {
         const T *const a = of.from[0] + r * of.row[0];
         V<T> sums{};
-        for (int64_t u = 0; u < of.summed; u += WIDTH<T>) sums += load(a + u, of.summed - u);
+        for (int64_t u = 0; u < of.read; u += WIDTH<T>) sums += load(a + u, of.read - u);
         T total = 0;
         for (int i = 0; i < WIDTH<T>; i++) total += sums[i];
         std::fill_n(of.to + r * of.to_row, of.width, total);
@@ -58,7 +58,7 @@ template <class T> void largest(const Operands<T> &of) {
     for (int64_t r = 0; r < of.rows; r++) {
         const T *const a = of.from[0] + r * of.row[0];
         T most = a[0];
-        for (int64_t u = 1; u < of.summed && most == most; u++)
+        for (int64_t u = 1; u < of.read && most == most; u++)
             if (!(a[u] <= most)) most = a[u];
         std::fill_n(of.to + r * of.to_row, of.width, most);
     }
@@ -67,6 +67,27 @@ template <class T> void largest(const Operands<T> &of) {
 template <class T> void spread(const Operands<T> &of) {
     for (int64_t r = 0; r < of.rows; r++)
         std::fill_n(of.to + r * of.to_row, of.width, of.from[0][r * of.row[0]]);
+}
+
+// The numbers of a row at the places that b tells: whole numbers; NaN where there is no such place.
+template <class T> void gather(const Operands<T> &of) {
+    for (int64_t r = 0; r < of.rows; r++) {
+        const T *const a = of.from[0] + r * of.row[0], *const b = of.from[1] + r * of.row[1];
+        T *const to = of.to + r * of.to_row;
+        for (int64_t u = 0; u < of.width; u++)
+            to[u] = b[u] >= T(0) && b[u] < T(of.read) ? a[int64_t(b[u])] : T(NAN);
+    }
+}
+
+// Their way back: each number of a is added where b tells, to zeros.
+template <class T> void scatter(const Operands<T> &of) {
+    for (int64_t r = 0; r < of.rows; r++) {
+        const T *const a = of.from[0] + r * of.row[0], *const b = of.from[1] + r * of.row[1];
+        T *const to = of.to + r * of.to_row;
+        std::fill_n(to, of.width, T(0));
+        for (int64_t u = 0; u < of.read; u++)
+            if (b[u] >= T(0) && b[u] < T(of.width)) to[int64_t(b[u])] += a[u];
+    }
 }
 
 // The remainder that has the sign of y, as Python's.
@@ -126,12 +147,12 @@ template <class T> using Instruction = void (*)(const Operands<T> &);
 #define BPTT_INSTRUCTION(name, n, value)                                                           \
     [](const Operands<T> &of) { elementwise<T, n>(of, [](BPTT_OF_##n) -> V<T> { return value; }); },
 template <class T> constexpr Instruction<T> instructions[] = {
-    nullptr, sum<T>, largest<T>, spread<T>, BPTT_INSTRUCTIONS};
+    nullptr, sum<T>, largest<T>, spread<T>, gather<T>, scatter<T>, BPTT_INSTRUCTIONS};
 #undef BPTT_INSTRUCTION
 
 #define BPTT_INSTRUCTION(name, n, value) #name,
-constexpr const char *instruction_names[] = {"product", "sum", "amax", "spread",
-                                              BPTT_INSTRUCTIONS};
+constexpr const char *instruction_names[] = {"product", "sum",     "amax",           "spread",
+                                              "gather",  "scatter", BPTT_INSTRUCTIONS};
 #undef BPTT_INSTRUCTION
 constexpr int64_t INSTRUCTIONS = sizeof instruction_names / sizeof *instruction_names;
 

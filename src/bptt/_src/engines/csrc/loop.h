@@ -1,6 +1,7 @@
 // A loop over the steps of a sequence whose step is a program: instructions on rows of numbers, as
 // bptt_kernels.h has them. The sequences are divided among the threads, which never wait for each
-// other: what a row holds depends on no other row.
+// other: what a row holds depends on no other row. Where there are fewer sequences than threads, and
+// no unit sees another one, the units are.
 //
 // Between two products, instructions run on a few sequences at a time, one instruction after the
 // other, so that what they leave for each other stays in the first cache.
@@ -15,6 +16,8 @@ namespace {
 
 constexpr int64_t SMALL_LOOP = 100000;    // operations that are not worth a second thread
 constexpr int64_t TILE_BYTES = 24 << 10;  // of what instructions leave for each other
+constexpr int64_t FEW_UNITS = 32;         // that are not divided among threads
+constexpr int64_t LINE = 16;              // units that lie side by side in a thread's share
 
 template <class P> struct Loop {
     using T = Sum<P>;
@@ -33,8 +36,33 @@ template <class P> struct Loop {
     Panels<P> *panels;
     P *rounded;       // the left sides of products, [B, most columns of any], where they round
     int64_t tile = 1, rounded_row = 0;
+    const int64_t units = independent_units();  // as wide as all places; or 0
 
     explicit Loop(const bptt_loop &loop) : q(loop) {}
+
+    // The width of all places, if what is in one column never comes into another one; or 0.
+    int64_t independent_units() const {
+        const int64_t width = q.places[0].width;
+        if (q.norms) return 0;
+        for (int64_t i = 0; i < q.instructions; i++)
+            if (q.code[i].op < ELEMENTWISE) return 0;
+        for (int64_t i = 0; i < q.n_places; i++) {
+            const bptt_place &p = q.places[i];
+            if (p.kind == BPTT_PART || p.width != width) return 0;
+            for (int64_t j = 0; j < i && p.kind == BPTT_ROWS; j++) {
+                const int64_t apart = std::abs(int64_t(p.data) - int64_t(q.places[j].data));
+                if (q.places[j].kind == BPTT_ROWS && apart && apart < width * int64_t(sizeof(T))) return 0;
+            }
+        }
+        return width;
+    }
+
+    bool is_by_units() const { return units && B < q.threads; }
+
+    // A share of the columns of a place.
+    static Range some(const Range &own, int64_t width) {
+        return {std::min(own.begin, width), std::min(own.end, width)};
+    }
 
     int team() const {
         int64_t work = 0;
@@ -44,7 +72,8 @@ template <class P> struct Loop {
             work += code.op == PRODUCT ? width * q.weights[code.b].depth : width;
         }
         const int64_t rows = walk.all();
-        return work * rows < SMALL_LOOP ? 1 : int(std::min(q.threads, B));
+        if (work * rows < SMALL_LOOP) return 1;
+        return int(std::min(q.threads, is_by_units() ? std::max(B, units / FEW_UNITS) : B));
     }
 
     static int64_t own_row(const bptt_place &p) { return round_up<T>(p.width); }
@@ -98,19 +127,24 @@ template <class P> struct Loop {
     void work(const Member &me) {
         for (int64_t i = 0; i < q.n_weights; i++) pack(me, q.weights[i], panels[i]);
         me.wait();
-        const Range own = me.share(B);
-        if (own.size() <= 0) return;
+        const Range own = is_by_units() ? Range{0, B} : me.share(B);
+        const Range columns = is_by_units() ? me.share(units, LINE) : Range{0, INT64_MAX};
+        if (own.size() <= 0 || columns.size() <= 0) return;
         each_state([&](const bptt_place &p, const Place &state, int64_t) {
+            const Range u = some(columns, p.width);
             for (int64_t b = own.begin; b < own.end; b++)
-                std::copy_n(static_cast<const T *>(p.data) + b * p.width, p.width, state.data + b * state.row);
+                std::copy_n(static_cast<const T *>(p.data) + b * p.width + u.begin, u.size(),
+                            state.data + b * state.row + u.begin);
         });
         walk.each([&](int64_t, int64_t row, int64_t n) {
             const Range running{own.begin, std::min(own.end, n)};
-            if (running.size() > 0) step(me, row, running);
+            if (running.size() > 0) step(me, row, running, columns);
         });
         each_state([&](const bptt_place &p, const Place &state, int64_t) {
+            const Range u = some(columns, p.width);
             for (int64_t b = own.begin; b < own.end; b++)
-                std::copy_n(state.data + b * state.row, p.width, static_cast<T *>(p.last) + b * p.width);
+                std::copy_n(state.data + b * state.row + u.begin, u.size(),
+                            static_cast<T *>(p.last) + b * p.width + u.begin);
         });
     }
 
@@ -131,12 +165,13 @@ template <class P> struct Loop {
         });
     }
 
-    // A step of some sequences, whose first would be in this row.
-    void step(const Member &me, int64_t row, const Range &running) {
+    // A step of some columns of some sequences, whose first would be in this row.
+    void step(const Member &me, int64_t row, const Range &running, const Range &columns) {
         each_state([&](const bptt_place &p, const Place &state, int64_t number) {
+            const Range u = some(columns, p.width);
             for (int64_t b = running.begin; b < running.end; b++) {
                 T *const at = state.data + b * state.row;
-                if (q.zero_before && q.zero_before[row + b]) std::fill_n(at, p.width, T(0));
+                if (q.zero_before && q.zero_before[row + b]) std::fill_n(at + u.begin, u.size(), T(0));
                 if (q.norms) q.norms[(row + b) * q.states + number] = norm(at, p.width);
             }
         });
@@ -148,15 +183,16 @@ template <class P> struct Loop {
             const int64_t first = i;
             while (i < q.instructions && q.code[i].op != PRODUCT) i++;
             for (int64_t b = running.begin; b < running.end; b += tile)
-                run_tile(me, row, {b, std::min(b + tile, running.end)}, first, i);
+                run_tile(me, row, {b, std::min(b + tile, running.end)}, columns, first, i);
         }
         if (!q.factors_after && !q.zero_after) return;
         each_state([&](const bptt_place &p, const Place &state, int64_t) {
+            const Range u = some(columns, p.width);
             for (int64_t b = running.begin; b < running.end; b++) {
-                T *const at = state.data + b * state.row;
+                T *const at = state.data + b * state.row + u.begin;
                 const T factor = q.factors_after ? static_cast<const T *>(q.factors_after)[row + b] : T(1);
-                if (factor == T(0) || (q.zero_after && q.zero_after[row + b])) std::fill_n(at, p.width, T(0));
-                else for (int64_t u = 0; u < p.width; u++) at[u] *= factor;
+                if (factor == T(0) || (q.zero_after && q.zero_after[row + b])) std::fill_n(at, u.size(), T(0));
+                else for (int64_t i = 0; i < u.size(); i++) at[i] *= factor;
             }
         });
     }
@@ -188,18 +224,20 @@ template <class P> struct Loop {
                     code.c != 0);
     }
 
-    void run_tile(const Member &me, int64_t row, const Range &some, int64_t first, int64_t end) const {
+    void run_tile(const Member &me, int64_t row, const Range &rows, const Range &columns, int64_t first,
+                  int64_t end) const {
         for (int64_t i = first; i < end; i++) {
             const bptt_instruction &code = q.code[i];
             Operands<T> of;
-            of.rows = some.size(), of.width = q.places[code.to].width;
-            of.to = at(me, code.to, row, some.begin), of.to_row = places[code.to].row;
+            const Range u = some(columns, q.places[code.to].width);
+            of.rows = rows.size(), of.width = u.size();
+            of.to = at(me, code.to, row, rows.begin) + u.begin, of.to_row = places[code.to].row;
             const int64_t from[] = {code.a, code.b, code.c};
             for (int k = 0; k < 3; k++) {
                 if (from[k] < 0) continue;
-                of.from[k] = at(me, from[k], row, some.begin), of.row[k] = places[from[k]].row;
+                of.from[k] = at(me, from[k], row, rows.begin) + u.begin, of.row[k] = places[from[k]].row;
             }
-            if (code.op == SUM || code.op == AMAX) of.summed = q.places[code.a].width;
+            if (code.op < ELEMENTWISE) of.read = q.places[code.a].width;
             instructions<T>[code.op](of);
         }
     }

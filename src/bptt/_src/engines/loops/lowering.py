@@ -38,6 +38,8 @@ _SAME = {
     *(A._to_copy.default, torch.ops.prims.convert_element_type.default),
     *(A.contiguous.default, A.clone.default, torch.ops.prims.squeeze.default),
 }
+_AT_PLACES = (A.gather.default, A.scatter_add.default)
+"""Operations that take numbers as whole ones."""
 _FLIPS = (A.permute.default, A.t.default, A.transpose.int)
 _FULL = {
     A.full.default: lambda n: args_of(n)[1],
@@ -212,7 +214,8 @@ class Lowering(Shapes):
         source = args_of(node)[0]
         assert isinstance(source, fx.Node)
         dtype, before = node.meta["val"].dtype, source.meta["val"].dtype
-        if dtype is not before and not _keeps_numbers(before, dtype):
+        is_kept = _keeps_numbers(before, dtype) or all(u.target in _AT_PLACES for u in node.users)
+        if dtype is not before and not is_kept:
             raise NotAProgram(f"{called(node)} from {before} to {dtype}")
         found = self.lower(source)
         if isinstance(found, Value) and width_of(node) != found.width:
@@ -246,6 +249,22 @@ class Lowering(Shapes):
             raise NotAProgram("a matrix product with the same left side at each step")
         weight = Weight(self.weights[right], flips % 2 == 1)
         return self.writer.product(self._to(node), value, weight)
+
+    def _gather(self, node: fx.Node) -> Value:
+        x, dim, places = args_of(node)
+        return self._at_places("gather", node, x, dim, places)
+
+    def _scatter(self, node: fx.Node) -> Value:
+        to, dim, places, values = args_of(node)
+        if self.lower(to) != Number(0):
+            raise NotAProgram("aten.scatter_add to what is not zero has no instruction")
+        return self._at_places("scatter", node, values, dim, places)
+
+    def _at_places(self, op: str, node: fx.Node, x: fx.Node, dim: int, places: fx.Node) -> Value:
+        if dim % 2 != 1 or node.meta["val"].dim() != 2:
+            raise NotAProgram(f"{called(node)} but of the units in [batch, units]")
+        given = [self.value(t, width_of(t)) for t in (x, places)]
+        return self.writer.emit(op, self._to(node), *given)
 
     def _where(self, node: fx.Node) -> Value:
         return self._elementwise("where", node, *args_of(node))
@@ -292,6 +311,8 @@ _SPECIAL: dict[Any, Callable[[Lowering, fx.Node], Lowered]] = {
     A.as_strided.default: Lowering._as_strided,
     A.copy.default: lambda self, n: self.value(args_of(n)[1], width_of(n)),
     A.mm.default: Lowering._product,
+    A.gather.default: Lowering._gather,
+    A.scatter_add.default: Lowering._scatter,
     A.isnan.default: lambda self, n: self._elementwise("ne", n, *args_of(n), *args_of(n)),
     A.where.self: Lowering._where,
     A.clamp.default: Lowering._clamp,

@@ -5,11 +5,12 @@ What the fields of a call mean is in ``engines/csrc/bptt_kernels.h``.
 
 from __future__ import annotations
 
-import ctypes
 import struct
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from bptt._src.engines.guard import address
 from bptt._src.engines.kernel_library import library
 
 _ROWS, _STATE, _BETWEEN, TEMPORARY, _PART = range(5)
-_PLACE = struct.Struct("=7q")
-_WEIGHT = struct.Struct("=5q")
+_ROW, _DATA, _LAST = 2, 5, 6
+"""Of the seven numbers of a place."""
 _LOOP = struct.Struct("=17q")
 
 
@@ -132,10 +133,8 @@ class Writer:
             for i, (x, width) in enumerate(self.constants)
         }
         wholes = {i: numbers[_key_of(v.whole)] for i, v in enumerate(places) if v.whole is not None}
-        packed = (ctypes.c_int64 * (5 * len(code)))(*(n for line in code for n in line))
-        return Program(
-            tuple(places), wholes, packed, len(code), len(states), tuple(self.weights), constants
-        )
+        packed = array("q", [n for line in code for n in line])
+        return Program(tuple(places), wholes, packed, len(states), tuple(self.weights), constants)
 
 
 def _key_of(v: Value) -> object:
@@ -208,8 +207,7 @@ class Program:
 
     places: tuple[Value, ...]
     wholes: dict[int, int]
-    code: ctypes.Array[ctypes.c_int64]
-    instructions: int
+    code: array[int]
     states: int
     weights: tuple[Weight, ...]
     constants: dict[str, Tensor]
@@ -244,31 +242,27 @@ class Program:
         Raises:
             MemoryError: there is none.
         """
-        tensors = {**self.constants, **tensors}
-        places = bytearray()
-        for i, v in enumerate(self.places):
-            if v.kind == _ROWS:
-                t = tensors[v.name]
-                row = 0 if v.is_vector else t.stride(0)
-                data = address(t) + v.offset * t.element_size()
-                places += _PLACE.pack(_ROWS, v.width, row, 0, 0, data, 0)
-            elif v.kind == _STATE:
-                before, after = states[int(v.name)]
-                places += _PLACE.pack(_STATE, v.width, 0, 0, 0, address(before), address(after))
-            else:
-                whole = self.wholes.get(i, 0)
-                places += _PLACE.pack(v.kind, v.width, 0, whole, v.offset, 0, 0)
-        weights = bytearray()
+        places = self._laid_out.places[:]
+        for name, of in self._laid_out.rows:
+            t = tensors[name]
+            data, row, size = address(t), t.stride(0), t.element_size()
+            for at, offset, is_vector in of:
+                places[at + _ROW] = 0 if is_vector else row
+                places[at + _DATA] = data + offset * size
+        for at, number in self._laid_out.states:
+            before, after = states[number]
+            places[at + _DATA], places[at + _LAST] = address(before), address(after)
+        weights = array("q")
         for w in self.weights:
             t = tensors[w.name]
             depth, columns = t.shape[::-1] if w.is_transposed else t.shape
-            weights += _WEIGHT.pack(depth, columns, t.stride(0), w.is_transposed, address(t))
-        own = bytes(places), bytes(weights), (ctypes.c_int64 * len(sizes))(*sizes)
+            weights.extend((depth, columns, t.stride(0), w.is_transposed, address(t)))
+        own = array("q", sizes)
         call = _LOOP.pack(
-            *(type_, threads.allowed(), last_first, len(sizes), sizes[0], ctypes.addressof(own[2])),
-            *(self.states, len(self.places), _start(own[0])),
-            *(self.instructions, ctypes.addressof(self.code)),
-            *(len(self.weights), _start(own[1])),
+            *(type_, threads.allowed(), last_first, len(sizes), sizes[0], _start(own)),
+            *(self.states, len(self.places), _start(places)),
+            *(len(self.code) // 5, _start(self.code)),
+            *(len(self.weights), _start(weights)),
             *(
                 0 if t is None else address(t)
                 for t in (zero_before, factors_after, zero_after, norms)
@@ -277,6 +271,37 @@ class Program:
         if library().bptt_run_loop(call) != 0:
             raise MemoryError(f"bptt: no memory for the work space of {sizes[0]} sequences")
 
+    @cached_property
+    def _laid_out(self) -> _LaidOut:
+        places, states = array("q"), list[tuple[int, int]]()
+        of_rows: dict[str, list[tuple[int, int, bool]]] = {}
+        for i, v in enumerate(self.places):
+            at, data = len(places), 0
+            if v.kind == _ROWS and v.name in self.constants:
+                data = address(self.constants[v.name]) + v.offset * self._element_size
+            elif v.kind == _ROWS:
+                of_rows.setdefault(v.name, []).append((at, v.offset, v.is_vector))
+            elif v.kind == _STATE:
+                states.append((at, int(v.name)))
+            offset = v.offset if v.kind == _PART else 0
+            places.extend((v.kind, v.width, 0, self.wholes.get(i, 0), offset, data, 0))
+        return _LaidOut(places, list(of_rows.items()), states)
 
-def _start(data: bytes) -> int:
-    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+    @property
+    def _element_size(self) -> int:
+        return next(iter(self.constants.values())).element_size()
+
+
+class _LaidOut(NamedTuple):
+    """The places of a program as the library takes them, but for what changes from call to call."""
+
+    places: array[int]
+    rows: list[tuple[str, list[tuple[int, int, bool]]]]
+    """By the name of a tensor: where its places begin, their first columns, and which are one row
+    for all."""
+    states: list[tuple[int, int]]
+    """Where they begin, and their numbers."""
+
+
+def _start(data: array[int]) -> int:
+    return data.buffer_info()[0]
