@@ -13,6 +13,7 @@ from bptt._src.credit.credit import Credit
 from bptt._src.credit.online import OnlineState, is_online
 from bptt._src.credit.plan import Plan, check_directions, plan_for
 from bptt._src.credit.spelling import as_credit
+from bptt._src.dropout import masks
 from bptt._src.dtypes import check_dtype, computed_in, is_bf16, rounded
 from bptt._src.dynamo import allow
 from bptt._src.engines.guard import is_exporting, only_by_autograd, without_autocast
@@ -30,6 +31,7 @@ from bptt._src.run_layer import Directly, LayerRun, Recorded
 from bptt._src.run_online import run_online
 from bptt._src.uncompiled import uncompiled
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
+from bptt.cells.zoneout import Rates, mask_rates, with_zoneout
 
 
 class Layers(NotQuantized, nn.Module):
@@ -49,6 +51,8 @@ class Layers(NotQuantized, nn.Module):
     dropout: float
     bidirectional: bool
     proj_size: int
+    zoneout: Rates = ()
+    """For each tensor of the state, the probability that a unit keeps it; (): none."""
 
     takes_carry = takes_credit = True
     """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
@@ -244,7 +248,7 @@ class Layers(NotQuantized, nn.Module):
             x, state = x.to(dtype), tuple([s.to(dtype) for s in state])
         finals: list[State] = []
         each: list[State] = []
-        cell, directions = self.cell, self._directions
+        cell, directions = self._stepped(), self._directions
         one = self.num_layers == len(directions) == 1
         of_each = [state] if one else list(zip(*(s.split(1) for s in state), strict=True))
         for layer in range(self.num_layers):
@@ -253,7 +257,8 @@ class Layers(NotQuantized, nn.Module):
                 initial, w = of_each[len(finals)], self._weights(layer, reverse)
                 if dtype is not own:
                     w = Weights(*[p if p is None else p.to(dtype) for p in w])  # type: ignore[arg-type]
-                y, final, others = run.layer(cell, x, initial, w, reverse, layer)
+                rows = torch.cat([x, run.drawn(self._masks, x, layer)], -1) if cell.masks else x
+                y, final, others = run.layer(cell, rows, initial, w, reverse, layer)
                 outputs.append((y, *others))
                 finals.append(final)
             states = outputs[0]
@@ -265,6 +270,14 @@ class Layers(NotQuantized, nn.Module):
             if self.dropout and not last:
                 x = run.drop_out(x, self.dropout, self.training)
         return run.result(x), finals, each
+
+    def _stepped(self, draws: bool = True) -> Cell:
+        """Return the cell that is run: with zoneout, by masks where some are drawn in training."""
+        return with_zoneout(self.cell, self.zoneout, draws and self.training)
+
+    def _masks(self, like: Tensor, rows: tuple[int, ...]) -> Tensor:
+        """Draw the masks of zoneout for the rows of a layer, which stand beside its inputs."""
+        return masks(like, rows, mask_rates(self.cell, self.zoneout), self.hidden_size)
 
     def _parameter(self, name: str) -> Any:
         found = self._parameters.get(name)  # in most cases, and quicker than as an attribute

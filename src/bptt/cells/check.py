@@ -21,10 +21,15 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
         projects: whether what they call h is projected, so that h_{t-1} has another size.
 
     Raises:
-        ValueError: they do not return the state; or they are not elementwise, draw random numbers,
+        ValueError: there are masks; they do not return the state; or they are not elementwise, draw random numbers,
             or use a tensor of their own that needs a gradient, so that gradients would be wrong;
             or they read h_{t-1} itself although there is a projection.
     """
+    if cell.masks:
+        raise ValueError(
+            f"bptt.Recurrent: masks are made for zoneout alone, got a cell with masks={cell.masks}: "
+            "give them as inputs, or pass zoneout"
+        )
     sizes = [(B, H)] * (cell.gates_x + cell.gates_h + cell.states) + [(H,)] * cell.units
     generator = torch.Generator().manual_seed(0)
     with _disable_current_modes(), torch.random.fork_rng(devices=[]), torch.enable_grad():
