@@ -13,7 +13,6 @@ from bptt._src.credit.credit import Credit
 from bptt._src.credit.online import OnlineState, is_online
 from bptt._src.credit.plan import Plan, check_directions, plan_for
 from bptt._src.credit.spelling import as_credit
-from bptt._src.dropout import masks
 from bptt._src.dtypes import check_dtype, computed_in, is_bf16, rounded
 from bptt._src.dynamo import allow
 from bptt._src.engines.guard import is_exporting, only_by_autograd, without_autocast
@@ -30,11 +29,11 @@ from bptt._src.rows import Rows, order_of, sizes_of
 from bptt._src.run_layer import Directly, LayerRun, Recorded
 from bptt._src.run_online import run_online
 from bptt._src.uncompiled import uncompiled
+from bptt._src.zoned import WithZoneout
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
-from bptt.cells.zoneout import Rates, mask_rates, with_zoneout
 
 
-class Layers(NotQuantized, nn.Module):
+class Layers(WithZoneout, NotQuantized, nn.Module):
     """What all recurrent modules share: everything but their parameters.
 
     Subclasses have the attributes of :class:`torch.nn.RNNBase`, and its parameters by name. Those
@@ -51,8 +50,6 @@ class Layers(NotQuantized, nn.Module):
     dropout: float
     bidirectional: bool
     proj_size: int
-    zoneout: Rates = ()
-    """For each tensor of the state, the probability that a unit keeps it; (): none."""
 
     takes_carry = takes_credit = True
     """What :func:`bptt.unroll` asks: that plans can be handed on, to be carried out in one pass."""
@@ -270,14 +267,6 @@ class Layers(NotQuantized, nn.Module):
             if self.dropout and not last:
                 x = run.drop_out(x, self.dropout, self.training)
         return run.result(x), finals, each
-
-    def _stepped(self, draws: bool = True) -> Cell:
-        """Return the cell that is run: with zoneout, by masks where some are drawn in training."""
-        return with_zoneout(self.cell, self.zoneout, draws and self.training)
-
-    def _masks(self, like: Tensor, rows: tuple[int, ...]) -> Tensor:
-        """Draw the masks of zoneout for the rows of a layer, which stand beside its inputs."""
-        return masks(like, rows, mask_rates(self.cell, self.zoneout), self.hidden_size)
 
     def _parameter(self, name: str) -> Any:
         found = self._parameters.get(name)  # in most cases, and quicker than as an attribute

@@ -15,7 +15,6 @@ from bptt._src.signatures import Device, Forward
 from bptt.cells import BY_NAME, Cell
 from bptt.cells.check import check_equations
 from bptt.cells.elman import SIGMOID
-from bptt.cells.zoneout import rates_of
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -95,7 +94,7 @@ class Recurrent(Layers):
         self.input_size, self.hidden_size, self.num_layers = sizes.values()
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size = bidirectional, proj_size
-        self.zoneout = rates_of("bptt.Recurrent", cell, zoneout, proj_size > 0)
+        self.zoneout = zoneout
         of_x, of_h = cell.gates_x * hidden_size, cell.gates_h * hidden_size
         outputs, inputs = proj_size or hidden_size, input_size
         for layer in range(num_layers):
@@ -152,9 +151,6 @@ class _OfTorch(Layers, nn.RNNBase):
     @property
     def _is_torchs(self) -> bool:
         return self.cell is not SIGMOID and not self.zoneout
-
-    def _set_zoneout(self, zoneout: float | Sequence[float]) -> None:
-        self.zoneout = rates_of(self._called, self.cell, zoneout, self.proj_size > 0)
 
     def extra_repr(self) -> str:
         """Describe the arguments as torch.nn does."""
@@ -244,7 +240,7 @@ class RNN(_OfTorch, nn.RNN):
             dtype=dtype,
         )
         self.mode, self.nonlinearity = mode, nonlinearity
-        self._set_zoneout(zoneout)
+        self.zoneout = zoneout
 
     def extra_repr(self) -> str:
         """Describe the arguments as torch.nn does; the nonlinearity only where it has none."""
@@ -312,7 +308,7 @@ class GRU(_OfTorch, nn.GRU):
             device=device,
             dtype=dtype,
         )
-        self._set_zoneout(zoneout)
+        self.zoneout = zoneout
 
     def _under_autocast(
         self, dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool
@@ -383,7 +379,7 @@ class LSTM(_OfTorch, nn.LSTM):
             device=device,
             dtype=dtype,
         )
-        self._set_zoneout(zoneout)
+        self.zoneout = zoneout
 
     def _under_autocast(
         self, dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool

@@ -17,12 +17,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
-from numbers import Real
 
 import torch
 from torch import Tensor
 
-from bptt._src.uncompiled import at_compile_time
 from bptt.cells.cell import Cell
 from bptt.cells.weights import Blocks, State
 
@@ -30,7 +28,7 @@ Rates = tuple[float, ...]
 """For each tensor of the state, the probability that a unit keeps it; () where none is kept."""
 
 
-def rates_of(called: str, cell: Cell, zoneout: object, projects: bool) -> Rates:
+def rates_of(called: str, cell: Cell, zoneout: float | Sequence[float], projects: bool) -> Rates:
     """Return the rate of each tensor of a cell's state.
 
     Args:
@@ -43,8 +41,10 @@ def rates_of(called: str, cell: Cell, zoneout: object, projects: bool) -> Rates:
         ValueError: a rate is below 0 or not below 1, there are not as many as tensors in the state,
             those of tensors that belong together differ, or that of a projected h is not 0.
     """
-    given = zoneout if isinstance(zoneout, Sequence) else (zoneout,) * cell.states
-    if len(given) != cell.states or not all(isinstance(p, Real) and 0 <= p < 1 for p in given):
+    given = tuple(zoneout) if isinstance(zoneout, Sequence) else (zoneout,) * cell.states
+    if len(given) != cell.states or not all(
+        isinstance(p, float | int) and 0 <= p < 1 for p in given
+    ):
         raise ValueError(
             f"{called}: zoneout must be from 0 to below 1, or {cell.states} such numbers, one for "
             f"each tensor in the state of {cell.name}, got {zoneout!r}"
@@ -64,7 +64,6 @@ def rates_of(called: str, cell: Cell, zoneout: object, projects: bool) -> Rates:
     return rates if any(rates) else ()
 
 
-@at_compile_time
 @lru_cache(maxsize=256)
 def with_zoneout(cell: Cell, rates: Rates, draws: bool) -> Cell:
     """Return a cell with zoneout.
