@@ -1,4 +1,4 @@
-"""Zoneout: any cell against a loop in plain torch with the same masks, in every way of calling it."""
+"""Zoneout: any cell against a loop in plain torch with the same masks, however it is called."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def drawn(monkeypatch):
 
 
 def masks_of_states(cell, rates, masks):
-    """For each tensor of the state its mask, [..., H], by the definition; None where it has none."""
+    """For each tensor of the state its mask, [..., H], by the definition, or None."""
     each, found = iter(masks.split(H, -1)), []
     for s, p in enumerate(rates):
         tied = [r for r in range(s) if r in cell.tied and s in cell.tied]
@@ -320,7 +320,7 @@ def test_derivatives_of_derivatives_and_forward_mode(name, drawn):
 
 def test_each_state_after_each_step_is_given_out(drawn):
     x, module = inputs(), MODULES["lstm"]()
-    y, (h_n, c_n), ((h, c),) = module(x, return_states=True)
+    y, (_, c_n), ((h, c),) = module(x, return_states=True)
     assert torch.equal(y, h)
     assert torch.equal(c[-1], c_n[0])
     m = drawn[0][1:, :, H:] == 1
@@ -388,6 +388,25 @@ def test_the_gradient_flow_is_that_of_the_masks_drawn(losses, training, drawn):
                 assert float(found) == pytest.approx(float(expected), rel=1e-8)
 
 
+def test_every_check_of_a_module_passes():
+    result = bptt.check_module(MODULES["lstm"](), torch.randn(T, 2, I, **F64))
+    assert not result.wrong, result
+
+
+def test_the_rates_may_be_changed():
+    torch.manual_seed(0)
+    module, x = bptt.GRU(I, H, zoneout=0.1), torch.randn(T, B, I)
+    module.zoneout = 0.9
+    assert module.zoneout == (0.9,)
+    y, _ = module(x)
+    assert float((y[1:] == y[:-1]).float().mean()) > 0.8
+    with pytest.raises(ValueError, match=r"bptt\.GRU: zoneout"):
+        module.zoneout = 1.5
+    module.zoneout = 0
+    assert module.zoneout == ()
+    assert not bool((module(x)[0][1:] == y[:-1]).any())
+
+
 def test_without_zoneout_nothing_is_drawn_and_nothing_changes(drawn):
     torch.manual_seed(0)
     one, other = bptt.LSTM(I, H, zoneout=0.0), bptt.LSTM(I, H)
@@ -448,5 +467,5 @@ def test_with_a_projection_c_can_be_kept(drawn):
 
 
 def test_torch_has_no_such_modules():
-    with pytest.raises(ConfigError, match="torch.nn has no such modules as .*zoneout"):
+    with pytest.raises(ConfigError, match=r"torch\.nn has no such modules as .*zoneout"):
         bptt.convert(torch.nn.Sequential(bptt.LSTM(I, H, zoneout=0.1)), to="torch")

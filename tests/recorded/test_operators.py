@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
-
-import re
 
 import pytest
 import torch

@@ -21,14 +21,14 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
         projects: whether what they call h is projected, so that h_{t-1} has another size.
 
     Raises:
-        ValueError: there are masks; they do not return the state; or they are not elementwise, draw random numbers,
+        ValueError: they do not return the state; or they are not elementwise, draw random numbers,
             or use a tensor of their own that needs a gradient, so that gradients would be wrong;
-            or they read h_{t-1} itself although there is a projection.
+            or they read h_{t-1} itself although there is a projection; or the cell has masks.
     """
     if cell.masks:
         raise ValueError(
-            f"bptt.Recurrent: masks are made for zoneout alone, got a cell with masks={cell.masks}: "
-            "give them as inputs, or pass zoneout"
+            f"bptt.Recurrent: only zoneout makes masks, got a cell with masks={cell.masks}: leave "
+            "them out, and give what they stand for as inputs"
         )
     sizes = [(B, H)] * (cell.gates_x + cell.gates_h + cell.states) + [(H,)] * cell.units
     generator = torch.Generator().manual_seed(0)

@@ -111,8 +111,8 @@ class Derived:
         """Differentiate the equations, for all rows at once.
 
         Returns:
-            For each block of x, each mask, each block of h, each tensor of the state before, and each vector of
-            units: the derivatives [N, H] that are not zero, with the number of the result.
+            For each block of x, mask, block of h, tensor of the state before, and vector of units:
+            the derivatives [N, H] that are not zero, with the number of the result.
         """
         cell, N = self.cell, len(own[0])
         with torch.enable_grad():
