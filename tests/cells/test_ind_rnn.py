@@ -40,7 +40,8 @@ def test_u_begins_between_0_and_1_and_b_at_0():
     for name, w in module.named_parameters():
         if "units" in name:
             u, _ = w.detach().flatten().sort()
-            assert 0 <= u[0] and u[-1] <= 1
+            assert u[0] >= 0
+            assert u[-1] <= 1
             uniform = (torch.arange(1000) + 0.5) / 1000
             assert float((u - uniform).abs().max()) < 1.63 / 1000**0.5  # Kolmogorov-Smirnov, 1 %
         elif "bias" in name:

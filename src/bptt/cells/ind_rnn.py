@@ -4,9 +4,9 @@
 
 S. Li, W. Li, C. Cook, C. Zhu and Y. Gao, "Independently recurrent neural network (IndRNN):
 building a longer and deeper RNN", CVPR 2018, arXiv:1803.04831. ``weight_units`` is u;
-``weight_hh`` has no rows. While a unit is on, what it hands back over n steps is u^n times. So
-the paper keeps |u| at most γ^(1/T) over T steps; u begins uniformly between 0 and 1, its bound where
-T is not known, and b at 0.
+``weight_hh`` has no rows. While a unit is on, what it hands back over n steps is u^n times. The
+paper bounds |u| by γ^(1/T) for T steps. As T is not known here, u begins uniformly between 0 and 1,
+and b at 0.
 """
 
 from __future__ import annotations
