@@ -243,7 +243,7 @@ class _PassComposer:
                 there.add_ways(to_rows, ts, of[rows], weights[:, None] * vectors[rows], known)
 
     def _by_sensitivities(self, call: HeardCall, here: Carried) -> None:
-        """Hand losses on to the calls that a call's sensitivities are of; no gradient goes there."""
+        """Hand losses on to the calls that sensitivities are of, to which no gradient goes."""
         for layer in here.layers:
             vectors = _to_initial(layer.weights, call)
             for row, places in enumerate(call.sources):
