@@ -45,7 +45,7 @@ def is_by_tracing(called: str, input: object, simple: bool) -> bool:
         if not simple:
             raise RuntimeError(
                 f"{called}: torch.onnx.export(dynamo=False) writes no resets, states of each "
-                "step, projection or cell of bptt's own: leave out dynamo=False"
+                "step, projection, zoneout or cell of bptt's own: leave out dynamo=False"
             )
         return True
     if isinstance(input, PackedSequence):
