@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 import bptt
 from bptt._src.dropout import numbered
 from bptt._src.layers import Layers
+from bptt._src.stepping import SingleSteps, takes
 from bptt.cells import CELLS
 from bptt.errors import ConfigError
 
@@ -305,7 +306,7 @@ def test_tied_tensors_of_a_state_are_kept_together():
 
 
 @pytest.mark.parametrize("name", ["lstm", "own"])
-def test_derivatives_of_derivatives_and_forward_mode(name, drawn):
+def test_derivatives_of_derivatives(name, drawn):
     x, module = inputs(), MODULES[name]()
     loss = lambda y: y[0].square().sum()  # noqa: E731
     found = rows_of(module, x)
@@ -316,6 +317,33 @@ def test_derivatives_of_derivatives_and_forward_mode(name, drawn):
         seconds.append(torch.autograd.grad(d.square().sum(), [*module.parameters()]))
     for a, b in zip(*seconds, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["lstm", "own"])
+def test_forward_mode_is_the_difference_of_two_calls_with_one_seed(name):
+    module, x, way = MODULES[name](), inputs().detach(), torch.randn(T, B, I, **F64)
+
+    def run(x):
+        torch.manual_seed(7)
+        return module(x)[0]
+
+    _, found = torch.func.jvp(run, (x,), (way,))
+    step = 1e-6
+    expected = (run(x + step * way) - run(x - step * way)).detach() / (2 * step)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["lstm", "own"])
+def test_steps_one_by_one_as_in_sampling_give_the_mean(name):
+    module, x = MODULES[name](num_layers=2), inputs().detach()
+    assert not takes(module)  # no masks there
+    assert takes(module.eval())
+    run = SingleSteps(module, tuple(torch.zeros(2, B, H, **F64) for _ in range(2)))
+    found = []
+    for x_t in x.split(1):
+        run(x_t)
+        found.append(run.output.clone())
+    torch.testing.assert_close(torch.cat(found), module(x)[0], rtol=1e-12, atol=1e-14)
 
 
 def test_each_state_after_each_step_is_given_out(drawn):
@@ -389,7 +417,7 @@ def test_the_gradient_flow_is_that_of_the_masks_drawn(losses, training, drawn):
 
 
 def test_every_check_of_a_module_passes():
-    result = bptt.check_module(MODULES["lstm"](), torch.randn(T, 2, I, **F64))
+    result = bptt.check_module(MODULES["lstm"](batch_first=True), torch.randn(2, T, I, **F64))
     assert not result.wrong, result
 
 
