@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -460,12 +461,23 @@ def test_copies_pickles_and_text():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: bptt.GRU(I, H, zoneout=1.0), r"bptt.GRU: zoneout must be from 0 to below 1"),
-        (lambda: bptt.LSTM(I, H, zoneout=(0.1,)), r"2 such numbers.*state of LSTM, got \(0.1,\)"),
+        (
+            lambda: bptt.GRU(I, H, zoneout=1.0),
+            r"bptt\.GRU: zoneout must be a number from 0 to below 1",
+        ),
+        (lambda: bptt.LSTM(I, H, zoneout=(0.1,)), r"a tuple of 2, .*state of LSTM, got \(0.1,\)"),
         (lambda: bptt.RNN(I, H, zoneout=-0.1), "got -0.1"),
         (
             lambda: bptt.LSTM(I, H, proj_size=2, zoneout=0.1),
             "h is projected.*first zoneout must be 0",
+        ),
+        (
+            lambda: bptt.Recurrent(dataclasses.replace(OWN, masks=1), I, H),
+            "only zoneout makes masks",
+        ),
+        (
+            lambda: dataclasses.replace(OWN, tied=(0, 2)),
+            r"tied names tensors .*, 0 to 1, .*\(0, 2\)",
         ),
         (
             lambda: bptt.Recurrent(bptt.cells.SLSTM, I, H, zoneout=(0, 0.1, 0.1, 0.2)),

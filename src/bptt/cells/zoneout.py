@@ -46,8 +46,8 @@ def rates_of(called: str, cell: Cell, zoneout: float | Sequence[float], projects
         isinstance(p, float | int) and 0 <= p < 1 for p in given
     ):
         raise ValueError(
-            f"{called}: zoneout must be from 0 to below 1, or {cell.states} such numbers, one for "
-            f"each tensor in the state of {cell.name}, got {zoneout!r}"
+            f"{called}: zoneout must be a number from 0 to below 1, or a tuple of {cell.states}, "
+            f"one for each tensor in the state of {cell.name}, got {zoneout!r}"
         )
     rates = tuple(float(p) for p in given)
     tied = {rates[s] for s in cell.tied}
