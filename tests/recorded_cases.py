@@ -46,6 +46,8 @@ HOW = {
     "windows": ({}, {"credit": WINDOWS, "state": True}),
     "all states": ({"bidirectional": True, **STACK}, {"return_states": True}),
     "all states, windows": (STACK, {"return_states": True, "credit": WINDOWS}),
+    "zoneout": ({"zoneout": 0.3, "bidirectional": True, **STACK}, {"resets": True}),
+    "zoneout, windows": ({"zoneout": 0.3, **STACK}, {"credit": WINDOWS}),
     "windows, stacked": (STACK, {"credit": WINDOWS, "resets": True}),
 }
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from bptt._src.cell_of import cell_of
 from bptt._src.layers import Layers
-from bptt._src.recurrent import Recurrent, cell_of
+from bptt._src.recurrent import Recurrent
 from bptt.cells import CELLS, Cell, Keeping, Weights
 from bptt.cells.lru import on_a_ring
 from bptt.errors import ConfigError

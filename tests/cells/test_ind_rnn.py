@@ -33,3 +33,18 @@ def test_a_gradient_over_n_steps_is_the_nth_power_of_u():
     expected = torch.zeros(1, B, H, dtype=torch.float64)
     expected[0, 0, 2] = module.weight_units_l0[0, 2].detach() ** 30
     torch.testing.assert_close(d, expected, rtol=1e-12, atol=0)
+
+
+def test_u_begins_between_0_and_1_and_b_at_0():
+    module = bptt.Recurrent(bptt.cells.INDRNN, 10, 1000, num_layers=2, bidirectional=True)
+    for name, w in module.named_parameters():
+        if "units" in name:
+            u, _ = w.detach().flatten().sort()
+            assert u[0] >= 0
+            assert u[-1] <= 1
+            uniform = (torch.arange(1000) + 0.5) / 1000
+            assert float((u - uniform).abs().max()) < 1.63 / 1000**0.5  # Kolmogorov-Smirnov, 1 %
+        elif "bias" in name:
+            assert not w.any()
+        elif "weight_ih" in name:  # as torch.nn's
+            assert 0.9 < float(w.detach().abs().max()) * 1000**0.5 <= 1

@@ -73,6 +73,7 @@ TRAIN = {
     "tied": to("--tied"),
     "softmax": to("--softmax", "adaptive", level="char"),
     "dropout": to("--dropout", 0.5),
+    "zoneout": to("--zoneout", 0.5),
     "init": to("--init", "chrono:9"),
     "radius": to("--radius", 0.5, cell="rnn"),
     "init_range": to("--init-range", 0.01),

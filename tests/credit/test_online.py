@@ -367,6 +367,87 @@ def test_no_plan_is_made_of_it():
     assert bptt.Online().spelling == "online"
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_stacked_modules_are_exact_on_top_and_below_within_a_chunk_of_what_is_above(chunk):
+    """The rule of Zucchet et al.: a layer's own past, and what is above at the same time."""
+    lower, upper = network_of(bptt.cells.MIN_GRU), bptt.Recurrent(bptt.cells.LRU, 4, 4, **double)
+    x, states = torch.randn(20, 2, 3, **double), [None, None]
+    for t, part in enumerate(x.split(chunk)):
+        h, states[0] = lower(part, states[0], credit="online")
+        y, states[1] = upper(h, states[1], credit="online")
+        loss_of(y, chunk * t).backward()
+    found = [p.grad for p in (*parameters(lower), *parameters(upper))]
+    n = len(parameters(lower))
+    y, _ = upper(lower(x)[0])
+    each = [*parameters(lower), *parameters(upper)]
+    exact = torch.autograd.grad(loss_of(y, 0), each)
+    assert_same(found[n:], exact[n:])
+    h, ys, state = lower(x)[0], [], None
+    for part in h.split(chunk):
+        y, state = upper(part, state)
+        ys.append(y)
+        state = tuple(s.detach() for s in state)
+    within = torch.autograd.grad(loss_of(torch.cat(ys), 0), parameters(lower))
+    assert_same(found[:n], within)
+    assert all((a - b).norm() > 1e-2 * b.norm() for a, b in zip(found[:n], exact[:n], strict=True))
+
+
+def audited(run_chunk, steps=False):
+    """Audit five chunks of four steps, with resets of the second sequence before step 10."""
+    network, x = network_of(bptt.cells.MIN_GRU), torch.randn(20, 2, 3, **double)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    resets = torch.zeros(20, 2, dtype=torch.bool)
+    resets[10, 1] = True
+
+    def run():
+        state = None
+        for part, at in zip(x.split(4), resets.split(4), strict=True):
+            y, state = run_chunk(network, part, state, at)
+            optimizer.zero_grad()
+            y.square().sum().backward()
+            if steps:
+                optimizer.step()
+
+    return bptt.audit(run, network)
+
+
+def kinds(report):
+    return {finding.kind for finding in report.findings}
+
+
+@pytest.mark.parametrize("steps", [False, True])
+@pytest.mark.parametrize("how", ["call", "stream"])
+def test_the_audit_knows_of_the_sensitivities(steps, how):
+    def run_chunk(network, x, state, resets):
+        if how == "call":
+            return network(x, state, credit="online", resets=resets)
+        stream = bptt.Stream() if state is None else state
+        return stream.advance(network, x, credit="online", resets=resets)
+
+    report = audited(run_chunk, steps)
+    full = torch.ones(20, 20).tril().numpy()
+    assert (report.credits[0] == full).all()
+    full[10:, :10] = 0
+    assert (report.credits[1] == full).all()
+    assert "online" in kinds(report)
+    assert not {"windows", "stale-state"} & kinds(report)
+    assert not report.faults
+    assert "losses are credited to at most 20 steps" in str(report)
+
+
+def test_the_audit_sees_where_they_are_left_behind():
+    def run_chunk(network, x, state, resets):
+        y, state = network(x, state, credit="online", resets=resets)
+        return y, state.detach().state
+
+    report = audited(run_chunk)
+    blocks = torch.arange(20) // 4
+    expected = (blocks[:, None] == blocks).double().tril().numpy()
+    assert (report.credits[0] == expected).all()
+    assert "online" not in kinds(report)
+    assert "windows" in kinds(report)
+
+
 def test_a_long_stream_takes_no_more_memory_than_a_short_one():
     network = bptt.Recurrent(bptt.cells.MIN_GRU, 2, 4)
     x, state = torch.randn(500, 1, 2), None

@@ -52,6 +52,7 @@ def test_refuses_values_of_the_wrong_kind_in_a_file(tmp_path, options, message):
             "learning_rate must be a finite number or null, got inf",
         ),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ({"zoneout": 1.0}, "zoneout must be at least 0 and below 1"),
         ({"valid_fraction": 1.5}, "valid_fraction"),
         ({"tied": True, "embedding": 3}, "tied needs an embedding of the hidden layer's size"),
         ({"nonlinearity": "relu"}, "nonlinearity='relu' is for cell='rnn', got cell='lstm': leave"),

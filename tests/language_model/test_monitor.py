@@ -437,8 +437,6 @@ def test_a_state_that_is_not_finite_is_an_alarm_at_once(small, tmp_path):
 
 def test_a_healthy_network_raises_no_alarm(small, tmp_path):
     for cell in NAMES:
-        if cell == "indrnn":  # with torch.nn's initial weights it forgets, and is told so
-            continue
         run = train(small.changed(cell=cell, flow_every=1, epochs=1), tmp_path / cell)
         assert not having(run, "alarm"), having(run, "alarm")[0]["alarm"]
 

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from bptt._src.data.readers import IGNORED
 from bptt._src.language_model import training as training_module
 from bptt._src.networks import NAMES
+from bptt.errors import ConfigError
 from bptt.language_model import Watch, start
 
 
@@ -89,6 +90,18 @@ def test_dropout_between_the_layers(small, tmp_path):
     assert not torch.equal(model(tokens)[0], model(tokens)[0])
     model.eval()
     assert torch.equal(model(tokens)[0], model(tokens)[0])
+
+
+def test_zoneout_keeps_states_in_training_only(small, tmp_path):
+    model = start(small.changed(zoneout=0.5, layers=2), tmp_path / "run").model
+    tokens = torch.arange(8).unsqueeze(1)
+    h, _ = model.recurrent(model.embedding(tokens))
+    assert 0.3 < float((h[1:] == h[:-1]).float().mean()) < 0.7
+    assert not torch.equal(model(tokens)[0], model(tokens)[0])
+    model.eval()
+    assert torch.equal(model(tokens)[0], model(tokens)[0])
+    with pytest.raises(ConfigError, match=r"torch\.nn has no LSTM with zoneout"):
+        model.to_torch()
 
 
 # ------------------------------------------------------------------------- metrics and rates

@@ -61,6 +61,8 @@ TRAININGS: dict[str, dict[str, Any]] = {
         dropout=0.3, credit="truncated:every=4,reach=9"
     ),
     "dropout, recomputed": _streams(layers=2, dropout=0.3, memory="recompute:3"),
+    "zoneout": _streams(layers=2, zoneout=0.3),
+    "zoneout, lines": _sequences(zoneout=0.3, cell="gru"),
     "tied": _streams(tied=True),
     "few rows": _streams(steps=2),
     "few rows, adam": _streams(steps=2, optimizer="adam", learning_rate=0.01),

@@ -8,7 +8,7 @@ import torch._inductor.config
 from recorded_cases import HOW, MODULES, WINDOWS, Learning, gradients
 
 import bptt
-from bptt._src.engines import norm_hooks
+from bptt._src.engines import looped, norm_hooks
 
 
 @pytest.fixture(autouse=True)
@@ -237,3 +237,16 @@ def test_what_a_credit_has_learnt_is_seen():
         )
         torch.testing.assert_close(*found[-1], rtol=0, atol=0)
     assert not torch.equal(found[0][0][0], found[1][0][0])
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_cell_that_runs_in_plain_torch_is_told_of(learns):
+    """While it is compiled where there is a gradient, when it runs where there is none."""
+    odd = bptt.Cell("ODD", 1, 1, lambda x, h, s, u: (torch.lgamma(2 + torch.tanh(x[0] + h[0])),))
+    network, x = bptt.Recurrent(odd, 4, 5), torch.randn(6, 3, 4)
+    looped._warn.cache_clear()
+    with torch.set_grad_enabled(learns):
+        compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+        with pytest.warns(RuntimeWarning, match=r"ODD .*aten\.lgamma.* it runs in plain torch"):
+            y, _ = compiled(x)
+        torch.testing.assert_close(y, network(x)[0], rtol=0, atol=0)

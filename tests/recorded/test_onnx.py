@@ -270,3 +270,15 @@ def test_arguments_are_checked_as_ever(call, says, tmp_path):
     with pytest.raises(Exception) as e:
         export(network, network.given(6, 3), tmp_path / "network.onnx")
     assert says in reasons(e.value)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "own"])
+def test_zoneout_is_its_mean_in_evaluation_and_refused_in_training(name, tmp_path):
+    network = Network(made(name, zoneout=0.3, **TWO_WAYS))
+    path = export_with_all(network, tmp_path / "network.onnx")
+    assert kinds(path) == ["Scan"] * 4
+    compare(network, path)
+    network.recurrent.train()
+    for dynamo, says in ((True, "no masks of zoneout: export in evaluation"), (False, "zoneout")):
+        with pytest.raises(Exception, match=says):
+            export_with_all(network, tmp_path / "other.onnx", dynamo=dynamo)

@@ -118,6 +118,8 @@ def _in_torch(module: Any) -> type | None:
     """Return torch.nn's class of the same equations, sizes and parameters, if there is one."""
     cell: Cell = module.cell
     new = _OF_CELLS.get(cell.name) if BY_NAME.get(cell.name) is cell else None
+    if getattr(module, "zoneout", ()):
+        return None
     if new is not None and module.proj_size:
         fits = new is nn.LSTM and module.proj_size < module.hidden_size
         return new if fits else None

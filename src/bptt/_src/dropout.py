@@ -55,6 +55,19 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return (steps * mask.div_(1 - p).transpose(0, 1)).view_as(x)
 
 
+def masks(like: Tensor, rows: tuple[int, ...], rates: Sequence[float], hidden: int) -> Tensor:
+    """Draw masks of zoneout, [*rows, len(rates)·H]: 1 where a unit keeps its state, 0 elsewhere.
+
+    Args:
+        like: has their dtype and device.
+        rows: (T, B), or (N,).
+        rates: the probability of a 1 in each mask.
+        hidden: the number of hidden units, H.
+    """
+    one = like.new_ones(*rows, hidden)
+    return torch.cat([(dropout(one, p, True) == 0).to(one.dtype) for p in rates], dim=-1)
+
+
 def _mixed(key: int, number: int) -> int:
     """A seed from both, by the finalizer of SplitMix64 (Steele et al., OOPSLA 2014)."""
     z = (key + (number + 1) * 0x9E3779B97F4A7C15) & (2**64 - 1)

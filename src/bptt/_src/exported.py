@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from bptt._src.engines import operators
 from bptt._src.engines.onnx_operators import has_operator
 from bptt._src.engines.plan_operator import Crossing
+from bptt._src.run_layer import Draw
 from bptt._src.uncompiled import at_compile_time
 from bptt.cells import Cell, State, Weights
 
@@ -44,7 +45,7 @@ def is_by_tracing(called: str, input: object, simple: bool) -> bool:
         if not simple:
             raise RuntimeError(
                 f"{called}: torch.onnx.export(dynamo=False) writes no resets, states of each "
-                "step, projection or cell of bptt's own: leave out dynamo=False"
+                "step, projection, zoneout or cell of bptt's own: leave out dynamo=False"
             )
         return True
     if isinstance(input, PackedSequence):
@@ -81,6 +82,12 @@ class Exported:
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
         return nn.functional.dropout(x, p, training)
+
+    def drawn(self, draw: Draw, x: Tensor, number: int) -> Tensor:
+        raise RuntimeError(
+            "bptt: torch.onnx.export writes no masks of zoneout: export in evaluation mode, after "
+            "module.eval()"
+        )
 
     def result(self, x: Tensor, last: bool = True) -> Tensor:
         return x

@@ -30,10 +30,11 @@ from bptt._src.rows import Rows, order_of, sizes_of
 from bptt._src.run_layer import Directly, LayerRun, Recorded
 from bptt._src.run_online import run_online
 from bptt._src.uncompiled import uncompiled
+from bptt._src.zoned import WithZoneout
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
 
-class Layers(NotQuantized, nn.Module):
+class Layers(WithZoneout, NotQuantized, nn.Module):
     """What all recurrent modules share: everything but their parameters.
 
     Subclasses have the attributes of :class:`torch.nn.RNNBase`, and its parameters by name. Those
@@ -256,7 +257,7 @@ class Layers(NotQuantized, nn.Module):
             x, state = x.to(dtype), tuple([s.to(dtype) for s in state])
         finals: list[State] = []
         each: list[State] = []
-        cell, directions = self.cell, self._directions
+        cell, directions = self._stepped(), self._directions
         one = self.num_layers == len(directions) == 1
         of_each = [state] if one else list(zip(*(s.split(1) for s in state), strict=True))
         for layer in range(self.num_layers):
@@ -265,7 +266,8 @@ class Layers(NotQuantized, nn.Module):
                 initial, w = of_each[len(finals)], self._weights(layer, reverse)
                 if dtype is not own:
                     w = Weights(*[p if p is None else p.to(dtype) for p in w])  # type: ignore[arg-type]
-                y, final, others = run.layer(cell, x, initial, w, reverse, layer)
+                rows = torch.cat([x, run.drawn(self._masks, x, layer)], -1) if cell.masks else x
+                y, final, others = run.layer(cell, rows, initial, w, reverse, layer)
                 outputs.append((y, *others))
                 finals.append(final)
             states = outputs[0]

@@ -92,7 +92,7 @@ def make_network(
         inputs: the number of inputs.
         hidden: the number of hidden units.
         nonlinearity: of ``rnn``, one of :data:`NONLINEARITIES`.
-        options: ``num_layers`` and ``dropout``, as for :class:`bptt.Recurrent`.
+        options: ``num_layers``, ``dropout`` and ``zoneout``, as for :class:`bptt.Recurrent`.
 
     Raises:
         ConfigError: a cell of the user's own cannot be imported, or its equations would have wrong

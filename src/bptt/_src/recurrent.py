@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -34,6 +34,8 @@ class Recurrent(Layers):
         proj_size: the size P of the output, W_hr times what the equations call h; 0: it is H.
         device: where the parameters are.
         dtype: of the parameters.
+        zoneout: the probability with which, in training, a unit keeps its state of the step before,
+            or one for each tensor of the state (:mod:`bptt.cells.zoneout`).
 
     Parameters are named and shaped as torch.nn's, for X blocks of gates from the input and R from
     h: ``weight_ih_l0`` [X·H, I], ``weight_hh_l0`` [R·H, P], ``bias_ih_l0`` [X·H], ``bias_hh_l0``
@@ -43,7 +45,8 @@ class Recurrent(Layers):
 
     Raises:
         ValueError: a size is not positive, ``dropout`` is no probability, or the cell's equations
-            are not elementwise, draw random numbers or have learnt tensors of their own.
+            are not elementwise, draw random numbers or have learnt tensors of their own; or
+            ``zoneout`` does not fit the cell.
 
     >>> import torch, bptt
     >>> def equations(x, h, state, units):
@@ -76,6 +79,7 @@ class Recurrent(Layers):
         proj_size: int = 0,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        zoneout: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
@@ -90,6 +94,7 @@ class Recurrent(Layers):
         self.input_size, self.hidden_size, self.num_layers = sizes.values()
         self.bias, self.batch_first, self.dropout = bias, batch_first, float(dropout)
         self.bidirectional, self.proj_size = bidirectional, proj_size
+        self.zoneout = zoneout
         of_x, of_h = cell.gates_x * hidden_size, cell.gates_h * hidden_size
         outputs, inputs = proj_size or hidden_size, input_size
         for layer in range(num_layers):
@@ -129,6 +134,7 @@ class Recurrent(Layers):
             "batch_first": False,
             "dropout": 0.0,
             "bidirectional": False,
+            "zoneout": (),
         }
         given = [f"{k}={getattr(self, k)}" for k, v in usual.items() if getattr(self, k) != v]
         return ", ".join([ours, *given])
@@ -144,7 +150,11 @@ class _OfTorch(Layers, nn.RNNBase):
 
     @property
     def _is_torchs(self) -> bool:
-        return self.cell is not SIGMOID
+        return self.cell is not SIGMOID and not self.zoneout
+
+    def extra_repr(self) -> str:
+        """Describe the arguments as torch.nn does."""
+        return super().extra_repr() + (f", zoneout={self.zoneout}" if self.zoneout else "")
 
 
 def _no_projection(init: Init) -> Init:
@@ -160,20 +170,6 @@ def _no_projection(init: Init) -> Init:
         init(self, *args, **options)
 
     return cast(Init, checked)
-
-
-_SINGLE_STEPS = {nn.RNNCell: "RNN", nn.GRUCell: "GRU", nn.LSTMCell: "LSTM"}
-
-
-def cell_of(module: nn.Module) -> Cell | None:
-    """Return the cell of a recurrent module of bptt or torch.nn, or of one of torch.nn's cells."""
-    if isinstance(module, Layers):
-        return module.cell
-    if isinstance(module, nn.RNNBase):
-        return BY_NAME.get(module.mode)
-    kind = next((kind for of, kind in _SINGLE_STEPS.items() if isinstance(module, of)), "")
-    phi = f"_{module.nonlinearity.upper()}" if isinstance(module, nn.RNNCell) else ""
-    return BY_NAME.get(kind + phi)
 
 
 class RNN(_OfTorch, nn.RNN):
@@ -192,6 +188,8 @@ class RNN(_OfTorch, nn.RNN):
         bidirectional: whether a second network runs from the last step to the first.
         device: where the parameters are.
         dtype: of the parameters.
+        zoneout: the probability with which, in training, a unit keeps its state of the step before,
+            or one for each tensor of the state (:mod:`bptt.cells.zoneout`).
 
     Parameters are named, shaped and initialised as torch.nn's: ``weight_ih_l0`` [H, I],
     ``weight_hh_l0`` [H, H], ``bias_ih_l0`` and ``bias_hh_l0`` [H], with ``_reverse`` appended
@@ -221,6 +219,7 @@ class RNN(_OfTorch, nn.RNN):
         bidirectional: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        zoneout: float | Sequence[float] = 0.0,
     ) -> None:
         if nonlinearity not in ("tanh", "relu", "sigmoid"):
             raise ValueError(
@@ -241,6 +240,7 @@ class RNN(_OfTorch, nn.RNN):
             dtype=dtype,
         )
         self.mode, self.nonlinearity = mode, nonlinearity
+        self.zoneout = zoneout
 
     def extra_repr(self) -> str:
         """Describe the arguments as torch.nn does; the nonlinearity only where it has none."""
@@ -261,6 +261,8 @@ class GRU(_OfTorch, nn.GRU):
         bidirectional: whether a second network runs from the last step to the first.
         device: where the parameters are.
         dtype: of the parameters.
+        zoneout: the probability with which, in training, a unit keeps its state of the step before,
+            or one for each tensor of the state (:mod:`bptt.cells.zoneout`).
 
     The equations, the order of the gates (r, z, n) and the parameters' names, shapes and
     initial values are torch.nn's: ``weight_ih_l0`` [3·H, I], ``weight_hh_l0`` [3·H, H],
@@ -291,6 +293,7 @@ class GRU(_OfTorch, nn.GRU):
         bidirectional: bool = False,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        zoneout: float | Sequence[float] = 0.0,
     ) -> None:
         nn.RNNBase.__init__(
             self,
@@ -305,6 +308,7 @@ class GRU(_OfTorch, nn.GRU):
             device=device,
             dtype=dtype,
         )
+        self.zoneout = zoneout
 
     def _under_autocast(
         self, dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool
@@ -326,6 +330,8 @@ class LSTM(_OfTorch, nn.LSTM):
         proj_size: the size P of the output, W_hr times what the equations call h; 0: it is H.
         device: where the parameters are.
         dtype: of the parameters.
+        zoneout: the probability with which, in training, a unit keeps its state of the step before,
+            or one for each tensor of the state (:mod:`bptt.cells.zoneout`).
 
     The equations, the order of the gates (i, f, g, o), the projection and the parameters' names,
     shapes and initial values are torch.nn's: ``weight_ih_l0`` [4·H, I], ``weight_hh_l0`` [4·H, P],
@@ -357,6 +363,7 @@ class LSTM(_OfTorch, nn.LSTM):
         proj_size: int = 0,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        zoneout: float | Sequence[float] = 0.0,
     ) -> None:
         nn.RNNBase.__init__(
             self,
@@ -372,6 +379,7 @@ class LSTM(_OfTorch, nn.LSTM):
             device=device,
             dtype=dtype,
         )
+        self.zoneout = zoneout
 
     def _under_autocast(
         self, dtype: torch.dtype, state: tuple[Tensor, ...], is_packed: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -15,6 +16,9 @@ from bptt._src.engines.windows import Windows
 from bptt._src.rows import boundary_of
 from bptt._src.steps import Steps
 from bptt.cells import Cell, State, Weights
+
+Draw = Callable[[Tensor, tuple[int, ...]], Tensor]
+"""``(like, rows) -> [*rows, any]`` draws something of like's dtype for rows, (T, B) or (N,)."""
 
 
 @runtime_checkable
@@ -36,6 +40,11 @@ class LayerRun(Protocol):
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
         """Drop outputs of a layer on their way to the next one."""
+
+    def drawn(self, draw: Draw, x: Tensor, number: int) -> Tensor:
+        """Draw something for each step and sequence, and lay it out as x, what layer ``number`` is
+        given; the copies of a step in several windows have the same.
+        """
 
     def result(self, x: Tensor, last: bool = True) -> Tensor:
         """Lay out what a layer gave, by windows perhaps, as rows or [T, B, ...]."""
@@ -66,12 +75,15 @@ class Directly:
         return sequence(Call(cell, x, state, w, steps, boundary, *rest))
 
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
-        windows = self.windows
-        if windows is None:
+        if self.windows is None:
             return dropout(x, p, training)
-        # The copies of a step in several windows lose the same units.
-        one = x.new_ones(len(windows.own), x.shape[1])
-        return x * dropout(one, p, training).index_select(0, windows.rows)
+        return x * self.drawn(lambda like, rows: _kept(like, rows, p, training), x, 1)
+
+    def drawn(self, draw: Draw, x: Tensor, number: int) -> Tensor:
+        windows = self.windows
+        if windows is None or number == 0:
+            return draw(x, tuple(x.shape[:-1]))
+        return draw(x, (len(windows.own),)).index_select(0, windows.rows)
 
     def result(self, x: Tensor, last: bool = True) -> Tensor:
         return x if self.windows is None else x.index_select(0, self.windows.own)
@@ -110,11 +122,21 @@ class Recorded:
     def drop_out(self, x: Tensor, p: float, training: bool) -> Tensor:
         if self.crossing.blocks is None:
             return dropout(x, p, training)
-        one = x.new_ones(*self.rows, x.shape[1])
-        kept = dropout(one, p, training)
-        return x * by_windows(kept, x, self.crossing, self.sizes)
+        return x * self.drawn(lambda like, rows: _kept(like, rows, p, training), x, 1)
+
+    def drawn(self, draw: Draw, x: Tensor, number: int) -> Tensor:
+        if self.crossing.blocks is None or number == 0:
+            return draw(x, tuple(x.shape[:-1]))
+        found = draw(x, self.rows)
+        like = x.new_empty(x.shape[0], found.shape[-1])
+        return by_windows(found, like, self.crossing, self.sizes)
 
     def result(self, x: Tensor, last: bool = True) -> Tensor:
         if self.crossing.blocks is None or last:
             return x
         return own_rows(x, self.crossing, self.sizes, self.rows)
+
+
+def _kept(like: Tensor, rows: tuple[int, ...], p: float, training: bool) -> Tensor:
+    """Draw what the outputs of so many rows are multiplied by."""
+    return dropout(like.new_ones(*rows, like.shape[-1]), p, training)

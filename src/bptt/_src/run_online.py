@@ -49,8 +49,11 @@ def run_online(network: Any, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any
     with without_autocast(device):
         own_w = network._weights(0, False)
         w = Weights(*(p if p is None else p.to(dtype) for p in own_w))  # type: ignore[arg-type]
+        cell, x = network._stepped(), rows.x.to(dtype)
+        if cell.masks:
+            x = torch.cat([x, network._masks(x, x.shape[:-1])], dim=-1)
         call = Call(
-            *(network.cell, rows.x.to(dtype), tuple(s.to(dtype) for s in state), w),
+            *(cell, x, tuple(s.to(dtype) for s in state), w),
             Steps(rows.sizes),
             boundary_of(rows.sizes, None, resets, False),
             all_states=return_states,

@@ -76,7 +76,7 @@ def _of_layer(state: State, n: int) -> State:
 
 def _call(network: Layers, n: int, x: Tensor, state: State) -> Call:
     w = (None if p is None else p.detach() for p in network._weights(n, False))
-    return Call(network.cell, x, state, Weights(*w), Steps((x.shape[1],)))  # type: ignore[arg-type]
+    return Call(network._stepped(), x, state, Weights(*w), Steps((x.shape[1],)))  # type: ignore[arg-type]
 
 
 def _bound(call: Call, y: Tensor, final: State) -> Callable[[], None]:
@@ -116,7 +116,9 @@ def takes(network: nn.Module) -> bool:
         return False
     if not all(p.is_contiguous() for p in network.parameters()):
         return False
-    return dtype_of_autocast(device) is None and not (network.training and network.dropout)
+    return dtype_of_autocast(device) is None and not (
+        network.training and (network.dropout or network.zoneout)
+    )
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -24,6 +24,7 @@ from bptt.cells import (
     slstm,
 )
 from bptt.cells.cell import Cell, Keeping, Nonlinearity
+from bptt.cells.cfc_cell import CfCCell
 from bptt.cells.dale import dales_law
 from bptt.cells.layer_norm_lstm import LayerNormLSTMCell
 from bptt.cells.lif import make_lif
@@ -102,6 +103,7 @@ __all__ = [
     "WEIGHT_NAMES",
     "Blocks",
     "Cell",
+    "CfCCell",
     "Keeping",
     "LayerNormLSTMCell",
     "Nonlinearity",

@@ -94,9 +94,17 @@ class Cell:
     """How it keeps its state, for :mod:`bptt.init` and the advice of :func:`bptt.gradient_flow`."""
     draw: Callable[[Weights], None] | None = None
     """Draws the initial weights of a layer, in place; None: they begin as torch.nn's do."""
+    tied: tuple[int, ...] = ()
+    """Tensors of the state that are parts of one thing, as a real and an imaginary part are, by
+    their numbers: zoneout keeps all of them or none."""
+    masks: int = 0
+    """Blocks of x, behind those of ``weight_ih``, that are made by no product: masks of zoneout,
+    [..., H] each, given beside x_t."""
 
     def __post_init__(self) -> None:
-        for name, least in (("gates_x", 1), ("gates_h", 0), ("states", 1), ("units", 0)):
+        for name, least in (
+            *(("gates_x", 1), ("gates_h", 0), ("states", 1), ("units", 0), ("masks", 0)),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(
                     f"bptt.Cell: {name} must be at least {least}, got {getattr(self, name)}"
@@ -104,7 +112,12 @@ class Cell:
         self._check_declared()
 
     def _check_declared(self) -> None:
-        phi, keeping = self.phi, self.keeping
+        phi, keeping, tied = self.phi, self.keeping, self.tied
+        if tied and not (len({*tied}) == len(tied) and {*tied} <= {*range(self.states)}):
+            raise ValueError(
+                f"bptt.Cell: tied names tensors of the state, 0 to {self.states - 1}, each once, "
+                f"got {tied!r}"
+            )
         if phi is not None and (
             not isinstance(phi, Nonlinearity)
             or (self.gates_x, self.gates_h, self.states, self.units) != (1, 1, 1, 0)
@@ -161,13 +174,23 @@ class Cell:
         """Compute what the equations are given besides the state: blocks of x and of h, units.
 
         Args:
-            x: the inputs, [..., I].
+            x: the inputs, [..., I], with the masks beside them where there are any.
             h: the first tensor of the states before the step, [..., P].
             w: the layer's weights.
         """
+        x, masks = self.inputs_and_masks(x, w)
         of_x = linear(x, w.ih, w.b_ih).chunk(self.gates_x, dim=-1)
+        if masks is not None:
+            of_x = (*of_x, *masks.chunk(self.masks, dim=-1))
         of_h = linear(h, w.hh, w.b_hh).chunk(self.gates_h, dim=-1) if self.gates_h else ()
         return of_x, of_h, () if w.units is None else w.units.unbind(0)
+
+    def inputs_and_masks(self, x: Tensor, w: Weights) -> tuple[Tensor, Tensor | None]:
+        """Take apart what a layer is given: x_t, [..., I], and masks [..., masks·H], or None."""
+        if not self.masks:
+            return x, None
+        inputs = w.ih.shape[1]
+        return x[..., :inputs], x[..., inputs:]
 
     def hidden(self, w: Weights) -> int:
         """Return the number of hidden units, H."""

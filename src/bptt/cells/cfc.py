@@ -8,8 +8,8 @@
 R. Hasani, M. Lechner, A. Amini, L. Liebenwein, A. Ray, M. Tschaikowski, G. Teschl and D. Rus,
 "Closed-form continuous-time neural networks", Nature Machine Intelligence 4 (2022),
 arXiv:2106.13898. There f, g and k share a first layer, and f_t is multiplied by the time since the
-step before; here they are linear in x_t and h_{t-1}, and the steps are regular. Where they are not,
-an elapsed time given as one more input shifts f_t, g_t and k_t, but does not multiply f_t.
+step before; here they are linear in x_t and h_{t-1}, and the steps are regular. At irregular times,
+use :class:`bptt.cells.CfCCell`, which has both.
 """
 
 from __future__ import annotations

@@ -23,8 +23,13 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
     Raises:
         ValueError: they do not return the state; or they are not elementwise, draw random numbers,
             or use a tensor of their own that needs a gradient, so that gradients would be wrong;
-            or they read h_{t-1} itself although there is a projection.
+            or they read h_{t-1} itself although there is a projection; or the cell has masks.
     """
+    if cell.masks:
+        raise ValueError(
+            f"bptt.Recurrent: only zoneout makes masks, got a cell with masks={cell.masks}: leave "
+            "them out, and give what they stand for as inputs"
+        )
     sizes = [(B, H)] * (cell.gates_x + cell.gates_h + cell.states) + [(H,)] * cell.units
     generator = torch.Generator().manual_seed(0)
     with _disable_current_modes(), torch.random.fork_rng(devices=[]), torch.enable_grad():

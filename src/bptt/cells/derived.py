@@ -72,9 +72,9 @@ class Derived:
         D_each = (D, *given.of_others(self.cell.states))
         cell, N = self.cell, len(kept.own[0])
         local = self._local_derivatives(kept.own, before, w)
-        of_x, of_h = local[: cell.gates_x], local[cell.gates_x :][: cell.gates_h]
-        of_state = local[cell.gates_x + cell.gates_h :][: cell.states]
-        of_units = local[cell.gates_x + cell.gates_h + cell.states :]
+        of_x, local = local[: cell.gates_x], local[cell.gates_x + cell.masks :]
+        of_h, local = local[: cell.gates_h], local[cell.gates_h :]
+        of_state, of_units = local[: cell.states], local[cell.states :]
         # ∂L/∂(what the equations return), all of it: the gates of x need it after the loop.
         whole = [d.new_empty(N, cell.hidden(w)) for d in d_state]
         D_out = None if w.hr is None else torch.empty_like(kept.states[0])
@@ -111,8 +111,8 @@ class Derived:
         """Differentiate the equations, for all rows at once.
 
         Returns:
-            For each block of x and of h, each tensor of the state before, and each vector of
-            units: the derivatives [N, H] that are not zero, with the number of the result.
+            For each block of x, mask, block of h, tensor of the state before, and vector of units:
+            the derivatives [N, H] that are not zero, with the number of the result.
         """
         cell, N = self.cell, len(own[0])
         with torch.enable_grad():
@@ -120,7 +120,8 @@ class Derived:
             units = () if w.units is None else w.units.detach().unbind(0)
             given = [t.detach().requires_grad_() for t in (*x, *h, *before)]
             given += [u.expand(N, len(u)).requires_grad_() for u in units]
-            a, b, c = (cell.gates_x, cell.gates_x + cell.gates_h, len(given) - cell.units)
+            a, c = len(x), len(given) - cell.units
+            b = a + len(h)
             results = cell.equations(
                 tuple(given[:a]), tuple(given[a:b]), tuple(given[b:c]), tuple(given[c:])
             )
@@ -138,7 +139,7 @@ class Derived:
 
     def _blocks(self, A: Tensor, B: Tensor) -> tuple[Blocks, Blocks]:
         of_h = B.chunk(self.cell.gates_h, 1) if self.cell.gates_h else ()
-        return A.chunk(self.cell.gates_x, 1), of_h
+        return A.chunk(self.cell.gates_x + self.cell.masks, 1), of_h
 
 
 def _sum(to: Tensor, g: Sequence[Tensor], terms: Terms) -> None:

@@ -65,4 +65,4 @@ def on_a_ring(
             w.b_ih.zero_()
 
 
-LRU = Cell("LRU", 2, 0, equations, states=2, units=3, draw=on_a_ring)
+LRU = Cell("LRU", 2, 0, equations, states=2, units=3, draw=on_a_ring, tied=(0, 1))

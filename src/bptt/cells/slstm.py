@@ -57,4 +57,5 @@ SLSTM = Cell(
     states=4,
     gates=gates,
     keeping=Keeping("forget", block=1, admits=0),
+    tied=(1, 2, 3),
 )

@@ -134,9 +134,9 @@ class _PassComposer:
     def compose(self) -> None:
         heard = {*self.of.outputs, *(n for n, _ in self.of.after)}
         for call in reversed(self.whole.record.calls):
-            if call.number not in heard:
+            if call.number not in heard and call.number not in self.carried:
                 continue
-            if call.update < self.of.update:
+            if call.number in heard and call.update < self.of.update:
                 loss = max(self.whole.record.calls[n].first for n in heard)
                 self.found.old.append((loss, call))
             here = self.carried.pop(call.number, None) or Carried(call, self.whole.record.steps)
@@ -218,6 +218,8 @@ class _PassComposer:
 
     def _back(self, call: HeardCall, here: Carried) -> None:
         """Credit losses to the steps of a call, and hand them on to where its state came from."""
+        if call.is_online:
+            self._by_sensitivities(call, here)
         before = {i: g for (n, i), g in self.of.before.items() if n == call.number}
         sent = np.zeros(call.batch, bool)
         for gradient in before.values():
@@ -239,6 +241,19 @@ class _PassComposer:
             there = self.carried.setdefault(to, Carried(target, self.whole.record.steps))
             for of, vectors in handed:
                 there.add_ways(to_rows, ts, of[rows], weights[:, None] * vectors[rows], known)
+
+    def _by_sensitivities(self, call: HeardCall, here: Carried) -> None:
+        """Hand losses on to the calls that sensitivities are of, to which no gradient goes."""
+        for layer in here.layers:
+            vectors = _to_initial(layer.weights, call)
+            for row, places in enumerate(call.sources):
+                for place in places:
+                    target = self.whole.record.calls[place.call]
+                    there = self.carried.setdefault(
+                        place.call, Carried(target, self.whole.record.steps)
+                    )
+                    at = np.array([place.row]), np.array([place.t])
+                    there.add(*at, layer.of[row, None], vectors[row, None])
 
     def _expect(self, links: Links, before: Gradient) -> None:
         """Note what a state's gradient will bring to an earlier call."""

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bptt._src.audit.reading import CallRead
 from bptt._src.audit.record import EffectiveReach, HeardCall
+from bptt._src.cell_of import cell_of
 from bptt._src.flow.gradient_flow import gradient_flow
 from bptt._src.layout import declared
-from bptt._src.recurrent import cell_of
 
 STEPS, SEQUENCES, LOSSES = 128, 4, 8
 """How many are measured."""

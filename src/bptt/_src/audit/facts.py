@@ -21,7 +21,7 @@ def windows(e: Evidence) -> Iterator[Finding]:
     cuts = [
         c
         for c in e.record.calls
-        if c.with_graph and _carried(c) and not c.links and _is_credited(e, c)
+        if c.with_graph and _carried(c) and not (c.links or c.is_online) and _is_credited(e, c)
     ]
     if not cuts:
         return
@@ -39,6 +39,22 @@ def windows(e: Evidence) -> Iterator[Finding]:
         "To credit every loss to k steps or more: bptt.Stream with bptt.Truncated(every=k, "
         "reach=2 * k).",
     )
+
+
+def online(e: Evidence) -> Iterator[Finding]:
+    """Credit of earlier calls that needs no gradient sent to them."""
+    calls = [c for c in e.record.calls if c.is_online and _carried(c) and _is_credited(e, c)]
+    if calls:
+        sequence, t = e.start_of(calls[0])
+        yield Finding(
+            "online",
+            False,
+            f"sensitivities credit losses to all steps before their call (credit='online'), "
+            f"{many(len(calls), 'time')}, first before step {t}",
+            *(t, t - 1, sequence),
+            "So it is for the weights of this module. What lies below it, as an embedding, is "
+            "credited within a call.",
+        )
 
 
 def _is_credited(e: Evidence, call: HeardCall) -> bool:

@@ -16,6 +16,7 @@ LOOKS = (
     episodes.crossings,
     episodes.rollout_differs,
     facts.windows,
+    facts.online,
     facts.batch_borders,
     facts.final_state_loss,
     facts.replayed,

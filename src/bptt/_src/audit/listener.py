@@ -24,6 +24,7 @@ from bptt._src.audit.record import OUTPUTS, RELAY, HeardCall, Pass, Record
 from bptt._src.audit.remembered import Remembered
 from bptt._src.audit.uses import edges_of, now, uses
 from bptt._src.credit import plan as planning
+from bptt._src.credit.online import OnlineState
 from bptt._src.layout import declared
 from bptt._src.pytree import map_tensors, tensors_of
 
@@ -113,6 +114,7 @@ class Listener:
         edges = edges[: len(read.given)]
         call = self._new_call(read, with_graph)
         _inside(call, read, options, plans)
+        call.is_online = any(isinstance(v, OnlineState) for v in (*args, *options.values()))
         call.origins = self._remembered.origins(read.given, read)
         call.ends_zero = self._remembered.keep(call.number, read)
         if with_graph:

@@ -102,6 +102,8 @@ class HeardCall:
     resets: NDArray[np.bool_] | None = None
     """Where it sets the state to zero itself, [T, B]."""
     is_bidirectional: bool = False
+    is_online: bool = False
+    """Whether it was given sensitivities, which credit its losses to earlier calls."""
     returns_state_only: bool = False
     labels: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     """The stream and the step of each place, [T, B]."""

@@ -156,9 +156,9 @@ def not_native(module: nn.Module) -> str | None:
     if hasattr(layers, "not_native"):  # bptt.fuse
         reason: str | None = layers.not_native()
         return reason
-    w = layers._weights(0, False)
-    reason = native.refuses_kind(layers.cell, w.ih, w)
-    return None if reason is None else looped.refuses_kind(layers.cell, w.ih, w, False)
+    w, cell = layers._weights(0, False), layers._stepped()
+    reason = native.refuses_kind(cell, w.ih, w)
+    return None if reason is None else looped.refuses_kind(cell, w.ih, w, False)
 
 
 @contextmanager

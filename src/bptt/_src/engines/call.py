@@ -26,7 +26,7 @@ class Call(NamedTuple):
 
     cell: Cell
     x: Tensor
-    """The inputs, [N, I]."""
+    """The inputs, [N, I], and beside them the masks of a cell that has some, [N, I + masks·H]."""
     state: State
     """The initial state, each of its tensors [B, ...]."""
     w: Weights
@@ -72,7 +72,14 @@ class Call(NamedTuple):
         cell, x, w = self.cell, self.x, self.w
         P, H = self.state[0].shape[-1], cell.hidden(w)
         of_x, of_h = cell.gates_x * H, cell.gates_h * H
-        shapes = ((of_x, x.shape[-1]), (of_h, P), (of_x,), (of_h,), (P, H), (cell.units, H))
+        shapes = (
+            (of_x, x.shape[-1] - cell.masks * H),
+            (of_h, P),
+            (of_x,),
+            (of_h,),
+            (P, H),
+            (cell.units, H),
+        )
         for name, t, shape in zip(WEIGHT_NAMES, w, shapes, strict=True):
             if t is not None and t.device != x.device:
                 raise RuntimeError(

@@ -10,6 +10,7 @@ import warnings
 from functools import lru_cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bptt._src.engines import native, twin
@@ -93,7 +94,9 @@ def backward(call: Call, saved: Saved, incoming: Incoming) -> Gradients:
 def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Return the gates before their nonlinearities, as :class:`engines.call.Engine` says."""
     w, multiply = call.w, means(call).multiply  # to the bit those of the run
-    of_x = multiply(call.x.flatten(0, -2), w.ih.t(), w.b_ih)
+    x, masks = call.cell.inputs_and_masks(call.x.flatten(0, -2), w)
+    of_x = multiply(x, w.ih.t(), w.b_ih)
+    of_x = of_x if masks is None else torch.cat([of_x, masks], 1)
     return of_x, multiply(before, w.hh.t(), w.b_hh)
 
 

@@ -42,7 +42,7 @@ class Sensitivities(NamedTuple):
 def shapes(call: Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of a call's sensitivities."""
     cell, w, B = call.cell, call.w, call.steps.batch
-    H, columns = cell.hidden(w), call.x.shape[-1] + (w.b_ih is not None)
+    H, columns = cell.hidden(w), w.ih.shape[1] + (w.b_ih is not None)
     return (cell.states, B, cell.gates_x * H, columns), (cell.states, B, cell.units * H)
 
 
@@ -102,7 +102,8 @@ class _Online(torch.autograd.Function):
 def _after(call: Call, saved: Saved, E: Sensitivities, by: twin.Means) -> Sensitivities:
     """Compute the sensitivities of the final state."""
     cell, B, (X, U) = call.cell, call.steps.batch, shapes(call)
-    x = call.x.reshape(-1, B, call.x.shape[-1])
+    x, _ = cell.inputs_and_masks(call.x, call.w)
+    x = x.reshape(-1, B, x.shape[-1])
     if call.w.b_ih is not None:
         x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], dim=-1)
     of_input, of_units = x.new_empty(X), x.new_empty(U)

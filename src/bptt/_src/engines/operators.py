@@ -251,7 +251,8 @@ def _kept_of_a_row(
         w = Weights(*(None if s is None else torch.zeros(s, dtype=dtype) for s in shapes))  # type: ignore[arg-type]
         sizes = (outputs, *(hidden,) * (cell.states - 1))
         state = tuple(torch.zeros(1, n, dtype=dtype) for n in sizes)
-        call = Call(cell, torch.zeros(1, 1, dtype=dtype), state, w, Steps((1,)))
+        x = torch.zeros(1, 1 + cell.masks * hidden, dtype=dtype)
+        call = Call(cell, x, state, w, Steps((1,)))
         _, _, kept = _ENGINES[engine].forward(call, keep=True)
     return tuple(tuple(k.shape) for k in kept)
 

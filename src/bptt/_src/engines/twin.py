@@ -62,14 +62,17 @@ def forward(
 ) -> tuple[Tensor, State, tuple[Tensor, ...]]:
     """Run a sequence, as :class:`engines.call.Engine` says, by these means."""
     call.check_sizes()
-    x, w = call.x, call.w
+    w, layout = call.w, call.x.shape[:-1]
+    x, masks = call.cell.inputs_and_masks(call.x.flatten(0, -2), w)
     recursion = by.recursion(call.cell, w)
-    A = _project(x.flatten(0, -2), w, recursion.sums_biases, by.multiply)
+    A = _project(x, w, recursion.sums_biases, by.multiply)
+    if masks is not None:
+        A = torch.cat([A, masks], 1)
     setting = Setting(w, call.steps, call.boundary)
     kept, final = recursion.forward(A, rows_of(call.state), setting)
     after = (s.clone().view(like.shape) for s, like in zip(final, call.state, strict=True))
     y, *others = kept.states
-    return y.view(*x.shape[:-1], y.shape[1]), tuple(after), (*kept.own, *others)
+    return y.view(*layout, y.shape[1]), tuple(after), (*kept.own, *others)
 
 
 def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -85,7 +88,8 @@ def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def backward(call: Call, saved: Saved, incoming: Incoming, by: Means = IN_TORCH) -> Gradients:
     """Go back through it, as :class:`engines.call.Engine` says, by these means."""
     cell, w, boundary, windows = call.cell, call.w, call.boundary, call.windows
-    layout, x = call.x.shape[:-1], call.x.flatten(0, -2)
+    layout = call.x.shape[:-1]
+    x, masks = cell.inputs_and_masks(call.x.flatten(0, -2), w)
     d_y = None if incoming.d_y is None else incoming.d_y.flatten(0, -2)
     d_state: Any = incoming.d_state
     norms, others = incoming.row_norms, incoming.d_others
@@ -114,6 +118,8 @@ def backward(call: Call, saved: Saved, incoming: Incoming, by: Means = IN_TORCH)
     d_w = _of_weights(w, x, before[0], kept, total, of_w, by.multiply)
     d_input = (deltas if call.by_windows else total).of_input
     d_x = by.multiply(d_input, w.ih, None) if of_x else None
+    if d_x is not None and masks is not None:
+        d_x = torch.nn.functional.pad(d_x, (0, masks.shape[1]))
     if d_x is not None and windows is None:
         d_x = d_x.view(*layout, d_x.shape[1])
     return Gradients(d_x, d_state, d_w)

@@ -37,8 +37,9 @@ class Dense:
 
         def forward(layer: Layer) -> Tensor:
             layer.norms = [pairs.empty(layer.x.device) for _ in layer.initial]
-            of_x, is_bottom = layer.x @ layer.w.ih.t(), not self.locals
-            of = (layer, of_x, network.steps, network.resets)
+            x, masks = layer.cell.inputs_and_masks(layer.x, layer.w)
+            of_x, is_bottom = x @ layer.w.ih.t(), not self.locals
+            of = (layer, of_x, masks, network.steps, network.resets)
             self.locals.append(local_derivatives(*of, attributed or not is_bottom))
             if attributed and is_bottom:
                 self.projected = of_x.unflatten(1, (layer.cell.gates_x, -1))

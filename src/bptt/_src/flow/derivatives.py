@@ -55,13 +55,19 @@ class Locals(NamedTuple):
 
 
 def local_derivatives(
-    layer: Layer, of_x: Tensor, steps: Steps, resets: Tensor | None, of_inputs: bool
+    layer: Layer,
+    of_x: Tensor,
+    masks: Tensor | None,
+    steps: Steps,
+    resets: Tensor | None,
+    of_inputs: bool,
 ) -> Locals:
     """Run a layer, and find the local derivatives of its steps.
 
     Args:
         layer: the layer.
         of_x: W_ih x_t, [N, X·H].
+        masks: those of zoneout beside x_t, [N, masks·H], or None.
         steps: which rows belong to which step.
         resets: where the state is set to zero before the row's step, [N, 1].
         of_inputs: whether the derivatives with respect to W_ih x_t are wanted.
@@ -72,7 +78,8 @@ def local_derivatives(
         # From h itself: a kink is on the side on which the run had it.
         terms = Terms(cell.phi.derivative(y).unsqueeze(1), ((0, 0),))
         return Locals(y, terms, terms, {}, {})
-    H, N, a, b = cell.hidden(w), len(y), cell.gates_x, cell.gates_x + cell.gates_h
+    H, N, a = cell.hidden(w), len(y), cell.gates_x + cell.masks
+    b = a + cell.gates_h
     units = () if w.units is None else w.units.detach().unbind(0)
     found: Locals | None = None
     for first in range(0, N, size := max(1, NUMBERS // H)):
@@ -81,6 +88,7 @@ def local_derivatives(
             x, h = (block[rows] for block in kept)
         else:
             x = of_x[rows] if w.b_ih is None else of_x[rows] + w.b_ih
+            x = x if masks is None else torch.cat([x, masks[rows]], 1)
             h = linear(before[0][rows], w.hh, w.b_hh)
         with torch.enable_grad():
             blocks = *x.detach().chunk(a, 1), *(h.detach().chunk(b - a, 1) if b > a else ())

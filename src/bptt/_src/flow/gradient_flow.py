@@ -53,9 +53,10 @@ def gradient_flow(
     step by step, and each of its steps gives its vector-Jacobian product of all of them at once,
     where torch knows how to batch it, and one by one where it does not.
 
-    Gradients are those of the network as it is: in training mode units are dropped, the same ones
-    for all losses. The module and torch's generators are left as they were: no ``grad``, buffer or
-    attribute changes, and the next call drops the same units again unless torch is seeded.
+    Gradients are those of the network as it is: in training mode units are dropped or kept, the
+    same ones for all losses. The module and torch's generators are left as they were: no ``grad``,
+    buffer or attribute changes, and the next call drops the same units again unless torch is
+    seeded.
 
     Args:
         module: what :func:`bptt.unroll` takes: ``(inputs, state) -> (outputs, state)``, in one

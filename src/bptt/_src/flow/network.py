@@ -41,7 +41,7 @@ class Layer:
     cell: Cell
     w: Weights
     x: Tensor
-    """[N, I]."""
+    """[N, I], with masks beside it as :attr:`engines.call.Call.x`."""
     initial: State
     mask: Tensor | None = None
     """What its outputs are multiplied by on their way up, [N, P]: dropout."""
@@ -88,7 +88,11 @@ class Network:
         for n in range(module.num_layers):
             with torch.enable_grad():  # of those that a parametrization computes, too
                 w = module._weights(n, False)
-            layer = Layer(module.cell, w, x, tuple(s[n] for s in self.states))
+            cell = module._stepped(draws=drops)
+            given = x
+            if cell.masks:
+                given = torch.cat([x, module._masks(x, tuple(x.shape[:-1]))], dim=-1)
+            layer = Layer(cell, w, given, tuple(s[n] for s in self.states))
             self.layers.append(layer)
             x = run(layer)
             if drops and module.dropout and n < module.num_layers - 1:

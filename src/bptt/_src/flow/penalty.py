@@ -43,8 +43,8 @@ def vanishing_penalty(
     each layer has its own, and h is all of its state: for an LSTM h and c together. Cells with
     gates need no help to keep a gradient, but the definition holds for any step. Of a module that
     is neither bptt's nor torch.nn's, ∂E/∂h_k is taken with respect to the state as it enters step
-    k + 1, without what comes through the output of step k. There is no dropout between layers, and
-    any other module is run in evaluation mode; it is left as it was.
+    k + 1, without what comes through the output of step k. There is no dropout between layers,
+    zoneout is its mean, and any other module is run in evaluation mode; it is left as it was.
 
     Args:
         module: what :func:`bptt.unroll` takes.

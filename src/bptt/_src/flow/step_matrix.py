@@ -80,7 +80,8 @@ class Through:
             self.of_state = [local.of_state.get(place) for place in flow_step.OF_STATE]
             self.of_hidden = flow_step.Terms.of(local.of_hidden.places)
             self.of_input = flow_step.Terms.of(local.of_input.places)
-            self.products = x.new_empty(sequences * losses * x.shape[1] if of_inputs else 0)
+            width = layer.w.ih.shape[1] if of_inputs else 0
+            self.products = x.new_empty(sequences * losses * width)
         else:
             self.matrices = x.new_empty(sequences, given, found)
             self.products = x.new_empty(sequences * losses * found)
@@ -112,7 +113,7 @@ class Through:
     ) -> Tensor:
         sequences, number = len(self.given[0]), losses.stop - losses.start
         w, local, of_state = self.layer.w, self.local, self.of_state
-        shape = (sequences, number, self.layer.x.shape[1] if self.of_inputs else 0)
+        shape = (sequences, number, w.ih.shape[1] if self.of_inputs else 0)
         d_x = self.products[: math.prod(shape)].view(shape)
         flow_step.back(
             flow_step.Step(
@@ -223,7 +224,7 @@ def _add(to: Tensor, a: Tensor, b: Tensor) -> None:
 def _shape_of_matrix(layer: Layer, of_inputs: bool, attributed: bool) -> tuple[int, int]:
     """From the gradients of what the equations give to ∂L/∂h_{t-1} and what else is wanted."""
     H = layer.cell.hidden(layer.w)
-    more = layer.x.shape[1] if of_inputs else int(attributed)
+    more = layer.w.ih.shape[1] if of_inputs else int(attributed)
     return layer.cell.states * H, layer.w.hh.shape[1] + more
 
 

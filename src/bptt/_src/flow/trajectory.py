@@ -143,7 +143,7 @@ def follow(
     """Run a recurrent module over a sequence and keep the states, layer by layer.
 
     Nothing is recorded for autograd. There is no dropout between the layers of bptt's and
-    torch.nn's networks; any other module is run as it is.
+    torch.nn's networks, and zoneout is its mean; any other module is run as it is.
 
     Args:
         module: what :func:`bptt.unroll` takes.

@@ -110,6 +110,8 @@ class SideBySide:
             )
             incoming = Incoming(more, d_state, wanted, norms)
             more = run.engine.backward(call, run.saved, incoming).x
+            if more is not None:
+                more, _ = layer.cell.inputs_and_masks(more, layer.w)
             norms[:W, 1:] = torch.nan  # no loss is of the cell state itself
             for place, values in zip(layer.norms, norms.unbind(1), strict=True):
                 by_step(place).view(-1)[chunk.place] = values

@@ -111,6 +111,9 @@ class Config:
     dropout: float = _option(
         0.0, MODEL, "dropout of the embedding, between layers, and before the readout", least=0
     )
+    zoneout: float = _option(
+        0.0, MODEL, "probability that a unit keeps its state of the step before", least=0
+    )
 
     init: str | None = _option(
         None,
@@ -208,7 +211,7 @@ class Config:
     seed: int = _option(
         0,
         TRAINING,
-        "seed of the initial weights, dropout and the order of the text",
+        "seed of the initial weights, dropout, zoneout and the order of the text",
         least=0,
         most=2**63 - 1,
     )
@@ -245,7 +248,7 @@ class Config:
         """Check each option, and those that depend on each other."""
         for f in fields(self):
             check_option(f.name, getattr(self, f.name))
-        for name in ("dropout", "valid_fraction"):
+        for name in ("dropout", "zoneout", "valid_fraction"):
             share = getattr(self, name)
             if not 0 <= share < 1:
                 raise ConfigError(f"{spelled(name)} must be at least 0 and below 1, got {share}")

@@ -61,12 +61,12 @@ def in_torch(model: LanguageModel) -> TorchLanguageModel:
             "model as it is, or write a file of ONNX by to_onnx"
         )
     of = copy.deepcopy(model)  # as a whole: a tied weight stays one
-    cell = of.recurrent.cell
+    name = of.recurrent.cell.name + (" with zoneout" if of.recurrent.zoneout else "")
     try:
         recurrent: Any = bptt.convert(of.recurrent, to="torch")
     except ConfigError:
         raise ConfigError(
-            f"LanguageModel.to_torch: torch.nn has no {cell.name}: use the model as it is, or "
+            f"LanguageModel.to_torch: torch.nn has no {name}: use the model as it is, or "
             "write a file of ONNX by to_onnx"
         ) from None
     readout = cast(nn.Linear, of.readout)

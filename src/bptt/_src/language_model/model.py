@@ -43,7 +43,7 @@ class LanguageModel(nn.Module):
 
     Args:
         tokenizer: turns text into tokens; its size is the vocabulary size V.
-        config: the cell, the sizes of the layers, dropout, and whether weights are tied.
+        config: the cell, the sizes of the layers, dropout, zoneout, and whether weights are tied.
 
     Load a trained one with :meth:`load`:
 
@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
         self.tokenizer, self.config = tokenizer, config
         V, E, H = tokenizer.size, config.embedding_size, config.hidden
         self.embedding = nn.Embedding(V, E)
-        options: dict[str, Any] = {"num_layers": config.layers}
+        options: dict[str, Any] = {"num_layers": config.layers, "zoneout": config.zoneout}
         if config.layers > 1:
             options["dropout"] = config.dropout
         self.recurrent = make_network(
@@ -252,7 +252,7 @@ class LanguageModel(nn.Module):
 
         Raises:
             bptt.errors.ConfigError: torch.nn has no such cell: a sigmoid RNN, an MGU or an LSTM
-                with peepholes.
+                with peepholes; nor any with zoneout.
 
         >>> import bptt
         >>> from bptt.language_model import Config

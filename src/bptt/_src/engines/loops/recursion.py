@@ -75,7 +75,7 @@ def loop_of(
     Raises:
         NotAProgram: the equations do what programs cannot.
     """
-    X, R, H, U = cell.gates_x, cell.gates_h, hidden, cell.units
+    X, R, H, U = cell.gates_x + cell.masks, cell.gates_h, hidden, cell.units
 
     def step(
         rows: Sequence[Tensor],
@@ -92,7 +92,8 @@ def loop_of(
             if has_bias:
                 of_h = tuple(a + b.detach() for a, b in zip(of_h, biases, strict=True))
         before = states[0] if not projects else states[0].new_zeros(1)  # which is not read
-        after = cell.equations(tuple(rows), of_h, (before, *states[1:]), tuple(units))
+        of_x = (*rows[: cell.gates_x], *(m.detach() for m in rows[cell.gates_x :]))
+        after = cell.equations(of_x, of_h, (before, *states[1:]), tuple(units))
         if not projects:
             return after, ()
         return (linear(after[0], weights[-1]) + adds[-1], *after[1:]), (after[0],)
@@ -181,7 +182,7 @@ class Looped:
             of_output = tensors["of output"] = torch.empty_like(kept.states[0])
             tensors["out 0"] = kept.own[-1]
         for part, to in (("rows", of_x), ("adds", of_h), ("vectors", of_units)):
-            for i in loop.unused(part):
+            for i in loop.unused(part):  # of masks there is no place
                 to[:, i * H : (i + 1) * H] = 0
         loop.backward(tuple(d is not None for d in D_each)).run(
             tensors,
