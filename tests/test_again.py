@@ -169,6 +169,16 @@ def with_batch_first(m: Any, x: Tensor) -> Any:
     return m(x)
 
 
+def with_zoneout(m: Any, x: Tensor) -> Any:
+    m.zoneout = 0.5
+    torch.manual_seed(1)
+    first = m(x), m(x), m(x)
+    m.eval()
+    then = m(x), m(x), m(x)
+    m.train().zoneout = ()
+    return first, then, m(x)
+
+
 def with_freed_memory(m: Any, x: Tensor) -> Any:
     x = x.clone()
     x.untyped_storage().resize_(0)
@@ -286,6 +296,7 @@ SITUATIONS: dict[str, Callable[[Any, Tensor], Any]] = {
             with_a_frozen_weight,
             without_a_bias,
             with_batch_first,
+            with_zoneout,
             with_freed_memory,
             with_a_hook,
             parametrized,

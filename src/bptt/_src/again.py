@@ -91,7 +91,7 @@ def remember(module: Any, input: Any, hx: Any, resets: Any) -> None:
             return
         operands.append(reset)
     before = state or tuple([x.new_zeros(1, batch, n) for n in module._state_sizes()])
-    call = Call(module.cell, x, before, w, Steps((batch,) * steps))
+    call = Call(module._stepped(), x, before, w, Steps((batch,) * steps))
     learns = any(t.requires_grad for t in operands)
     if engine_for(call) is native and learns >= kind[-1]:  # what records nothing is as it is
         run = native.Again(call, bool(state))
@@ -133,7 +133,7 @@ def _different(state: State) -> State:
 def _settings(module: Any) -> tuple[Any, ...]:
     """Return what of a module decides what its call means."""
     return (
-        module.cell,
+        module._stepped(),
         module.batch_first,
         module.num_layers,
         module.bidirectional,
@@ -145,13 +145,10 @@ def _settings(module: Any) -> tuple[Any, ...]:
 
 
 def _is_simple(module: Any) -> bool:
-    """Whether a module is one layer in one direction, of W_ih, W_hh and biases."""
-    return bool(
-        module.num_layers == 1
-        and not module.bidirectional
-        and not module.proj_size
-        and not module.cell.units
-    )
+    """Whether a module is one layer in one direction, of W_ih, W_hh and biases, without masks."""
+    cell = module._stepped()
+    is_one = module.num_layers == 1 and not module.bidirectional
+    return bool(is_one and not (module.proj_size or cell.units or cell.masks))
 
 
 def _are_plain(operands: list[Tensor]) -> bool:

@@ -248,11 +248,9 @@ class Layers(WithZoneout, NotQuantized, nn.Module):
         """Run layer after layer.
 
         Returns:
-            The outputs, the final state of each layer and direction, and, where they are asked
-            for, the states of each layer after each step.
+            The outputs, the final state of each layer and direction, and all of those asked for.
         """
-        own = self._dtype
-        dtype = computed_in(own, x.device)
+        dtype = computed_in(own := self._dtype, x.device)
         if x.dtype is not dtype or state[0].dtype is not dtype:
             x, state = x.to(dtype), tuple([s.to(dtype) for s in state])
         finals: list[State] = []
