@@ -79,6 +79,7 @@ BASE: dict[str, dict[str, Any]] = {
         **{"--lag": 5, "--out": "compared"},
     },
     "bench": {"--only": "kernels", "--quick": None, "--rounds": 1, "--json": "bench.json"},
+    "doctor": {},
 }
 OF_TEXT = {"--task": "book.txt", "--lag": LEAVE_OUT, "--vocabulary": 50, "--steps": 5}
 

@@ -14,7 +14,7 @@ from bptt._src.doctor.findings import Finding
 COSTS = {
     "lm": "Without it there are no language models, comparisons and benchmarks, and of the "
     "commands only this one.",
-    "plot": "Without it there are no pictures: bptt compare, and --figure of flow, audit and bench.",
+    "plot": "Without it there are no pictures: no bptt compare, no --figure.",
     "tensorboard": "Without it there is no bptt train --tensorboard.",
     "onnx": "Without onnx and onnxscript there is no bptt export; without onnxruntime it does not "
     "check what it has written.",

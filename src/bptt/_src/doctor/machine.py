@@ -44,7 +44,7 @@ def look_at_memory() -> Finding:
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """Return the bytes that this process's control group may have at most; None if no limit is seen.
+    """Return how many bytes this process's control group may have; None if no limit is seen.
 
     Args:
         root: where ``proc`` and the file systems of control groups are mounted.

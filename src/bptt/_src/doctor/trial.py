@@ -146,16 +146,16 @@ def milliseconds(in_use: str, *, has_library: bool) -> dict[str, Any]:
     import bptt
     from bptt.kernels import use
 
-    T, B, I, H = SHAPE
+    T, B, inputs, H = SHAPE
     other = "twin" if in_use == "native" else "auto" if has_library else None
-    x = torch.randn(T, B, I)
+    x = torch.randn(T, B, inputs)
     steps: dict[tuple[str, str], tuple[Step, str | None]] = {}
     for cell in CELLS:
-        ours = _step(getattr(bptt, cell)(I, H), x)
+        ours = _step(getattr(bptt, cell)(inputs, H), x)
         steps[cell, in_use] = ours, None
         if other is not None:
             steps[cell, "twin" if other == "twin" else "native"] = ours, other
-        steps[cell, "torch.nn"] = _step(getattr(torch.nn, cell)(I, H), x), None
+        steps[cell, "torch.nn"] = _step(getattr(torch.nn, cell)(inputs, H), x), None
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
     end, rounds = math.inf, 0
     while time.perf_counter() < end or rounds < 4:

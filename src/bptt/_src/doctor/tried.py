@@ -124,7 +124,7 @@ def _kernels(tried: Tried) -> Finding:
     figures = {**kernels, "deviation": off}
     wrong = [kind for kind, d in off.items() if d is None or d > TOLERANCE[kind]]
     if wrong:
-        says += f"; in {' and '.join(wrong)} they do not compute what plain PyTorch does"
+        says += f"; in {_and(wrong)} they do not compute what plain PyTorch does"
         amounts = ", ".join(f"{k} {_amount(off[k])}" for k in wrong)
         costs = f"Largest relative deviation: {amounts}. Do not train with them."
         return Finding("kernels", "broken", says, costs, remedy, figures)
