@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires
 
 import pytest
 
-from bptt._src.doctor import Checkup, Finding, checkup, examine, installed, machine, tried
+from bptt._src.doctor import Checkup, Diagnosis, checkup, examine, installed, machine, tried
 from bptt._src.doctor.tried import Tried, look_at_trial
 
 QUICK = "from bptt._src.doctor import trial; trial.SECONDS = 0; "
@@ -41,7 +41,7 @@ def dies(*_, **__): os.kill(os.getpid(), signal.SIGILL)
 """
 
 
-def tried_with(monkeypatch, before: str = "", after: str = "") -> dict[str, Finding]:
+def tried_with(monkeypatch, before: str = "", after: str = "") -> dict[str, Diagnosis]:
     """Look at the trial where something was changed before it, or in it."""
     monkeypatch.setattr(checkup, "TRIAL", f"\n{before}\n{QUICK}\n{after}\n{GO}")
     return {f.name: f for f in look_at_trial(checkup.run_trial(), load=0.0)}
@@ -98,7 +98,7 @@ def test_on_a_terminal(in_process, monkeypatch, width):
     for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(width)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    found = Checkup([Finding("kernels", "missing", "none " * 30, "slow", "make \x1b[2J them")])
+    found = Checkup([Diagnosis("kernels", "missing", "none " * 30, "slow", "make \x1b[2J them")])
     monkeypatch.setattr("bptt._src.cli.doctor.examine", lambda: found)
     out, _ = in_process("doctor")
     assert "\x1b[33mmissing" in out
@@ -217,12 +217,23 @@ def test_threads_and_what_limits_them(monkeypatch, counts, said, state):
         assert "1 of the processors are not used: OMP_NUM_THREADS=1 is set" in found.costs
 
 
-def test_a_busy_machine_is_said_to_be_one(native, monkeypatch):
-    timed = {"shape": (1, 2, 3, 4), "milliseconds": {"RNN": 1.0}, "ratios": {"twin": {"RNN": 12.3}}}
-    assert tried._speed(timed, 0.9, 2).state == "ok"
-    busy = tried._speed(timed, 1.1, 2)
+def test_a_busy_machine_is_said_to_be_one():
+    ratios = {"torch.nn": {"RNN": 12.3, "GRU": 2.0, "LSTM": 2.0}}
+    timed = {"shape": (1, 2, 3, 4), "milliseconds": {"RNN": 1.0}, "ratios": ratios}
+    stages = {"torch": {"version": "2", "cuda": None, "hip": None, "gpus": [], "mps": False}}
+    counts = {"processors": 2, "affinity": 2, "quota": None, "usable": 2, "torch": 2}
+    stages |= {"threads": counts, "kernels": {"name": "twin", "absent": "none: do"}, "timed": timed}
+
+    def looked(load):
+        found = {f.name: f for f in look_at_trial(Tried(stages | {"end": {}}), load=load)}
+        return found["speed"], found["kernels"]
+
+    speed, kernels = looked(0.9)
+    assert (speed.state, kernels.costs[-18:]) == ("ok", "measured just now.")
+    busy, kernels = looked(1.1)
     assert (busy.state, "load 1.1" in busy.costs) == ("note", True)
-    assert "RNN 1 ms (plain PyTorch 12×)" in busy.says
+    assert kernels.costs.endswith("measured just now on a busy machine.")
+    assert "RNN 1 ms (torch.nn 12×)" in busy.says
 
 
 # --------------------------------------------------------------------- what is looked at from here

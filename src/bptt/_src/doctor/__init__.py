@@ -5,6 +5,6 @@ everything that could fail to load is loaded in a process of its own.
 """
 
 from bptt._src.doctor.checkup import examine
-from bptt._src.doctor.findings import Checkup, Finding
+from bptt._src.doctor.diagnosis import Checkup, Diagnosis
 
-__all__ = ["Checkup", "Finding", "examine"]
+__all__ = ["Checkup", "Diagnosis", "examine"]

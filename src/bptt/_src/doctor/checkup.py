@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from bptt._src.doctor.findings import Checkup, Finding
+from bptt._src.doctor.diagnosis import Checkup, Diagnosis
 from bptt._src.doctor.installed import look_at_packages
 from bptt._src.doctor.machine import look_at_compiler, look_at_memory, look_at_processor
 from bptt._src.doctor.tried import Tried, look_at_trial
@@ -28,7 +28,7 @@ def examine() -> Checkup:
     first, *packages = look_at_packages()
     processor = look_at_processor()
     tried = look_at_trial(run_trial(), load=processor.figures["load"])
-    machine: list[Finding] = [processor, look_at_memory(), look_at_compiler()]
+    machine: list[Diagnosis] = [processor, look_at_memory(), look_at_compiler()]
     return Checkup([first, *tried, *machine, *packages])
 
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, requires, version
 
 import bptt
-from bptt._src.doctor.findings import Finding
+from bptt._src.doctor.diagnosis import Diagnosis
 
 COSTS = {
     "lm": "Without it there are no language models, comparisons and benchmarks, and of the "
@@ -24,17 +24,17 @@ COSTS = {
 _REQUIREMENT = re.compile(r"([\w.-]+) *>= *([\w.]+)(?: *;.*extra *== *['\"](\w+)['\"])?")
 
 
-def look_at_packages() -> list[Finding]:
+def look_at_packages() -> list[Diagnosis]:
     """Look at Python, at the packages that bptt cannot do without, and at those of the extras."""
     where = f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}"
     figures = {"bptt": bptt.__version__, "python": platform.python_version()}
-    found = [Finding("bptt", "ok", f"{bptt.__version__}, {where}", figures=figures)]
+    found = [Diagnosis("bptt", "ok", f"{bptt.__version__}, {where}", figures=figures)]
     try:
         needed = _by_extra(requires("bptt") or [])
     except PackageNotFoundError:
         return [
             *found,
-            Finding(
+            Diagnosis(
                 "packages",
                 "note",
                 "bptt runs from a directory that is not installed, so what it needs is not known",
@@ -59,28 +59,28 @@ def _by_extra(lines: list[str]) -> dict[str, dict[str, str]]:
     return dict(found)
 
 
-def _core(needed: dict[str, str]) -> Finding:
+def _core(needed: dict[str, str]) -> Diagnosis:
     there, absent, old = _sorted(needed)
     remedy = f"pip install --upgrade {' '.join([*absent, *(o.split()[0] for o in old)])}"
     says = ", ".join(f"{n} {v}" for n, v in there.items())
     if not absent and not old:
-        return Finding("packages", "ok", says, figures=dict(there))
+        return Diagnosis("packages", "ok", says, figures=dict(there))
     costs = f"bptt needs {' and '.join([*absent, *old])}."
-    return Finding("packages", "broken", says or "none", costs, remedy, dict(there))
+    return Diagnosis("packages", "broken", says or "none", costs, remedy, dict(there))
 
 
-def _extra(extra: str, needed: dict[str, str]) -> Finding:
+def _extra(extra: str, needed: dict[str, str]) -> Diagnosis:
     there, absent, old = _sorted(needed)
     says = ", ".join(f"{n} {v}" for n, v in there.items())
     figures = {"installed": there, "absent": absent, "too_old": old}
     remedy = f"pip install --upgrade 'bptt[{extra}]'"
     if old:
         costs = f"Too old, and may fail: {', '.join(old)}."
-        return Finding(extra, "broken", says, costs, remedy, figures)
+        return Diagnosis(extra, "broken", says, costs, remedy, figures)
     if absent:
         without = f"not installed: {', '.join(absent)}" + (f"; installed: {says}" if says else "")
-        return Finding(extra, "missing", without, COSTS[extra], remedy, figures)
-    return Finding(extra, "ok", says, figures=figures)
+        return Diagnosis(extra, "missing", without, COSTS[extra], remedy, figures)
+    return Diagnosis(extra, "ok", says, figures=figures)
 
 
 def _sorted(needed: dict[str, str]) -> tuple[dict[str, str], list[str], list[str]]:

@@ -9,13 +9,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from bptt._src.doctor.findings import Finding
+from bptt._src.doctor.diagnosis import Diagnosis
 
 COMPILERS = ("c++", "g++", "clang++")
 """Any of them compiles the kernels; ``$CXX`` goes before them."""
 
 
-def look_at_processor() -> Finding:
+def look_at_processor() -> Diagnosis:
     """Name the processor, and what else has kept it busy in the last minute."""
     text = _read(Path("/proc/cpuinfo"))
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -23,16 +23,16 @@ def look_at_processor() -> Finding:
     says = f"{name}, {platform.machine()}, {platform.system()}"
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
     figures = {"name": name, "system": platform.platform(), "load": load}
-    return Finding("processor", "ok", says, figures=figures)
+    return Diagnosis("processor", "ok", says, figures=figures)
 
 
-def look_at_memory() -> Finding:
+def look_at_memory() -> Diagnosis:
     """Say how much memory there is, and how much of it is free."""
     known = dict(re.findall(r"^(\w+): +(\d+) kB$", _read(Path("/proc/meminfo")), re.MULTILINE))
     total = 1024 * int(known["MemTotal"]) if "MemTotal" in known else _of_system()
     free = 1024 * int(known["MemAvailable"]) if "MemAvailable" in known else None
     if total is None:
-        return Finding("memory", "note", "this system does not say how much there is")
+        return Diagnosis("memory", "note", "this system does not say how much there is")
     limit = memory_limit()
     if limit is not None and limit >= total:
         limit = None
@@ -40,7 +40,7 @@ def look_at_memory() -> Finding:
     if limit is not None:
         says += f"; this process's control group may have {_gib(limit)}"
     figures = {"total": total, "available": free, "limit": limit}
-    return Finding("memory", "ok", says, figures=figures)
+    return Diagnosis("memory", "ok", says, figures=figures)
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
@@ -68,14 +68,14 @@ def memory_limit(root: Path = Path("/")) -> int | None:
     return min((int(text) for text in found if text.isdecimal()), default=None)
 
 
-def look_at_compiler() -> Finding:
+def look_at_compiler() -> Diagnosis:
     """Look for a compiler of C++, which an install from source compiles the kernels with."""
     for name in filter(None, (os.environ.get("CXX"), *COMPILERS)):
         if (path := shutil.which(name)) is None:
             continue
         if (said := _version_of(path)) is not None:
-            return Finding("compiler", "ok", f"{path}: {said}", figures={"path": path})
-    return Finding(
+            return Diagnosis("compiler", "ok", f"{path}: {said}", figures={"path": path})
+    return Diagnosis(
         "compiler",
         "note",
         "no C++ compiler was found (c++, g++, clang++, $CXX)",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from bptt._src.doctor.findings import Finding
+from bptt._src.doctor.diagnosis import Diagnosis
 from bptt._src.doctor.trial import CELLS, TOLERANCE
 
 VARIABLE = "BPTT_KERNELS"
@@ -25,7 +25,7 @@ class Tried:
     why: str | None = None
 
 
-def look_at_trial(tried: Tried, *, load: float) -> list[Finding]:
+def look_at_trial(tried: Tried, *, load: float) -> list[Diagnosis]:
     """Make findings of the stages that were reached, and one of where it ended.
 
     Args:
@@ -35,7 +35,7 @@ def look_at_trial(tried: Tried, *, load: float) -> list[Finding]:
     stages = tried.stages
     if "torch" not in stages:
         return [
-            Finding(
+            Diagnosis(
                 "torch",
                 "broken",
                 f"cannot be loaded: {tried.why}",
@@ -46,27 +46,28 @@ def look_at_trial(tried: Tried, *, load: float) -> list[Finding]:
     found = [_torch(stages["torch"]), _gpu(stages["torch"])]
     if "threads" in stages:
         found.append(_threads(stages["threads"]))
-    found.append(_kernels(tried))
+    is_busy = load > BUSY * (stages.get("threads", {}).get("processors") or 1)
+    found.append(_kernels(tried, is_busy))
     if "timed" in stages:
-        found.append(_speed(stages["timed"], load, stages["threads"]["processors"] or 1))
+        found.append(_speed(stages["timed"], load if is_busy else None))
     elif "end" not in stages and found[-1].state != "broken":
-        found.append(Finding("speed", "broken", f"a training step failed: {tried.why}"))
+        found.append(Diagnosis("speed", "broken", f"a training step failed: {tried.why}"))
     return found
 
 
-def _torch(torch: dict[str, Any]) -> Finding:
+def _torch(torch: dict[str, Any]) -> Diagnosis:
     build = next((f"{n} {torch[n.lower()]}" for n in ("CUDA", "HIP") if torch[n.lower()]), None)
     says = f"{torch['version']}, built for {build or 'processors only'}"
-    return Finding("torch", "ok", says, figures=torch)
+    return Diagnosis("torch", "ok", says, figures=torch)
 
 
-def _gpu(torch: dict[str, Any]) -> Finding:
+def _gpu(torch: dict[str, Any]) -> Diagnosis:
     seen = [*torch["gpus"], *(["Apple's (MPS)"] if torch["mps"] else [])]
     if seen:
         says = f"{', '.join(seen)}; there the layers run on torch's own kernels"
-        return Finding("gpu", "ok", says, figures={"gpus": seen})
+        return Diagnosis("gpu", "ok", says, figures={"gpus": seen})
     if shutil.which("nvidia-smi") and not torch["cuda"]:
-        return Finding(
+        return Diagnosis(
             "gpu",
             "note",
             "nvidia-smi is installed, but this torch is built for processors only",
@@ -74,10 +75,10 @@ def _gpu(torch: dict[str, Any]) -> Finding:
             "install torch for CUDA, by the command that its site gives",
             {"gpus": []},
         )
-    return Finding("gpu", "ok", "torch sees none; bptt needs none", figures={"gpus": []})
+    return Diagnosis("gpu", "ok", "torch sees none; bptt needs none", figures={"gpus": []})
 
 
-def _threads(counts: dict[str, Any]) -> Finding:
+def _threads(counts: dict[str, Any]) -> Diagnosis:
     usable, torch = counts["usable"], counts["torch"]
     limits = [f"{counts['affinity']} by affinity"] if counts["affinity"] else []
     quota = counts["quota"]
@@ -87,7 +88,7 @@ def _threads(counts: dict[str, Any]) -> Finding:
         f"({', '.join(limits)})"
     )
     if torch > usable:
-        return Finding(
+        return Diagnosis(
             "threads",
             "note",
             says,
@@ -98,42 +99,42 @@ def _threads(counts: dict[str, Any]) -> Finding:
     said = [f"{n}={os.environ[n]}" for n in OF_THREADS if os.environ.get(n)]
     if torch < usable and said:
         costs = f"{usable - torch} of the processors are not used: {', '.join(said)} is set."
-        return Finding("threads", "note", says, costs, "leave it out to use all", counts)
-    return Finding("threads", "ok", says, figures=counts)
+        return Diagnosis("threads", "note", says, costs, "leave it out to use all", counts)
+    return Diagnosis("threads", "ok", says, figures=counts)
 
 
-def _kernels(tried: Tried) -> Finding:
+def _kernels(tried: Tried, is_busy: bool) -> Diagnosis:
     """Say which kernels run, and whether they compute the same as plain PyTorch."""
     kernels, chosen = tried.stages.get("kernels"), os.environ.get(VARIABLE)
     twin = f"until then, {VARIABLE}=twin runs everything in plain PyTorch"
     if kernels is None:
         says = f"the native library cannot be loaded: {tried.why}"
-        return Finding("kernels", "broken", says, remedy=f"install bptt again; {twin}")
+        return Diagnosis("kernels", "broken", says, remedy=f"install bptt again; {twin}")
     if "error" in kernels:
         remedy = f"{VARIABLE}={chosen} is set: set what there is, or nothing"
-        return Finding("kernels", "broken", kernels["error"], None, remedy, kernels)
+        return Diagnosis("kernels", "broken", kernels["error"], None, remedy, kernels)
     if kernels["name"] != "native":
-        return _plain(kernels, tried.stages.get("timed"), chosen)
+        return _plain(kernels, tried.stages.get("timed"), chosen, is_busy)
     bf16 = " with bf16" if kernels["bf16"] else ""
     says = f"native, {kernels['isa']}{bf16}" + (f", {VARIABLE}={chosen} is set" if chosen else "")
     remedy = f"report it, with what bptt doctor --json - prints; {twin}"
     off = tried.stages.get("checked")
     if off is None:
         says += f"; they fail: {tried.why}"
-        return Finding("kernels", "broken", says, None, remedy, kernels)
+        return Diagnosis("kernels", "broken", says, None, remedy, kernels)
     figures = {**kernels, "deviation": off}
     wrong = [kind for kind, d in off.items() if d is None or d > TOLERANCE[kind]]
     if wrong:
         says += f"; in {_and(wrong)} they do not compute what plain PyTorch does"
         amounts = ", ".join(f"{k} {_amount(off[k])}" for k in wrong)
         costs = f"Largest relative deviation: {amounts}. Do not train with them."
-        return Finding("kernels", "broken", says, costs, remedy, figures)
+        return Diagnosis("kernels", "broken", says, costs, remedy, figures)
     near = ", ".join(f"{kind} {_amount(d)}" for kind, d in off.items())
     says += f"; checked against plain PyTorch, largest deviation: {near}"
     if kernels["fewer"]:
         costs = f"A call takes {_threads_of(kernels)}: {kernels['fewer']}."
-        return Finding("kernels", "note", says, costs, figures=figures)
-    return Finding("kernels", "ok", says, figures=figures)
+        return Diagnosis("kernels", "note", says, costs, figures=figures)
+    return Diagnosis("kernels", "ok", says, figures=figures)
 
 
 def _threads_of(kernels: dict[str, Any]) -> str:
@@ -144,7 +145,9 @@ def _amount(deviation: float | None) -> str:
     return "not finite" if deviation is None else f"{deviation:.0e}"
 
 
-def _plain(kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | None) -> Finding:
+def _plain(
+    kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | None, is_busy: bool
+) -> Diagnosis:
     """Say why layers run in plain PyTorch, and what that costs, as it was just measured."""
     costs = None
     if timed is not None:
@@ -153,19 +156,20 @@ def _plain(kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | 
         slower = [1 / timed["ratios"][engine][cell] for cell in CELLS]
         costs = (
             f"Layers run in plain PyTorch: a training step of an {_and(CELLS)} takes "
-            f"{_and(map(_times, slower))} times as long as {whose}, measured just now."
+            f"{_and(map(_times, slower))} times as long as {whose}, measured just now"
+            f"{' on a busy machine' if is_busy else ''}."
         )
     if chosen == "twin":
         says = f"plain PyTorch, because {VARIABLE}=twin is set"
-        return Finding("kernels", "note", says, costs, f"unset {VARIABLE}", kernels)
+        return Diagnosis("kernels", "note", says, costs, f"unset {VARIABLE}", kernels)
     if "absent" in kernels:
         found, _, remedy = kernels["absent"].partition(": ")
-        return Finding("kernels", "missing", f"no native ones: {found}", costs, remedy, kernels)
+        return Diagnosis("kernels", "missing", f"no native ones: {found}", costs, remedy, kernels)
     remedy = "install bptt again, with pip's --force-reinstall --no-deps --no-cache-dir"
-    return Finding("kernels", "broken", str(kernels["reason"]), costs, remedy, kernels)
+    return Diagnosis("kernels", "broken", str(kernels["reason"]), costs, remedy, kernels)
 
 
-def _speed(timed: dict[str, Any], load: float, processors: int) -> Finding:
+def _speed(timed: dict[str, Any], busy_with: float | None) -> Diagnosis:
     T, B, _, H = timed["shape"]
     names = {"twin": "plain PyTorch", "native": "native kernels", "torch.nn": "torch.nn"}
     ratios = timed["ratios"].items()
@@ -176,10 +180,10 @@ def _speed(timed: dict[str, Any], load: float, processors: int) -> Finding:
         for cell, ms in timed["milliseconds"].items()
     ]
     says = f"a training step of {H} units, {T} steps of {B} sequences: {', '.join(each)}"
-    if load > BUSY * processors:
-        busy = f"Other programs keep the machine busy (load {load:g}): these figures say little."
-        return Finding("speed", "note", says, busy, "measure again when it is idle", timed)
-    return Finding("speed", "ok", says, figures=timed)
+    if busy_with is not None:
+        busy = f"Other programs keep the machine busy (load {busy_with:g}): this says little."
+        return Diagnosis("speed", "note", says, busy, "measure again when it is idle", timed)
+    return Diagnosis("speed", "ok", says, figures=timed)
 
 
 def _times(ratio: float) -> str:

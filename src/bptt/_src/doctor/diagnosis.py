@@ -12,7 +12,7 @@ STATES: tuple[State, ...] = ("ok", "note", "missing", "broken")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One thing that was looked at."""
 
     name: str
@@ -45,7 +45,7 @@ class Finding:
 class Checkup:
     """Everything that was looked at."""
 
-    findings: Sequence[Finding]
+    findings: Sequence[Diagnosis]
 
     @property
     def state(self) -> State:
@@ -59,9 +59,9 @@ class Checkup:
     def verdict(self) -> str:
         """Say in a line whether something has to be done.
 
-        >>> Checkup([Finding("torch", "ok", "2.13.0")]).verdict()
+        >>> Checkup([Diagnosis("torch", "ok", "2.13.0")]).verdict()
         'Everything works.'
-        >>> Checkup([Finding("onnx", "missing", ""), Finding("kernels", "broken", "")]).verdict()
+        >>> Checkup([Diagnosis("onnx", "missing", ""), Diagnosis("kernels", "broken", "")]).verdict()
         'Broken: kernels. Missing: onnx.'
         """
         found = [(word, self.named(word)) for word in ("broken", "missing")]
