@@ -61,7 +61,8 @@ class Checkup:
 
         >>> Checkup([Diagnosis("torch", "ok", "2.13.0")]).verdict()
         'Everything works.'
-        >>> Checkup([Diagnosis("onnx", "missing", ""), Diagnosis("kernels", "broken", "")]).verdict()
+        >>> found = [Diagnosis("onnx", "missing", ""), Diagnosis("kernels", "broken", "")]
+        >>> Checkup(found).verdict()
         'Broken: kernels. Missing: onnx.'
         """
         found = [(word, self.named(word)) for word in ("broken", "missing")]

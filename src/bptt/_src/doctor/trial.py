@@ -47,7 +47,7 @@ def of_torch() -> dict[str, Any]:
     """Import torch and bptt; say which torch it is, and which devices it sees."""
     import torch
 
-    import bptt._public  # noqa: F401
+    from bptt import LSTM  # noqa: F401  # and with it all of the core
 
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     return {
