@@ -73,7 +73,9 @@ def test_the_command(in_process, monkeypatch, tmp_path):
     found = json.loads(path.read_text())
     assert lines[-1] == found["verdict"]
     names = [f["name"] for f in found["findings"]]
-    assert {"bptt", "torch", "threads", "kernels", "speed", "memory", "lm", "onnx"} <= {*names}
+    assert {"bptt", "torch", "threads", "kernels", "speed", "memory", "bptt[lm]", "bptt[onnx]"} <= {
+        *names
+    }
     assert len(names) == len({*names})
     for f in found["findings"]:
         assert f["state"] in ("ok", "note", "missing")
@@ -254,13 +256,15 @@ def test_packages_that_are_missing_or_old(monkeypatch):
     monkeypatch.setattr(installed, "version", version)
     found = {f.name: f for f in installed.look_at_packages()}
     assert found["packages"].state == "ok"
-    assert (found["lm"].state, found["lm"].costs) == (
+    assert (found["bptt[lm]"].state, found["bptt[lm]"].costs) == (
         "broken",
         "Too old, and may fail: tokenizers >= 0.20.",
     )
-    assert found["plot"].says == "not installed: matplotlib"
-    assert found["onnx"].says.startswith("not installed: onnxscript; installed: onnx 99.0+local")
-    assert found["onnx"].remedy == "pip install --upgrade 'bptt[onnx]'"
+    assert found["bptt[plot]"].says == "not installed: matplotlib"
+    assert found["bptt[onnx]"].says.startswith(
+        "not installed: onnxscript; installed: onnx 99.0+local"
+    )
+    assert found["bptt[onnx]"].remedy == "pip install --upgrade 'bptt[onnx]'"
 
     monkeypatch.setattr(installed, "version", lambda _: "0")
     core = installed.look_at_packages()[1]
@@ -311,4 +315,4 @@ def test_examine_gives_every_part(monkeypatch):
     monkeypatch.setattr(checkup, "run_trial", lambda: Tried({}, f"ended by {signal.SIGILL.name}"))
     names = [f.name for f in examine().findings]
     assert names[:6] == ["bptt", "torch", "processor", "memory", "compiler", "packages"]
-    assert {*names[6:]} == installed.COSTS.keys()
+    assert {*names[6:]} == {f"bptt[{extra}]" for extra in installed.COSTS}

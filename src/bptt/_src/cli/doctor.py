@@ -60,7 +60,8 @@ def drawn(found: Checkup) -> Table:
         )
         table.add_row(Text(f.state, style=STYLES[f.state]), f.name, said)
     table.add_row("", "", "")
-    table.add_row(Text(found.state, style=STYLES[found.state]), "", found.verdict())
+    state = "ok" if found.state == "note" else found.state
+    table.add_row(Text(state, style=STYLES[state]), "", found.verdict())
     return table
 
 

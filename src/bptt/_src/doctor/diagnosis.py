@@ -61,9 +61,9 @@ class Checkup:
 
         >>> Checkup([Diagnosis("torch", "ok", "2.13.0")]).verdict()
         'Everything works.'
-        >>> found = [Diagnosis("onnx", "missing", ""), Diagnosis("kernels", "broken", "")]
+        >>> found = [Diagnosis("bptt[onnx]", "missing", ""), Diagnosis("kernels", "broken", "")]
         >>> Checkup(found).verdict()
-        'Broken: kernels. Missing: onnx.'
+        'Broken: kernels. Missing: bptt[onnx].'
         """
         found = [(word, self.named(word)) for word in ("broken", "missing")]
         said = [f"{word.capitalize()}: {', '.join(names)}." for word, names in found if names]

@@ -73,14 +73,15 @@ def _extra(extra: str, needed: dict[str, str]) -> Diagnosis:
     there, absent, old = _sorted(needed)
     says = ", ".join(f"{n} {v}" for n, v in there.items())
     figures = {"installed": there, "absent": absent, "too_old": old}
-    remedy = f"pip install --upgrade 'bptt[{extra}]'"
+    name = f"bptt[{extra}]"
+    remedy = f"pip install --upgrade '{name}'"
     if old:
         costs = f"Too old, and may fail: {', '.join(old)}."
-        return Diagnosis(extra, "broken", says, costs, remedy, figures)
+        return Diagnosis(name, "broken", says, costs, remedy, figures)
     if absent:
         without = f"not installed: {', '.join(absent)}" + (f"; installed: {says}" if says else "")
-        return Diagnosis(extra, "missing", without, COSTS[extra], remedy, figures)
-    return Diagnosis(extra, "ok", says, figures=figures)
+        return Diagnosis(name, "missing", without, COSTS[extra], remedy, figures)
+    return Diagnosis(name, "ok", says, figures=figures)
 
 
 def _sorted(needed: dict[str, str]) -> tuple[dict[str, str], list[str], list[str]]:
