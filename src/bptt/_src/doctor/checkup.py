@@ -35,18 +35,24 @@ def examine() -> Checkup:
 def run_trial() -> Tried:
     """Run it in a new Python that finds the same modules."""
     code = f"import sys; sys.path[:] = {sys.path!r}; {TRIAL}"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", code],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=MOST_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        return Tried(_stages(e.stdout or b""), f"it did not end in {MOST_SECONDS:g} seconds")
-    stages = _stages(done.stdout)
-    return Tried(stages, None if "end" in stages else _why(done.returncode, done.stderr))
+    late = None
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            out, errors = process.communicate(timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, errors = process.communicate()
+            late = f"it did not end in {MOST_SECONDS:g} seconds"
+        finally:  # after Ctrl-C, too
+            process.kill()
+            process.wait()
+    stages = _stages(out)
+    return Tried(stages, None if "end" in stages else late or _why(process.returncode, errors))
 
 
 def _stages(printed: bytes) -> dict[str, dict[str, Any]]:
