@@ -17,7 +17,7 @@ CELLS = ("RNN", "GRU", "LSTM")
 SHAPE = (35, 20, 200, 200)
 """Steps, sequences, inputs and hidden units of what is timed."""
 SECONDS = 1.2
-"""For all of the timing, about."""
+"""For all of the timing, about; each step is timed once, whatever it takes."""
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1}
 """How far the kernels may be from plain PyTorch, relative to a tensor's largest entry."""
 
@@ -156,17 +156,13 @@ def milliseconds(in_use: str, *, has_library: bool) -> dict[str, Any]:
             steps[cell, "twin" if other == "twin" else "native"] = ours, other
         steps[cell, "torch.nn"] = _step(getattr(torch.nn, cell)(inputs, H), x), None
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in steps}
-    end, rounds = math.inf, 0
-    while time.perf_counter() < end or rounds < 4:
+    end = time.perf_counter() + SECONDS
+    while not all(seconds.values()) or time.perf_counter() < end:
         for key, (step, engine) in steps.items():
             with nullcontext() if engine is None else use(engine):
                 begun = time.perf_counter()
                 step()
                 seconds[key].append(time.perf_counter() - begun)
-        if rounds == 0:  # which warms up, and does not count
-            seconds = {key: [] for key in steps}
-            end = time.perf_counter() + SECONDS
-        rounds += 1
     fastest = {key: min(took) for key, took in seconds.items()}
     found: dict[str, Any] = {"milliseconds": {}, "ratios": {}}
     for (cell, engine), took in fastest.items():
