@@ -37,7 +37,8 @@ def screen(t: Terminal) -> Screen:
 
 def frames(t: Terminal) -> list[str]:
     """What the line that moves has shown, each time."""
-    return re.findall(r"epoch \d+/\d+[^\r\n]*?left", re.sub(r"\x1b\[[\d;?]*\w", "", t.text))
+    plain = re.sub(r"\x1b\[[\d;?]*\w", "", t.text)
+    return re.findall(r"epoch \d+/\d+  [^\r\n]*loss [\d.]+[^\r\n]*", plain)
 
 
 @pytest.mark.parametrize("columns", [40, 100])
