@@ -72,7 +72,7 @@ def test_ctrl_c_and_going_on(terminal):
     assert not any("^C" in line or "left" in line for line in s.shown)
     assert any(line.startswith("Interrupted and saved; go on with: bptt tr") for line in s.shown)
     assert s.cursor_is_shown
-    made = int(re.findall(r"update (\d+)", t.text)[-1])
+    made = int(re.findall(r"update ([\d,]+)", t.text)[-1].replace(",", ""))  # of the table's row
 
     again = terminal("train", "--resume", "run", "--max-minutes", 0.02)
     assert again.end() == 0
