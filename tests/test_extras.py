@@ -63,6 +63,16 @@ def test_figures_need_theirs_before_the_work_begins(arguments):
     assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
 
 
+def test_the_doctor_needs_no_extra():
+    code = "from bptt._src.cli import main\nmain()"
+    done = run("typer rich", code, "doctor")
+    assert "missing" not in done.stdout  # they are there, and hidden from this process
+    assert done.stdout.splitlines()[0].startswith("ok       bptt ")
+    assert (done.returncode, done.stderr) == (0, "")
+    asked = run("typer", code, "doctor", "--json", "-")
+    assert asked.stderr == "error: typer is not installed: pip install 'bptt[lm]'\n"
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test_onnx_needs_its_own_before_a_run_is_looked_for(package):
     done = run(package, "from bptt._src.cli import main\nmain()", "export", "run", "model.onnx")

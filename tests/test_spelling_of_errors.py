@@ -12,7 +12,8 @@ import bptt._src.language_model.model
 from bptt.errors import ConfigError, spell_options
 
 ROOT = Path(bptt.__file__).parent
-LIBRARY = [p for p in sorted(ROOT.rglob("*.py")) if "cli" not in p.relative_to(ROOT).parts]
+OF_COMMANDS = {"cli", "doctor"}  # whoever runs these is at a shell
+LIBRARY = [p for p in sorted(ROOT.rglob("*.py")) if not OF_COMMANDS & {*p.relative_to(ROOT).parts}]
 OPTION = re.compile(r"(?<![\w-])--[a-z]")
 COMMAND = re.compile(r"\b(bptt [a-z]+|pip install)\b|^ ?--(clip 1|lr |allow-code)")
 """What is to be typed at a shell, whoever reads it; the rest of ``bptt train --resume`` too."""

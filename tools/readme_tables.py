@@ -1,4 +1,7 @@
-"""Print the tables of "How fast it is" in README.md from what ``bptt bench --json`` wrote.
+"""Print the tables of README.md and docs/bench.md from what ``bptt bench --json`` wrote.
+
+That of ``kernels`` is in README.md, "How fast it is"; that of ``model`` is in docs/bench.md, "What
+it measured". The others are for whoever wants to look at a part.
 
 ``python tools/readme_tables.py FILE [FILE ...]``: the rows of all files together; the conditions
 are those of the first. A table whose part was not measured is left out.

@@ -79,6 +79,7 @@ BASE: dict[str, dict[str, Any]] = {
         **{"--lag": 5, "--out": "compared"},
     },
     "bench": {"--only": "kernels", "--quick": None, "--rounds": 1, "--json": "bench.json"},
+    "doctor": {},
 }
 OF_TEXT = {"--task": "book.txt", "--lag": LEAVE_OUT, "--vocabulary": 50, "--steps": 5}
 
@@ -169,7 +170,7 @@ def make_world(where: Path) -> None:
 
 
 def make_bench_small() -> None:
-    """Let bench measure next to nothing; in a process that ends after it."""
+    """Let bench and doctor measure next to nothing; in a process that ends after it."""
     from matplotlib.figure import Figure
 
     import bptt._src.bench.jobs as everything
@@ -177,6 +178,7 @@ def make_bench_small() -> None:
     import bptt._src.comparison.figure
     from bptt._src.bench import jax_scan
     from bptt._src.bench.shapes import ModelShape, Shape
+    from bptt._src.doctor import checkup
     from bptt.bench import Limits, Start
 
     tiny = ModelShape("rnn", 1, vocabulary=20, hidden=4, batch=1, steps=4)
@@ -186,3 +188,4 @@ def make_bench_small() -> None:
     everything.measure_start = lambda: Start(None, 2.0, 1.0)
     jax_scan.load = lambda threads: (None, "JAX is not installed")
     bptt._src.comparison.figure.draw_comparison = lambda found: Figure()
+    checkup.TRIAL = f"from bptt._src.doctor import trial; trial.SECONDS = 0; {checkup.TRIAL}"

@@ -220,9 +220,11 @@ BENCH = {
     "json_": to("--json", "other.json"),
     "figure": to("--figure", "bench.svg"),
 }
+DOCTOR = {"json_": to("--json", "doctor.json")}
 CASES: dict[str, dict[str, Any]] = {
     **{"train": TRAIN, "evaluate": EVALUATE, "sample": SAMPLE},
     **{"export": EXPORT, "flow": FLOW, "audit": AUDIT, "compare": COMPARE, "bench": BENCH},
+    "doctor": DOCTOR,
 }
 ALL = [(o.command, o.name) for o in offered.everything()]
 

@@ -26,6 +26,7 @@ LONGER = {
     "evaluate": {"--json": "found.json"},
     "compare": {"--updates": 20, "--seeds": 2},
     "bench": {"--rounds": 30, "--figure": "bench.png"},
+    "doctor": {"--json": "doctor.json"},
 }
 CASES = {
     **{name: (name, changes) for name, changes in LONGER.items()},

@@ -286,10 +286,11 @@ def test_what_was_measured_is_printed_before_it_is_written(world, in_process, mo
 
 
 def test_help_and_version_need_no_torch():
-    for option in ("--help", "--version", "trian"):
+    for option in ("--help", "--version", "trian", "doctor --help", "doctor --jsn"):
         code = "import sys; sys.argv[0] = 'bptt'; from bptt._src.cli import main\ntry: main()\n"
         code += "except SystemExit: print('torch' in sys.modules)"
-        done = subprocess.run([sys.executable, "-c", code, option], capture_output=True, text=True)
+        command = [sys.executable, "-c", code, *option.split()]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == "False", (done.stdout, done.stderr)
 
 

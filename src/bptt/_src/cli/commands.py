@@ -28,6 +28,7 @@ COMMANDS = {
     "each.",
     "bench": "Measure training: ours, torch.nn, JAX if it is installed, and the processor's own "
     "limits.",
+    "doctor": "Show what runs on this machine, what is missing and what it costs, and what to do.",
 }
 """The first line of each one's help, here so that ``bptt --help`` need not load torch."""
 

@@ -1,4 +1,4 @@
-"""What the commands show: on a terminal a bar that moves, elsewhere a line a measurement."""
+"""What the commands show where there is no terminal: a line a measurement."""
 
 from __future__ import annotations
 
@@ -10,15 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from bptt._src.cli.terminal import Console, visible
 from bptt._src.language_model.readout import AdaptiveReadout
@@ -33,13 +24,11 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display(Watch):
-    """Shows training on standard output."""
+    """Shows training on standard output, in lines; :class:`LiveDisplay` does on a terminal."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet)
         self.line_shown = time.monotonic()
-        self.bar: Progress | None = None
-        self.task = TaskID(0)
         self.tensorboard: Any = None
         self.average = math.nan
         self.epoch_loss: float | None = None
@@ -56,22 +45,7 @@ class Display(Watch):
     @contextmanager
     def preparing(self) -> Iterator[Callable[[str, float | None], None]]:
         """Show how the text is prepared."""
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
-        with Progress(
-            *columns,
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        ) as bar:
-            task = bar.add_task("reading the text", total=None)
-
-            def show(what: str, share: float | None) -> None:
-                bar.update(task, description=what, total=None if share is None else 1.0)
-                if share is not None:
-                    bar.update(task, completed=share)
-
-            yield show
+        yield lambda what, share: None
 
     def begin(self, training: Training, *, resumed: bool) -> None:
         """Print what is going to be trained, on what, and where."""
@@ -104,54 +78,22 @@ class Display(Watch):
 
     @contextmanager
     def training(self, training: Training) -> Iterator[None]:
-        """Show the bar while training goes on."""
+        """Show it while it goes on."""
         p = training.progress
         self.begun = (time.monotonic(), p.seconds, p.tokens)
-        with Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn(
-                "{task.fields[rate]:,.0f} tokens/s  loss {task.fields[loss]:.3f}  "
-                "perplexity {task.fields[perplexity]}{task.fields[horizon]}"
-            ),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        ) as self.bar:
-            self.task = self.bar.add_task(
-                "", total=1.0, visible=False, epoch="", rate=0, loss=0, perplexity="", horizon=""
-            )
-            try:
-                yield
-            finally:
-                self.bar = None
-                if self.tensorboard is not None:
-                    self.tensorboard.close()
+        try:
+            yield
+        finally:
+            if self.tensorboard is not None:
+                self.tensorboard.close()
 
     def updated(self, training: Training, loss: float) -> None:
-        """Move the bar."""
+        """Print the first loss, and average the later ones."""
         if training.progress.updates == 1 and not training.progress.rewinds:
             self.say(f"{'update 1':<13} loss {loss:.3f} before anything is learnt")
         self.average = loss if math.isnan(self.average) else 0.98 * self.average + 0.02 * loss
-        if self.bar is None or self.bar.disable:
-            return
-        config, reader = training.config, training.reader
-        done = (reader.epoch + reader.position / len(reader)) / config.epochs
-        if config.max_minutes:
-            done = max(done, (time.monotonic() - self.begun[0]) / (60 * config.max_minutes))
-        self.bar.update(
-            self.task,
-            completed=done,
-            visible=True,
-            epoch=f"{reader.epoch + 1}/{config.epochs}",
-            rate=self._rate(training),
-            loss=self.average,
-            perplexity=shown(perplexity(self.average)) + self.unknown,
-            horizon=self.horizon,
-        )
 
-    def _rate(self, training: Training) -> float:
+    def rate(self, training: Training) -> float:
         """Tokens a second since training began, or went on; evaluations not counted."""
         _, seconds, tokens = self.begun
         p = training.progress
@@ -164,38 +106,39 @@ class Display(Watch):
             learnt = f"training perplexity {shown(perplexity(self.epoch_loss))}{self.unknown}  "
         best = "" if is_best else " (not the best)"
         self.say(
-            f"{_when(training):<13} {learnt}validation perplexity {shown(score.perplexity)}"
+            f"{when(training):<13} {learnt}validation perplexity {shown(score.perplexity)}"
             f"{beside(score.unknown_share)}, "
-            f"{_bits(score.bits_per_character)} bits per character{best}{self.horizon}  "
-            f"{self._rate(training):,.0f} tokens/s"
+            f"{bits(score.bits_per_character)} bits per character{best}{self.horizon}  "
+            f"{self.rate(training):,.0f} tokens/s"
         )
         self.epoch_loss = None
 
     def measured(self, line: dict[str, Any]) -> None:
-        """Print a line now and then where no bar moves; write it for TensorBoard if wanted."""
-        self.horizon = _horizon(line) if "horizon" in line else self.horizon
-        now = time.monotonic()
-        if (
-            "loss" in line
-            and not self.console.is_terminal
-            and now - self.line_shown > SECONDS_BETWEEN_LINES
-        ):
-            self.line_shown = now
-            self.say(
-                f"{'update ' + format(line['update'], ','):<13} loss {line['loss']:.3f}  "
-                f"perplexity {shown(line['perplexity'])}{self.unknown}{self.horizon}"
-            )
-        when = f"{'update ' + format(line['update'], ','):<13}"
+        """Print what has happened, and a line now and then; write it for TensorBoard if wanted."""
+        self.horizon = horizon_of(line) if "horizon" in line else self.horizon
+        if "loss" in line:
+            self.passed(line)
+        at = f"{'update ' + format(line['update'], ','):<13}"
         if "credit" in line:
-            self.say(f"{when} credit {line['credit']}")
+            self.say(f"{at} credit {line['credit']}")
         for kind in ("alarm", "alarm_over"):
             if kind in line:
-                self.say(f"{when} {kind.replace('_', ' ')}: {line[kind]}")
+                self.say(f"{at} {kind.replace('_', ' ')}: {line[kind]}")
         self.epoch_loss = line.get("epoch_loss", self.epoch_loss)
         if self.tensorboard is not None:
             for name, value in line.items():
                 if name not in ("update", "tokens") and isinstance(value, int | float):
                     self.tensorboard.add_scalar(name, value, line["update"])
+
+    def passed(self, line: dict[str, Any]) -> None:
+        """Print how far it has come, now and then."""
+        now = time.monotonic()
+        if now - self.line_shown > SECONDS_BETWEEN_LINES:
+            self.line_shown = now
+            self.say(
+                f"{'update ' + format(line['update'], ','):<13} loss {line['loss']:.3f}  "
+                f"perplexity {shown(line['perplexity'])}{self.unknown}{self.horizon}"
+            )
 
     def rewound(self, training: Training, reason: str) -> None:
         """Print that training diverged and goes on from the last checkpoint."""
@@ -221,7 +164,8 @@ class Display(Watch):
     def conclude(self, training: Training) -> None:
         """Print how good the best model is, compared with token frequencies alone, and a sample."""
         best = training.run.load_model(training.config.device)
-        score = evaluate(best, training.text.valid, batch_size=training.config.batch_size)
+        with self.waiting("evaluating the best model"):
+            score = evaluate(best, training.text.valid, batch_size=training.config.batch_size)
         unigram = training.run.text()["unigram_perplexity"]
         self.say(
             f"Validation perplexity {shown(score.perplexity)}{beside(score.unknown_share)}, "
@@ -237,11 +181,18 @@ class Display(Watch):
         if training.monitor.remark is not None:
             self.say(f"How far the gradient reaches: {training.monitor.remark}.")
         length = 80 if training.text.tokenizer.level in ("word", "whitespace", "bpe") else 300
-        self.say("A sample:")
-        self.say(
-            "  " + best.sample(length=length, temperature=0.7, seed=0).strip().replace("\n", "\n  ")
-        )
+        self.show_sample(best.sample(length=length, temperature=0.7, seed=0).strip())
         self.say(f"The run is in {quoted(training.run.path)}.")
+
+    def show_sample(self, text: str) -> None:
+        """Print what the model writes."""
+        self.say("A sample:")
+        self.say("  " + text.replace("\n", "\n  "))
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Show what is being done that takes its time."""
+        yield
 
 
 def _readout(training: Training) -> str:
@@ -266,7 +217,7 @@ def _processes(training: Training) -> str:
     )
 
 
-def _horizon(line: dict[str, Any]) -> str:
+def horizon_of(line: dict[str, Any]) -> str:
     """How far the gradient reaches, to be put beside the loss."""
     lag = line["horizon"]
     if lag is None:
@@ -283,16 +234,17 @@ def shown(perplexity: float) -> str:
     return f"{perplexity:,.2f}" if perplexity < 1e7 else f"{perplexity:.3g}"
 
 
-def _bits(bits: float) -> str:
+def bits(bits: float) -> str:
     """Write bits per character, likewise.
 
-    >>> _bits(1.4412), _bits(2.8e31)
+    >>> bits(1.4412), bits(2.8e31)
     ('1.441', '2.8e+31')
     """
     return f"{bits:.3f}" if bits < 1e4 else f"{bits:.3g}"
 
 
-def _when(training: Training) -> str:
+def when(training: Training) -> str:
+    """Say after which epoch or update it is."""
     if training.reader.position == 0 and training.reader.epoch:
         return f"epoch {training.reader.epoch}/{training.config.epochs}"
     return f"update {training.progress.updates:,}"

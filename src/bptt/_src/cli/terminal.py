@@ -65,7 +65,8 @@ class Console(rich.console.Console):
 
     def __init__(self, *, quiet: bool = False) -> None:
         super().__init__(quiet=quiet, highlight=False, emoji=False, markup=False)
-        self.soft_wrap = not self.is_terminal  # where there is no terminal, a line is a line
+        # Where there is no terminal, or none whose width is known, a line is a line.
+        self.soft_wrap = not self.is_terminal or self.is_dumb_terminal
 
     def render_str(self, text: str, **how: Any) -> Any:
         """Make visible what a table holds before its width is measured."""

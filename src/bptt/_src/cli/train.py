@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from bptt._src.cli.display import Display
+from bptt._src.cli.live import display_for
 from bptt._src.cli.options import with_config_options
 from bptt._src.cli.running import Signals
 from bptt._src.cli.several import check_restarts, heard_from_all
@@ -107,7 +108,7 @@ def train(
     if allow_code and not (resume_ or config):
         raise ConfigError("--allow-code has no effect without --resume or --config: leave it out")
     with joined() as job:
-        display = Display(quiet or not job.is_first)
+        display = display_for(quiet or not job.is_first)
         with display.preparing() as progress, heard_from_all(job):
             how: dict[str, Any] = {"watch": display, "progress": progress, "job": job}
             again = out is not None and job.lead(lambda: was_made_by_this_job(out))
@@ -180,7 +181,8 @@ def _fit(training: Training, display: Display) -> str:
         display.say(f"Stopped after {limit:g} minutes, saved; {go_on}")
     elif reason == "patience":
         display.say(f"Stopped: {training.progress.worse} evaluations brought nothing better.")
-    training.evaluate_unsaved()
+    with display.waiting("evaluating"):
+        training.evaluate_unsaved()
     return reason
 
 
