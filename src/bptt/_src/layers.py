@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from bptt._src.compiled_call import plain_call
 from bptt._src.credit.credit import Credit
 from bptt._src.credit.online import OnlineState, is_online
 from bptt._src.credit.plan import Plan, check_directions, plan_for
@@ -105,6 +106,11 @@ class Layers(NotQuantized, nn.Module):
                 given, or the credit has windows that overlap and the module two directions.
             RuntimeError: a size does not fit the module.
         """
+        plain = credit is None and carry is None and resets is None and not return_states
+        if torch.compiler.is_dynamo_compiling() and plain and isinstance(input, Tensor):
+            found = plain_call(self, input, hx)
+            if found is not None:
+                return found
         asked = credit, carry, resets, generator, return_states
         if isinstance(hx, OnlineState) or is_online(credit):
             return run_online(self, input, hx, asked)
@@ -113,7 +119,6 @@ class Layers(NotQuantized, nn.Module):
             return self._export(input, hx, asked)
         if isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling():
             recorded = False  # torch's compiler makes no PackedSequence
-        plain = credit is None and carry is None and resets is None and not return_states
         if plain and self._leaves_it_to_torch(input):
             return self._leave_it_to_torch(input, hx)
         return self._record(input, hx, asked) if recorded else self._run(input, hx, asked)

@@ -240,6 +240,9 @@ def _differentiable(
     ]
 
 
+SEQUENCE = torch.ops.bptt.sequence.default
+
+
 def _of_each(needed: Any, n: int) -> list[bool]:
     return list(needed) if isinstance(needed, (list, tuple)) else [bool(needed)] * n
 
@@ -329,7 +332,6 @@ def sequence(
     if wanted and torch.is_grad_enabled() and not is_exporting():  # that runs on any machine
         engine = _engine_for(cell, x, w)
     operands = (name_of_cell(cell), engine, x, list(state), *w, sizes, reverse)
-    run = torch.ops.bptt.sequence.default
-    y, *rest = run(*operands, *crossing, by_windows, to_windows, all_states, bf16)
+    y, *rest = SEQUENCE(*operands, *crossing, by_windows, to_windows, all_states, bf16)
     n = cell.states
     return y, tuple(rest[:n]), tuple(rest[n : 2 * n - 1]) if all_states else ()
