@@ -18,7 +18,7 @@ from bptt._src.engines.backend import is_chosen_native
 from bptt._src.engines.guard import dtype_of_autocast, is_exporting
 from bptt._src.engines.kernel_library import has, projects
 from bptt._src.engines.recording import name_of_cell
-from bptt._src.uncompiled import at_compile_time
+from bptt._src.uncompiled import at_compile_time, object_of
 from bptt.cells import WEIGHT_NAMES, Cell
 
 _RUN = operators.SEQUENCE
@@ -40,7 +40,7 @@ def plain_call(module: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
         What the module does; None where the call is not plain.
     """
     P, H, L, D = module.proj_size, module.hidden_size, module.num_layers, 1 + module.bidirectional
-    known = _known(module.cell, P, H, L, D, module.bias, x.dtype)
+    known = _known(id(module.cell), P, H, L, D, module.bias, x.dtype)
     if known is None or not is_chosen_native() or (L > 1 and module.dropout and module.training):
         return None
     if x.is_nested or x.dim() != 3 or not x.is_cpu or x.shape[2] != module.input_size:
@@ -97,13 +97,14 @@ def _given(x: Tensor, hx: Any, cells: int, sizes: tuple[int, ...]) -> list[Tenso
 
 @at_compile_time
 def _known(
-    cell: Cell, P: int, H: int, L: int, D: int, bias: bool, dtype: torch.dtype
+    number: int, P: int, H: int, L: int, D: int, bias: bool, dtype: torch.dtype
 ) -> tuple[str, bool, tuple[int, ...], tuple[str, ...]] | None:
     """Return what does not depend on the tensors; None where the call is not plain.
 
     That is the cell's name, whether what a backward pass needs is to be kept, the sizes of the
     state's tensors, and the names of the weights of one direction of a layer after the other.
     """
+    cell: Cell = object_of(number)
     autocast = dtype_of_autocast(torch.device("cpu")) is not None
     if autocast or dtype not in (torch.float32, torch.float64):
         return None

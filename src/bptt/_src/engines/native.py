@@ -29,7 +29,7 @@ from bptt._src.engines.guard import (
 from bptt._src.engines.kernel_library import cells, has, library, projects, type_of
 from bptt._src.engines.readout import Found, Readout
 from bptt._src.engines.rooms import memory_for
-from bptt._src.uncompiled import at_compile_time
+from bptt._src.uncompiled import at_compile_time, object_of
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
 RECORDS = False
@@ -67,9 +67,9 @@ def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
     reason = refuses_tensors(x, w)
     if reason is not None:
         return reason
-    if not (cell.is_native and _has(cell)):
+    if not (cell.is_native and _has(id(cell))):
         return f"there are none for the cell {cell.name}"
-    if w.hr is not None and not _projects(cell):
+    if w.hr is not None and not _projects(id(cell)):
         return f"there are none for the cell {cell.name} with a projection"
     return None
 
@@ -88,13 +88,13 @@ def refuses_tensors(x: Tensor, w: Weights) -> str | None:
 
 
 @at_compile_time
-def _has(cell: Cell) -> bool:
-    return has(cell)
+def _has(cell: int) -> bool:
+    return has(object_of(cell))
 
 
 @at_compile_time
-def _projects(cell: Cell) -> bool:
-    return projects(cell)
+def _projects(cell: int) -> bool:
+    return projects(object_of(cell))
 
 
 def _refuses_readout(call: Readout) -> str | None:
