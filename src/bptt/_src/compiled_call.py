@@ -39,41 +39,40 @@ def plain_call(module: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
     Returns:
         What the module does; None where the call is not plain.
     """
-    P, H, L, D = module.proj_size, module.hidden_size, module.num_layers, 1 + module.bidirectional
-    known = _known(id(module.cell), P, H, L, D, module.bias, x.dtype)
+    H, L = module.hidden_size, module.num_layers
+    P, is_projected = (module.proj_size, True) if module.proj_size else (H, False)
+    directions = (False, True) if module.bidirectional else (False,)
+    known = _known(id(module.cell), is_projected, bool(module.bias), x.dtype)
     if known is None or not is_chosen_native() or (L > 1 and module.dropout and module.training):
         return None
     if x.is_nested or x.dim() != 3 or not x.is_cpu or x.shape[2] != module.input_size:
         return None
-    name, keeps, sizes, names = known
+    name, keeps, states, names = known
     x = x.transpose(0, 1) if module.batch_first else x
-    given = _given(x, hx, L * D, sizes)
-    weights, parameters, needed = [], module._parameters, x.requires_grad
-    for place in names:
-        w = parameters.get(place) if place else None
-        if place and (w is None or w.dtype is not x.dtype or not w.is_cpu):
-            return None
-        weights.append(w)
-        needed = needed or (w is not None and w.requires_grad)
-    if given is None:
+    given = _given(x, hx, L * len(directions), (P, *(H,) * (states - 1)))
+    weights = [_weights(module, n, reverse, names) for n in range(L) for reverse in directions]
+    if given is None or None in weights:
         return None
-    for s in given:
-        needed = needed or s.requires_grad
-    engine, finals = "native" if needed and keeps else "", []
-    for layer in range(L):
+    needed, finals = x.requires_grad, []
+    for t in (*given, *(w for of_each in weights for w in of_each)):
+        if t is not None:
+            needed = needed or t.requires_grad
+            if t.dtype is not x.dtype or not t.is_cpu:
+                return None
+    engine = "native" if needed and keeps else ""
+    for _ in range(L):
         outputs = []
-        for n in range(layer * D, layer * D + D):
+        for reverse in directions:
+            n = len(finals)
             state = given if hx is None else [s[n : n + 1] for s in given]
-            w = weights[6 * n : 6 * n + 6]
-            y, *rest = _RUN(name, engine, x, state, *w, None, n % D > 0, *_BETWEEN, *_PLAIN)
+            w = weights[n]
+            y, *rest = _RUN(name, engine, x, state, *w, None, reverse, *_BETWEEN, *_PLAIN)
             outputs.append(y)
-            finals.append(rest[: len(sizes)])
-        x = outputs[0] if D == 1 else torch.cat(outputs, -1)
-    final = finals[0]
-    if L * D > 1:
-        final = [torch.cat([of[k] for of in finals]) for k in range(len(sizes))]
+            finals.append(rest[:states])
+        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+    final = [s[0] if len(s) == 1 else torch.cat(s) for s in zip(*finals, strict=True)]
     y = x.transpose(0, 1) if module.batch_first else x
-    return y, final[0] if len(sizes) == 1 else tuple(final)
+    return y, final[0] if states == 1 else tuple(final)
 
 
 def _given(x: Tensor, hx: Any, cells: int, sizes: tuple[int, ...]) -> list[Tensor] | None:
@@ -95,31 +94,33 @@ def _given(x: Tensor, hx: Any, cells: int, sizes: tuple[int, ...]) -> list[Tenso
     return given
 
 
+def _weights(module: Any, layer: int, reverse: bool, names: tuple[str, ...]) -> list[Any] | None:
+    """The six weights of a layer in one direction; None where one is no parameter of the module."""
+    found: list[Any] = []
+    suffix = f"_l{layer}_reverse" if reverse else f"_l{layer}"
+    for name in names:
+        found.append(module._parameters.get(name + suffix) if name else None)
+        if name and found[-1] is None:
+            return None
+    return found
+
+
 @at_compile_time
 def _known(
-    number: int, P: int, H: int, L: int, D: int, bias: bool, dtype: torch.dtype
-) -> tuple[str, bool, tuple[int, ...], tuple[str, ...]] | None:
+    number: int, is_projected: bool, bias: bool, dtype: torch.dtype
+) -> tuple[str, bool, int, tuple[str, ...]] | None:
     """Return what does not depend on the tensors; None where the call is not plain.
 
-    That is the cell's name, whether what a backward pass needs is to be kept, the sizes of the
-    state's tensors, and the names of the weights of one direction of a layer after the other.
+    That is the cell's name, whether what a backward pass needs is to be kept, how many states the
+    cell has, and the names of its six weights, "" of those that it has not.
     """
     cell: Cell = object_of(number)
     autocast = dtype_of_autocast(torch.device("cpu")) is not None
     if autocast or dtype not in (torch.float32, torch.float64):
         return None
-    if not cell.is_native or not has(cell) or (P and not projects(cell)):
+    if not cell.is_native or not has(cell) or (is_projected and not projects(cell)):
         return None
-    there = (True, True, bias, bias, P > 0, cell.units > 0)
-    names = [
-        name if is_there else ""
-        for layer in range(L)
-        for reverse in range(D)
-        for name, is_there in zip(_names(layer, reverse > 0), there, strict=True)
-    ]
-    sizes = (P or H, *(H,) * (cell.states - 1))
-    return name_of_cell(cell), torch.is_grad_enabled() and not is_exporting(), sizes, tuple(names)
-
-
-def _names(layer: int, reverse: bool) -> list[str]:
-    return [f"{name}_l{layer}{'_reverse' if reverse else ''}" for name in WEIGHT_NAMES]
+    there = (True, True, bias, bias, is_projected, cell.units > 0)
+    names = [name if is_there else "" for name, is_there in zip(WEIGHT_NAMES, there, strict=True)]
+    keeps = torch.is_grad_enabled() and not is_exporting()
+    return name_of_cell(cell), keeps, cell.states, tuple(names)
