@@ -307,6 +307,7 @@ class Layers(NotQuantized, nn.Module):
         """Lay the input out by steps; without the sizes of each, where they are symbols."""
         name = self._called
         sizes: tuple[int, ...] = ()
+        is_unbatched = False
         if isinstance(input, PackedSequence):
             x = input.data
             if x.dim() != 2:
@@ -332,8 +333,9 @@ class Layers(NotQuantized, nn.Module):
                     f"{name}: expected input {layout}, or [T, I] unbatched, got "
                     f"{input.dim()} dimensions: {tuple(input.shape)}"
                 )
-            x = input.unsqueeze(1) if input.dim() == 2 else input
-            if self.batch_first and input.dim() == 3:
+            is_unbatched = input.dim() == 2
+            x = input.unsqueeze(1) if is_unbatched else input
+            if self.batch_first and not is_unbatched:
                 x = x.transpose(0, 1)
             if x.shape[0] == 0:
                 raise RuntimeError(
@@ -347,7 +349,7 @@ class Layers(NotQuantized, nn.Module):
                 f"{x.shape[-1]}: {tuple(input.data.shape)}"
             )
         check_dtype(name, "the input", x, self._dtype)
-        return Rows(x, sizes, input, steps, batch)
+        return Rows(x, sizes, input, steps, batch, is_unbatched)
 
     def _state_sizes(self) -> tuple[int, ...]:
         """The sizes of the state's tensors, (P, H, H, ...)."""

@@ -97,6 +97,11 @@ def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor
     return of_x, multiply(before, w.hh.t(), w.b_hh)
 
 
+def values(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates, as :class:`engines.call.Engine` says."""
+    return None
+
+
 other_states = twin.other_states
 
 

@@ -190,14 +190,24 @@ def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor
     return None
 
 
+def values(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates, as :class:`engines.call.Engine` says."""
+    G, rows, others = call.cell.gates_h, sum(call.steps.sizes), call.cell.states - 1
+    blocks = _blocks(call, kept[0])
+    gates, more = blocks[: G * rows], blocks[G * rows : len(blocks) - others * rows]
+    return (*gates.unflatten(0, (rows, G)).unbind(1), *more.split(rows))
+
+
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the states but h after each step, as :class:`engines.call.Engine` says."""
-    hidden, rows, others = call.cell.hidden(call.w), sum(call.steps.sizes), call.cell.states - 1
-    if not others:
-        return ()
-    whole = 64 // kept[0].element_size()
-    padded = (hidden + whole - 1) // whole * whole
-    return tuple(kept[0].view(-1, padded)[-others * rows :, :hidden].split(rows))
+    rows, others = sum(call.steps.sizes), call.cell.states - 1
+    return tuple(_blocks(call, kept[0])[-others * rows :].split(rows)) if others else ()
+
+
+def _blocks(call: Call, kept: Tensor) -> Tensor:
+    """What was kept, block by block, [all, H]: the kernels fill each up to whole vectors."""
+    hidden, whole = call.cell.hidden(call.w), 64 // kept.element_size()
+    return kept.view(-1, (hidden + whole - 1) // whole * whole)[:, :hidden]
 
 
 class _Given:
