@@ -50,10 +50,11 @@ def plain_call(module: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
     name, keeps, states, names = known
     x = x.transpose(0, 1) if module.batch_first else x
     given = _given(x, hx, L * len(directions), (P, *(H,) * (states - 1)))
-    weights = [_weights(module, n, reverse, names) for n in range(L) for reverse in directions]
+    weights: Any = [_weights(module, n, reverse, names) for n in range(L) for reverse in directions]
     if given is None or None in weights:
         return None
-    needed, finals = x.requires_grad, []
+    needed: bool = x.requires_grad
+    finals: list[list[Tensor]] = []
     for t in (*given, *(w for of_each in weights for w in of_each)):
         if t is not None:
             needed = needed or t.requires_grad

@@ -93,10 +93,9 @@ class _ByHand:
         self, values: tuple[Tensor, ...], before: State, after: State
     ) -> LocalDerivatives:
         """Of h_t, with respect to a_r, a_z, a_n, the same three of h, the last being q, and h."""
-        r, z, n, q = self._local(*values, before[0])
-        return LocalDerivatives(
-            {}, {(0, k): d for k, d in enumerate((r, z, n, r, z, q, values[1]))}
-        )
+        R, Z, N, Q = values
+        r, z, n, q = self._local(R, Z, N, Q, before[0])
+        return LocalDerivatives({}, {(0, k): d for k, d in enumerate((r, z, n, r, z, q, Z))})
 
     def _local(self, R: Tensor, Z: Tensor, N: Tensor, Q: Tensor, before: Tensor) -> State:
         """∂h/∂a_r, through n; ∂h/∂a_z; ∂h/∂a_n; ∂h/∂q."""

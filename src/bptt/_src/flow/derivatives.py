@@ -6,7 +6,7 @@ those of many steps at once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Inexact
@@ -72,9 +72,10 @@ def local_derivatives(
         terms = Terms(cell.phi.derivative(y).unsqueeze(1), ((0, 0),))
         return Locals(y, terms, terms, {}, {})
     H, N, a, b = cell.hidden(w), len(y), cell.gates_x, cell.gates_x + cell.gates_h
-    if values is not None and isinstance(cell.by_hand, Localised):
-        by_hand = cell.by_hand.local_derivatives(values, tuple(before), after)
-        return _laid_out(y, *by_hand, (a, b))
+    by_hand: Any = cell.by_hand
+    if values is not None:
+        of_results, of_each = by_hand.local_derivatives(values, tuple(before), after)
+        return _laid_out(y, of_results, of_each, (a, b))
     units = () if w.units is None else w.units.detach().unbind(0)
     found: Locals | None = None
     for first in range(0, N, size := max(1, NUMBERS // H)):
