@@ -120,9 +120,8 @@ class LocalDerivatives(NamedTuple):
     """∂(result)/∂(what was given); those of h come last."""
 
 
-@runtime_checkable
 class Localised(Protocol):
-    """A recursion by hand that says its local derivatives."""
+    """A recursion by hand that gives its local derivatives, which not all do."""
 
     def local_derivatives(
         self, values: tuple[Tensor, ...], before: State, after: State

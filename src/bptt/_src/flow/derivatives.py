@@ -6,7 +6,7 @@ those of many steps at once.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Inexact
@@ -72,8 +72,8 @@ def local_derivatives(
         terms = Terms(cell.phi.derivative(y).unsqueeze(1), ((0, 0),))
         return Locals(y, terms, terms, {}, {})
     H, N, a, b = cell.hidden(w), len(y), cell.gates_x, cell.gates_x + cell.gates_h
-    by_hand: Any = cell.by_hand
     if values is not None:
+        by_hand = cast(Localised, cell.by_hand)
         of_results, of_each = by_hand.local_derivatives(values, tuple(before), after)
         return _laid_out(y, of_results, of_each, (a, b))
     units = () if w.units is None else w.units.detach().unbind(0)
@@ -117,7 +117,7 @@ def _run(
     cell, w, several = layer.cell, layer.w, layer.cell.states > 1
     call = Call(cell, layer.x, layer.initial, w, steps, Boundary(None, resets))
     engine = engine_for(call, recorded=False)
-    reads = isinstance(cell.by_hand, Localised)
+    reads = hasattr(cell.by_hand, "local_derivatives")
     y, _, kept = engine.forward(call, keep=several or reads)
     after = (y, *engine.other_states(call, kept)) if several else (y,)
     before = [steps.previous(first, s) for first, s in zip(layer.initial, after, strict=True)]
