@@ -114,6 +114,15 @@ def test_without_a_gradient_nothing_is_kept():
     assert len(node.meta["example_value"]) == 3
 
 
+@pytest.mark.parametrize("how", [{}, {"credit": "truncated:2"}])
+def test_what_the_backward_pass_of_a_parameter_needs_is_kept(how):
+    count, network = Counting(), bptt.LSTM(4, 5)
+    compiled = torch.compile(network, fullgraph=True, backend=count)
+    compiled(torch.randn(6, 3, 4), **how)
+    (node,) = (n for n in count.graphs[0].graph.nodes if "sequence" in str(n.target))
+    assert len(node.meta["example_value"]) == 4
+
+
 class Inline(torch.nn.Module):
     def __init__(self, credit=None):
         super().__init__()

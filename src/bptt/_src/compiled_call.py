@@ -117,7 +117,8 @@ def _known(
     """
     cell: Cell = object_of(number)
     autocast = dtype_of_autocast(torch.device("cpu")) is not None
-    if autocast or dtype not in (torch.float32, torch.float64):
+    transformed = torch._C._are_functorch_transforms_active()
+    if autocast or transformed or dtype not in (torch.float32, torch.float64):
         return None
     if not cell.is_native or not has(cell) or (is_projected and not projects(cell)):
         return None

@@ -210,10 +210,10 @@ def _like(tensors: Any, needed: list[bool]) -> list[Tensor]:
 
 def _recorded(readout: Readout, options: Options) -> Tensor:
     wanted = torch.is_grad_enabled() and options.reduction != "none"
-    given = readout[:3]
+    given = readout.hidden, readout.weight, readout.bias
     needed = [wanted and t is not None and t.requires_grad for t in given]
     run = torch.ops.bptt.linear_cross_entropy.default
-    loss: Tensor = run(*readout[:4], *options, readout.bf16, needed)[0]
+    loss: Tensor = run(*given, readout.targets, *options, readout.bf16, needed)[0]
     return loss
 
 
