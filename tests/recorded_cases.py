@@ -38,6 +38,8 @@ STACK = {"num_layers": 2, "dropout": 0.5}
 WINDOWS = "truncated:every=1,reach=3"
 HOW = {
     "plain": ({}, {}),
+    "plain, two directions": ({"bidirectional": True, "num_layers": 2}, {}),
+    "state": ({"batch_first": True, "num_layers": 2}, {"state": True}),
     "state and resets": ({}, {"state": True, "resets": True}),
     "batch first": ({"batch_first": True}, {"resets": True, "credit": "truncated:2"}),
     "two directions": ({"bidirectional": True, **STACK}, {"credit": "truncated:2"}),

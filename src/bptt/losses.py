@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bptt._src.dtypes import is_bf16
-from bptt._src.engines.guard import without_autocast
+from bptt._src.engines.guard import dtype_of_autocast, without_autocast
 from bptt._src.engines.readout import Readout
 from bptt._src.readout_loss import Options, readout_loss
 
@@ -71,7 +71,7 @@ def linear_cross_entropy(
     >>> loss = bptt.losses.linear_cross_entropy(h, readout.weight, readout.bias, targets)
     >>> loss.backward()
     """
-    autocast = _is_autocast(hidden.device)
+    autocast = dtype_of_autocast(hidden.device) is not None
     _check(hidden, weight, bias, targets, label_weights, reduction, autocast)
     dtype = _dtype_of(hidden, weight, bias)
     if label_weights is not None:
@@ -87,11 +87,6 @@ def linear_cross_entropy(
         loss = readout_loss(readout, Options(label_weights, ignore_index, reduction))
     loss = loss if autocast else loss.to(hidden.dtype)
     return loss.reshape(targets.shape) if reduction == "none" else loss
-
-
-def _is_autocast(device: torch.device) -> bool:
-    known = torch.amp.is_autocast_available(device.type)
-    return known and torch.is_autocast_enabled(device.type)
 
 
 # ---------------------------------------------------------------------------------- checks

@@ -14,6 +14,7 @@ from torch import nn
 
 import bptt
 from bptt import Adaptive
+from bptt._src.credit.decay import fit_decay_rate
 from bptt._src.pytree import leaves_of, map_tensors
 from bptt.credit import Decay, measure_decay
 from bptt.errors import CheckpointError, DivergedError
@@ -313,6 +314,30 @@ def test_the_decay_of_a_linear_network_is_found_again():
     credit = Adaptive(0.1)
     credit.adapt(lambda lags: measure_decay(Linear(W), x, lambda y: y.sum(), lags=lags))
     assert credit.beta == pytest.approx(0.8, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [bptt.GRU, bptt.LSTM, nn.LSTM])
+def test_the_probe_and_the_flow_measure_and_fit_the_same(kind):
+    module, x = kind(3, 8, dtype=torch.float64), torch.randn(40, 1, 3, dtype=torch.float64)
+    flow = bptt.gradient_flow(module, x, lambda y: y.sum(2), times=[39])
+    decay = measure_decay(module, x, lambda y: y.sum(), lags=40)
+    each = sum(s.norms[0, 0].flip(0)[1:].square() for s in flow.states).sqrt()
+    np.testing.assert_allclose(decay.norms[0, 1:], each, rtol=1e-10)
+    fit = flow.decay
+    assert fit.last == 39
+    assert observed(decay, most=40, tau=fit.first).beta == pytest.approx(fit.beta, rel=1e-10)
+
+
+def test_the_line_through_weighted_points_and_its_error():
+    lags, points = np.array([0.0, 1, 2, 3]), np.array([0.0, -1, -2.5, -3])
+    beta, error = fit_decay_rate(lags, points, np.array([1.0, 2, 1, 2]))
+    twice = [0, 1, 1, 2, 3, 3]
+    (slope, _), covariance = np.polyfit(lags, points, 1, w=np.sqrt([1, 2, 1, 2]), cov="unscaled")
+    residues = points - np.polyval(np.polyfit(lags[twice], points[twice], 1), lags)
+    assert np.log(beta) == pytest.approx(slope, rel=1e-12)
+    scatter = (residues**2 @ [1, 2, 1, 2]) / 2
+    assert error == pytest.approx(beta * np.sqrt(covariance[0, 0] * scatter), rel=1e-12)
+    assert fit_decay_rate(lags[:2], points[:2]) == (pytest.approx(np.exp(-1)), pytest.approx(0))
 
 
 def modules():

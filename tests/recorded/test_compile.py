@@ -9,6 +9,7 @@ from recorded_cases import HOW, MODULES, WINDOWS, Learning, gradients
 
 import bptt
 from bptt._src.engines import looped, norm_hooks
+from bptt._src.layers import Layers
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +18,7 @@ def _compiled_anew():
 
 
 # Every way of calling two of them, and some of the others.
-SOME = ("plain", "batch first", "windows, stacked")
+SOME = ("plain", "plain, two directions", "state", "batch first", "windows, stacked")
 WAYS = [(n, h) for n in MODULES for h in HOW if n in ("LSTM", "own") or h in SOME]
 
 
@@ -71,6 +72,39 @@ def test_one_compilation_serves_every_length_and_batch(call):
     assert count.operations.count("bptt.sequence.default") == 2
 
 
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM", "projection", "MGU"])
+@pytest.mark.parametrize("state", [False, True])
+def test_a_plain_call_goes_the_short_way(name, state, monkeypatch):
+    network, x = MODULES[name](num_layers=2, dropout=0.5).eval(), torch.randn(6, 3, 4)
+    expected = gradients(network, x, state=state)
+    monkeypatch.delattr(Layers, "_rows")  # what every other call begins with
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(compiled, x, state=state), expected, rtol=0, atol=0)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(x, resets=torch.zeros(6, dtype=torch.bool))
+
+
+def test_what_is_not_plain_goes_the_long_way():
+    network, x = bptt.LSTM(4, 5, num_layers=2, dropout=0.5), torch.randn(6, 3, 4)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    for change in (
+        lambda: None,  # dropout
+        lambda: network.eval(),
+        lambda: network.double(),
+        lambda: network.bfloat16(),
+        lambda: network.requires_grad_(False),
+    ):
+        change()
+        y = x.to(next(network.parameters()).dtype)
+        torch.manual_seed(0)
+        found = compiled(y)[0]
+        torch.manual_seed(0)
+        assert torch.equal(found, network(y)[0])
+        assert found.requires_grad == any(p.requires_grad for p in network.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compiled(x.bfloat16())[0].dtype == network(x.bfloat16())[0].dtype
+
+
 def test_without_a_gradient_nothing_is_kept():
     count, network = Counting(), bptt.LSTM(4, 5)
     compiled = torch.compile(network, fullgraph=True, backend=count)
@@ -78,6 +112,15 @@ def test_without_a_gradient_nothing_is_kept():
         compiled(torch.randn(6, 3, 4))
     (node,) = (n for n in count.graphs[0].graph.nodes if "sequence" in str(n.target))
     assert len(node.meta["example_value"]) == 3
+
+
+@pytest.mark.parametrize("how", [{}, {"credit": "truncated:2"}])
+def test_what_the_backward_pass_of_a_parameter_needs_is_kept(how):
+    count, network = Counting(), bptt.LSTM(4, 5)
+    compiled = torch.compile(network, fullgraph=True, backend=count)
+    compiled(torch.randn(6, 3, 4), **how)
+    (node,) = (n for n in count.graphs[0].graph.nodes if "sequence" in str(n.target))
+    assert len(node.meta["example_value"]) == 4
 
 
 class Inline(torch.nn.Module):

@@ -23,6 +23,7 @@ from bptt._src.engines.call import Call
 from bptt._src.engines.guard import PLAIN, is_watched, recognise
 from bptt._src.engines.sequence import again
 from bptt._src.steps import Steps
+from bptt._src.uncompiled import uncompiled
 from bptt.cells import WEIGHT_NAMES, State
 
 MOST_ROWS = 2048
@@ -38,6 +39,16 @@ _Known = tuple[Any, int, Callable[..., bool], native.Again]
 
 _known: WeakKeyDictionary[nn.Module, dict[_Kind, _Known | None]] = WeakKeyDictionary()
 """The kinds of calls that each module has had; None of those that it has had once."""
+
+
+@uncompiled
+def run_often(module: Any, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
+    """Run a call of a module's with nothing asked but, perhaps, resets; see :class:`Layers`."""
+    found = like_before(module, input, hx, resets := asked[2])
+    if found is None:
+        found = module._run(input, hx, asked)
+        remember(module, input, hx, resets)
+    return found
 
 
 def like_before(module: Any, input: Any, hx: Any, resets: Any) -> Any:

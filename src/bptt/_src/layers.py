@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from bptt._src import again
+from bptt._src.again import run_often
+from bptt._src.compiled_call import plain_call
 from bptt._src.credit.credit import Credit
 from bptt._src.credit.online import OnlineState, is_online
 from bptt._src.credit.plan import Plan, check_directions, plan_for
@@ -107,6 +108,12 @@ class Layers(WithZoneout, NotQuantized, nn.Module):
                 given, or the credit has windows that overlap and the module two directions.
             RuntimeError: a size does not fit the module.
         """
+        often = credit is None and carry is None and not return_states
+        plain = often and resets is None
+        if torch.compiler.is_dynamo_compiling() and plain and isinstance(input, Tensor):
+            found = plain_call(self, input, hx)
+            if found is not None:
+                return found
         asked = credit, carry, resets, generator, return_states
         if isinstance(hx, OnlineState) or is_online(credit):
             return run_online(self, input, hx, asked)
@@ -115,20 +122,11 @@ class Layers(WithZoneout, NotQuantized, nn.Module):
             return self._export(input, hx, asked)
         if isinstance(input, PackedSequence) and torch.compiler.is_dynamo_compiling():
             recorded = False  # torch's compiler makes no PackedSequence
-        often = credit is None and carry is None and not return_states
-        if often and resets is None and self._leaves_it_to_torch(input):
+        if plain and self._leaves_it_to_torch(input):
             return self._leave_it_to_torch(input, hx)
         if recorded:
             return self._record(input, hx, asked)
-        return (self._run_often if often else self._run)(input, hx, asked)
-
-    @uncompiled
-    def _run_often(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
-        found = again.like_before(self, input, hx, resets := asked[2])
-        if found is None:
-            found = self._run(input, hx, asked)
-            again.remember(self, input, hx, resets)
-        return found
+        return run_often(self, input, hx, asked) if often else self._run(input, hx, asked)
 
     @uncompiled
     def _run(self, input: Any, hx: Any, asked: tuple[Any, ...]) -> Any:
@@ -314,6 +312,7 @@ class Layers(WithZoneout, NotQuantized, nn.Module):
         """Lay the input out by steps; without the sizes of each, where they are symbols."""
         name = self._called
         sizes: tuple[int, ...] = ()
+        is_unbatched = False
         if isinstance(input, PackedSequence):
             x = input.data
             if x.dim() != 2:
@@ -341,8 +340,9 @@ class Layers(WithZoneout, NotQuantized, nn.Module):
                     f"{name}: expected input {layout}, or [T, I] unbatched, got "
                     f"{input.dim()} dimensions: {tuple(input.shape)}"
                 )
-            x = input.unsqueeze(1) if input.dim() == 2 else input
-            if self.batch_first and input.dim() == 3:
+            is_unbatched = input.dim() == 2
+            x = input.unsqueeze(1) if is_unbatched else input
+            if self.batch_first and not is_unbatched:
                 x = x.transpose(0, 1)
             if x.shape[0] == 0:
                 raise RuntimeError(
@@ -356,7 +356,7 @@ class Layers(WithZoneout, NotQuantized, nn.Module):
                 f"{x.shape[-1]}: {tuple(input.data.shape)}"
             )
         check_dtype(name, "the input", x, self._dtype)
-        return Rows(x, sizes, input, steps, batch)
+        return Rows(x, sizes, input, steps, batch, is_unbatched)
 
     def _state_sizes(self) -> tuple[int, ...]:
         """The sizes of the state's tensors, (P, H, H, ...)."""

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.library import custom_op
 from torch.nn.functional import cross_entropy, linear
 
 from bptt._src.engines.backend import engine_for
+from bptt._src.engines.define import differentiate, operator, shapes_of
 from bptt._src.engines.guard import is_watched, only_by_autograd, without_autocast
 from bptt._src.engines.readout import Readout
 from bptt._src.engines.recording import are_recorded
@@ -174,7 +174,7 @@ _OPERANDS = """
 """
 
 
-@custom_op("bptt::linear_cross_entropy", mutates_args=(), schema=f"({_OPERANDS}) -> Tensor[]")
+@operator("linear_cross_entropy", f"({_OPERANDS}) -> Tensor[]")
 def _operation(*operands: Any) -> list[Tensor]:
     """Return the loss, and the gradients that are needed."""
     *given, label_weights, ignore_index, reduction, bf16, needed = operands
@@ -183,18 +183,14 @@ def _operation(*operands: Any) -> list[Tensor]:
     return [t for t in found if t is not None]
 
 
-@_operation.register_fake
+@shapes_of("linear_cross_entropy")
 def _(*operands: Any) -> list[Tensor]:
     hidden, _, _, targets, _, _, reduction, _, needed = operands
     loss = hidden.new_empty(targets.shape if reduction == "none" else ())
     return [loss, *_like(operands[:3], needed)]
 
 
-@custom_op(
-    "bptt::linear_cross_entropy_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_OPERANDS}) -> Tensor[]",
-)
+@operator("linear_cross_entropy_backward", f"(Tensor grad, {_OPERANDS}) -> Tensor[]")
 def _operation_backward(grad: Tensor, *operands: Any) -> list[Tensor]:
     """Return the gradients that are needed, from that of each row's loss."""
     *given, label_weights, ignore_index, reduction, bf16, needed = operands
@@ -203,7 +199,7 @@ def _operation_backward(grad: Tensor, *operands: Any) -> list[Tensor]:
     return [t for t in found[1:] if t is not None]
 
 
-@_operation_backward.register_fake
+@shapes_of("linear_cross_entropy_backward")
 def _(grad: Tensor, *operands: Any) -> list[Tensor]:
     return _like(operands[:3], operands[-1])
 
@@ -214,10 +210,10 @@ def _like(tensors: Any, needed: list[bool]) -> list[Tensor]:
 
 def _recorded(readout: Readout, options: Options) -> Tensor:
     wanted = torch.is_grad_enabled() and options.reduction != "none"
-    given = readout[:3]
+    given = readout.hidden, readout.weight, readout.bias
     needed = [wanted and t is not None and t.requires_grad for t in given]
     run = torch.ops.bptt.linear_cross_entropy.default
-    loss: Tensor = run(*readout[:4], *options, readout.bf16, needed)[0]
+    loss: Tensor = run(*given, readout.targets, *options, readout.bf16, needed)[0]
     return loss
 
 
@@ -254,7 +250,7 @@ def _backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     return (*d, *(None,) * 6)
 
 
-_operation.register_autograd(_backward, setup_context=_keep_for_backward)
+differentiate("linear_cross_entropy", _backward, _keep_for_backward)
 
 
 # ------------------------------------------------------------------------------ by autograd

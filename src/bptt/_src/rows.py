@@ -25,10 +25,8 @@ class Rows(NamedTuple):
     like: Tensor | PackedSequence
     steps: int
     batch: int
-
-    @property
-    def is_unbatched(self) -> bool:
-        return isinstance(self.like, Tensor) and self.like.dim() == 2
+    is_unbatched: bool
+    """Whether the input is [T, I]."""
 
     def output(self, y: Tensor, batch_first: bool) -> Tensor | PackedSequence:
         """Lay out [T, B, H] or [N, H] like the input."""

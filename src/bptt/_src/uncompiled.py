@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 from collections.abc import Callable
@@ -37,6 +38,15 @@ def uncompiled(function: Function) -> Function:
 
 
 def at_compile_time(function: Function) -> Function:
-    """Let torch.compile call a function while it compiles, and take the result as a constant."""
+    """Let torch.compile call a function while it compiles, and take the result as a constant.
+
+    Its arguments are constants, too: before torch 2.13 the compiler takes no other objects for one.
+    The ``id`` of one is, with a check that the object is the same: :func:`object_of`.
+    """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def object_of(number: int) -> Any:
+    """Return the object with this ``id``, which must be alive: as those are that are compiled."""
+    return ctypes.cast(number, ctypes.py_object).value

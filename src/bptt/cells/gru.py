@@ -20,6 +20,7 @@ from bptt.cells.recursion import (
     Deltas,
     FromAfter,
     Kept,
+    LocalDerivatives,
     Setting,
     cross,
     report,
@@ -72,12 +73,8 @@ class _ByHand:
         gates, Q = kept.own
         H = Q.shape[1]
         R, Z, N = gates.chunk(3, dim=1)
-        (H_prev,) = before
-
-        local_n = (1 - Z) * (1 - N * N)  # ∂h/∂a_n
-        local_r = local_n * Q * R * (1 - R)  # ∂h/∂a_r, through n
-        local_z = (H_prev - N) * Z * (1 - Z)  # ∂h/∂a_z
-        Delta = torch.stack([local_r, local_z, local_n * R], dim=1)  # [N, 3, H]; last ∂h/∂q
+        local_r, local_z, local_n, local_q = self._local(R, Z, N, Q, before[0])
+        Delta = torch.stack([local_r, local_z, local_q], dim=1)  # [N, 3, H]
         for delta, delta_n, z, d, carry, cut, norm in steps.back(
             Delta, local_n, Z, D, boundary.carry, boundary.cuts, norms
         ):
@@ -91,6 +88,19 @@ class _ByHand:
             cross(carry, cut, dh)
         of_hidden = Delta.flatten(1)
         return Deltas(torch.cat([of_hidden[:, : 2 * H], local_n], dim=1), of_hidden)
+
+    def local_derivatives(
+        self, values: tuple[Tensor, ...], before: State, after: State
+    ) -> LocalDerivatives:
+        """Of h_t, with respect to a_r, a_z, a_n, the same three of h, the last being q, and h."""
+        R, Z, N, Q = values
+        r, z, n, q = self._local(R, Z, N, Q, before[0])
+        return LocalDerivatives({}, {(0, k): d for k, d in enumerate((r, z, n, r, z, q, Z))})
+
+    def _local(self, R: Tensor, Z: Tensor, N: Tensor, Q: Tensor, before: Tensor) -> State:
+        """∂h/∂a_r, through n; ∂h/∂a_z; ∂h/∂a_n; ∂h/∂q."""
+        of_n = (1 - Z) * (1 - N * N)
+        return of_n * Q * R * (1 - R), (before - N) * Z * (1 - Z), of_n, of_n * R
 
 
 GRU = Cell(

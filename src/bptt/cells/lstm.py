@@ -22,6 +22,7 @@ from bptt.cells.recursion import (
     Deltas,
     FromAfter,
     Kept,
+    LocalDerivatives,
     Setting,
     cross,
     report,
@@ -85,14 +86,9 @@ class _ByHand:
         (D, d_state, norms, _), (w, steps, boundary) = given, of
         (D_c,) = given.of_others(2)
         (Y, C), gates = kept.states, kept.own[0]
-        I, F, G, O = gates.chunk(4, dim=1)  # noqa: E741
-        _, C_prev = before
-        tanh_C = torch.tanh(C)
-
-        Delta = torch.stack(  # [N, 4, H]: ∂c/∂a_i, ∂c/∂a_f, ∂c/∂a_g and ∂m/∂a_o
-            [G * I * (1 - I), C_prev * F * (1 - F), I * (1 - G * G), tanh_C * O * (1 - O)], dim=1
-        )
-        local_c = O * (1 - tanh_C * tanh_C)  # ∂m/∂c
+        F = gates.chunk(4, dim=1)[1]
+        local, local_c = self._local(gates.chunk(4, dim=1), before[1], C)
+        Delta = torch.stack(local, dim=1)  # [N, 4, H]
         D_out = None if w.hr is None else torch.empty_like(Y)
         for delta, dm_dc, f, d, d_c, d_out, carry, cut, norm in steps.back(
             Delta, local_c, F, D, D_c, D_out, boundary.carry, boundary.cuts, norms
@@ -114,6 +110,23 @@ class _ByHand:
             torch.mm(delta.flatten(1), w.hh, out=dh)
             cross(carry, cut, dh, dc)
         return Deltas(Delta.flatten(1), Delta.flatten(1), D_out)
+
+    def local_derivatives(
+        self, values: tuple[Tensor, ...], before: State, after: State
+    ) -> LocalDerivatives:
+        """Of c_t with respect to the gates i, f, g and to c; of m_t with respect to o and c_t."""
+        (i, f, g, o), of_c = self._local(values[:4], before[1], after[1])
+        of_c_t = {(1, k): d for k, d in enumerate((i, f, g))}
+        of_h = {(1, k + 4): d for (_, k), d in of_c_t.items()}
+        each = {**of_c_t, **of_h, (1, 9): values[1], (0, 3): o, (0, 7): o}
+        return LocalDerivatives({1: of_c}, each)
+
+    def _local(self, gates: State, before: Tensor, C: Tensor) -> tuple[State, Tensor]:
+        """∂c/∂a_i, ∂c/∂a_f, ∂c/∂a_g and ∂m/∂a_o; ∂m/∂c."""
+        I, F, G, O = gates  # noqa: E741
+        m = torch.tanh(C)
+        of_gates = G * I * (1 - I), before * F * (1 - F), I * (1 - G * G), m * O * (1 - O)
+        return of_gates, O * (1 - m * m)
 
 
 LSTM = Cell(

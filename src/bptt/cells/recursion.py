@@ -106,6 +106,35 @@ class Recursion(Protocol):
         """
 
 
+Place = tuple[int, int]
+"""The number of a result of the equations, and of what they were given: the blocks of x, those of
+h, the tensors of the state, one after the other."""
+
+
+class LocalDerivatives(NamedTuple):
+    """The derivatives of a cell's equations, diagonals of all rows, [N, H]; none that is zero."""
+
+    of_results: dict[int, Tensor]
+    """∂h/∂(another result), by its number: what h passes on to it is here and nowhere else."""
+    of_each: dict[Place, Tensor]
+    """∂(result)/∂(what was given); those of h come last."""
+
+
+class Localised(Protocol):
+    """A recursion by hand that gives its local derivatives, which not all do."""
+
+    def local_derivatives(
+        self, values: tuple[Tensor, ...], before: State, after: State
+    ) -> LocalDerivatives:
+        """Return them.
+
+        Args:
+            values: the gates, and what else the recursion keeps, each [N, H].
+            before: the state from which each row's step starts, each of its tensors [N, ...].
+            after: the state after it.
+        """
+
+
 def rows_before(state: State, n: int, resets: Tensor | None) -> State:
     """The states of the first n sequences, which are still running; zero where they are reset."""
     rows = state if len(state[0]) == n else tuple(s[:n] for s in state)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bptt._src.credit.credit import Credit, Probe, is_number
-from bptt._src.credit.decay import Decay
+from bptt._src.credit.decay import SMALLEST, Decay, fit_decay_rate
 from bptt._src.credit.plan import Plan
 from bptt.errors import CheckpointError, ConfigError, DivergedError
 
@@ -195,10 +195,8 @@ class Adaptive(Credit):
 def _slope(norms: NDArray[np.float64], tau: int) -> float:
     """β: the least-squares slope of log φ_k from τ on; 0 if nothing is left by then."""
     k = np.arange(tau, len(norms))
-    k = k[norms[k] > 1e-30]  # below, it is rounding
-    if len(k) < 2:
-        return 0.0
-    return float(np.exp(np.polyfit(k, np.log(norms[k]), 1)[0]))
+    k = k[norms[k] > SMALLEST]
+    return fit_decay_rate(k.astype(float), np.log(norms[k]))[0] if len(k) > 1 else 0.0
 
 
 def _bias(norms: NDArray[np.float64], tau: int, beta: float) -> NDArray[np.float64]:

@@ -1,7 +1,8 @@
-"""Decay of the gradient of one step's loss on its way back, for any module."""
+"""Decay of the gradient of one step's loss on its way back, for any module, and its fit."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from bptt._src.layout import Layout
 from bptt._src.pytree import check_leaves, is_float, leaves_of, map_tensors
 from bptt._src.unroll.buffers import Buffers, modules_in
 from bptt._src.unroll.calls import pair
+
+SMALLEST = 1e-30
+"""Norms below this are not looked at: float32 has few digits left there, or none."""
 
 
 class Decay(NamedTuple):
@@ -107,6 +111,32 @@ def measure_decay(
         sums.append(float(total.norm()))
     norms = torch.stack([g.norm(dim=1) for g in gradients], dim=1)
     return Decay(norms.cpu().numpy(), np.array(sums))
+
+
+def fit_decay_rate(
+    lags: NDArray[np.float64],
+    logarithms: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
+) -> tuple[float, float]:
+    """Fit β, by which a norm is multiplied at each lag, by least squares to its logarithms.
+
+    Args:
+        lags: at least two, [K].
+        logarithms: of the norms, [K].
+        weights: how much each lag counts, [K]; all alike by default.
+
+    Returns:
+        β, and its standard error by the scatter around the line; with two lags that is 0.
+    """
+    w = np.ones(len(lags)) if weights is None else weights
+    w = w / w.sum()
+    k_off, y_off = lags - w @ lags, logarithms - w @ logarithms
+    spread = w @ k_off**2
+    slope = (w @ (k_off * y_off)) / spread
+    scatter = (w @ (y_off - slope * k_off) ** 2) / max(1, len(lags) - 2)
+    with np.errstate(over="ignore"):
+        beta = float(np.exp(slope))
+    return beta, beta * math.sqrt(scatter / spread)
 
 
 def _call(

@@ -181,6 +181,11 @@ class Engine(Protocol):
             kept: what the forward pass kept.
         """
 
+    def values(self, call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Return from what a forward pass kept the gates, and what else the cell's recursion by
+        hand keeps besides the states, each [N, H]; None where the engine keeps something else.
+        """
+
     def other_states(self, call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return from what a forward pass kept the states but h after each step, each [N, H]."""
 

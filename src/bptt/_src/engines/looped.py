@@ -19,7 +19,7 @@ from bptt._src.engines.guard import is_watched, only_by_autograd
 from bptt._src.engines.loops.recursion import Looped, sizes_of, why_not
 from bptt._src.engines.product import multiply
 from bptt._src.engines.readout import Found, Readout
-from bptt._src.uncompiled import at_compile_time
+from bptt._src.uncompiled import at_compile_time, object_of
 from bptt.cells import Cell, State, Weights
 
 RECORDS = False
@@ -46,12 +46,12 @@ def refuses_kind(cell: Cell, x: Tensor, w: Weights, warns: bool = True) -> str |
         w: its weights.
         warns: whether a cell whose equations cannot become a program causes a warning, once.
     """
-    return native.refuses_tensors(x, w) or _why_not(cell, warns, *sizes_of(cell, w))
+    return native.refuses_tensors(x, w) or _why_not(id(cell), warns, *sizes_of(cell, w))
 
 
 @at_compile_time
-def _why_not(cell: Cell, warns: bool, *sizes: Any) -> str | None:
-    reason = why_not(cell, *sizes)
+def _why_not(cell: int, warns: bool, *sizes: Any) -> str | None:
+    reason = why_not(object_of(cell), *sizes)
     if reason is not None and warns:
         _warn(reason)
     return reason
@@ -98,6 +98,11 @@ def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor
     of_x = multiply(x, w.ih.t(), w.b_ih)
     of_x = of_x if masks is None else torch.cat([of_x, masks], 1)
     return of_x, multiply(before, w.hh.t(), w.b_hh)
+
+
+def values(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates, as :class:`engines.call.Engine` says."""
+    return None
 
 
 other_states = twin.other_states

@@ -27,10 +27,12 @@ from bptt._src.engines.guard import (
     room,
 )
 from bptt._src.engines.kernel_library import cells, has, library, projects, type_of
-from bptt._src.engines.readout import Found, Readout
+from bptt._src.engines.native_readout import cross_entropy as cross_entropy
+from bptt._src.engines.native_readout import refuses_readout
+from bptt._src.engines.readout import Readout
 from bptt._src.engines.rooms import memory_for
 from bptt._src.steps import Boundary
-from bptt._src.uncompiled import at_compile_time
+from bptt._src.uncompiled import at_compile_time, object_of
 from bptt.cells import WEIGHT_NAMES, Cell, State, Weights
 
 RECORDS = False
@@ -39,11 +41,10 @@ _STATES = ("the initial h", "the initial c")
 _OTHERS = "the gradient of a state after each step"
 _AFTER = ("the output", "what the forward pass kept")
 
-# The fields of a bptt_sequence and a bptt_readout, in order; an address of 0 is none.
+# The fields of a bptt_sequence, in order; an address of 0 is none.
 _SEQUENCE = struct.Struct("=42q")
 _FORWARDS_ALONE = (0,) * 17
 """The fields after c_n."""
-_READOUT = struct.Struct("=14q")
 
 
 def serves(call: AnyCall) -> str | None:
@@ -55,7 +56,7 @@ def serves(call: AnyCall) -> str | None:
         return reason
     if isinstance(call, Call):
         return _refuses(call)
-    return _refuses_readout(call) if isinstance(call, Readout) else flow_step.refuses(call)
+    return refuses_readout(call) if isinstance(call, Readout) else flow_step.refuses(call)
 
 
 def _refuses(call: Call) -> str | None:
@@ -69,9 +70,9 @@ def refuses_kind(cell: Cell, x: Tensor, w: Weights) -> str | None:
     reason = refuses_tensors(x, w)
     if reason is not None:
         return reason
-    if not (cell.is_native and _has(cell)):
+    if not (cell.is_native and _has(id(cell))):
         return f"there are none for the cell {cell.name}"
-    if w.hr is not None and not _projects(cell):
+    if w.hr is not None and not _projects(id(cell)):
         return f"there are none for the cell {cell.name} with a projection"
     return None
 
@@ -90,22 +91,13 @@ def refuses_tensors(x: Tensor, w: Weights) -> str | None:
 
 
 @at_compile_time
-def _has(cell: Cell) -> bool:
-    return has(cell)
+def _has(cell: int) -> bool:
+    return has(object_of(cell))
 
 
 @at_compile_time
-def _projects(cell: Cell) -> bool:
-    return projects(cell)
-
-
-def _refuses_readout(call: Readout) -> str | None:
-    hidden, weight = call.hidden, call.weight
-    if not hidden.is_cpu:
-        return f"the input is on {hidden.device}"
-    if hidden.dtype is not torch.float32 and hidden.dtype is not torch.float64:
-        return f"there are none for {hidden.dtype}"
-    return None if hidden.numel() and weight.numel() else "there is nothing to compute"
+def _projects(cell: int) -> bool:
+    return projects(object_of(cell))
 
 
 # ------------------------------------------------------------------------------------- calls
@@ -196,14 +188,24 @@ def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor
     return None
 
 
+def values(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates, as :class:`engines.call.Engine` says."""
+    G, rows, others = call.cell.gates_h, sum(call.steps.sizes), call.cell.states - 1
+    blocks = _blocks(call, kept[0])
+    gates, more = blocks[: G * rows], blocks[G * rows : len(blocks) - others * rows]
+    return (*gates.unflatten(0, (rows, G)).unbind(1), *more.split(rows))
+
+
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the states but h after each step, as :class:`engines.call.Engine` says."""
-    hidden, rows, others = call.cell.hidden(call.w), sum(call.steps.sizes), call.cell.states - 1
-    if not others:
-        return ()
-    whole = 64 // kept[0].element_size()
-    padded = (hidden + whole - 1) // whole * whole
-    return tuple(kept[0].view(-1, padded)[-others * rows :, :hidden].split(rows))
+    rows, others = sum(call.steps.sizes), call.cell.states - 1
+    return tuple(_blocks(call, kept[0])[-others * rows :].split(rows)) if others else ()
+
+
+def _blocks(call: Call, kept: Tensor) -> Tensor:
+    """What was kept, block by block, [all, H]: the kernels fill each up to whole vectors."""
+    hidden, whole = call.cell.hidden(call.w), 64 // kept.element_size()
+    return kept.view(-1, (hidden + whole - 1) // whole * whole)[:, :hidden]
 
 
 class _Given:
@@ -367,33 +369,3 @@ def _whole_numbers(sizes: tuple[int, ...]) -> tuple[Any, int]:
     if min(sizes) < 1 or any(map(operator.lt, sizes, sizes[1:])):
         raise RuntimeError(f"bptt: the numbers of sequences at each step must fall, got {sizes}")
     return (ctypes.c_int64 * len(sizes))(*sizes), sum(sizes)
-
-
-# ----------------------------------------------------------------------------------- readout
-
-
-def cross_entropy(readout: Readout) -> Found:
-    """Compute a readout's losses and their gradients, as :class:`engines.call.Engine` says."""
-    hidden, weight, bias, targets, factors, needed, bf16 = readout
-    (N, H), V, dtype = hidden.shape, len(weight), hidden.dtype
-    given = (
-        dense("hidden", hidden, dtype, (N, H)),
-        dense("weight", weight, dtype, (V, H)),
-        None if bias is None else dense("bias", bias, dtype, (V,)),
-        dense("targets", targets, torch.int64, (N,)),
-        None if factors is None else dense("the losses' factors", factors, dtype, (N,)),
-    )
-    losses = hidden.new_empty(N)
-    found = [
-        t.new_empty(t.shape) if t is not None and wanted else None
-        for t, wanted in zip((hidden, weight, bias), needed, strict=True)
-    ]
-    call = _READOUT.pack(
-        type_of(dtype, bf16),
-        threads.allowed(),
-        *(N, H, V),
-        *addresses(*given, losses, *found),
-    )
-    if library().bptt_cross_entropy(call) != 0:
-        raise MemoryError(f"bptt: no memory for the work space of {V} labels")
-    return Found(losses, *found)

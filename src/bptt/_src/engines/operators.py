@@ -8,19 +8,19 @@ does without, because an operator costs more than a small call.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bptt._src.engines import looped, native, reference, twin
 from bptt._src.engines.backend import is_chosen_native
 from bptt._src.engines.call import Call, Engine, Saved
-from bptt._src.engines.guard import is_exporting
+from bptt._src.engines.define import differentiate, operator, shapes_of
+from bptt._src.engines.guard import is_exporting, is_watched
 from bptt._src.engines.plan_operator import Crossing, windows_in
 from bptt._src.engines.recording import cell_of, name_of_cell
 from bptt._src.engines.sequence import gradients
@@ -80,19 +80,25 @@ class _Operands:
             sizes = (B,) * T
         else:
             sizes = tuple(self.sizes.tolist())
-        windows = windows_in(self.blocks, sizes, self.x.device)
         boundary = boundary_of(sizes, self.carry, self.resets, self.reverse)
-        steps, by_windows = Steps(sizes, self.reverse), self.by_windows and windows is not None
-        x = self.x.flatten(0, -2)
-        if by_windows:
-            assert windows is not None
-            x = x.index_select(0, windows.own)
-        state = tuple(s.flatten(0, -2) for s in self.state)
-        rest = windows, by_windows, self.all_states, self.bf16
+        steps, windows = Steps(sizes, self.reverse), windows_in(self.blocks, sizes, self.x.device)
+        x, state = self.x, self.state
+        if windows is not None:
+            x, state = x.flatten(0, -2), tuple(s.flatten(0, -2) for s in state)
+            if self.by_windows:
+                x = x.index_select(0, windows.own)
+        rest = windows, self.by_windows and windows is not None, self.all_states, self.bf16
         return Call(self.cell, x, state, self.w, steps, boundary, *rest)
 
 
-@custom_op("bptt::sequence", mutates_args=(), schema=_SEQUENCE)
+def _laid_out_like(x: Tensor, t: Tensor) -> Tensor:
+    """The same rows, [T, B, ...] or [N, ...] as those of x are."""
+    if t.dim() == x.dim():
+        return t
+    return t.flatten(0, -2) if x.dim() == 2 else t.unflatten(0, x.shape[:-1])
+
+
+@operator("sequence", _SEQUENCE)
 def _sequence(*operands: Any) -> list[Tensor]:
     """Run a layer in one direction: the outputs, the final state, the states but h after each step
     where all are asked for, and what is kept if anything is.
@@ -106,14 +112,17 @@ def _sequence(*operands: Any) -> list[Tensor]:
         kept = tuple(call.x.new_empty(shape) for shape in of.kept(0))
     rows = [y, *others]
     if not of.to_windows:
-        rows = [t.view(*of.rows, t.shape[1]) for t in rows]
-    elif call.windows is not None:
-        rows = [t.index_select(0, call.windows.rows) for t in rows]
-    after = [a.view(b.shape) for a, b in zip(final, of.state, strict=True)]
-    return [rows[0], *after, *rows[1:], *(kept if of.engine else ())]
+        rows = [t.view(*of.rows, t.shape[-1]) for t in rows]
+    else:
+        rows = [t.flatten(0, -2) for t in rows]
+        if call.windows is not None:
+            rows = [t.index_select(0, call.windows.rows) for t in rows]
+    if call.windows is not None:
+        final = tuple(a.view(b.shape) for a, b in zip(final, of.state, strict=True))
+    return [rows[0], *final, *rows[1:], *(kept if of.engine else ())]
 
 
-@_sequence.register_fake
+@shapes_of("sequence")
 def _(*operands: Any) -> list[Tensor]:
     of = _Operands(*operands)
     rows = of.rows
@@ -135,7 +144,7 @@ def _unknown(rows: int) -> int:
         return rows
 
 
-@custom_op("bptt::sequence_backward", mutates_args=(), schema=_BACKWARD)
+@operator("sequence_backward", _BACKWARD)
 def _sequence_backward(d_y: Any, d_rest: Any, *given: Any) -> list[Tensor]:
     """Go back through it: the gradients that are needed, of x, the initial state, the weights."""
     *operands, saved, needed = given
@@ -149,20 +158,29 @@ def _sequence_backward(d_y: Any, d_rest: Any, *given: Any) -> list[Tensor]:
         y, _, kept = engine.forward(call, keep=True)
     elif of.to_windows and windows is not None:
         y = y.index_select(0, windows.own)
-    n = len(of.state)
-    grads = [None if d is None else d.flatten(0, -2) for d in (d_y, *d_rest)]
+    grads = _of_results(call, d_y, d_rest)
     if windows is not None and not of.to_windows:
-        for i in (0, *range(1 + n, len(grads))):
+        for i in (0, *range(1 + len(of.state), len(grads))):
             if (d := grads[i]) is not None:
                 whole = d.new_zeros(len(windows.rows), d.shape[1])
                 grads[i] = whole.index_copy_(0, windows.own, d)
-    with autograd_inside():
-        found = gradients(engine, call, Saved(y.flatten(0, -2), kept), tuple(grads), tuple(needed))
+    saved = Saved(_laid_out_like(call.x, y), kept)
+    with autograd_inside() if engine is not native or is_watched() else nullcontext():
+        found = gradients(engine, call, saved, tuple(grads), tuple(needed))
     of_wanted = [d for d, need in zip(found, needed, strict=True) if need]
     return [
-        t.new_zeros(t.shape) if d is None else d.view(t.shape)
+        t.new_zeros(t.shape) if d is None else d if d.shape == t.shape else d.view(t.shape)
         for d, t in zip(of_wanted, wanted, strict=True)
     ]
+
+
+def _of_results(call: Call, d_y: Any, d_rest: Any) -> list[Tensor | None]:
+    """The gradients of an operator's results, laid out like those of the call."""
+    n = len(call.state)
+    states, others = d_rest[:n], [None if d is None else d.flatten(0, -2) for d in d_rest[n:]]
+    if call.windows is not None:
+        states = [None if d is None else d.flatten(0, -2) for d in states]
+    return [None if d_y is None else _laid_out_like(call.x, d_y), *states, *others]
 
 
 def autograd_inside() -> AbstractContextManager[Any]:
@@ -175,7 +193,7 @@ def autograd_inside() -> AbstractContextManager[Any]:
     return guard
 
 
-@_sequence_backward.register_fake
+@shapes_of("sequence_backward")
 def _(d_y: Any, d_rest: Any, *given: Any) -> list[Tensor]:
     *operands, _, needed = given
     tensors = _Operands(*operands).tensors()
@@ -215,18 +233,21 @@ def _differentiable(
     of: _Operands, grads: tuple[Tensor | None, ...], needed: tuple[bool, ...]
 ) -> list[Tensor | None]:
     """The same gradients step by step through the cell, to be differentiated again."""
-    flat = tuple(None if d is None else d.flatten(0, -2) for d in grads)
-    found = reference.gradients(of.call(), flat, needed)
+    call = of.call()
+    found = reference.gradients(call, tuple(_of_results(call, grads[0], grads[1:])), needed)
     return [
         None if d is None else d.view(t.shape) for d, t in zip(found, of.tensors(), strict=True)
     ]
+
+
+SEQUENCE = torch.ops.bptt.sequence.default
 
 
 def _of_each(needed: Any, n: int) -> list[bool]:
     return list(needed) if isinstance(needed, (list, tuple)) else [bool(needed)] * n
 
 
-_sequence.register_autograd(_backward, setup_context=_keep_for_backward)
+differentiate("sequence", _backward, _keep_for_backward)
 
 
 @lru_cache(maxsize=256)
@@ -312,7 +333,6 @@ def sequence(
     if wanted and torch.is_grad_enabled() and not is_exporting():  # that runs on any machine
         engine = _engine_for(cell, x, w)
     operands = (name_of_cell(cell), engine, x, list(state), *w, sizes, reverse)
-    run = torch.ops.bptt.sequence.default
-    y, *rest = run(*operands, *crossing, by_windows, to_windows, all_states, bf16)
+    y, *rest = SEQUENCE(*operands, *crossing, by_windows, to_windows, all_states, bf16)
     n = cell.states
     return y, tuple(rest[:n]), tuple(rest[n : 2 * n - 1]) if all_states else ()

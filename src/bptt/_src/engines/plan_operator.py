@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from bptt._src.credit.plan import Block, Plan, check_directions, plan_for
+from bptt._src.engines.define import operator, shapes_of
 from bptt._src.engines.recording import credit_of, name_of_credit
 from bptt._src.engines.windows import windows_of
 
@@ -29,7 +29,7 @@ _PLAN = "(str credit, SymInt steps, SymInt batch, str where, bool both) -> (Tens
 
 
 # Two calls need not give the same plan, and none of them may be left out.
-@custom_op("bptt::plan", mutates_args=(), schema=_PLAN, tags=(torch.Tag.nondeterministic_seeded,))
+@operator("plan", _PLAN, tags=(torch.Tag.nondeterministic_seeded,))
 def _plan(credit: str, steps: int, batch: int, where: str, both: bool) -> tuple[Tensor, Tensor]:
     """Return the factors of a credit's plan, float64 [T, B], and its blocks, int64 [T, 3]."""
     found = plan_for(credit_of(credit), steps, batch, where=where)
@@ -39,7 +39,7 @@ def _plan(credit: str, steps: int, batch: int, where: str, both: bool) -> tuple[
     return carry.clone(memory_format=torch.contiguous_format), _table(found)
 
 
-@_plan.register_fake
+@shapes_of("plan")
 def _(credit: str, steps: int, batch: int, where: str, both: bool) -> tuple[Tensor, Tensor]:
     carry = torch.empty(steps, batch, dtype=torch.float64, device="cpu")
     return carry, torch.empty(steps, 3, dtype=torch.int64, device="cpu")
@@ -92,7 +92,7 @@ def plan_of(
 _BY_WINDOWS = "(Tensor x, Tensor like, Tensor blocks, Tensor? sizes) -> Tensor"
 
 
-@custom_op("bptt::by_windows", mutates_args=(), schema=_BY_WINDOWS)
+@operator("by_windows", _BY_WINDOWS)
 def _by_windows(x: Tensor, like: Tensor, blocks: Tensor, sizes: Tensor | None) -> Tensor:
     """Lay rows out by windows."""
     of = tuple(sizes.tolist()) if sizes is not None else (x.shape[1],) * x.shape[0]
@@ -100,7 +100,7 @@ def _by_windows(x: Tensor, like: Tensor, blocks: Tensor, sizes: Tensor | None) -
     return rows.clone() if windows is None else rows.index_select(0, windows.rows)
 
 
-@_by_windows.register_fake
+@shapes_of("by_windows")
 def _(x: Tensor, like: Tensor, blocks: Tensor, sizes: Tensor | None) -> Tensor:
     return torch.empty_like(like)
 
@@ -114,7 +114,7 @@ def by_windows(x: Tensor, like: Tensor, crossing: Crossing, sizes: Tensor | None
 _OWN_ROWS = "(Tensor blocks, Tensor? sizes, SymInt rows) -> Tensor"
 
 
-@custom_op("bptt::own_rows", mutates_args=(), schema=_OWN_ROWS)
+@operator("own_rows", _OWN_ROWS)
 def _own_rows(blocks: Tensor, sizes: Tensor | None, rows: int) -> Tensor:
     """Return for each row its copy in the window of its own loss, int64 [N]."""
     steps = len(blocks)
@@ -123,7 +123,7 @@ def _own_rows(blocks: Tensor, sizes: Tensor | None, rows: int) -> Tensor:
     return torch.arange(rows) if windows is None else windows.own.clone()
 
 
-@_own_rows.register_fake
+@shapes_of("own_rows")
 def _(blocks: Tensor, sizes: Tensor | None, rows: int) -> Tensor:
     return blocks.new_empty(rows)
 

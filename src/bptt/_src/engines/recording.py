@@ -13,7 +13,7 @@ from torch._C import _get_dispatch_mode, _TorchDispatchModeKey
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from bptt._src.credit.spelling import as_credit
-from bptt._src.uncompiled import at_compile_time
+from bptt._src.uncompiled import at_compile_time, object_of
 from bptt.cells import BY_NAME, Cell
 
 _INFRASTRUCTURE = tuple(
@@ -50,9 +50,9 @@ def are_recorded() -> bool:
 
 
 @at_compile_time
-def _remember(thing: Any) -> str:
-    name = _names.setdefault(id(thing), str(len(_known)))
-    _known[name] = thing
+def _remember(number: int) -> str:
+    name = _names.setdefault(number, str(len(_known)))
+    _known[name] = object_of(number)
     return name
 
 
@@ -67,8 +67,7 @@ def name_of_credit(credit: Any) -> str:
     spelled: str | None = getattr(credit, "spelled", None)
     if spelled is not None:
         return spelled
-    id(credit)  # a guard on the object
-    return _remember(credit)
+    return _remember(id(credit))
 
 
 def credit_of(name: str) -> Any:
@@ -78,8 +77,7 @@ def credit_of(name: str) -> Any:
 def name_of_cell(cell: Cell) -> str:
     if cell.name in BY_NAME and BY_NAME[cell.name] is cell:
         return cell.name
-    id(cell)  # a guard on the object
-    return _remember(cell)
+    return _remember(id(cell))
 
 
 def cell_of(name: str) -> Cell:

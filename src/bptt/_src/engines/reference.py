@@ -91,6 +91,11 @@ def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor
     return None
 
 
+def values(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates, as :class:`engines.call.Engine` says."""
+    return None
+
+
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the states but h after each step, as :class:`engines.call.Engine` says."""
     return kept

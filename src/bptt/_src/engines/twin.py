@@ -80,6 +80,14 @@ def blocks(call: Call, before: Tensor, kept: tuple[Tensor, ...]) -> tuple[Tensor
     return kept[:2] if recursion_of(call.cell, call.w).keeps_blocks else None
 
 
+def values(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Return the gates, as :class:`engines.call.Engine` says."""
+    if recursion_of(call.cell, call.w) is not call.cell.by_hand or not kept:
+        return None
+    gates, *more = kept[: len(kept) + 1 - call.cell.states]
+    return (*gates.split(call.cell.hidden(call.w), 1), *more)
+
+
 def other_states(call: Call, kept: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Return the states but h after each step, as :class:`engines.call.Engine` says."""
     return kept[len(kept) + 1 - call.cell.states :]

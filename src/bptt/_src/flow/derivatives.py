@@ -6,7 +6,7 @@ those of many steps at once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Inexact
@@ -18,12 +18,10 @@ from bptt._src.engines.call import Call
 from bptt._src.flow.network import Layer
 from bptt._src.steps import Boundary, Steps
 from bptt.cells import State
+from bptt.cells.recursion import Localised, Place
 
 NUMBERS = 2**15
 """So many numbers of each tensor are differentiated at a time, about: they stay in the cache."""
-
-Place = tuple[int, int]
-"""The number of a result of the equations, and of what it is differentiated with respect to."""
 
 
 class Terms(NamedTuple):
@@ -73,19 +71,24 @@ def local_derivatives(
         of_inputs: whether the derivatives with respect to W_ih x_t are wanted.
     """
     cell, w = layer.cell, layer.w
-    y, before, kept = _states(layer, steps, resets)
+    after, before, values, ran = _run(layer, steps, resets)
+    y = after[0]
     if cell.phi is not None and cell.phi.derivative is not None and w.hr is None:
         # From h itself: a kink is on the side on which the run had it.
         terms = Terms(cell.phi.derivative(y).unsqueeze(1), ((0, 0),))
         return Locals(y, terms, terms, {}, {})
     H, N, a = cell.hidden(w), len(y), cell.gates_x + cell.masks
     b = a + cell.gates_h
+    if values is not None:
+        by_hand = cast(Localised, cell.by_hand)
+        of_results, of_each = by_hand.local_derivatives(values, tuple(before), after)
+        return _laid_out(y, of_results, of_each, (a, b))
     units = () if w.units is None else w.units.detach().unbind(0)
     found: Locals | None = None
     for first in range(0, N, size := max(1, NUMBERS // H)):
         rows = slice(first, min(first + size, N))
-        if kept is not None:
-            x, h = (block[rows] for block in kept)
+        if ran is not None:
+            x, h = (block[rows] for block in ran)
         else:
             x = of_x[rows] if w.b_ih is None else of_x[rows] + w.b_ih
             x = x if masks is None else torch.cat([x, masks[rows]], 1)
@@ -109,24 +112,41 @@ def local_derivatives(
     return found
 
 
-def _states(
+def _run(
     layer: Layer, steps: Steps, resets: Tensor | None
-) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...] | None]:
+) -> tuple[State, list[Tensor], tuple[Tensor, ...] | None, tuple[Tensor, ...] | None]:
     """Run a layer.
 
     Returns:
-        Its outputs, [N, P], the state from which each row's step starts, and the gates before
-        their nonlinearities, [N, G·H], of x and of h, where the engine knows those of the run.
+        The state after each row's step, that from which it starts, what the cell's recursion by
+        hand keeps, and the gates before their nonlinearities, [N, G·H], of x and of h; the last
+        two where the engine knows those of the run.
     """
     cell, w, several = layer.cell, layer.w, layer.cell.states > 1
     call = Call(cell, layer.x, layer.initial, w, steps, Boundary(None, resets))
     engine = engine_for(call, recorded=False)
-    y, _, kept = engine.forward(call, keep=several)
+    reads = hasattr(cell.by_hand, "local_derivatives")
+    y, _, kept = engine.forward(call, keep=several or reads)
     after = (y, *engine.other_states(call, kept)) if several else (y,)
     before = [steps.previous(first, s) for first, s in zip(layer.initial, after, strict=True)]
     if resets is not None:
         before = [s.masked_fill_(resets, 0) for s in before]
-    return y, before, engine.blocks(call, before[0], kept)
+    values = engine.values(call, kept) if reads else None
+    return after, before, values, None if values else engine.blocks(call, before[0], kept)
+
+
+def _laid_out(
+    y: Tensor, of_results: dict[int, Tensor], of_each: dict[Place, Tensor], ends: tuple[int, int]
+) -> Locals:
+    """Lay out derivatives of all rows, of the blocks of x, of h, and the state."""
+    a, b = ends
+    of_x, of_h = ([p for p in of_each if i <= p[1] < j] for i, j in ((0, a), (a, b)))
+    input = Terms(torch.stack([of_each[p] for p in of_x], 1), tuple(of_x))
+    hidden = Terms(input.values, tuple((i, n - a) for i, n in of_h))
+    if any(of_each[p] is not of_each[q] for p, q in zip(of_x, of_h, strict=True)):
+        hidden = hidden._replace(values=torch.stack([of_each[p] for p in of_h], 1))
+    of_state = {(i, n - b): d.contiguous() for (i, n), d in of_each.items() if n >= b}
+    return Locals(y, input, hidden, of_results, of_state)
 
 
 def _room(

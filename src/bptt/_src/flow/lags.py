@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST = 1e-30
-"""Means below this are not looked at: float32 has few digits left there, or none."""
+from bptt._src.credit.decay import SMALLEST, fit_decay_rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +119,9 @@ def fit_decay(found: ByLag, smallest: float = SMALLEST) -> DecayFit | None:
     if last < 3:
         return None
     first = min(last - 2, (last + 1) // 2)
-    k = found.lag[first : last + 1].astype(float)
-    y, w = logarithms[first : last + 1], found.count[first : last + 1].astype(float)
-    w /= w.sum()
-    k_off, y_off = k - w @ k, y - w @ y
-    spread = w @ k_off**2
-    slope = (w @ (k_off * y_off)) / spread
-    scatter = (w @ (y_off - slope * k_off) ** 2) / (len(k) - 2)
-    with np.errstate(over="ignore"):
-        beta = float(np.exp(slope))
-    return DecayFit(beta, beta * math.sqrt(scatter / spread), first, last)
+    at = slice(first, last + 1)
+    fit = fit_decay_rate(found.lag[at].astype(float), logarithms[at], found.count[at].astype(float))
+    return DecayFit(*fit, first, last)
 
 
 def _logarithms(found: ByLag) -> NDArray[np.float64]:
