@@ -86,7 +86,7 @@ def cell_of(name: str) -> Cell:
 
 def name_of_step(step: Any) -> str:
     """Return the string by which the operators know a step that was fused."""
-    return _remember(step)
+    return _remember(id(step))
 
 
 def step_of(name: str) -> Any:
