@@ -8,7 +8,8 @@ does without, because an operator costs more than a small call.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, cast
 
@@ -165,7 +166,7 @@ def _sequence_backward(d_y: Any, d_rest: Any, *given: Any) -> list[Tensor]:
                 whole = d.new_zeros(len(windows.rows), d.shape[1])
                 grads[i] = whole.index_copy_(0, windows.own, d)
     saved = Saved(_laid_out_like(call.x, y), kept)
-    with autograd_inside() if engine is not native or is_watched() else nullcontext():
+    with nullcontext() if engine is native and not is_watched() else autograd_inside():
         found = gradients(engine, call, saved, tuple(grads), tuple(needed))
     of_wanted = [d for d, need in zip(found, needed, strict=True) if need]
     return [
@@ -183,14 +184,15 @@ def _of_results(call: Call, d_y: Any, d_rest: Any) -> list[Tensor | None]:
     return [None if d_y is None else _laid_out_like(call.x, d_y), *states, *others]
 
 
-def autograd_inside() -> AbstractContextManager[Any]:
-    """Make autograd work inside an operator, for the derivatives of a cell's equations."""
+@contextmanager
+def autograd_inside() -> Iterator[None]:
+    """Make autograd work inside an operator, where a cell's equations are differentiated."""
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for name in ("AutogradFunctionality", "AutogradOther", "ADInplaceOrView"):
         excluded = excluded.remove(getattr(torch._C.DispatchKey, name))
     included = torch._C._dispatch_tls_local_include_set()
-    guard: AbstractContextManager[Any] = torch._C._ForceDispatchKeyGuard(included, excluded)
-    return guard
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.no_grad():
+        yield
 
 
 @shapes_of("sequence_backward")
