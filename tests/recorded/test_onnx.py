@@ -282,3 +282,23 @@ def test_zoneout_is_its_mean_in_evaluation_and_refused_in_training(name, tmp_pat
     for dynamo, says in ((True, "no masks of zoneout: export in evaluation"), (False, "zoneout")):
         with pytest.raises(Exception, match=says):
             export_with_all(network, tmp_path / "other.onnx", dynamo=dynamo)
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_a_module_by_itself(name, dynamo, state, tmp_path):
+    """With no module around it; the older exporter gives each argument a place."""
+    module = MODULES[name]().eval()
+    x = torch.randn(6, 3, 4)
+    sizes = module._state_sizes()
+    h = tuple(torch.randn(1, 3, n) for n in sizes)
+    given = (x, h if len(h) > 1 else h[0]) if state else (x,)
+    path = export(module, given, tmp_path / "module.onnx", dynamo=dynamo)
+    session = onnxruntime.InferenceSession(path)
+    flat = [x, *(h if state else ())]
+    feeds = {i.name: t.numpy() for i, t in zip(session.get_inputs(), flat, strict=True)}
+    y, final = module(*given)
+    finals = final if isinstance(final, tuple) else (final,)
+    for ours, theirs in zip((y, *finals), session.run(None, feeds), strict=True):
+        torch.testing.assert_close(torch.from_numpy(theirs), ours.detach())

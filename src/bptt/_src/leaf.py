@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.fx import Proxy
 
@@ -16,9 +18,16 @@ def leaf(forward: Callable[..., Any]) -> Any:
     Args:
         forward: the module's; its first argument tells whether it is being traced.
     """
+    kinds = inspect.signature(forward).parameters.values()
+    by_name = [p.name for p in kinds if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    most = len(kinds) - len(by_name) - 2  # without the module and its input
 
     @functools.wraps(forward)
     def call(self: nn.Module, input: Any, *args: Any, **options: Any) -> Any:
+        if len(args) > most and torch._C._get_tracing_state() is not None:
+            # torch.onnx.export(dynamo=False) hands all arguments on by their places.
+            options |= zip(by_name, args[most:], strict=False)
+            args = args[:most]
         if type(input) is not Proxy:
             return forward(self, input, *args, **options)
         tracer: Any = input.tracer
