@@ -26,6 +26,9 @@ LONGEST = 300
 """Seconds that a cell may take."""
 HEADING = re.compile(r"^# .*\n", re.MULTILINE)
 IMAGE = re.compile(r"!\[[^\]]*\]\((?!https?:)[^)]*\)")
+TO_TUTORIAL = re.compile(
+    r"\(((?:[./]*tutorials/)?(?:from-the-equations|why-not-learning|train-on-a-stream))\.py(#[^)]*)?\)"
+)
 RELATIVE_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)[^)]*\)")
 
 
@@ -44,6 +47,11 @@ def on_files(files: Files, /, *, config: MkDocsConfig) -> Files:
         for uri, content in made.items():
             files.append(File.generated(config, uri, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, /, **_: Any) -> str:
+    """Let links to a tutorial's source, as they are in a checkout, lead to its page."""
+    return TO_TUTORIAL.sub(r"(\1.md\2)", markdown)
 
 
 def run(source: Path) -> Any:

@@ -3,8 +3,8 @@
 #
 # After this tutorial you can write backpropagation through time yourself, in two loops and in one;
 # say what truncation leaves out; compute how fast a gradient vanishes; and choose a network that
-# learns what another cannot. You need NumPy, the chain rule and half an hour. Every number below
-# was computed by the cell above it.
+# learns what another cannot. You need NumPy, the chain rule and half an hour. Every number below a
+# cell was computed by it.
 
 # %%
 import matplotlib.pyplot as plt
@@ -311,9 +311,7 @@ def draw(distance, count, g):
     return torch.nn.functional.one_hot(words, SIZE).float(), name[0]
 
 
-draw(6, 3, torch.Generator().manual_seed(0))[0].argmax(
-    -1
-).T  # three short ones, a row each
+print(draw(6, 3, torch.Generator().manual_seed(0))[0].argmax(-1).T)  # three short ones, a row each
 
 # %% [markdown]
 # Three networks of 32 units: an RNN; an LSTM, whose cell $c_t = f_t \odot c_{t-1} + i_t \odot g_t$
@@ -404,8 +402,8 @@ assert right["LSTM, gates open"] > 0.95
 #
 # ## Where to go on
 #
-# - [Why does my RNN not learn?](why-not-learning.md) finds what is wrong with a training loop.
-# - [Train on a stream](train-on-a-stream.md) truncates where a text never ends.
+# - [Why does my RNN not learn?](why-not-learning.py) finds what is wrong with a training loop.
+# - [Train on a stream](train-on-a-stream.py) truncates where a text never ends.
 # - [The textbook](../textbook.md) has all of this in NumPy, with the errors that are widely copied.
 # - [Coming from a tutorial](../coming-from-a-tutorial.md) finds the formulas of five well-known
 #   tutorials here.

@@ -152,6 +152,29 @@ def test_a_torch_that_is_not_there(monkeypatch):
     assert "ModuleNotFoundError" in found["torch"].says
 
 
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [
+        ("def (", "SyntaxError: invalid syntax ("),
+        ("raise OSError('no such thing')", "OSError: no such thing ("),
+        ("import os; os.abort()", "SIGABRT"),
+    ],
+)
+def test_a_bptt_that_cannot_be_imported_is_not_a_broken_torch(monkeypatch, tmp_path, breaks, says):
+    package = tmp_path / "bptt"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"\n{breaks}\n")
+    found = tried_with(
+        monkeypatch,
+        after=f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "for name in [n for n in sys.modules if n.split('.')[0] == 'bptt']: del sys.modules[name]",
+    )
+    broken = [f for f in found.values() if f.state == "broken"]
+    assert [f.name for f in broken] == ["core"]
+    assert says in broken[0].says
+    assert says.startswith("SIG") or f"{package / '__init__.py'}, line 2)" in broken[0].says
+
+
 def test_a_trial_that_hangs(monkeypatch):
     monkeypatch.setattr(checkup, "MOST_SECONDS", 1.0)
     monkeypatch.setattr(checkup, "TRIAL", "import time; time.sleep(60)")

@@ -401,3 +401,13 @@ def test_eleven_units_are_no_batch():
         assert bptt.kernels.not_native(net) is None
         x = torch.randn(4, 5, 3, dtype=torch.float64)
         assert_same(results(net, x, "native"), results(net, x, "twin"), 1e-10)
+
+
+def test_not_native_asks_all_modules_inside():
+    odd = bptt.Cell("ODD", 1, 1, lambda x, h, state, units: (torch.lgamma(x[0] + h[0]),))
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), bptt.LSTM(3, 4))
+    assert bptt.kernels.not_native(model) is None
+    model.append(bptt.Recurrent(odd, 4, 4))
+    assert "lgamma" in bptt.kernels.not_native(model)
+    with pytest.raises(TypeError, match=r"a model with one inside, got Linear"):
+        bptt.kernels.not_native(torch.nn.Linear(3, 3))

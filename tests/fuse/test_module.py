@@ -214,3 +214,22 @@ def test_distributed(tmp_path: Any) -> None:
     expected = torch.autograd.grad(y.square().sum(), list(cell.parameters()))
     for p, d in zip(cell.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, d)
+
+
+def test_an_audit_leaves_a_fused_module_as_it_is():
+    """What the audit hears of the cell is no call of the user's, and changes nothing for long."""
+    cell = torch.nn.GRUCell(3, 4)
+    fast = bptt.fuse(cell, torch.zeros(2, 3), torch.zeros(2, 4))
+
+    def train():
+        fast(torch.randn(7, 2, 3))[0].square().mean().backward()
+
+    def train_in_another_mode():
+        fast.train(not fast.training)  # traced anew
+        train()
+
+    for run in (train, train_in_another_mode):
+        with pytest.raises(ValueError, match=r"of what bptt\.fuse gave, audit the whole"):
+            bptt.audit(run, cell)
+        assert bptt.kernels.not_native(fast) is None
+    assert "1 call, 7 steps" in str(bptt.audit(train_in_another_mode, fast))

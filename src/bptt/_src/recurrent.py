@@ -82,6 +82,10 @@ class Recurrent(Layers):
         zoneout: float | Sequence[float] = 0.0,
     ) -> None:
         super().__init__()
+        if not isinstance(cell, Cell):
+            raise TypeError(
+                f"bptt.Recurrent: cell must be a bptt.Cell, as bptt.cells.MGU, got {cell!r}"
+            )
         sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
         for name, value in (*sizes.items(), ("proj_size", proj_size)):
             least = 0 if name == "proj_size" else 1

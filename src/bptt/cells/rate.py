@@ -45,6 +45,7 @@ def make_rate(alpha: float | None = 0.2, phi: Callable[[Tensor], Tensor] = torch
 
     Raises:
         ValueError: alpha is not above 0 and at most 1.
+        TypeError: phi is no function.
 
     >>> import torch, bptt
     >>> network = bptt.Recurrent(bptt.cells.make_rate(alpha=None, phi=torch.tanh), 3, 5)
@@ -54,6 +55,10 @@ def make_rate(alpha: float | None = 0.2, phi: Callable[[Tensor], Tensor] = torch
     """
     if alpha is not None and not 0 < alpha <= 1:
         raise ValueError(f"bptt.cells.make_rate: alpha must be above 0 and at most 1, got {alpha}")
+    if not callable(phi):
+        raise TypeError(
+            f"bptt.cells.make_rate: phi must be a function, such as torch.relu, got {phi!r}"
+        )
     step = partial(equations, alpha=alpha, phi=phi)
     return Cell("RATE", 1, 1, step, states=2, units=0 if alpha is not None else 1)
 

@@ -2,10 +2,11 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 
 def sentence_data(
-    text: str, word_dim: int | None = None
+    text: str | Path, word_dim: int | None = None
 ) -> tuple[list[str], list[list[int]], list[list[int]]]:
     """Return (words, X, Y) of a text with one sentence a line, as ``Model.train`` takes them.
 
@@ -13,7 +14,7 @@ def sentence_data(
     ``</s>``; x is all of it but the last word, y all but the first. Empty lines are skipped.
 
     Args:
-        text: the text.
+        text: the text, or the path of a file of UTF-8, as a ``Path``.
         word_dim: the most words to keep, those marks included: the most frequent ones, the earlier
             of two that are as frequent. All others become ``<unk>``. None keeps every word.
 
@@ -21,7 +22,8 @@ def sentence_data(
         The words, of which word i has the id i, then the inputs and the targets of each sentence.
 
     Raises:
-        ValueError: if the text has no word, or word_dim is below 4, which leaves no word.
+        ValueError: if the text has no word or is the name of a file, or word_dim is below 4, which
+            leaves no word.
 
     >>> words, X, Y = sentence_data("John came in.\\nMary saw John.")
     >>> words
@@ -29,6 +31,10 @@ def sentence_data(
     >>> X[0], Y[0]
     ([0, 3, 5, 6, 4], [3, 5, 6, 4, 1])
     """
+    if isinstance(text, Path):
+        text = text.read_text("utf-8")
+    elif "\n" not in text and len(text) < 256 and Path(text).is_file():
+        raise ValueError(f"expected a text, got the name of a file: Path({text!r}) reads it")
     lines = [re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", line.lower()) for line in text.splitlines()]
     if word_dim is not None and word_dim < 4:
         raise ValueError(f"{word_dim=} leaves no word beside <s>, </s> and <unk>; use 4 or more")

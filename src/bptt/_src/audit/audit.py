@@ -16,6 +16,7 @@ from bptt._src.audit.reaching import noted
 from bptt._src.audit.reading import AUTO
 from bptt._src.audit.report import Audit
 from bptt._src.audit.subject import Subject
+from bptt._src.engines.loops.step import is_apart
 
 EXPLAINED = ("backward through the graph a second time", "modified by an inplace operation")
 """Errors of a run whose reason is in the state that it carries."""
@@ -100,6 +101,8 @@ def audit(
     heard: dict[nn.Module, Listener] = {}
 
     def hear(of: nn.Module, forward: Any, args: Any, options: Any, unrolled: Any) -> Any:
+        if is_apart():  # bptt.fuse traces it
+            return forward(*args, **options)
         if of not in heard:
             heard[of] = Listener(of, labels, state, time, steps)
             listening.enter_context(heard[of].listening())
@@ -151,7 +154,8 @@ def _only(heard: dict[nn.Module, Listener], subject: Subject) -> Listener:
     if not heard:
         raise ValueError(
             f"bptt.audit: the run never called the module, {subject.name}; if it trains a copy, "
-            "or makes the module itself, give its class or a predicate"
+            "or makes the module itself, give its class or a predicate; of what bptt.fuse gave, "
+            "audit the whole, not its cell"
         )
     if len(heard) > 1:
         names = ", ".join(

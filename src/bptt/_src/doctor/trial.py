@@ -9,6 +9,7 @@ import json
 import math
 import os
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -27,6 +28,7 @@ Step = Callable[[], Any]
 def main() -> None:
     """Go through all stages."""
     tell("torch", of_torch())
+    tell("bptt", of_bptt())
     tell("threads", of_threads())
     kernels = of_kernels()
     tell("kernels", kernels)
@@ -43,10 +45,8 @@ def tell(stage: str, found: dict[str, Any]) -> None:
 
 
 def of_torch() -> dict[str, Any]:
-    """Import torch and bptt; say which torch it is, and which devices it sees."""
+    """Import torch; say which it is, and which devices it sees."""
     import torch
-
-    from bptt import LSTM  # noqa: F401  # and with it all of the core
 
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     return {
@@ -56,6 +56,23 @@ def of_torch() -> dict[str, Any]:
         "gpus": gpus,
         "mps": torch.backends.mps.is_available(),
     }
+
+
+def of_bptt() -> dict[str, Any]:
+    """Import all of bptt's core; where that fails, say in which line."""
+    try:
+        from bptt import LSTM  # noqa: F401
+    except Exception as e:
+        frame = traceback.extract_tb(e.__traceback__)[-1]
+        where = f"{e.filename}, line {e.lineno}" if isinstance(e, SyntaxError) else ""
+        what = e.msg if isinstance(e, SyntaxError) else str(e)
+        tell("bptt", {"error": f"{type(e).__name__}: {what} ({where or _place(frame)})"})
+        raise SystemExit(1) from None
+    return {}
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    return f"{frame.filename}, line {frame.lineno}"
 
 
 def of_threads() -> dict[str, Any]:

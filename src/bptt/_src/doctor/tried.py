@@ -44,6 +44,11 @@ def look_at_trial(tried: Tried, *, load: float) -> list[Diagnosis]:
             )
         ]
     found = [_torch(stages["torch"]), _gpu(stages["torch"])]
+    error = stages.get("bptt", {}).get("error", tried.why if {*stages} == {"torch"} else None)
+    if error is not None:
+        mend = "install bptt again, or mend that file"
+        says = f"bptt's own modules cannot be imported: {error}"
+        return [*found, Diagnosis("core", "broken", says, "", mend)]
     if "threads" in stages:
         found.append(_threads(stages["threads"]))
     is_busy = load > BUSY * (stages.get("threads", {}).get("processors") or 1)

@@ -143,16 +143,29 @@ def not_native(module: nn.Module) -> str | None:
     """Return why the layers of a module do not run on native kernels; None where they do.
 
     Args:
-        module: one of bptt's RNN, GRU, LSTM or Recurrent, or what :func:`bptt.fuse` gives.
+        module: one of bptt's RNN, GRU, LSTM or Recurrent, or what :func:`bptt.fuse` gives; or a
+            model with some inside, for the first that does not.
+
+    Raises:
+        TypeError: there is none inside.
 
     >>> import torch, bptt
     >>> odd = bptt.Cell("ODD", 1, 1, lambda x, h, state, units: (torch.lgamma(x[0] + h[0]),))
     >>> bptt.kernels.not_native(bptt.Recurrent(odd, 3, 4))  # doctest: +SKIP
     'the equations of the cell ODD cannot become a program: aten.lgamma has no instruction'
     """
+    found = [m for m in module.modules() if hasattr(m, "not_native") or hasattr(m, "_stepped")]
+    if not found:
+        raise TypeError(
+            "bptt.kernels.not_native: expected bptt's RNN, GRU, LSTM, Recurrent or what bptt.fuse "
+            f"gives, or a model with one inside, got {type(module).__name__}"
+        )
     if not runs_native():
         return _choice.reason
-    layers: Any = module
+    return next((why for m in found if (why := _why_not_native(m)) is not None), None)
+
+
+def _why_not_native(layers: Any) -> str | None:
     if hasattr(layers, "not_native"):  # bptt.fuse
         reason: str | None = layers.not_native()
         return reason

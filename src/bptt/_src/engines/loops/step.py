@@ -8,6 +8,7 @@ weight follows from, for all steps at once: dW = Σ deltaᵀ left.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,14 +128,26 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
 @contextmanager
 def quietly() -> Iterator[None]:
     """Run a step apart from what the caller has switched on, and leave torch's generator alone."""
-    with (
-        _disable_current_modes(),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.random.fork_rng(devices=[]),
-    ):
-        yield
+    before, _apart.is_on = is_apart(), True
+    try:
+        with (
+            _disable_current_modes(),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.random.fork_rng(devices=[]),
+        ):
+            yield
+    finally:
+        _apart.is_on = before
+
+
+_apart = threading.local()
+
+
+def is_apart() -> bool:
+    """Whether a step runs to be known, and not for its caller: nobody is to listen to it."""
+    return getattr(_apart, "is_on", False)
 
 
 def changes(node: fx.Node) -> bool:
