@@ -80,7 +80,8 @@ class Display(Watch):
     def training(self, training: Training) -> Iterator[None]:
         """Show it while it goes on."""
         p = training.progress
-        self.begun = (time.monotonic(), p.seconds, p.tokens)
+        self.line_shown = time.monotonic()
+        self.begun = (self.line_shown, p.seconds, p.tokens)
         try:
             yield
         finally:
