@@ -71,8 +71,7 @@ def goes_straight(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> b
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize("given", ["none", "zeros", "others"])
-@pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("bias", "batch_first"), [(True, False), (False, True)])
 @pytest.mark.parametrize("name", MODULES)
 def test_the_same_bits(
     name: str,

@@ -184,3 +184,14 @@ def test_inputs_of_another_kind() -> None:
         module([torch.randn(2, 4, I)])
     with pytest.raises(ValueError, match="4 sequences"):
         module(torch.randn(2, 4, I), torch.randn(3, H))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, bptt.GRU])
+def test_what_runs_over_sequences_is_no_step(kind):
+    with pytest.raises(FuseError, match="which runs over sequences already"):
+        bptt.fuse(kind(3, 4), torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_an_example_of_a_whole_sequence():
+    with pytest.raises(FuseError, match=r"got \[9, 2, 3\] and \[2, 4\]: .* give inputs\[0\]"):
+        bptt.fuse(nn.GRUCell(3, 4), torch.zeros(9, 2, 3), torch.zeros(2, 4))

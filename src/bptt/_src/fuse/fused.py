@@ -242,8 +242,20 @@ def fuse(cell: Any, x_t: Any, state: Any) -> Fused:
     >>> y.shape, h.shape, bptt.kernels.not_native(fast)
     (torch.Size([50, 4, 8]), torch.Size([4, 8]), None)
     """
+    if isinstance(cell, nn.RNNBase) or hasattr(cell, "takes_credit"):
+        raise FuseError(
+            f"bptt.fuse: expected one step, (x_t, state) -> (output, state), got "
+            f"{type(cell).__name__}, which runs over sequences already"
+        )
     fused = Fused(cell, x_t, state)
     example = fused._example
+    for x in example.x:
+        if x.shape[:1] != example.state[0].shape[:1]:
+            raise FuseError(
+                "bptt.fuse: x_t and state must be those of one step, each [batch, ...], got "
+                f"{list(x.shape)} and {list(example.state[0].shape)}: of a sequence [T, B, ...] "
+                "give inputs[0]"
+            )
     for s in example.state:
         if s.dim() != 2 or not s.is_floating_point():
             raise FuseError(

@@ -217,9 +217,9 @@ def _check_operation(node: fx.Node, module: fx.GraphModule) -> None:
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded in tags:
         raise FuseError(
-            f"bptt.fuse: {name_of(node)} draws random numbers at each step: drop units of the "
-            "inputs before the fused module or of the outputs after it, give the cell its masks as "
-            "part of x_t, or call .eval()"
+            f"bptt.fuse: {name_of(node)} draws random numbers at each step: give them to the "
+            "cell as part of x_t, noise and masks alike; or drop units of the inputs before the "
+            "fused module, of the outputs after it, or call .eval()"
         )
     if changes(node):
         raise FuseError(
