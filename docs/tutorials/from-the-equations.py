@@ -311,7 +311,8 @@ def draw(distance, count, g):
     return torch.nn.functional.one_hot(words, SIZE).float(), name[0]
 
 
-print(draw(6, 3, torch.Generator().manual_seed(0))[0].argmax(-1).T)  # three short ones, a row each
+short, _ = draw(6, 3, torch.Generator().manual_seed(0))
+print(short.argmax(-1).T)  # three short ones, a row each
 
 # %% [markdown]
 # Three networks of 32 units: an RNN; an LSTM, whose cell $c_t = f_t \odot c_{t-1} + i_t \odot g_t$

@@ -59,7 +59,7 @@ def interrupt(case: str, number: int, after: float, world, tmp_path, monkeypatch
     monkeypatch.setenv("BPTT_CACHE", str(where / "cache"))
     if case == "train":  # the preparation of the text, too
         shutil.rmtree(where / "cache")
-    old = (where / "run").stat().st_ino
+    old = (where / "run" / "config.json").stat().st_ino
     before = {p.relative_to(where) for p in where.rglob("*") if "cache" not in p.parts}
     given = offered.arguments(command, changes)
     ended = forked.command(*given, where=where, signal_after=(number, after), setup=setup)
@@ -71,7 +71,7 @@ def interrupt(case: str, number: int, after: float, world, tmp_path, monkeypatch
         said = [line for line in ended.err.splitlines() if not line.startswith("warning: ")]
         assert said in ([], ["Interrupted."], ["Terminated."]), about
     gone = before - {p.relative_to(where) for p in where.rglob("*")}
-    if case == "train over a run" and (where / "run").stat().st_ino != old:
+    if case == "train over a run" and (where / "run" / "config.json").stat().st_ino != old:
         gone -= {
             Path("run/model.safetensors"),
             Path("run/metrics.jsonl"),
