@@ -39,4 +39,8 @@ def test_textbook_is_short_and_needs_numpy_only():
 
 def test_the_reader_of_texts_needs_the_standard_library_only():
     text = (ROOT / "src/bptt/textbook/text.py").read_text(encoding="utf-8")
-    assert re.findall(r"^(?:import|from) ([\w.]+)", text, re.MULTILINE) == ["re", "collections"]
+    assert re.findall(r"^(?:import|from) ([\w.]+)", text, re.MULTILINE) == [
+        "re",
+        "collections",
+        "pathlib",
+    ]
