@@ -1,5 +1,6 @@
 """Each message in docs/how-to/error-messages.md is said: by an example there, or by a call here."""
 
+import copy
 import re
 import warnings
 from pathlib import Path
@@ -57,8 +58,6 @@ def output_changed_in_place():
 
 
 def a_copy_of_what_has_a_graph():
-    import copy
-
     copy.deepcopy(nn.GRU(3, 8)(x())[1])
 
 

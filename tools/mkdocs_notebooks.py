@@ -50,7 +50,7 @@ def on_files(files: Files, /, *, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, /, **_: Any) -> str:
-    """Let links to a tutorial's source, as they are in a checkout, lead to its page."""
+    """Turn links to a tutorial's source, as they are in a checkout, into links to its page."""
     return TO_TUTORIAL.sub(r"(\1.md\2)", markdown)
 
 

@@ -1,4 +1,4 @@
-"""Say in the documentation, by a MkDocs hook, which version of the package it describes."""
+"""Show in the documentation, by a MkDocs hook, which version of the package it describes."""
 
 from mkdocs.config.defaults import MkDocsConfig
 

@@ -245,7 +245,7 @@ def bits(bits: float) -> str:
 
 
 def when(training: Training) -> str:
-    """Say after which epoch or update it is."""
+    """Return after which epoch or update it is."""
     if training.reader.position == 0 and training.reader.epoch:
         return f"epoch {training.reader.epoch}/{training.config.epochs}"
     return f"update {training.progress.updates:,}"

@@ -66,7 +66,7 @@ def _stages(printed: bytes) -> dict[str, dict[str, Any]]:
 
 
 def _why(status: int, errors: bytes) -> str:
-    """Say why a process has ended: the signal's name, or the last line that it left."""
+    """Return why a process has ended: the signal's name, or the last line that it left."""
     if status < 0:
         return f"the process was ended by {signal.Signals(-status).name}"
     lines = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]

@@ -57,7 +57,7 @@ class Checkup:
         return [f.name for f in self.findings if f.state == state]
 
     def verdict(self) -> str:
-        """Say in a line whether something has to be done.
+        """Return a line on whether something has to be done.
 
         >>> Checkup([Diagnosis("torch", "ok", "2.13.0")]).verdict()
         'Everything works.'

@@ -27,7 +27,7 @@ def look_at_processor() -> Diagnosis:
 
 
 def look_at_memory() -> Diagnosis:
-    """Say how much memory there is, and how much of it is free."""
+    """Report how much memory there is, and how much of it is free."""
     known = dict(re.findall(r"^(\w+): +(\d+) kB$", _read(Path("/proc/meminfo")), re.MULTILINE))
     total = 1024 * int(known["MemTotal"]) if "MemTotal" in known else _of_system()
     free = 1024 * int(known["MemAvailable"]) if "MemAvailable" in known else None

@@ -48,7 +48,7 @@ def look_at_trial(tried: Tried, *, load: float) -> list[Diagnosis]:
     if error is not None:
         mend = "install bptt again, or mend that file"
         says = f"bptt's own modules cannot be imported: {error}"
-        return [*found, Diagnosis("core", "broken", says, "", mend)]
+        return [*found, Diagnosis("core", "broken", says, remedy=mend)]
     if "threads" in stages:
         found.append(_threads(stages["threads"]))
     is_busy = load > BUSY * (stages.get("threads", {}).get("processors") or 1)
@@ -109,7 +109,7 @@ def _threads(counts: dict[str, Any]) -> Diagnosis:
 
 
 def _kernels(tried: Tried, is_busy: bool) -> Diagnosis:
-    """Say which kernels run, and whether they compute the same as plain PyTorch."""
+    """Report which kernels run, and whether they compute the same as plain PyTorch."""
     kernels, chosen = tried.stages.get("kernels"), os.environ.get(VARIABLE)
     twin = f"until then, {VARIABLE}=twin runs everything in plain PyTorch"
     if kernels is None:
@@ -153,7 +153,7 @@ def _amount(deviation: float | None) -> str:
 def _plain(
     kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | None, is_busy: bool
 ) -> Diagnosis:
-    """Say why layers run in plain PyTorch, and what that costs, as it was just measured."""
+    """Report why layers run in plain PyTorch, and what that costs, as it was just measured."""
     costs = None
     if timed is not None:
         engine = "native" if "native" in timed["ratios"] else "torch.nn"

@@ -39,7 +39,7 @@ def operator(
 
 
 def shapes_of(name: str) -> Callable[[Function], Function]:
-    """Let the decorated function give an operator's results without values, of their shapes."""
+    """Register the decorated function for an operator's results without values, by shape alone."""
 
     def register(function: Function) -> Function:
         register_fake(f"bptt::{name}", function, lib=_LIBRARY)
@@ -49,7 +49,7 @@ def shapes_of(name: str) -> Callable[[Function], Function]:
 
 
 def differentiate(name: str, backward: Function, keep: Function) -> None:
-    """Say how gradients go back through an operator.
+    """Register how gradients go back through an operator.
 
     Args:
         name: the operator's.
