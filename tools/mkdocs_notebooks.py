@@ -26,9 +26,7 @@ LONGEST = 300
 """Seconds that a cell may take."""
 HEADING = re.compile(r"^# .*\n", re.MULTILINE)
 IMAGE = re.compile(r"!\[[^\]]*\]\((?!https?:)[^)]*\)")
-TO_TUTORIAL = re.compile(
-    r"\(((?:[./]*tutorials/)?(?:from-the-equations|why-not-learning|train-on-a-stream))\.py(#[^)]*)?\)"
-)
+TO_TUTORIAL = re.compile(r"\(((?:[./]*tutorials/)?[\w-]+)\.py(#[^)]*)?\)")
 RELATIVE_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|#)[^)]*\)")
 
 
