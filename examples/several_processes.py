@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 examples/several_processes.py [fsdp]
 
 import os
 import sys
-from pathlib import Path
+import time
 
 import numpy as np
 import torch
@@ -27,24 +27,22 @@ class Model(torch.nn.Module):  # of bytes; a wrapper sees only what goes through
 
     def forward(self, x, y, stream, credit):
         h, stream = stream.advance(self.lstm, self.embedding(x), credit=credit)
-        weight, bias = self.readout.weight, self.readout.bias
-        return bptt.losses.linear_cross_entropy(h, weight, bias, y, reduction="sum"), stream
+        readout = self.readout.weight, self.readout.bias
+        return bptt.losses.linear_cross_entropy(h, *readout, y, reduction="sum"), stream
 
 
 def main():
+    torch.manual_seed(0)  # the same everywhere: the first weights, and where Randomized cuts
+    model, processes = Model(), int(os.environ.get("WORLD_SIZE", 1))
     if several := "RANK" in os.environ:  # torchrun has started this process
         dist.init_process_group()  # before the first bptt.Stream and bptt.data.streams
-    processes = dist.get_world_size() if several else 1
-    torch.manual_seed(0)  # the same everywhere: the first weights, and where Randomized cuts
-    model = Model()
-    if several:
         model = fully_shard(model) if "fsdp" in sys.argv else DistributedDataParallel(model)
     optimizer, stream = torch.optim.Adam(model.parameters(), lr=0.01), bptt.Stream(batch=B)
-    text = np.frombuffer(Path(os.__file__).read_bytes(), np.uint8)[:10_000]
+    text = np.fromfile(os.__file__, np.uint8, count=10_000)
     for x, y in bptt.data.streams(text, batch=B, steps=T):  # this process's streams
         loss, stream = model(x, y, stream, bptt.Randomized(mean=10))
-        loss = loss / (B * len(x))  # a share of the batch's mean loss, whose shares add up to it
         optimizer.zero_grad()
+        loss = loss / (B * len(x))  # a share of the batch's mean loss, whose shares add up to it
         (loss * processes).backward()  # both wrappers take the mean of the processes' gradients
         optimizer.step()
         if several:
@@ -52,7 +50,8 @@ def main():
         if not several or dist.get_rank() == 0:
             print(f"{loss:.4f}")
     if several:
-        dist.barrier()  # gloo's threads must be done with the last sum before the process ends
+        dist.barrier()
+        time.sleep(0.1)  # gloo's threads take Python's lock to let go of the last tensors
         dist.destroy_process_group()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,8 @@ def main() -> None:
         f"{name}, {kind}": run(name, wrap) for name in LOOPS for kind, wrap in WRAPPERS.items()
     }
     torch.save(found, Path(sys.argv[1]) / f"own-{dist.get_world_size()}-{dist.get_rank()}.pt")
-    dist.barrier()  # gloo's threads, which would need Python's lock, are done
+    dist.barrier()
+    time.sleep(0.1)  # gloo's threads take Python's lock to let go of the last tensors
     dist.destroy_process_group()
 
 
