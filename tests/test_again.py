@@ -94,6 +94,36 @@ def test_the_same_bits(
     assert goes_straight(monkeypatch, lambda: run(module, *call))
 
 
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", MODULES)
+def test_acting_under_autocast(
+    name: str, dtype: torch.dtype, learns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state that autocast rounded goes into the next call, on the short way as on the long."""
+    module = MODULES[name](I, H)
+    state, x = zeros_or(module, "others"), torch.randn(T, B, I)
+
+    def both() -> Any:
+        for of in (module, copy.deepcopy(module)):
+            with torch.autocast("cpu", dtype):
+                yield from run(of, x, state, {}, learns)
+
+    for _ in range(4):
+        found = list(both())
+        half = len(found) // 2
+        for a, b in zip(found[:half], found[half:], strict=True):
+            assert (a is None and b is None) or (a.dtype is b.dtype and torch.equal(a, b))
+        final = tuple(f.detach() for f in found[1 : 1 + module.cell.states])
+        state = final[0] if len(final) == 1 else final
+    with torch.autocast("cpu", dtype):
+        assert goes_straight(monkeypatch, lambda: run(module, x, state, {}, learns))
+        x = torch.randn(17, 1, I)  # rows of which the products are rounded
+        for _ in range(3):
+            run(module, x, None, {}, learns)
+        assert not goes_straight(monkeypatch, lambda: run(module, x, None, {}, learns))
+
+
 def lstm() -> Any:
     return bptt.LSTM(I, H)
 
@@ -107,6 +137,9 @@ def remembered(module: Any) -> Any:
                 module(x)
                 module(x, resets=resets)
                 module(x, (torch.ones(1, B, H), torch.zeros(1, B, H)))
+                with torch.autocast("cpu", torch.bfloat16):
+                    module(x)
+                    module(x, resets=resets)
     return module
 
 
@@ -127,6 +160,36 @@ def counted(m: Any, x: Tensor) -> Any:
 def in_autocast(m: Any, x: Tensor) -> Any:
     with torch.autocast("cpu", torch.bfloat16):
         return m(x)
+
+
+def in_half_precision(m: Any, x: Tensor) -> Any:
+    with torch.autocast("cpu", torch.float16):
+        return m(x), m(x.half())
+
+
+def in_autocast_of_another_device(m: Any, x: Tensor) -> Any:
+    with torch.autocast("meta", torch.bfloat16):
+        return m(x)
+
+
+def in_autocast_with_resets(m: Any, x: Tensor) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        return m(x.bfloat16(), resets=torch.ones(T, B, dtype=torch.bool))
+
+
+def in_autocast_in_float64(m: Any, x: Tensor) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        return m(x.double())
+
+
+def in_autocast_by_the_twin(m: Any, x: Tensor) -> Any:
+    with torch.autocast("cpu", torch.bfloat16), bptt.kernels.use("twin"):
+        return m(x)
+
+
+def in_autocast_all_float64(m: Any, x: Tensor) -> Any:
+    with torch.autocast("cpu", torch.bfloat16):
+        return m.double()(x.double())
 
 
 def in_forward_mode(m: Any, x: Tensor) -> Any:
@@ -288,6 +351,12 @@ SITUATIONS: dict[str, Callable[[Any, Tensor], Any]] = {
         for f in (
             counted,
             in_autocast,
+            in_half_precision,
+            in_autocast_of_another_device,
+            in_autocast_with_resets,
+            in_autocast_in_float64,
+            in_autocast_by_the_twin,
+            in_autocast_all_float64,
             in_forward_mode,
             with_other_weights,
             with_new_weights,

@@ -20,7 +20,7 @@ from bptt._src.dtypes import computed_in
 from bptt._src.engines import native
 from bptt._src.engines.backend import engine_for, runs_native
 from bptt._src.engines.call import Call
-from bptt._src.engines.guard import PLAIN, is_watched, recognise
+from bptt._src.engines.guard import PLAIN, dtype_of_autocast, is_watched, recognise
 from bptt._src.engines.sequence import again
 from bptt._src.steps import Steps
 from bptt._src.uncompiled import uncompiled
@@ -29,12 +29,17 @@ from bptt.cells import WEIGHT_NAMES, State
 MOST_ROWS = 2048
 """Steps times sequences of a call that is remembered; larger ones would gain nothing."""
 
+MOST_ROWS_OF_AUTOCAST = 16
+"""The same under autocast, which rounds nothing but the results of so few (``FEW`` in matrix.h)."""
+
 MOST_CALLS = 8
 """Kinds of calls that are remembered of one module."""
 
 _WEIGHTS = [f"{name}_l0" for name in WEIGHT_NAMES[:4]]
 
-_Kind = tuple[torch.Size, int, int, bool, bool]
+_CPU = torch.device("cpu")
+
+_Kind = tuple[torch.Size, int, int, bool, torch.dtype | None, bool]
 _Known = tuple[Any, int, Callable[..., bool], native.Again]
 
 _known: WeakKeyDictionary[nn.Module, dict[_Kind, _Known | None]] = WeakKeyDictionary()
@@ -57,24 +62,33 @@ def like_before(module: Any, input: Any, hx: Any, resets: Any) -> Any:
     Nothing but an input and perhaps an initial state and resets may be given to the module, and
     operations must not be recorded.
     """
-    calls, state = _known.get(module), _state(hx)
-    if calls is None or state is None or type(input) is not Tensor:
+    calls, given = _known.get(module), _state(hx)
+    if calls is None or given is None or type(input) is not Tensor:
+        return None
+    autocast = dtype_of_autocast(_CPU)
+    x, state = (input, given) if autocast is None else _in_float32(input, given, autocast)
+    if autocast is not None and x.dtype is not torch.float32:
         return None
     each = _different(state)
-    found = calls.get(kind := _kind(input, state, each, resets))
+    found = calls.get(kind := _kind(x, state, each, resets, autocast))
     if found is None:
         return None
     settings, number, are_like_those, run = found
     weights = _weights(module)
-    x, reset = _by_time(module, input, resets)
+    x, reset = _by_time(module, x, resets)
     operands = [x, *[w for w in weights if w is not None], *each]
     if reset is not None:
         operands.append(reset)
-    if settings != _settings(module) or _is_special():
+    if settings != _settings(module) or _is_special(autocast):
         return None
     if len(operands) != number or not are_like_those(*operands):
         return None
     y, final = again(run, x, state, weights, reset, records=kind[-1])
+    if autocast is not None:
+        like = given or (input,) * len(final)
+        dtypes = module._under_autocast(autocast, like, False)
+        final = tuple([s.to(d) for s, d in zip(final, dtypes, strict=True)])
+        y = y.to(dtypes[0])
     return y.transpose(0, 1) if module.batch_first else y, final[0] if len(final) == 1 else final
 
 
@@ -82,12 +96,19 @@ def remember(module: Any, input: Any, hx: Any, resets: Any) -> None:
     """Take note of a call that has just been run, if one like it may go straight."""
     if type(input) is not Tensor or input.dim() != 3 or not _is_simple(module):
         return
+    autocast, state = dtype_of_autocast(_CPU), _state(hx)
+    if state is None or _is_special(autocast):
+        return
+    if autocast is not None:
+        input, state = _in_float32(input, state, autocast)
+        if input.dtype is not torch.float32:  # float64 is what autocast leaves alone
+            return
     x, reset = _by_time(module, input, resets)
-    (steps, batch), state = x.shape[:2], _state(hx)
-    if state is None or steps * batch > MOST_ROWS or _is_special():
+    steps, batch = x.shape[:2]
+    if steps * batch > (MOST_ROWS if autocast is None else MOST_ROWS_OF_AUTOCAST):
         return
     each = _different(state)
-    calls, kind = _known.setdefault(module, {}), _kind(input, state, each, resets)
+    calls, kind = _known.setdefault(module, {}), _kind(input, state, each, resets, autocast)
     if kind not in calls:
         if len(calls) >= MOST_CALLS:
             calls.clear()
@@ -109,8 +130,17 @@ def remember(module: Any, input: Any, hx: Any, resets: Any) -> None:
         calls[kind] = _settings(module), len(operands), recognise(operands), run
 
 
-def _kind(input: Tensor, state: State, each: State, resets: Any) -> _Kind:
-    return input.shape, len(state), len(each), resets is not None, torch.is_grad_enabled()
+def _kind(
+    input: Tensor, state: State, each: State, resets: Any, autocast: torch.dtype | None
+) -> _Kind:
+    has_resets, records = resets is not None, torch.is_grad_enabled()
+    return input.shape, len(state), len(each), has_resets, autocast, records
+
+
+def _in_float32(input: Tensor, state: State, autocast: torch.dtype) -> tuple[Tensor, State]:
+    """Return an input and a state, which autocast may have rounded, as they are computed with."""
+    x = input.float() if input.dtype is autocast else input
+    return x, tuple([s.float() if s.dtype is autocast else s for s in state])
 
 
 def _by_time(module: Any, input: Tensor, resets: Any) -> tuple[Tensor, Any]:
@@ -174,10 +204,10 @@ def _is_plain(t: Tensor) -> bool:
     return type(t) in PLAIN and t.is_cpu and t.is_contiguous() and not t.is_neg()
 
 
-def _is_special() -> bool:
-    """Whether something but module and operands decides how a call is run."""
+def _is_special(autocast: torch.dtype | None) -> bool:
+    """Whether something but module, operands and the CPU's autocast decides how a call is run."""
     return (
-        torch._C._is_any_autocast_enabled()
+        (autocast is None and torch._C._is_any_autocast_enabled())
         or forward_ad._current_level >= 0
         or is_watched()
         or not runs_native()
