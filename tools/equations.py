@@ -41,25 +41,26 @@ KEPT = re.compile(
 GREEK = r"\u0370-\u03ff\u2113ĝ"
 LETTER = rf"∂⁺?[A-Za-z{GREEK}]*|[{GREEK}]|(?<![A-Za-z])d?[A-Za-z](?![A-Za-z])"
 LONG = r"(?<![A-Za-z])[a-z]{3,}(?=_[a-z]\b)"
-FUNCTION = r"(?:tanh|exp|log|max|min|sup|softmax|onehot|diag|mean|bias|Re|Im)(?![A-Za-z_])"
+FUNCTION = r"(?:tanh|exp|log|max|min|sup|softmax|onehot|diag|mean|bias|LN|Re|Im)(?![A-Za-z])"
 BELOW = r"_(?:\{[^}\s]*\}|[A-Za-z0-9]{1,2}(?![A-Za-z0-9_]))"
 OPERATORS = "-+=<>≤≥≠∈±/·⊙"
 PART = re.compile(
-    rf"(?!->)(?:{FUNCTION}|(?:{LETTER}|{LONG})(?:{BELOW})?|\d+(?:\.\d+)?|'(?!s\b)"
-    rf"|[{OPERATORS}^²ᵀ‖√⟨⟩|()\[\]{{}},…])+"
+    rf"(?!->)(?:(?:{FUNCTION}|{LETTER}|{LONG})(?:{BELOW})?|\d+(?:\.\d+)?|'(?!s\b)"
+    rf"|[{OPERATORS}^²ᵀ‖√⟨⟩|()\[\]{{}},;…⋯])+"
 )
 """One of the words of a formula, between spaces."""
 SIGN = re.compile(rf"[∂⊙‖√⟨ᵀ{GREEK}]|[A-Za-z]²|(?<![A-Za-z])[A-Za-z]{{1,2}}_")
 """What no English sentence has."""
 STOPS = re.compile(r"[.,;:?]+$")
 LOOSE = re.compile(
-    rf"^(?:[{OPERATORS}]|mean|max|min|bias|[aAI])\s+|\s+(?:[{OPERATORS}]|mean|bias|[aAI])$"
+    rf"^\s+|^(?:[{OPERATORS}]|mean|max|min|bias|[aAI](?!\s[{OPERATORS}]))\s"
+    rf"|\s(?:[{OPERATORS}]|mean|bias|(?<![{OPERATORS}]\s)[aAI])$|\s+$"
 )
 """What is no part of a formula that it begins or ends."""
 PAIRS = {")": "(", "]": "[", "}": "{", "⟩": "⟨"}
 IN_TEX = (
     (re.compile(r"√(?:\(([^()]*)\)|(\w))"), r"\\sqrt{\1\2}"),
-    (re.compile(r"\^(?:\(([^()]*)\)|(-?[0-9A-Za-z]+))"), r"^{\1\2}"),
+    (re.compile(r"\^(?:\(([^()]*)\)|(-?[0-9A-Za-z]+(?:\.\d+)?))"), r"^{\1\2}"),
 )
 """What is written with brackets in a line, and without in TeX."""
 
@@ -114,26 +115,33 @@ def _sentences(text: str) -> str:
 
 def _runs(text: str) -> Iterator[tuple[int, int]]:
     """Where words that may belong to a formula stand beside each other, and one has a sign."""
-    words = [*re.finditer(r"\S+", text), None]
-    start, stop, depth = None, 0, 0
-    for before, word in zip([None, *words], words, strict=False):
-        bare = word and (word[0] if depth else STOPS.sub("", word[0]))
-        is_part = bool(bare) and PART.fullmatch(STOPS.sub("", bare)) is not None
-        if word and bare in ("a", "A", "I"):  # an article, unless an operator stands before it
-            is_part = before is not None and before[0] in OPERATORS
-        if word and bare.startswith("[") and not (before and before[0] == "∈"):
-            is_part = depth > 0  # a shape
-        if start is not None and not is_part:
+    words = [*re.finditer(r"\S+", text)]
+    start = stop = depth = 0
+    for n, word in enumerate(words):
+        near = {w[0] for w in words[max(0, n - 1) : n + 2]} & {*OPERATORS}
+        if not _is_part(word[0], near, depth):
             yield from _fitting(text, start, stop)
-            start, depth = None, 0
-        if is_part:
-            start = word.start() if start is None else start
-            depth += sum((c in PAIRS.values()) - (c in PAIRS) for c in word[0])
-            inside = depth > 0 and word[0].endswith(",")
-            stop = word.end() if inside else word.start() + len(STOPS.sub("", word[0]))
-            if stop < word.end():
-                yield from _fitting(text, start, stop)
-                start, depth = None, 0
+            start = stop = word.end()
+            depth = 0
+            continue
+        start = max(start, word.start()) if start == stop else start
+        depth += sum((c in PAIRS.values()) - (c in PAIRS) for c in word[0])
+        is_inside = depth > 0 and word[0].endswith((",", ";"))
+        stop = word.end() if is_inside else word.start() + len(STOPS.sub("", word[0]))
+        if stop < word.end():
+            yield from _fitting(text, start, stop)
+            start = stop = word.end()
+            depth = 0
+    yield from _fitting(text, start, stop)
+
+
+def _is_part(word: str, near: set[str], depth: int) -> bool:
+    bare = STOPS.sub("", word)
+    if bare in ("a", "A", "I") and not near:
+        return False  # an article
+    if bare.startswith("[") and not depth and "∈" not in near:
+        return False  # a shape
+    return PART.fullmatch(bare) is not None
 
 
 def _fitting(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -143,7 +151,7 @@ def _fitting(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
             start += loose.end()
         else:
             stop = start + loose.start()
-    if not SIGN.search(text[start:stop]):
+    if not SIGN.search(text[start:stop]) or text.count("‖", start, stop) % 2:
         return
     opened: list[int] = []
     for at in range(start, stop):
@@ -158,7 +166,7 @@ def _fitting(text: str, start: int, stop: int) -> Iterator[tuple[int, int]]:
     if opened:
         yield from _fitting(text, start, opened[0])
         yield from _fitting(text, opened[0] + 1, stop)
-    elif text[start:stop].strip():
+    else:
         yield start, stop
 
 
@@ -182,7 +190,7 @@ def _token(token: re.Match[str]) -> str:
         return SIGNS.get(token["sign"], token["sign"])
     below = f"_{{{to_tex(token['below'].strip('{}'))}}}" if token["below"] else ""
     is_apart = token.string[token.end() :].startswith(" ")
-    return _name(token["name"], is_apart) + below
+    return _name(token["name"], is_apart and not below) + below
 
 
 def _name(name: str, is_apart: bool) -> str:

@@ -180,7 +180,7 @@ print("bptt.RNN agrees")
 credits = {
     "every loss goes back to the beginning": bptt.Full(),
     "cut every 4 steps: detach the state": bptt.Truncated(4),
-    "every loss reaches 4 steps, its own among them": bptt.Truncated(every=1, reach=4),
+    "every loss reaches 4 steps": bptt.Truncated(every=1, reach=4),
 }
 for name, credit in credits.items():
     print(f"{name}\n{credit.plan(8)}\n")
