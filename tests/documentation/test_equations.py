@@ -61,6 +61,7 @@ def test_those_of_the_cells_are_known_to_the_converter(cell):
         ("the input x_t [B, I] (or h_t)", r"the input $x_{t}$ [B, I] (or $h_{t}$)"),
         ("a = W x_t + b, a sum", r"$a = W x_{t} + b$, a sum"),
         ("of a δ_t as\n    wide", "of a $δ_{t}$ as\n    wide"),
+        ("``n`` is\n\n- b_f, of ``m``", "``n`` is\n\n- $b_{f}$, of ``m``"),
         ("about 1 / (1 - |λ|) steps", "about $1 / (1 - |λ|)$ steps"),
         ("lies in ξ_j ∈ {0, 1/π_j}.", r"lies in $ξ_{j} ∈ \{0, 1/π_{j}\}$."),
         ("σ(x) = 1 / (1 + e^-x) to\n√(1 - |λ|²)", r"$σ(x) = 1 / (1 + e^{-x})$ to"
