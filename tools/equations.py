@@ -54,7 +54,7 @@ SIGN = re.compile(rf"[∂⊙‖√⟨ᵀ{GREEK}]|[A-Za-z]²|(?<![A-Za-z])[A-Za-z
 STOPS = re.compile(r"[.,;:?]+$")
 LOOSE = re.compile(
     rf"^\s+|^(?:[{OPERATORS}]|mean|max|min|bias|[aAI](?!\s[{OPERATORS}]))\s"
-    rf"|\s(?:[{OPERATORS}]|mean|bias|(?<![{OPERATORS}]\s)[aAI])$|\s+$"
+    rf"|\s(?:[{OPERATORS}]|(?<![{OPERATORS}]\s)(?:mean|bias|[aAI]))$|\s+$"
 )
 """What is no part of a formula that it begins or ends."""
 PAIRS = {")": "(", "]": "[", "}": "{", "⟩": "⟨"}
