@@ -60,7 +60,7 @@ def test_those_of_the_cells_are_known_to_the_converter(cell):
         ("Return ‖C[t, i]‖, of shape [T, T].", r"Return $\Vert C[t, i]\Vert$, of shape [T, T]."),
         ("the input x_t [B, I] (or h_t)", r"the input $x_{t}$ [B, I] (or $h_{t}$)"),
         ("a = W x_t + b, a sum", r"$a = W x_{t} + b$, a sum"),
-        ("c_j = 1 / mean; the mean c_j a day", r"$c_{j} = 1 /\text{ mean}$; the mean $c_{j}$ a day"),
+        ("c_j = 1 / mean; mean c_j a day", r"$c_{j} = 1 /\text{ mean}$; mean $c_{j}$ a day"),
         ("of a δ_t as\n    wide", "of a $δ_{t}$ as\n    wide"),
         ("``n`` is\n\n- b_f, of ``m``", "``n`` is\n\n- $b_{f}$, of ``m``"),
         ("about 1 / (1 - |λ|) steps", "about $1 / (1 - |λ|)$ steps"),
