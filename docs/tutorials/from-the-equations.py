@@ -33,11 +33,7 @@ plt.rcParams.update(
 # %%
 C, H = 10, 6
 rng = np.random.default_rng(1)
-U, W, V = (
-    rng.normal(0, 0.6, (H, C)),
-    rng.normal(0, 0.6, (H, H)),
-    rng.normal(0, 0.6, (C, H)),
-)
+U, W, V = (rng.normal(0, 0.6, shape) for shape in ((H, C), (H, H), (C, H)))
 sentence = np.array([3, 1, 4, 1, 5, 9, 2, 6, 5])
 x, y = sentence[:-1], sentence[1:]
 
@@ -73,13 +69,12 @@ print(
 # %%
 step = RNNLayer()
 step.forward(x[0], np.zeros(H), U, W, V)
-e = Softmax().diff(
-    step.mulv, y[0]
-)  # ∂L/∂o: the prediction, less 1 at the right word
-ds, dV = step.backward_output(V, e)  # ∂L/∂s = Vᵀ e, and e sᵀ for V
-dprev_s, du, dW = step.backward(
-    W, ds
-)  # through tanh, to the state before, to U and to W
+# ∂L/∂o: the prediction, less 1 at the right word
+e = Softmax().diff(step.mulv, y[0])
+# ∂L/∂s = Vᵀ e, and e sᵀ for V
+ds, dV = step.backward_output(V, e)
+# Through tanh: to the state before, to U and to W
+dprev_s, du, dW = step.backward(W, ds)
 delta = (1 - step.s**2) * ds  # tanh' = 1 - tanh²
 assert np.allclose(du, delta)
 assert np.allclose(dprev_s, W.T @ delta)
@@ -185,16 +180,16 @@ print("bptt.RNN agrees")
 credits = {
     "every loss goes back to the beginning": bptt.Full(),
     "cut every 4 steps: detach the state": bptt.Truncated(4),
-    "every loss goes back 4 steps": bptt.Truncated(every=1, reach=4),
+    "every loss reaches 4 steps": bptt.Truncated(every=1, reach=4),
 }
 for name, credit in credits.items():
     print(f"{name}\n{credit.plan(8)}\n")
 
 # %% [markdown]
-# The second and the third are both called truncation to 4 steps, and are not the same: a `detach`
-# every 4 steps makes *blocks*, in which the first loss is credited to its own step alone. Stopping
-# the inner loop of the two makes a *band*. The one loop cannot make a band: it has already added up
-# the losses.
+# The second and the third are both called truncation to 4 steps, but they are not the same. A
+# `detach` every 4 steps makes *blocks*: the first loss of a block is credited to its own step alone.
+# Ending the inner of the two loops early, after 4 steps, makes a *band*: all losses reach equally
+# far. The one loop cannot make a band, because it has already added up the losses.
 #
 # How much is lost? Here are the sizes of all terms, for a sentence of 40 words and a network of 40
 # units: once as it is usually drawn at the start, and once with an orthogonal $W$, which keeps
@@ -239,11 +234,11 @@ assert lost(usual, 9) < 0.01 < 0.3 < lost(orthogonal, 9)
 
 # %% [markdown]
 # Truncation to ten steps costs the usual network nothing, because this $W$ lets nothing through
-# anyway. That is no comfort. It is the next problem.
+# anyway. That is no comfort, but the next problem.
 #
 # ## Vanishing gradients
 #
-# From $s_t$ back to $s_{t-k}$ the gradient is multiplied by $k$ matrices
+# From $s_t$ back to $s_{t-k}$ the gradient is multiplied by $k$ matrices, the transposes of
 # $\mathrm{diag}(\tanh'(a_j))\,W$. Leave tanh out for a moment, and the product is a power. If $W$
 # is symmetric, with eigenvalues $\lambda_i$ and orthonormal eigenvectors $q_i$, a gradient $v$ at
 # the last state has $k$ steps earlier the length
@@ -295,11 +290,8 @@ plt.show()
 # $\log 4 = 1.39$.
 
 # %%
-NAMES, NOISE, SIZE = (
-    4,
-    6,
-    11,
-)  # words 0 to 3 are names, 4 to 9 mean nothing, 10 asks
+# Words 0 to 3 are names, 4 to 9 mean nothing, 10 asks.
+NAMES, NOISE, SIZE = 4, 6, 11
 SHORTEST, LONGEST = 30, 60
 
 
@@ -390,8 +382,8 @@ assert right["LSTM, gates open"] > 0.95
 
 # %% [markdown]
 # What no gradient reaches is not learnt. Once a gradient arrives, it takes a few hundred updates.
-# (Nothing is exactly zero. Adam divides a gradient by its size, and over shorter distances, with a
-# larger rate, even a plain RNN finds the name in some runs and not in others.)
+# (A tiny gradient is not zero, and Adam divides each gradient by its size. So over shorter distances
+# and with a larger rate, even a plain RNN finds the name in some runs, but not in others.)
 #
 # ## Play with it
 #

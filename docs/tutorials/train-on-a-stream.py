@@ -47,11 +47,8 @@ def as_stream(documents):
 
 training = as_stream([d for n, d in enumerate(documents) if n % 8])
 held_out = as_stream(documents[::8])
-print(
-    f"{len(documents)} documents, {len(training[0]):,} characters to train on, ",
-    end="",
-)
-print(f"{len(held_out[0]):,} held out, {len(characters)} different ones")
+print(f"{len(documents)} documents with {len(characters)} different characters")
+print(f"{len(training[0]):,} to train on, {len(held_out[0]):,} held out")
 
 # %% [markdown]
 # One stream would make slow progress: an update would see 32 characters. `bptt.data.streams` cuts
@@ -93,9 +90,8 @@ print(f"{per_epoch} windows in an epoch")
 
 # %%
 CREDIT = bptt.Truncated(every=WINDOW, reach=2 * WINDOW)
-print(
-    bptt.Truncated(every=3, reach=6).plan(9)
-)  # the same, smaller: three windows of 3 steps
+# The same, smaller: three windows of 3 steps.
+print(bptt.Truncated(every=3, reach=6).plan(9))
 
 # %% [markdown]
 # Row $t$ is a loss, column $s$ a step that it is credited to. Everything else is an ordinary loop.
@@ -206,9 +202,7 @@ plt.axvline(per_epoch, color="0.4", linestyle=":", linewidth=1)
 plt.xlabel("update (dotted: the second epoch begins)")
 plt.ylabel("bits per character")
 plt.show()
-print(
-    f"at first {losses[0]:.2f}, a guess {math.log2(len(characters)):.2f}, ", end=""
-)
+print(f"at first {losses[0]:.2f}, a guess {math.log2(len(characters)):.2f}")
 print(f"over the last 50 updates {np.mean(losses[-50:]):.2f}")
 assert np.mean(losses[-50:]) < 3
 

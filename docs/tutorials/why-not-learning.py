@@ -25,12 +25,8 @@ plt.rcParams.update(
 # 32 agents walk side by side, each in its own step:
 
 # %%
-SIGNS, SIZE, BATCH, WINDOW = (
-    4,
-    11,
-    32,
-    20,
-)  # things seen: 4 signs, 6 that mean nothing, the doors
+# Things seen: 4 signs, 6 things that mean nothing, the doors.
+SIGNS, SIZE, BATCH, WINDOW = 4, 11, 32, 20
 SHORTEST, LONGEST = 25, 40
 
 
@@ -63,10 +59,8 @@ print(f"{len(data)} windows of {WINDOW} steps, {int((doors >= 0).sum()):,} doors
 # %%
 def loss_of(answers, doors):
     logits, right = answers.flatten(0, 1), doors.flatten()
-    return (
-        nn.functional.cross_entropy(logits, right, ignore_index=-1, reduction="sum")
-        / BATCH
-    )
+    how = {"ignore_index": -1, "reduction": "sum"}
+    return nn.functional.cross_entropy(logits, right, **how) / BATCH
 
 
 def share_right(answers, doors):
@@ -84,9 +78,8 @@ def train_as_found(cell, head, data, meter=None):
         for t in range(len(x)):
             h, c = cell(x[t], (h * keep, c * keep))
             answers.append(head(h))
-            keep = (
-                1 - starts[t].float()[:, None]
-            )  # forget where a new corridor begins
+            # Forget where a new corridor begins.
+            keep = 1 - starts[t].float()[:, None]
         answers = torch.stack(answers)
         optimizer.zero_grad()
         loss_of(answers, doors).backward()
@@ -126,9 +119,8 @@ plt.semilogy(flow.by_lag.lag[1:60], flow.by_lag.mean[1:60], label="as it was mad
 print(flow.verdict.words)
 print(flow.advice[0].text)
 
-bptt.init.chrono_(
-    cell, longest=LONGEST
-)  # what was advised, with what we know of the task
+# What was advised, with what we know of the task:
+bptt.init.chrono_(cell, longest=LONGEST)
 opened = bptt.gradient_flow(bptt.Stepwise(cell), x[:100])
 plt.semilogy(opened.by_lag.lag[1:60], opened.by_lag.mean[1:60], label="gates open")
 plt.axvspan(

@@ -44,6 +44,8 @@ def found(opened_site, words):
     [
         ("DistributedDataParallel", "credit.html"),  # the end of a dotted name there
         ("vanishing", "forgetting.html"),
+        ("truncated+backpropagation", "credit.html"),
+        ("detach", "credit.html"),
         ("eigenvalue", "tutorials/from-the-equations.html"),
     ],
 )

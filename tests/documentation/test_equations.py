@@ -52,3 +52,38 @@ def test_those_of_the_cells_are_known_to_the_converter(cell):
     found = typeset(getattr(bptt.cells, cell).__doc__)
     _, tex, _ = found.split("$$")
     assert "\\" not in convert(tex, display="block")
+
+
+@pytest.mark.parametrize(
+    ("text", "set_"),
+    [
+        ("Return ‖C[t, i]‖, of shape [T, T].", r"Return $\Vert C[t, i]\Vert$, of shape [T, T]."),
+        ("the input x_t [B, I] (or h_t)", r"the input $x_{t}$ [B, I] (or $h_{t}$)"),
+        ("a = W x_t + b, a sum", r"$a = W x_{t} + b$, a sum"),
+        ("c_j = 1 / mean; mean c_j a day", r"$c_{j} = 1 /\text{ mean}$; mean $c_{j}$ a day"),
+        ("of a δ_t as\n    wide", "of a $δ_{t}$ as\n    wide"),
+        ("``n`` is\n\n- b_f, of ``m``", "``n`` is\n\n- $b_{f}$, of ``m``"),
+        ("about 1 / (1 - |λ|) steps", "about $1 / (1 - |λ|)$ steps"),
+        ("lies in ξ_j ∈ {0, 1/π_j}.", r"lies in $ξ_{j} ∈ \{0, 1/π_{j}\}$."),
+        ("σ(x) = 1 / (1 + e^-x) to\n√(1 - |λ|²)", r"$σ(x) = 1 / (1 + e^{-x})$ to"
+         "\n" r"$\sqrt{1 - |λ|^{2} }$"),
+        ("‖∂L_t/∂state_s‖", r"$\Vert \partial L_{t}/\partial \mathrm{state}_{s}\Vert$"),
+        ("the sum\n    ∂L/∂h_t +\n    ∂L/∂c_t", "the sum\n    $"
+         r"\partial L/\partial h_{t} + \partial L/\partial c_{t}$"),
+    ],
+)  # fmt: skip
+def test_formulas_within_sentences(text, set_):
+    assert typeset(text) == set_
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "``h_t = W x_t`` in [T, B, H], a k-th I/O of two, see h's.",
+        "Args:\n    x_t: an input, of_x, weight_ih_l0 and 1 - 2.\n    tau: below ``most``.",
+        ">>> φ = h_t + 1\n>>> φ\nλ",
+        "It is 10⁻⁶ of [G·H, I], from 1 to longest - 1, where T ≥ 2 (a, I).",
+    ],
+)
+def test_code_and_shapes_are_no_formulas(text):
+    assert typeset(text) == text
