@@ -100,7 +100,7 @@ class GradientFlow:
         return tuple(dict.fromkeys(cell.kind for cell in self.kinds))
 
     def __repr__(self) -> str:
-        """Describe the network and how far the gradient reaches."""
+        """Describe the network and how far the gradient reaches, in one line."""
         horizon, decay = self.horizon(), self.decay
         reach = "none" if horizon is None else f"{'' if self.settles() else '≥ '}{horizon}"
         return (
@@ -109,6 +109,15 @@ class GradientFlow:
             f"horizon {reach}"
             f"{'' if decay is None else f', decay {decay.beta:.3g} a step'})"
         )
+
+    def __str__(self) -> str:
+        """Write what `bptt flow` prints: the figures, the verdict and what to do.
+
+        The bias of the suggested truncation is measured for it, as in :meth:`suggestion`.
+        """
+        from bptt._src.report.flow_text import as_text
+
+        return as_text([self])
 
     def of(
         self, *, layer: int | None = None, name: str | None = None, sequence: int | None = None
