@@ -1,4 +1,4 @@
-"""What moves on a terminal leaves standard error where it goes; on the same terminal it is above."""
+"""What moves on a terminal leaves standard error where it goes, and above itself where it moves."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ def test_no_display_forgets_it():
         for call in ast.walk(ast.parse(text)) if "rich" in text else ():
             if not isinstance(call, ast.Call):
                 continue
-            name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+            name = (
+                call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+            )
             if name in ("Live", "Progress", "Status", "status", "track"):
                 given = {k.arg: ast.unparse(k.value) for k in call.keywords}
                 found[f"{path.name}: {name}"] = given.get("redirect_stderr")

@@ -450,7 +450,7 @@ def test_options_out_of_range_are_refused():
     with pytest.raises(ValueError, match="bptt_truncate=-1 is below 0; use None"):
         Model(5, 4, bptt_truncate=-1)
     for clip in (0, -1, np.nan):
-        with pytest.raises(ValueError, match="clip=.* must be above 0"):
+        with pytest.raises(ValueError, match=r"clip=.* must be above 0"):
             Model(5, 4, clip=clip)
     model = Model(6, 4, seed=0)
     for bad in ({"learning_rate": 0}, {"nepoch": -1}, {"evaluate_loss_after": 0}):

@@ -142,9 +142,7 @@ def _amount(deviation: float | None) -> str:
     return "not finite" if deviation is None else f"{deviation:.0e}"
 
 
-def _plain(
-    kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | None
-) -> Diagnosis:
+def _plain(kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | None) -> Diagnosis:
     """Report why layers run in plain PyTorch, and what that costs, as it was just measured."""
     costs = None
     if timed is not None and (why := _untimed(timed)) is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from bptt._src.flow.pairs import Pairs
 
 
-class OneStep(Exception):  # noqa: N818  # a finding on the way, not an error
+class OneStep(Exception):  # a finding on the way, not an error
     """Raised where the losses turn out to be that of one step alone."""
 
     def __init__(self, step: int) -> None:
@@ -58,13 +58,14 @@ def step_of(losses: Tensor, tensors: list[Tensor], pairs: Pairs, time: int) -> i
     shape = tuple(losses.shape)
     if shape not in ((), (B,)):
         return None
-    reached = _reached(losses.sum(), tensors, T, time)
+    ones = torch.ones_like(losses)
+    reached = _reached(losses, ones, tensors, T, time)
     if shape == (T,):
         if len(reached) != 1:
             return None
-        others = torch.arange(T, device=losses.device) != reached[0]
-        is_of_sequences = bool(_reached(losses[others].sum(), tensors, T, time))
-        return reached[0] if is_of_sequences else None
+        (step,) = reached
+        ones[step] = 0
+        return step if _reached(losses, ones, tensors, T, time) else None
     if len(reached) == 1:
         return reached[0]
     if not reached and len(pairs.times) == 1:  # it is zero, wherever it belongs
@@ -78,10 +79,12 @@ def step_of(losses: Tensor, tensors: list[Tensor], pairs: Pairs, time: int) -> i
     )
 
 
-def _reached(loss: Tensor, tensors: list[Tensor], steps: int, time: int) -> list[int]:
-    """Return the steps on whose outputs a loss depends."""
+def _reached(
+    losses: Tensor, weights: Tensor, tensors: list[Tensor], steps: int, time: int
+) -> list[int]:
+    """Return the steps on whose outputs the sum of losses, with these weights, depends."""
     reached = torch.zeros(steps, dtype=torch.bool)
-    found = torch.autograd.grad(loss, tensors, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(losses, tensors, weights, retain_graph=True, allow_unused=True)
     for g in found:
         if g is not None:
             reached |= (rows_of(g, steps, time) != 0).reshape(steps, -1).any(1).cpu()

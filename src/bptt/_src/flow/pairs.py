@@ -45,8 +45,8 @@ class Pairs:
             ) from None
         if not chosen or chosen[0] < -steps or chosen[-1] >= steps:
             raise ValueError(
-                f"gradient_flow: expected times from 0 to {steps - 1}, or from the end, -{steps} to "
-                f"-1; one at least, got {times!r}"
+                f"gradient_flow: expected times from 0 to {steps - 1}, or from the end, -{steps} "
+                f"to -1; one at least, got {times!r}"
             )
         chosen = sorted({t % steps for t in chosen})
         if lags is not None and lags < 1:
