@@ -29,7 +29,7 @@ def test_it_is_said_once_and_the_batch_that_it_names_makes_as_many(train, tmp_pa
     (line,) = train("book.txt", *SMALL, "--epochs", 2, "--out", "run")
     assert line == (
         "Updates: only 3 an epoch, of 20 × 35 tokens each. For more, lower --batch-size "
-        "(1 makes about 60), or lower --steps, or give more text."
+        "(1 makes about 57), or lower --steps, or give more text."
     )
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert max(m["update"] for m in lines) in (5, 6)  # the windows begin at random places
@@ -48,7 +48,7 @@ def test_a_batch_that_makes_enough_is_named(train):
     [
         (["--sentences"], r"of up to 20 sequences each\. For more, lower --batch-size \(1 .*, or "),
         (["--batch-size", 1, "--lines"], r"each\. For more, give more text\.$"),
-        (["--credit", "truncated:30"], r"of 20 × 30 tokens .* 67\), or give more text\.$"),
+        (["--credit", "truncated:30"], r"of 20 × 30 tokens .* 66\), or give more text\.$"),
         (["--credit", "truncated:30", "--sampling", "random"], r"lower --steps"),
         (["--max-tokens", 900], r"lower --steps, or raise --max-tokens\.$"),
     ],

@@ -217,18 +217,17 @@ def few_updates(training: Training) -> str | None:
     an_epoch, in_all = FEW_UPDATES
     if n >= an_epoch or not 0 < n * config.epochs < in_all:
         return None
-    remedies = []
-    fewer = max(training.job.ranks.world_size, n * B // an_epoch)
-    if fewer < B:
-        remedies.append(f"lower --batch-size ({fewer} makes about {n * B // fewer})")
-    if not isinstance(reader, Streams):
-        each = f"up to {B} sequences"
-    else:
-        each = f"{B} × {reader.steps} tokens"
+    if isinstance(reader, Streams):
+        each, rows = f"{B} × {reader.steps} tokens", len(reader.tokens.ids) // reader.steps
         is_free = not config.is_carried or training.credit.window is None
-        remedies += ["lower --steps"] * (is_free and reader.steps > 1)
-    remedies.append("give more text" if config.max_tokens is None else "raise --max-tokens")
-    return f"Updates: only {n} an epoch, of {each} each. For more, {', or '.join(remedies)}."
+        steps = ["lower --steps"] * (is_free and reader.steps > 1)
+    else:
+        each, rows, steps = f"up to {B} sequences", n * B, []
+    size = max(training.job.ranks.world_size, rows // an_epoch)
+    batch = [f"lower --batch-size ({size} makes about {rows // size:,})"] * (size < B)
+    text = "give more text" if config.max_tokens is None else "raise --max-tokens"
+    remedies = ", or ".join([*batch, *steps, text])
+    return f"Updates: only {n} an epoch, of {each} each. For more, {remedies}."
 
 
 def _processes(training: Training) -> str:
