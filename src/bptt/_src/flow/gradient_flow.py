@@ -133,6 +133,7 @@ def gradient_flow(
     try:
         found = follow(loss_fn, pairs)
     except OneStep as one:
+        assert loss_fn is not None  # by default there is a loss for each step
         refuse_others(one.step, pairs, times)
         pairs = Pairs.of(pairs.steps, pairs.batch, [one.step], lags)
         loss_fn = partial(placed, loss_fn=loss_fn, step=one.step, steps=pairs.steps)
