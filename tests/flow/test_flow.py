@@ -356,8 +356,8 @@ def test_printed_it_is_the_report(lstm_flow):
     for a in lstm_flow.advice:
         assert f"- {a.text} [{a.source}]" in said
     assert max(map(len, rest)) <= 100
-    two = str(flow_with(toeplitz([1.0, 0.5]), name="two\nlines")).splitlines()
-    assert two[1].startswith("two lines ")
+    two = str(flow_with(toeplitz([1.0, 0.5]), name="two\nlines\x1b")).splitlines()
+    assert two[1].startswith(r"two\nlines\x1b ")
 
 
 def test_numbers_that_json_does_not_know_are_null():

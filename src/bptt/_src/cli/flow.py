@@ -16,7 +16,7 @@ import typer
 
 from bptt._src.atomic import write_whole
 from bptt._src.cli.places import STANDARD_OUTPUT, AllowCode, Json, Page, Picture, check_places
-from bptt._src.cli.terminal import echo, on_one_line
+from bptt._src.cli.terminal import echo
 from bptt._src.language_model.flow import flow_of
 from bptt._src.language_model.initialising import check_initial
 from bptt._src.language_model.model import check_device
@@ -24,7 +24,6 @@ from bptt._src.language_model.monitor import window_of
 from bptt._src.language_model.session import text_of_run
 from bptt._src.language_model.setup import initialised
 from bptt._src.networks import NAMES, NONLINEARITIES, is_own_cell, title
-from bptt._src.report.flow_text import as_text
 from bptt._src.together import Table, With, check_together
 from bptt.data import Corpus, Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
 from bptt.errors import ConfigError
@@ -165,7 +164,7 @@ def flow(
     if str(json_) == STANDARD_OUTPUT:
         echo(document, end="")
     else:
-        echo(as_text(flows, on_one_line))
+        echo(flows[0].to_text(*flows[1:]))
     if html is not None:
         flows[0].save_html(html, *flows[1:])
     if figure is not None:

@@ -111,13 +111,8 @@ class GradientFlow:
         )
 
     def __str__(self) -> str:
-        """Write what `bptt flow` prints: the figures, the verdict and what to do.
-
-        The bias of the suggested truncation is measured for it, as in :meth:`suggestion`.
-        """
-        from bptt._src.report.flow_text import as_text
-
-        return as_text([self])
+        """Write it as :meth:`to_text`."""
+        return self.to_text()
 
     def of(
         self, *, layer: int | None = None, name: str | None = None, sequence: int | None = None
@@ -249,6 +244,18 @@ class GradientFlow:
         from bptt._src.report.flow import draw_flow
 
         return draw_flow(self, *others)
+
+    def to_text(self, *others: GradientFlow) -> str:
+        """Write what ``bptt flow`` prints, and ``print(flow)``: figures, verdict and what to do.
+
+        The bias of the suggested truncation is measured for it, as for :meth:`suggestion`.
+
+        Args:
+            others: flows to write beside this one.
+        """
+        from bptt._src.flow.text import as_text
+
+        return as_text([self, *others])
 
     def save_html(self, path: str | Path, *others: GradientFlow) -> None:
         """Write a page to look at, one file that needs no network.

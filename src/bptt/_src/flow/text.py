@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from bptt.flow import GradientFlow, tail
+from bptt._src.flow.truncation import tail
+
+if TYPE_CHECKING:
+    from bptt._src.flow.flow import GradientFlow
 
 HEAD = ("", "steps", "loss", "horizon", "decay a step", "suggested reach", "verdict")
 WIDTH = 100  # columns
 
 
-def one_line(name: str) -> str:
-    """Return a name with a space for each line end and tab in it."""
-    return " ".join(name.split())
-
-
-def as_text(flows: Sequence[GradientFlow], written: Callable[[str], str] = one_line) -> str:
-    """Write flows as text.
-
-    Args:
-        flows: one row each.
-        written: what writes a name on one line.
-    """
-    rows: list[tuple[str, ...]] = [HEAD, *((written(f.name), *_row(f)) for f in flows)]
+def as_text(flows: Sequence[GradientFlow]) -> str:
+    """Write flows as text, a row each."""
+    rows: list[tuple[str, ...]] = [HEAD, *map(_row, flows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]])
         for row in rows
     ]
     for f in flows:
-        lines += ["", *_wrapped(f"{written(f.name)}: {f.verdict.words}")]
+        lines += ["", *_wrapped(f"{_on_one_line(f.name)}: {f.verdict.words}")]
         for a in f.advice:
             lines += _wrapped(f"{a.text} [{a.source}]", "  - ")
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _on_one_line(name: str) -> str:
+    """Show what is no printable character as Python escapes it: a name is anything, as of a file."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _wrapped(text: str, first: str = "") -> list[str]:
@@ -51,6 +49,7 @@ def _wrapped(text: str, first: str = "") -> list[str]:
 def _row(f: GradientFlow) -> tuple[str, ...]:
     horizon, decay = f.horizon(), f.decay
     words: list[Any] = [
+        _on_one_line(f.name),
         f.steps,
         f"{f.losses.mean():.3f}",
         "-" if horizon is None else f"{'' if f.settles() else '≥ '}{horizon}",
