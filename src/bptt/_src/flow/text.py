@@ -31,7 +31,7 @@ def as_text(flows: Sequence[GradientFlow]) -> str:
 
 
 def _on_one_line(name: str) -> str:
-    """Show characters that are not printable as Python escapes them: it may be the name of a file."""
+    """Show what cannot be printed as Python escapes it: it may be the name of a file."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
