@@ -24,9 +24,11 @@ class Terminal:
         columns: its width.
         environment: variables besides those of this process.
         stderr: where its errors go, if not to the terminal.
+        program: what Python runs.
     """
 
-    def __init__(self, *arguments, columns=80, environment=None, stderr=None, cwd=None):
+    def __init__(self, *arguments, columns=80, environment=None, stderr=None, cwd=None,
+                 program=("-m", "bptt")):  # fmt: skip
         self.master, slave = pty.openpty()
         self.columns = columns
         self.resize(columns)
@@ -34,7 +36,7 @@ class Terminal:
         for name in ("COLUMNS", "LINES", "FORCE_COLOR", *({"NO_COLOR"} - {*(environment or {})})):
             env.pop(name, None)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bptt", *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             stdin=slave, stdout=slave, stderr=slave if stderr is None else stderr,
             cwd=cwd, env=env, start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),

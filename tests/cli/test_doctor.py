@@ -12,7 +12,9 @@ import pytest
 from bptt._src.doctor import Checkup, Diagnosis, checkup, examine, installed, machine, tried
 from bptt._src.doctor.tried import Tried, look_at_trial
 
-QUICK = "from bptt._src.doctor import trial; trial.SECONDS = 0; "
+QUICK = (
+    "from bptt._src.doctor import trial; trial.SECONDS = 0; trial.load_of_others = lambda: 0.0; "
+)
 GO = "trial.main()"
 NO_LIBRARY = """
 import bptt._src.engines.find as find, bptt._src.engines.kernel_library as kernel_library
@@ -44,7 +46,7 @@ def dies(*_, **__): os.kill(os.getpid(), signal.SIGILL)
 def tried_with(monkeypatch, before: str = "", after: str = "") -> dict[str, Diagnosis]:
     """Look at the trial where something was changed before it, or in it."""
     monkeypatch.setattr(checkup, "TRIAL", f"\n{before}\n{QUICK}\n{after}\n{GO}")
-    return {f.name: f for f in look_at_trial(checkup.run_trial(), load=0.0)}
+    return {f.name: f for f in look_at_trial(checkup.run_trial())}
 
 
 @pytest.fixture(scope="module")
@@ -242,23 +244,45 @@ def test_threads_and_what_limits_them(monkeypatch, counts, said, state):
         assert "1 of the processors are not used: OMP_NUM_THREADS=1 is set" in found.costs
 
 
-def test_a_busy_machine_is_said_to_be_one():
+def test_ratios_are_written_and_where_there_are_none_the_reason():
     ratios = {"torch.nn": {"RNN": 12.3, "GRU": 2.0, "LSTM": 2.0}}
     timed = {"shape": (1, 2, 3, 4), "milliseconds": {"RNN": 1.0}, "ratios": ratios}
     stages = {"torch": {"version": "2", "cuda": None, "hip": None, "gpus": [], "mps": False}}
     counts = {"processors": 2, "affinity": 2, "quota": None, "usable": 2, "torch": 2}
-    stages |= {"threads": counts, "kernels": {"name": "twin", "absent": "none: do"}, "timed": timed}
+    stages |= {"threads": counts, "kernels": {"name": "twin", "absent": "none: do"}}
 
-    def looked(load):
-        found = {f.name: f for f in look_at_trial(Tried(stages | {"end": {}}), load=load)}
-        return found["speed"], found["kernels"]
+    def looked(timed):
+        found = look_at_trial(Tried(stages | {"timed": timed, "end": {}}))
+        by_name = {f.name: f for f in found}
+        return by_name["speed"], by_name["kernels"]
 
-    speed, kernels = looked(0.9)
+    speed, kernels = looked(timed)
     assert (speed.state, kernels.costs[-18:]) == ("ok", "measured just now.")
-    busy, kernels = looked(1.1)
-    assert (busy.state, "load 1.1" in busy.costs) == ("note", True)
-    assert kernels.costs.endswith("measured just now on a busy machine.")
-    assert "RNN 1 ms (torch.nn 12×)" in busy.says
+    assert "RNN 1 ms (torch.nn 12×)" in speed.says
+    why = {
+        "the machine is busy (load 3.25): no ratio": {"load": 3.25},
+        "the machine is too busy, or slow: 10 seconds were not enough for a training step of each "
+        "layer: no ratio": {"late": 10.0},
+    }
+    for says, untimed in why.items():
+        busy, kernels = looked(untimed)
+        assert (busy.state, busy.says) == ("note", says)
+        assert "idle" in busy.remedy
+        assert kernels.costs.endswith(f"takes longer; how much is not known: {says}.")
+
+
+def test_a_busy_machine_is_not_timed(monkeypatch):
+    at_most = "trial.load_of_others = lambda: trial.BUSY * trial.os.cpu_count()"
+    assert "ratios" in tried_with(monkeypatch, after=at_most)["speed"].figures
+    never = "trial.milliseconds = None"
+    found = tried_with(monkeypatch, after=f"{at_most} + 0.5; {never}")["speed"]
+    assert re.fullmatch(r"the machine is busy \(load [\d.]+\): no ratio", found.says)
+
+
+def test_steps_that_take_too_long_are_not_waited_for(monkeypatch):
+    found = tried_with(monkeypatch, after="trial.MOST_SECONDS = 0.0")["speed"]
+    assert "0 seconds were not enough" in found.says
+    assert "ratios" not in found.figures
 
 
 # --------------------------------------------------------------------- what is looked at from here

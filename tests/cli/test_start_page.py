@@ -18,7 +18,7 @@ if not PAGE.exists():
 BLOCK = re.compile(r"^```\n(\$ .*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = {"train": ["--hidden", "8", "--batch-size", "4", "--threads", "1"]}
 FREE = ("sample",)  # what a model writes has no form
-DEPENDS = re.compile(r"^(update|alarm|How far)|^ ")
+DEPENDS = re.compile(r"^(update|Updates|alarm|How far)|^ ")
 """Lines that come where training is slow or goes wrong, and lines that go on with others."""
 
 

@@ -343,6 +343,23 @@ def test_what_it_says_of_itself():
     assert "horizon ≥ 4" in repr(flow_with(quick[:, :5, :5]))
 
 
+def test_printed_it_is_the_report(lstm_flow):
+    head, row, blank, *rest = str(lstm_flow).splitlines()
+    assert head.split()[:3] == ["steps", "loss", "horizon"]
+    assert row.startswith(lstm_flow.name)
+    assert row.endswith(lstm_flow.verdict.kind)
+    assert f"(bias {lstm_flow.suggestion().measured:.2f})" in row
+    assert not blank
+    said = " ".join(" ".join(rest).split())
+    assert said.startswith(f"{lstm_flow.name}: {lstm_flow.verdict.words}")
+    assert len(lstm_flow.advice) > 0
+    for a in lstm_flow.advice:
+        assert f"- {a.text} [{a.source}]" in said
+    assert max(map(len, rest)) <= 100
+    two = str(flow_with(toeplitz([1.0, 0.5]), name="two\nlines\x1b")).splitlines()
+    assert two[1].startswith(r"two\nlines\x1b ")
+
+
 def test_numbers_that_json_does_not_know_are_null():
     norms = toeplitz([1.0, math.inf, 1.0])
     norms[0, 2, 1] = math.nan
@@ -395,6 +412,7 @@ def test_every_part_of_odd_flows_says_something(which):
     flow = ODD[which](torch.randn(12, 3, 4))
     document = json.loads(json.dumps(flow.to_dict(), allow_nan=False))
     assert document["verdict"]["words"]
+    assert document["verdict"]["kind"] in str(flow)
     assert document["name"] == flow.name
     assert flow.horizon() is None or 0 <= flow.horizon() < flow.lags
     assert flow.suggest_truncation(0.1) is None or flow.suggest_truncation(0.1) >= 1

@@ -730,7 +730,7 @@ def test_what_is_not_checked_is_taken_as_it_is():
     [
         ({"times": []}, "from 0 to 6"),
         ({"times": [7]}, "from 0 to 6"),
-        ({"times": [-1]}, "from 0 to 6"),
+        ({"times": [-8]}, "from 0 to 6, or from the end, -7 to -1"),
         ({"lags": 0}, "lags from 1 on"),
         ({"tokens": ["a"]}, "tokens for 7 steps, got 1"),
         ({"targets": ["a"] * 8}, "targets for 7 steps, got 8"),

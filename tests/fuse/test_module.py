@@ -114,6 +114,54 @@ def test_another_dtype() -> None:
         module(x.bfloat16())
 
 
+def test_dtypes_that_the_cell_cannot_take_together_are_one_error_and_no_warning() -> None:
+    _cell, module = gru()
+    said = (
+        "bptt.fuse: FusedGru got inputs of torch.float64, a state of torch.float64, parameters "
+        "of torch.float32: convert some of them, as inputs.to(dtype) or module.to(dtype)"
+    )
+    for kernels in ("auto", "twin"):
+        with bptt.kernels.use(kernels), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(ValueError) as caught:
+                module(torch.randn(6, 3, I).double())
+            assert str(caught.value) == said
+            with pytest.raises(ValueError, match=r"a state of torch\.float64, parameters of"):
+                module(torch.randn(6, 3, I), torch.zeros(3, H).double())
+
+
+class Converting(Gru):
+    """A cell that takes inputs of any dtype."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Any:
+        return super().forward(x.to(h.dtype), h)
+
+
+def test_dtypes_that_the_cell_takes_run_step_by_step() -> None:
+    cell = Converting(3)
+    module = bptt.fuse(cell, torch.randn(2, I), torch.randn(2, H))
+    x, h = torch.randn(6, 3, I).double(), torch.randn(3, H)
+    with pytest.warns(RuntimeWarning, match=r"got torch\.float32, torch\.float64"):
+        y = module(x, h)[0]
+    assert torch.equal(y, bptt.Stepwise(cell)(x, h)[0])
+
+
+@pytest.mark.parametrize("given", [{"credit": "truncated:3"}, {"credit": None, "resets": None}])
+def test_arguments_of_unroll_are_refused_with_what_to_write(given: dict[str, Any]) -> None:
+    cell, module = gru()
+    x = torch.randn(6, 3, I)
+    written = ", ".join(f"{name}=..." for name in given)
+    with pytest.raises(TypeError) as caught:
+        module(x, **given)
+    assert str(caught.value) == (
+        f"bptt.fuse: FusedGru takes inputs and a state, got {written}: write "
+        f"bptt.unroll(module, inputs, state, {written})"
+    )
+    y = bptt.unroll(module, x, torch.zeros(3, H), **given)[0]
+    expected = bptt.unroll(bptt.Stepwise(cell), x, torch.zeros(3, H), **given)[0]
+    torch.testing.assert_close(y, expected)
+
+
 def test_autocast_runs_step_by_step() -> None:
     cell, module = gru()
     x = torch.randn(6, 3, I)

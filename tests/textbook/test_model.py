@@ -360,9 +360,9 @@ def test_rate_is_halved_each_time_the_loss_has_risen():
     )
     assert model.rates[:: len(X)] == [0.8] * 4 + [0.4] * 4 + [0.2] * 4  # equal is not a rise
     assert losses == [(0, 5), (6, 4), (12, 6), (18, 6), (24, 7), (30, 1)]
-    assert [line for line in lines if "Setting" in line] == [
-        "Setting learning rate to 0.400000",
-        "Setting learning rate to 0.200000",
+    assert [line for line in lines if "rate" in line] == [
+        "The loss has risen: setting learning rate to 0.400000",
+        "The loss has risen: setting learning rate to 0.200000",
     ]
 
 
@@ -373,7 +373,7 @@ def test_rate_is_halved_when_a_real_loss_rises():
     )
     rises = sum(b > a for (_, a), (_, b) in pairwise(losses))
     assert 0 < rises < 9
-    last = [line for line in lines if "Setting" in line][-1]
+    last = [line for line in lines if "rate" in line][-1]
     assert float(last.split()[-1]) == pytest.approx(4.0 / 2**rises, abs=1e-6)
 
 
@@ -382,6 +382,42 @@ def test_training_stops_when_the_loss_is_not_finite():
     model.V[0, 0] = np.nan
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         model.train(X, Y, log=None)
+
+
+def test_a_gradient_that_is_not_finite_stops_a_step_and_changes_nothing():
+    model = Model(6, 4, seed=0)
+    model.V[0, 0] = np.inf
+    before = [theta.copy() for theta in (model.U, model.W, model.V)]
+    with np.errstate(invalid="ignore"), pytest.raises(FloatingPointError, match="clip it, or low"):
+        model.sgd_step(*SENTENCE, 0.1)
+    for theta, was in zip((model.U, model.W, model.V), before, strict=True):
+        np.testing.assert_array_equal(theta, was)
+
+
+def test_a_clipped_step_goes_the_same_way_and_no_further():
+    free, clipped = Model(5, 4, seed=0), Model(5, 4, seed=0, clip=0.5)
+    gradients = free.bptt(*SENTENCE)
+    norm = np.sqrt(sum((d**2).sum() for d in gradients))
+    assert norm > 0.5
+    before = [theta.copy() for theta in (free.U, free.W, free.V)]
+    free.sgd_step(*SENTENCE, 0.1)
+    clipped.sgd_step(*SENTENCE, 0.1)
+    for a, b, d, was in zip(
+        (free.U, free.W, free.V), (clipped.U, clipped.W, clipped.V), gradients, before, strict=True
+    ):
+        np.testing.assert_allclose(a, was - 0.1 * d, rtol=0, atol=1e-15)
+        np.testing.assert_allclose(b, was - 0.1 * 0.5 / norm * d, rtol=0, atol=1e-15)
+    wide = Model(5, 4, seed=0, clip=2 * norm)
+    wide.sgd_step(*SENTENCE, 0.1)
+    np.testing.assert_array_equal(wide.W, free.W)
+
+
+def test_clipping_learns_where_the_rate_alone_is_too_large():
+    plain, clipped = (Model(6, 8, bptt_truncate=None, seed=0, clip=c) for c in (np.inf, 0.5))
+    for model in (plain, clipped):
+        model.train(X, Y, learning_rate=4.0, nepoch=20, evaluate_loss_after=100, log=None)
+    assert plain.calculate_total_loss(X, Y) > np.log(6)
+    assert clipped.calculate_total_loss(X, Y) < 0.8 * np.log(6)
 
 
 # ----------------------------------------------------------------------------------- misuse
@@ -413,6 +449,9 @@ def test_options_out_of_range_are_refused():
             Model(**bad)
     with pytest.raises(ValueError, match="bptt_truncate=-1 is below 0; use None"):
         Model(5, 4, bptt_truncate=-1)
+    for clip in (0, -1, np.nan):
+        with pytest.raises(ValueError, match=r"clip=.* must be above 0"):
+            Model(5, 4, clip=clip)
     model = Model(6, 4, seed=0)
     for bad in ({"learning_rate": 0}, {"nepoch": -1}, {"evaluate_loss_after": 0}):
         with pytest.raises(ValueError, match="out of range"):

@@ -4,7 +4,7 @@
 const HIDDEN = 24;
 const BATCH = 16;
 const RATE = 0.005;
-const TESTED = 256; // sequences that are never trained on
+const TESTED = 256; // new sequences, kept out of training
 const EVERY = 10; // updates between two points of the curve
 const CHANCE = 1 / LETTERS.length;
 

@@ -19,7 +19,7 @@ const COPY_WORDS = [
         "vanishes on the way.",
 ];
 const CHART_WORDS =
-    "Share of right answers on sequences that are never trained on. Red: the first network, " +
+    "Share of right answers on new sequences, kept out of training. Red: the first network, " +
     "green: the second. Solid: the letter, dotted: the digits, dashed: guessing the " +
     "letter.";
 const SENTENCE_WORDS = [

@@ -24,6 +24,7 @@ class Model:
             are k + 1 cells. None, like anything from T - 1 on, is the full gradient.
         seed: of the initial weights, uniform in ±1/√n for n incoming connections.
         activation: the nonlinearity φ of the hidden units.
+        clip: a gradient of greater norm, dU, dW and dV together, is scaled down to this one.
 
     Attributes:
         U: the input weights, of shape [H, C].
@@ -42,13 +43,16 @@ class Model:
         bptt_truncate: int | None = 4,
         seed: int | None = None,
         activation: Activation = tanh,
+        clip: float = np.inf,
     ) -> None:
         if word_dim < 1 or hidden_dim < 1:
             raise ValueError(f"{word_dim=} and {hidden_dim=} must both be at least 1")
         if bptt_truncate is not None and bptt_truncate < 0:
             raise ValueError(f"{bptt_truncate=} is below 0; use None for no truncation")
+        if not clip > 0:
+            raise ValueError(f"{clip=} must be above 0")
         self.word_dim, self.hidden_dim = word_dim, hidden_dim
-        self.bptt_truncate, self.activation = bptt_truncate, activation
+        self.bptt_truncate, self.activation, self.clip = bptt_truncate, activation, clip
         uniform, u, w = np.random.default_rng(seed).uniform, word_dim**-0.5, hidden_dim**-0.5
         self.U: Floats = uniform(-u, u, (hidden_dim, word_dim))
         self.W: Floats = uniform(-w, w, (hidden_dim, hidden_dim))
@@ -145,8 +149,13 @@ class Model:
         return norms
 
     def sgd_step(self, x: ArrayLike, y: ArrayLike, learning_rate: float) -> None:
-        """Take one step of gradient descent on one sentence, along ``bptt``."""
+        """Take one step of gradient descent on one sentence, along ``bptt``, clipped."""
         dU, dW, dV = self.bptt(x, y)
+        norm = np.linalg.norm([np.linalg.norm(d) for d in (dU, dW, dV)])
+        if not np.isfinite(norm):
+            raise FloatingPointError(f"the gradient is {norm}: clip it, or lower {learning_rate=}")
+        if norm > self.clip:
+            learning_rate *= self.clip / norm
         self.U -= learning_rate * dU
         self.W -= learning_rate * dW
         self.V -= learning_rate * dV
@@ -169,7 +178,7 @@ class Model:
             (sentences seen so far, ``calculate_total_loss``) of each evaluation.
 
         Raises:
-            FloatingPointError: if the loss is no longer a finite number.
+            FloatingPointError: if the loss or a gradient is no longer a finite number.
         """
         if learning_rate <= 0 or nepoch < 0 or evaluate_loss_after < 1:
             raise ValueError(f"out of range: {learning_rate=}, {nepoch=} or {evaluate_loss_after=}")
@@ -183,7 +192,7 @@ class Model:
                     raise FloatingPointError(f"the loss is {loss}; use a lower {learning_rate=}")
                 if len(losses) > 1 and loss > losses[-2][1]:
                     learning_rate *= 0.5
-                    say(f"Setting learning rate to {learning_rate:f}")
+                    say(f"The loss has risen: setting learning rate to {learning_rate:f}")
             for x, y in zip(X, Y, strict=True):
                 self.sgd_step(x, y, learning_rate)
         return losses

@@ -18,6 +18,7 @@ from bptt._src.bench.jobs import check_used
 from bptt._src.cli.display import Display
 from bptt._src.cli.places import check_places
 from bptt._src.cli.running import Signals
+from bptt._src.cli.terminal import shares_terminal
 from bptt._src.shell import quoted
 from bptt.bench import SECTIONS, Bench, BenchWatch, Effort, Shape, bench, print_bench
 
@@ -167,7 +168,7 @@ class BenchDisplay(BenchWatch):
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """BenchDisplay a bar over all measurements."""
+        """Show a bar over all measurements."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -176,7 +177,12 @@ class BenchDisplay(BenchWatch):
         shown = self.console.is_terminal
         # It is drawn between the turns only: a thread that draws would be in their way.
         with Progress(
-            *columns, console=self.console, transient=True, disable=not shown, auto_refresh=False
+            *columns,
+            console=self.console,
+            transient=True,
+            disable=not shown,
+            auto_refresh=False,
+            redirect_stderr=shares_terminal(),
         ) as self.bar:
             self.task = self.bar.add_task("", total=1.0)
             yield

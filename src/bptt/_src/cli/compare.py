@@ -21,6 +21,7 @@ from bptt._src.cli.commands import Command
 from bptt._src.cli.display import Display
 from bptt._src.cli.options import with_options
 from bptt._src.cli.running import Signals, first_free
+from bptt._src.cli.terminal import shares_terminal
 from bptt._src.networks import NAMES
 from bptt._src.shell import quoted
 from bptt.comparison import Comparison, ComparisonWatch, Trial, compare, print_comparison
@@ -261,16 +262,20 @@ class CompareDisplay(ComparisonWatch):
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """CompareDisplay a bar over all runs."""
+        """Show a bar over all runs."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[loss]}", markup=False),
             TimeRemainingColumn(),
         )
-        shown = self.console.is_terminal
+        shown = self.console.is_terminal and not self.console.quiet
         with Progress(
-            *columns, console=self.console, transient=True, disable=not shown
+            *columns,
+            console=self.console,
+            transient=True,
+            disable=not shown,
+            redirect_stderr=shares_terminal(),
         ) as self.bar:
             self.task = self.bar.add_task("", total=1.0, loss="")
             yield

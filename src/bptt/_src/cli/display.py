@@ -16,11 +16,14 @@ from bptt._src.language_model.readout import AdaptiveReadout
 from bptt._src.language_model.score import beside, perplexity
 from bptt._src.networks import title
 from bptt._src.shell import quoted
+from bptt.data import Streams
 from bptt.errors import needs
 from bptt.kernels import backend
 from bptt.language_model import Score, Training, Watch, evaluate
 
 SECONDS_BETWEEN_LINES = 10.0
+FEW_UPDATES = 100, 1000
+"""Fewer than these in an epoch, and in all epochs, are worth a line."""
 
 
 class Display(Watch):
@@ -73,6 +76,8 @@ class Display(Watch):
             self.say(_processes(training))
         verb = f"going on after update {training.progress.updates:,}" if resumed else "new"
         self.say(f"Run: {training.run.path} ({verb}).")
+        if not resumed and (line := few_updates(training)) is not None:
+            self.say(line)
 
     # ------------------------------------------------------------------ during training
 
@@ -203,6 +208,26 @@ def _readout(training: Training) -> str:
         first, *_ = cutoffs = readout.softmax.cutoffs
         return f"an adaptive softmax of {first:,} tokens and {len(cutoffs) - 1} clusters of others"
     return f"an untrained one's loss is ln {V} = {math.log(V):.3f}"
+
+
+def few_updates(training: Training) -> str | None:
+    """Say that the text makes few updates, and which option to change; None where it does not."""
+    config, reader = training.config, training.reader
+    n, B = len(reader), config.batch_size
+    an_epoch, in_all = FEW_UPDATES
+    if n >= an_epoch or not 0 < n * config.epochs < in_all:
+        return None
+    if isinstance(reader, Streams):
+        each, rows = f"{B} × {reader.steps} tokens", len(reader.tokens.ids) // reader.steps
+        is_free = not config.is_carried or training.credit.window is None
+        steps = ["lower --steps"] * (is_free and reader.steps > 1)
+    else:
+        each, rows, steps = f"up to {B} sequences", n * B, []
+    size = max(training.job.ranks.world_size, rows // an_epoch)
+    batch = [f"lower --batch-size ({size} makes about {rows // size:,})"] * (size < B)
+    text = "give more text" if config.max_tokens is None else "raise --max-tokens"
+    remedies = ", or ".join([*batch, *steps, text])
+    return f"Updates: only {n} an epoch, of {each} each. For more, {remedies}."
 
 
 def _processes(training: Training) -> str:

@@ -6,12 +6,14 @@ import json
 from contextlib import nullcontext
 
 import typer
+from rich.live import Live
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from bptt._src.atomic import write_whole
 from bptt._src.cli.places import STANDARD_OUTPUT, Json, check_places
-from bptt._src.cli.terminal import Console, echo
+from bptt._src.cli.terminal import Console, echo, shares_terminal
 from bptt._src.doctor import Checkup, examine
 
 STYLES = {"ok": "green", "note": "cyan", "missing": "yellow", "broken": "bold red"}
@@ -32,7 +34,7 @@ def doctor(json_: Json = None) -> None:
     check_places(json=json_)
     console = Console()
     is_read = console.is_terminal and str(json_) != STANDARD_OUTPUT
-    with console.status("looking at what runs here") if is_read else nullcontext():
+    with waiting(console) if is_read else nullcontext():
         found = examine()
     document = json.dumps(found.to_dict(), allow_nan=False, indent=1) + "\n"
     if str(json_) == STANDARD_OUTPUT:
@@ -45,6 +47,16 @@ def doctor(json_: Json = None) -> None:
         write_whole(json_, document)
     if found.state == "broken":
         raise typer.Exit(1)
+
+
+def waiting(console: Console) -> Live:
+    """Show, within a ``with`` block, that something is being done."""
+    return Live(
+        Spinner("dots", "looking at what runs here"),
+        console=console,
+        transient=True,
+        redirect_stderr=shares_terminal(),
+    )
 
 
 def drawn(found: Checkup) -> Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -17,7 +16,7 @@ import typer
 
 from bptt._src.atomic import write_whole
 from bptt._src.cli.places import STANDARD_OUTPUT, AllowCode, Json, Page, Picture, check_places
-from bptt._src.cli.terminal import echo, on_one_line
+from bptt._src.cli.terminal import echo
 from bptt._src.language_model.flow import flow_of
 from bptt._src.language_model.initialising import check_initial
 from bptt._src.language_model.model import check_device
@@ -28,7 +27,7 @@ from bptt._src.networks import NAMES, NONLINEARITIES, is_own_cell, title
 from bptt._src.together import Table, With, check_together
 from bptt.data import Corpus, Tokenizer, Tokens, encode_corpus, encode_text, open_corpus
 from bptt.errors import ConfigError
-from bptt.flow import GradientFlow, tail
+from bptt.flow import GradientFlow
 from bptt.language_model import Config, LanguageModel, Run
 
 TOGETHER: Table = {
@@ -43,9 +42,7 @@ SENTENCES = {
 }
 """The same last word, with a short way back to where it was said before, and with a long one."""
 
-HEAD = ("", "steps", "loss", "horizon", "decay a step", "suggested reach", "verdict")
 MOST_TOKENS = 5000  # all pairs of them take 2 GB
-WIDTH = 100  # columns of what is printed
 
 
 def flow(
@@ -167,7 +164,7 @@ def flow(
     if str(json_) == STANDARD_OUTPUT:
         echo(document, end="")
     else:
-        echo(as_text(flows))
+        echo(flows[0].to_text(*flows[1:]))
     if html is not None:
         flows[0].save_html(html, *flows[1:])
     if figure is not None:
@@ -279,52 +276,3 @@ def _write_figure(path: Path, flows: list[GradientFlow]) -> None:
     from bptt._src.report.style import as_picture
 
     write_whole(path, as_picture(draw_flow(*flows), path.suffix.lower()[1:]))
-
-
-def as_text(flows: list[GradientFlow]) -> str:
-    """Write flows as plain text: a table, and for each its verdict and what to do."""
-    rows: list[tuple[str, ...]] = [HEAD, *map(_row, flows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]])
-        for row in rows
-    ]
-    for f in flows:
-        lines += ["", *_wrapped(f"{on_one_line(f.name)}: {f.verdict.words}")]
-        for a in f.advice:
-            lines += _wrapped(f"{a.text} [{a.source}]", "  - ")
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _wrapped(text: str, first: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=first,
-        subsequent_indent=" " * len(first),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
-def _row(f: GradientFlow) -> tuple[str, ...]:
-    horizon, decay = f.horizon(), f.decay
-    words: list[Any] = [
-        on_one_line(f.name),
-        f.steps,
-        f"{f.losses.mean():.3f}",
-        "-" if horizon is None else f"{'' if f.settles() else '≥ '}{horizon}",
-        "-" if decay is None else f"{decay.beta:.3f} ± {decay.error:.3f}",
-        _reach(f),
-        f.verdict.kind,
-    ]
-    return tuple(map(str, words))
-
-
-def _reach(f: GradientFlow) -> str:
-    """Write the suggested reach, with what is known of its bias."""
-    found = f.suggestion(every=f.window)
-    if found.reach is None:
-        return f"> {f.lags - 1}" if f.lags > 2 and tail(f) is not None else "-"
-    known = "estimate" if found.measured is None else f"bias {found.measured:.2f}"
-    return f"{found.reach} ({known})"

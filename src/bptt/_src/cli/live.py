@@ -20,7 +20,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from bptt._src.cli.display import Display, bits, shown, when
-from bptt._src.cli.terminal import visible
+from bptt._src.cli.terminal import shares_terminal, visible
 from bptt._src.language_model.score import perplexity
 from bptt.language_model import Score, Training
 
@@ -170,7 +170,7 @@ class LiveDisplay(Display):
             console=self.console,
             transient=True,
             refresh_per_second=FRAMES,
-            redirect_stderr=sys.stderr.isatty(),  # a file gets it as it is
+            redirect_stderr=shares_terminal(),
         )
 
     @contextmanager

@@ -131,6 +131,19 @@ def show_warning(message: Any, category: type[Warning], *where: Any, **how: Any)
         sys.stderr.write(visible(warnings.formatwarning(message, category, *where[:2])))
 
 
+def shares_terminal() -> bool:
+    """Whether standard error is the terminal that standard output is.
+
+    What moves on the screen takes it in only then, so that its lines go above what moves; anywhere
+    else they would be moved from standard error to standard output.
+    """
+    try:
+        out, err = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
+    except (OSError, ValueError):  # it is no file
+        return False
+    return sys.stderr.isatty() and os.path.samestat(out, err)
+
+
 def set_up_streams() -> None:
     """Make the standard streams take any text, whatever the locale and wherever they lead."""
     for descriptor in (0, 1, 2):  # one that was closed, as by >&-, is not to be a file's

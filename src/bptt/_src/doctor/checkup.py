@@ -27,7 +27,7 @@ def examine() -> Checkup:
     """
     first, *packages = look_at_packages()
     processor = look_at_processor()
-    tried = look_at_trial(run_trial(), load=processor.figures["load"])
+    tried = look_at_trial(run_trial())
     machine: list[Diagnosis] = [processor, look_at_memory(), look_at_compiler()]
     return Checkup([first, *tried, *machine, *packages])
 

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 from bptt._src.doctor.diagnosis import Diagnosis
+from bptt._src.doctor.trial import load_of_others
 
 COMPILERS = ("c++", "g++", "clang++")
 """Any of them compiles the kernels; ``$CXX`` goes before them."""
@@ -21,8 +22,7 @@ def look_at_processor() -> Diagnosis:
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     name = match[1].strip() if match else platform.processor() or platform.machine()
     says = f"{name}, {platform.machine()}, {platform.system()}"
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
-    figures = {"name": name, "system": platform.platform(), "load": load}
+    figures = {"name": name, "system": platform.platform(), "load": load_of_others()}
     return Diagnosis("processor", "ok", says, figures=figures)
 
 

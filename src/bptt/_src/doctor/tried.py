@@ -13,8 +13,6 @@ from bptt._src.doctor.trial import CELLS, TOLERANCE
 
 VARIABLE = "BPTT_KERNELS"
 OF_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-BUSY = 0.5
-"""The load for each processor from which times say little."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +23,8 @@ class Tried:
     why: str | None = None
 
 
-def look_at_trial(tried: Tried, *, load: float) -> list[Diagnosis]:
-    """Make findings of the stages that were reached, and one of where it ended.
-
-    Args:
-        tried: the trial.
-        load: the number of programs that wanted a processor in the last minute.
-    """
+def look_at_trial(tried: Tried) -> list[Diagnosis]:
+    """Make findings of the stages that were reached, and one of where it ended."""
     stages = tried.stages
     if "torch" not in stages:
         return [
@@ -51,10 +44,9 @@ def look_at_trial(tried: Tried, *, load: float) -> list[Diagnosis]:
         return [*found, Diagnosis("core", "broken", says, remedy=mend)]
     if "threads" in stages:
         found.append(_threads(stages["threads"]))
-    is_busy = load > BUSY * (stages.get("threads", {}).get("processors") or 1)
-    found.append(_kernels(tried, is_busy))
+    found.append(_kernels(tried))
     if "timed" in stages:
-        found.append(_speed(stages["timed"], load if is_busy else None))
+        found.append(_speed(stages["timed"]))
     elif "end" not in stages and found[-1].state != "broken":
         found.append(Diagnosis("speed", "broken", f"a training step failed: {tried.why}"))
     return found
@@ -108,7 +100,7 @@ def _threads(counts: dict[str, Any]) -> Diagnosis:
     return Diagnosis("threads", "ok", says, figures=counts)
 
 
-def _kernels(tried: Tried, is_busy: bool) -> Diagnosis:
+def _kernels(tried: Tried) -> Diagnosis:
     """Report which kernels run, and whether they compute the same as plain PyTorch."""
     kernels, chosen = tried.stages.get("kernels"), os.environ.get(VARIABLE)
     twin = f"until then, {VARIABLE}=twin runs everything in plain PyTorch"
@@ -119,7 +111,7 @@ def _kernels(tried: Tried, is_busy: bool) -> Diagnosis:
         remedy = f"{VARIABLE}={chosen} is set: set what there is, or nothing"
         return Diagnosis("kernels", "broken", kernels["error"], None, remedy, kernels)
     if kernels["name"] != "native":
-        return _plain(kernels, tried.stages.get("timed"), chosen, is_busy)
+        return _plain(kernels, tried.stages.get("timed"), chosen)
     bf16 = " with bf16" if kernels["bf16"] else ""
     says = f"native, {kernels['isa']}{bf16}" + (f", {VARIABLE}={chosen} is set" if chosen else "")
     remedy = f"report it, with what bptt doctor --json - prints; {twin}"
@@ -150,19 +142,18 @@ def _amount(deviation: float | None) -> str:
     return "not finite" if deviation is None else f"{deviation:.0e}"
 
 
-def _plain(
-    kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | None, is_busy: bool
-) -> Diagnosis:
+def _plain(kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | None) -> Diagnosis:
     """Report why layers run in plain PyTorch, and what that costs, as it was just measured."""
     costs = None
-    if timed is not None:
+    if timed is not None and (why := _untimed(timed)) is not None:
+        costs = f"Layers run in plain PyTorch, which takes longer; how much is not known: {why}."
+    elif timed is not None:
         engine = "native" if "native" in timed["ratios"] else "torch.nn"
         whose = "natively" if engine == "native" else "with torch.nn"
         slower = [1 / timed["ratios"][engine][cell] for cell in CELLS]
         costs = (
             f"Layers run in plain PyTorch: a training step of an {_and(CELLS)} takes "
-            f"{_and(map(_times, slower))} times as long as {whose}, measured just now"
-            f"{' on a busy machine' if is_busy else ''}."
+            f"{_and(map(_times, slower))} times as long as {whose}, measured just now."
         )
     if chosen == "twin":
         says = f"plain PyTorch, because {VARIABLE}=twin is set"
@@ -174,7 +165,19 @@ def _plain(
     return Diagnosis("kernels", "broken", str(kernels["reason"]), costs, remedy, kernels)
 
 
-def _speed(timed: dict[str, Any], busy_with: float | None) -> Diagnosis:
+def _untimed(timed: dict[str, Any]) -> str | None:
+    """Return why there are no times; None where there are."""
+    if "load" in timed:
+        return f"the machine is busy (load {timed['load']:g}): no ratio"
+    if "late" in timed:
+        late = f"{timed['late']:g} seconds were not enough for a training step of each layer"
+        return f"the machine is too busy, or slow: {late}: no ratio"
+    return None
+
+
+def _speed(timed: dict[str, Any]) -> Diagnosis:
+    if (why := _untimed(timed)) is not None:
+        return Diagnosis("speed", "note", why, None, "measure again when it is idle", timed)
     T, B, _, H = timed["shape"]
     names = {"twin": "plain PyTorch", "native": "native kernels", "torch.nn": "torch.nn"}
     ratios = timed["ratios"].items()
@@ -185,9 +188,6 @@ def _speed(timed: dict[str, Any], busy_with: float | None) -> Diagnosis:
         for cell, ms in timed["milliseconds"].items()
     ]
     says = f"a training step of {H} units, {T} steps of {B} sequences: {', '.join(each)}"
-    if busy_with is not None:
-        busy = f"Other programs keep the machine busy (load {busy_with:g}): this says little."
-        return Diagnosis("speed", "note", says, busy, "measure again when it is idle", timed)
     return Diagnosis("speed", "ok", says, figures=timed)
 
 

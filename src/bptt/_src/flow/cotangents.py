@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bptt._src.flow.one_step import OneStep, rows_of, step_of
 from bptt._src.flow.pairs import Pairs
 from bptt._src.pytree import flatten, is_float, leaves_of
 
@@ -34,12 +35,14 @@ def cotangents(
 
     Args:
         outputs: of the module, a tensor [T, B, ...] or a nest of such.
-        loss_fn: ``outputs -> losses``, [T] or [T, B]; None: :func:`random_directions`.
+        loss_fn: ``outputs -> losses``, [T] or [T, B]; None: :func:`random_directions`. The loss
+            of one step alone, a scalar or [B], is found out and not taken.
         pairs: which are followed.
         time: the dimension of time in the outputs.
         check: whether to make sure that the losses depend on their own steps only.
 
     Raises:
+        OneStep: there is one loss, that of a step alone; the caller has to put it where it belongs.
         ValueError: the losses are of another shape, or one that is followed depends on another
             step's output, or on no output.
     """
@@ -56,6 +59,9 @@ def cotangents(
         return random_directions(tensors[0], steps, batch, time)
     with torch.enable_grad():
         losses = loss_fn(put(copies))
+    _check_graph(losses)
+    if isinstance(losses, Tensor) and (step := step_of(losses, tensors, pairs, time)) is not None:
+        raise OneStep(step)
     _check_losses(losses, steps, batch)
     times = list(pairs.times)
     ones = torch.zeros_like(losses)
@@ -112,6 +118,14 @@ def _products(v: Tensor, y: Tensor, steps: int, batch: int, time: int) -> Tensor
     return (v * y).double().movedim(time, 0).reshape(steps, batch, -1).sum(2)
 
 
+def _check_graph(losses: Any) -> None:
+    if isinstance(losses, Tensor) and not losses.requires_grad:
+        raise ValueError(
+            "gradient_flow: the losses depend on no output, or loss_fn cut the graph "
+            "(detach, item, no_grad)"
+        )
+
+
 def _check_losses(losses: Any, steps: int, batch: int) -> None:
     shapes = ((steps,), (steps, batch))
     if not isinstance(losses, Tensor) or tuple(losses.shape) not in shapes:
@@ -126,22 +140,12 @@ def _check_losses(losses: Any, steps: int, batch: int) -> None:
                 else "do not sum or average over time"
             )
         )
-    if not losses.requires_grad:
-        raise ValueError(
-            "gradient_flow: the losses depend on no output, or loss_fn cut the graph "
-            "(detach, item, no_grad)"
-        )
 
 
 def _check_own_step(
     g: Tensor, weighted: Tensor, weights: Tensor, times: list[int], time: int
 ) -> None:
-    if g.dim() < 1 + time or g.shape[time] != len(weights):
-        raise ValueError(
-            f"gradient_flow: expected outputs with time as dimension {time}, {len(weights)} steps, "
-            f"got {tuple(g.shape)}"
-        )
-    rows, found = g.movedim(time, 0), weighted.movedim(time, 0)
+    rows, found = rows_of(g, len(weights), time), weighted.movedim(time, 0)
     size = float(rows.abs().nan_to_num().amax()) if g.numel() else 0.0
     others = torch.ones(len(weights), dtype=torch.bool, device=g.device)
     others[times] = False

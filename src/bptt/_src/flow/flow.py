@@ -100,7 +100,7 @@ class GradientFlow:
         return tuple(dict.fromkeys(cell.kind for cell in self.kinds))
 
     def __repr__(self) -> str:
-        """Describe the network and how far the gradient reaches."""
+        """Describe the network and how far the gradient reaches, in one line."""
         horizon, decay = self.horizon(), self.decay
         reach = "none" if horizon is None else f"{'' if self.settles() else '≥ '}{horizon}"
         return (
@@ -109,6 +109,10 @@ class GradientFlow:
             f"horizon {reach}"
             f"{'' if decay is None else f', decay {decay.beta:.3g} a step'})"
         )
+
+    def __str__(self) -> str:
+        """Write it as :meth:`to_text`."""
+        return self.to_text()
 
     def of(
         self, *, layer: int | None = None, name: str | None = None, sequence: int | None = None
@@ -240,6 +244,18 @@ class GradientFlow:
         from bptt._src.report.flow import draw_flow
 
         return draw_flow(self, *others)
+
+    def to_text(self, *others: GradientFlow) -> str:
+        """Write what ``bptt flow`` prints, and ``print(flow)``: figures, verdict and what to do.
+
+        The bias of the suggested truncation is measured for it, as for :meth:`suggestion`.
+
+        Args:
+            others: flows to write beside this one.
+        """
+        from bptt._src.flow.text import as_text
+
+        return as_text([self, *others])
 
     def save_html(self, path: str | Path, *others: GradientFlow) -> None:
         """Write a page to look at, one file that needs no network.

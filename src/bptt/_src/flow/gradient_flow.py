@@ -14,7 +14,8 @@ from bptt._src.flow.dynamics import measure_given
 from bptt._src.flow.flow import GradientFlow
 from bptt._src.flow.given import Given
 from bptt._src.flow.layers import through_layers
-from bptt._src.flow.pairs import Pairs
+from bptt._src.flow.one_step import OneStep, placed, refuse_others
+from bptt._src.flow.pairs import Found, Pairs
 from bptt._src.flow.stepwise import through_steps
 from bptt._src.flow.truncation_bias import TruncationBias
 from bptt._src.flow.untouched import same_random_numbers, untouched
@@ -67,10 +68,13 @@ def gradient_flow(
             outputs of its own step only. With [T] a sequence's norms are those of the derivative
             of L_t with respect to its states: for a mean over B sequences, the B-th part of those
             of its own loss.
+            Or the loss of one step alone, as ``outputs -> criterion(outputs[-1], target)``: a
+            scalar, or [B]. It is followed from the step on whose output it depends, and no other
+            is; one that depends on the outputs of several is refused.
             By default L_t = ⟨v_t, y_t⟩, with directions v_t of length 1 that are drawn from a
             fixed seed.
         state: the initial state; None where the module knows how to begin.
-        times: the steps whose losses are followed; all by default.
+        times: the steps whose losses are followed, as Python counts, -1 the last; all by default.
         lags: how many lags are followed, lag 0 included; all by default.
         attribution: whether to find what each input contributes to each loss,
             Σ_i ∂L_t/∂x_{s,i} · x_{s,i}, at the price of one more product per step. By default
@@ -99,7 +103,8 @@ def gradient_flow(
         TypeError: the module cannot be called, or does not return outputs and a state whose
             tensors can be seen; or an option is of another type.
         ValueError: sizes do not fit; the module has two directions, keeps a state in itself or
-            detaches it; losses are not one for each step, or depend on other steps.
+            detaches it; losses are not one for each step, nor the loss of one, or depend on
+            other steps.
 
     >>> import torch, bptt
     >>> flow = bptt.gradient_flow(torch.nn.LSTM(3, 8), torch.randn(50, 4, 3))
@@ -124,12 +129,15 @@ def gradient_flow(
     _check_switch("dynamics", dynamics)
     attributed = _is_attributed(attribution, inputs)
     has_dynamics = _has_dynamics(dynamics, given)
-    begin = partial(cotangents, loss_fn=loss_fn, pairs=pairs, time=layout.time, check=check)
-    with untouched(module), same_random_numbers(inputs, state, given.parameters):
-        if given.ours is not None:
-            found = through_layers(given, begin, pairs, budget, attributed)
-        else:
-            found = through_steps(given, begin, pairs, budget, attributed, check)
+    follow = partial(_follow, given, budget, attributed, check)
+    try:
+        found = follow(loss_fn, pairs)
+    except OneStep as one:
+        assert loss_fn is not None  # by default there is a loss for each step
+        refuse_others(one.step, pairs, times)
+        pairs = Pairs.of(pairs.steps, pairs.batch, [one.step], lags)
+        loss_fn = partial(placed, loss_fn=loss_fn, step=one.step, steps=pairs.steps)
+        found = follow(loss_fn, pairs)
     measured = measure_given(given) if has_dynamics else None
     losses = found.losses[list(pairs.times)]
     by_default = partial(
@@ -159,6 +167,22 @@ def gradient_flow(
             module, inputs, loss_fn or by_default, state, pairs.times, losses, options
         ),
     )
+
+
+def _follow(
+    given: Given,
+    budget: int,
+    attributed: bool,
+    check: bool,
+    loss_fn: Callable[[Any], Tensor] | None,
+    pairs: Pairs,
+) -> Found:
+    time = given.layout.time
+    begin = partial(cotangents, loss_fn=loss_fn, pairs=pairs, time=time, check=check)
+    with untouched(given.module), same_random_numbers(given.inputs, given.state, given.parameters):
+        if given.ours is not None:
+            return through_layers(given, begin, pairs, budget, attributed)
+        return through_steps(given, begin, pairs, budget, attributed, check)
 
 
 def _is_attributed(wanted: bool | None, inputs: Any) -> bool:

@@ -179,8 +179,9 @@ class FlowMeter:
             norm: the gradient's norm before clipping, what ``clip_grad_norm_`` returns; None: it
                 is that of the module's parameters, as they are now.
             inputs: of the batch, to look at if it is time to; None: it is not looked at.
-            loss_fn: ``outputs -> losses`` of each step, [T, B] or [T], as for
-                :func:`bptt.gradient_flow`; None: in a fixed direction for each step.
+            loss_fn: ``outputs -> losses`` of each step, [T, B] or [T], or the loss of the last
+                step alone, a scalar, as for :func:`bptt.gradient_flow`; None: in a fixed direction
+                for each step.
             state: the state before the batch.
             resets: [T], or [T, B] ([B, T] where the module is ``batch_first``) bool: where the
                 state is set to zero before a step.
@@ -292,7 +293,7 @@ class FlowMeter:
         def noting(outputs: Any) -> Tensor:
             losses: Tensor = loss_fn(outputs)
             tensors = [y for y in leaves_of(outputs) if is_float(y)]
-            for t in reversed(range(len(losses))):
+            for t in reversed(range(len(losses) if losses.dim() else 0)):
                 found = torch.autograd.grad(
                     losses[t].sum(), tensors, retain_graph=True, allow_unused=True
                 )

@@ -43,10 +43,12 @@ class Pairs:
                 "gradient_flow: expected times as a list of whole numbers, and lags as one, got "
                 f"times={times!r}, lags={lags!r}"
             ) from None
-        if not chosen or chosen[0] < 0 or chosen[-1] >= steps:
+        if not chosen or chosen[0] < -steps or chosen[-1] >= steps:
             raise ValueError(
-                f"gradient_flow: expected times from 0 to {steps - 1}, one at least, got {times!r}"
+                f"gradient_flow: expected times from 0 to {steps - 1}, or from the end, -{steps} "
+                f"to -1; one at least, got {times!r}"
             )
+        chosen = sorted({t % steps for t in chosen})
         if lags is not None and lags < 1:
             raise ValueError(f"gradient_flow: expected lags from 1 on, got {lags}")
         most = min(chosen[-1] + 1, steps)

@@ -60,21 +60,29 @@ class Fused(nn.Module):
         """The cell, as it was given, with the weights that this module has."""
         return self._given
 
-    def forward(self, inputs: Any, state: Any = None) -> tuple[Any, Any]:
+    def forward(self, inputs: Any, state: Any = None, **others: Any) -> tuple[Any, Any]:
         """Run over the steps.
 
         Args:
             inputs: [T, B, ...], or a pytree of such, in the form of the example's x_t.
             state: the initial state, in the form of the example's, each of its tensors
                 [B, units]; None for zeros.
+            others: refused; credit, resets and the like are arguments of :func:`bptt.unroll`.
 
         Returns:
             The outputs of all steps, [T, B, ...] or a pytree of such, and the final state.
 
         Raises:
+            TypeError: an argument belongs to :func:`bptt.unroll`.
             ValueError: inputs or state have another form than the example, their sizes do not
-                fit, or there are no steps.
+                fit, there are no steps, or the cell cannot take dtypes that differ.
         """
+        if others:
+            given = ", ".join(f"{name}=..." for name in others)
+            raise TypeError(
+                f"bptt.fuse: {self._get_name()} takes inputs and a state, got {given}: write "
+                f"bptt.unroll(module, inputs, state, {given})"
+            )
         found: tuple[Any, Any] | None = None
         if are_recorded() and torch._C._get_tracing_state() is None and not is_onnx_export():
             found = recorded(self, inputs, state)
@@ -101,13 +109,31 @@ class Fused(nn.Module):
                 )
         plan, own = self._plans.find(xs, states)
         if not isinstance(plan, Fusion):
+            state = step.state.filled(states) if state is None else state
+            by_steps = self._by_steps(inputs, state, xs, states)
             if plan:
                 self._tell(plan)
-            state = step.state.filled(states) if state is None else state
-            by_steps: tuple[Any, Any] = Stepwise(self._given)(inputs, state)
             return by_steps
         outputs, after = plan.run(T, B, xs, states, own)
         return plan.output.filled(outputs), step.state.filled(after)
+
+    def _by_steps(
+        self, inputs: Any, state: Any, xs: list[Tensor], states: list[Tensor]
+    ) -> tuple[Any, Any]:
+        try:
+            found: tuple[Any, Any] = Stepwise(self._given)(inputs, state)
+        except RuntimeError as e:
+            own = self._step.own()[1]
+            found_in = {"inputs": xs, "a state": states, "parameters": own}
+            dtypes = {name: _dtypes(tensors) for name, tensors in found_in.items()}
+            if len(set().union(*dtypes.values())) < 2:
+                raise
+            said = ", ".join(f"{name} of {' and '.join(d)}" for name, d in dtypes.items() if d)
+            raise ValueError(
+                f"bptt.fuse: {self._get_name()} got {said}: convert some of them, as "
+                "inputs.to(dtype) or module.to(dtype)"
+            ) from e
+        return found
 
     def _zeros(self, xs: list[Tensor], batch: Any) -> list[Tensor]:
         """Return a state of zeros, of the dtype of the inputs where they are numbers."""
@@ -176,6 +202,10 @@ class Fused(nn.Module):
 
 def _nothing_known(step: CellStep) -> dict[str, Any]:
     return {"_plans": FusionPlans(step), "_told": set(), "_recorded": {}, "_forms": {}}
+
+
+def _dtypes(tensors: list[Tensor]) -> list[str]:
+    return sorted({str(t.dtype) for t in tensors if t.is_floating_point()})
 
 
 def _steps_and_batch(xs: list[Tensor]) -> tuple[int, int]:
