@@ -11,7 +11,7 @@ from problems import SPIKING
 from torch.nn.utils.rnn import pack_sequence
 
 import bptt
-from bptt.cells import BY_NAME, CELLS, Keeping, Nonlinearity
+from bptt.cells import BY_NAME, CELLS, Keeping, Leak, Nonlinearity
 from bptt.errors import KernelError
 
 CASES = {
@@ -294,6 +294,14 @@ def test_equations_that_read_h_in_any_way_know_no_projection(equations):
         ({"keeping": Keeping("f", 0, admits=2)}, "names block 2"),
         ({"keeping": Keeping("f", 0, 0)}, "sign 1 or -1"),
         ({"phi": Nonlinearity("tanh", 1.0), "states": 2}, "one tensor in its state"),
+        ({"leak": Leak()}, "leak names vector 0 of weight_units, and the cell has units=0"),
+        ({"leak": Leak(weights=2), "units": 2}, "leak names vector 2 "),
+        ({"leak": Leak(alpha=0.0)}, "above 0 and at most 1, got Leak"),
+        ({"leak": 0.2}, "leak is a Leak .*, got 0.2"),
+        (
+            {"output_of": lambda others: others[0], "states": 3, "tied": (0, 1)},
+            r"tied must name all of them, got tied=\(0, 1\) for 3",
+        ),
     ],
 )
 def test_what_a_cell_declares_fits_it(declared, match):
