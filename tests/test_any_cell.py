@@ -200,6 +200,13 @@ def test_equations_whose_gradients_would_be_wrong(equations, states, match):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("output_of", [lambda others: others[0], lambda others: None])
+def test_an_output_that_is_another_function_of_the_state(output_of):
+    cell = dataclasses.replace(bptt.cells.make_rate(phi=torch.tanh), output_of=output_of)
+    with pytest.raises(ValueError, match=r"output_of of RATE .* makes something else"):
+        bptt.Recurrent(cell, 3, 3)
+
+
 @pytest.mark.parametrize("cell", bptt.cells.CELLS, ids=lambda cell: cell.name)
 def test_the_equations_of_ours_are_elementwise(cell):
     bptt.Recurrent(cell, 3, 5)

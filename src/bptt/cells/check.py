@@ -23,7 +23,8 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
     Raises:
         ValueError: they do not return the state; or they are not elementwise, draw random numbers,
             or use a tensor of their own that needs a gradient, so that gradients would be wrong;
-            or they read h_{t-1} itself although there is a projection; or the cell has masks.
+            or they read h_{t-1} itself although there is a projection; or the cell has masks, or
+            an ``output_of`` that is something else than what they return.
     """
     if cell.masks:
         raise ValueError(
@@ -63,6 +64,13 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
             )
         if cell.gates is not None:
             _check_gates(cell, given)
+        if cell.output_of is not None:
+            found = cell.output_of(results[1:])
+            if not (isinstance(found, Tensor) and torch.allclose(found, results[0], rtol=1e-9)):
+                raise ValueError(
+                    f"bptt.Recurrent: output_of of {cell.name} must make of the state's other "
+                    "tensors what its equations return as the first one, and makes something else"
+                )
 
 
 class _WasRead(Exception):
