@@ -65,12 +65,7 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
         if cell.gates is not None:
             _check_gates(cell, given)
         if cell.output_of is not None:
-            found = cell.output_of(results[1:])
-            if not (isinstance(found, Tensor) and torch.allclose(found, results[0], rtol=1e-9)):
-                raise ValueError(
-                    f"bptt.Recurrent: output_of of {cell.name} must make of the state's other "
-                    "tensors what its equations return as the first one, and makes something else"
-                )
+            _check_output(cell, cell.output_of(results[1:]), results[0])
 
 
 class _WasRead(Exception):
@@ -102,6 +97,18 @@ def _check_gates(cell: Cell, given: list[Tensor]) -> None:
         raise ValueError(
             f"bptt.Recurrent: the gates of {cell.name} must return a dictionary of tensors like "
             f"those of the state, [{B}, {H}] here, by name"
+        )
+
+
+def _check_output(cell: Cell, found: object, expected: Tensor) -> None:
+    if not (
+        isinstance(found, Tensor)
+        and found.shape == expected.shape
+        and torch.allclose(found, expected, rtol=1e-9)
+    ):
+        raise ValueError(
+            f"bptt.Recurrent: output_of of {cell.name} must make of the state's other tensors what "
+            "its equations return as the first one, and makes something else"
         )
 
 
