@@ -62,9 +62,7 @@ def _has_a_matrix(cell: Cell) -> bool:
 
 
 def _is_plain(cell: Cell) -> bool:
-    """Whether W_hh alone says what becomes of the state: h_t = φ(a_t), or an average with it."""
-    is_average = cell.leak is not None and cell.leak.is_average
-    return cell.phi is not None or (is_average and cell.gates_h == 1)
+    return cell.is_plain
 
 
 def _keeps(cell: Cell) -> bool:

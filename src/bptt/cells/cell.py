@@ -216,6 +216,12 @@ class Cell:
         return after if w.hr is None else (linear(after[0], w.hr), *after[1:])
 
     @property
+    def is_plain(self) -> bool:
+        """Whether W_hh alone says what becomes of the state: h_t = φ(a_t), or an average with it."""
+        is_average = self.leak is not None and self.leak.is_average
+        return self.phi is not None or (is_average and self.gates_h == 1)
+
+    @property
     def kind(self) -> str:
         """Its name without that of its nonlinearity: ``"RNN"`` for ``"RNN_TANH"``."""
         return (

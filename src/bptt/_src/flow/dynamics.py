@@ -143,7 +143,7 @@ def _of(trajectory: Trajectory) -> Dynamics:
     there = trajectory.steps > trajectory.first  # any step whose state before it is known
     exponents = exponents_of(few, EXPONENTS) if trajectory.steps > trajectory.first + 1 else None
     phi, leak = (None, None) if cell is None else (cell.phi, cell.leak)
-    is_plain = phi is not None or (leak is not None and leak.is_average)
+    is_plain = cell is not None and cell.is_plain
     return Dynamics(
         layer=trajectory.layer,
         cell=cell,
