@@ -306,4 +306,3 @@ def cells_in(module: Any) -> tuple[Cell, ...]:
     """
     parts = module.modules() if isinstance(module, nn.Module) else []
     return tuple(dict.fromkeys(cell for m in parts if (cell := cell_of(m)) is not None))
-

@@ -159,7 +159,10 @@ def test_the_record_of_a_rate_network(learnt):
     times = 1 / module.weight_units_l0[0].detach().sigmoid() if learnt else torch.tensor([10.0])
     torch.testing.assert_close(1 / d.alpha, times.double(), rtol=1e-5, atol=0)
     found = d.to_dict()["leak_steps"]
-    assert found == [pytest.approx(float(times.min()), 1e-4), pytest.approx(float(times.max()), 1e-4)]
+    assert found == [
+        pytest.approx(float(times.min()), 1e-4),
+        pytest.approx(float(times.max()), 1e-4),
+    ]
 
 
 def test_large_layers_are_looked_at_in_fewer_sequences(monkeypatch):

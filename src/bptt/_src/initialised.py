@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from bptt._src.cell_of import cell_of
 from bptt._src.layers import Layers
@@ -145,13 +144,14 @@ def _instead(cell: Cell, function: str, suitable: list[str]) -> str:
     if leak is not None and leak.alpha is not None and function in ("chrono_", "forget_bias_"):
         return f", whose leak is fixed, 1/alpha = {1 / leak.alpha:.3g} steps: {leak.longer}"
     if not suitable:
-        return "; no function of bptt.init is for that: set its weights yourself, under torch.no_grad()"
+        return "; nothing in bptt.init is for it: set its weights yourself, under torch.no_grad()"
     return f"; use {' or '.join(suitable)}"
 
 
 def _check_settable(module: nn.Module, function: str) -> None:
     """Refuse a module whose weights are computed, if the function would set those."""
-    computed = module.parametrizations if parametrize.is_parametrized(module) else {}
+    found = getattr(module, "parametrizations", None)
+    computed = list(found) if isinstance(found, nn.ModuleDict) else []
     name = next((n for n in computed if n.startswith(FUNCTIONS[function].sets)), None)
     if name is None:
         return

@@ -217,7 +217,7 @@ class Cell:
 
     @property
     def is_plain(self) -> bool:
-        """Whether W_hh alone says what becomes of the state: h_t = φ(a_t), or an average with it."""
+        """Whether W_hh alone says what becomes of the state: h_t = φ(a_t), or a leaky average."""
         is_average = self.leak is not None and self.leak.is_average
         return self.phi is not None or (is_average and self.gates_h == 1)
 

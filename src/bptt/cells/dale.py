@@ -36,9 +36,7 @@ class _Dale(nn.Module):
 
 def obeys_dales_law(module: nn.Module) -> bool:
     """Whether the recurrent weights of a module are constrained by :func:`dales_law`."""
-    return parametrize.is_parametrized(module) and any(
-        isinstance(part, _Dale) for part in module.parametrizations.modules()
-    )
+    return any(isinstance(part, _Dale) for part in module.modules())
 
 
 def dales_law(
@@ -109,7 +107,7 @@ def dales_law(
         laws.append((name, p, law, scale))
     for name, p, law, scale in laws:
         with torch.no_grad():
-            p *= scale
+            p.mul_(scale)
         parametrize.register_parametrization(module, name, law, unsafe=True)
     return module
 

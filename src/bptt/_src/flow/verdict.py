@@ -129,8 +129,7 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
             f"Undetermined: from {found.faded} steps back on the gradient is less than "
             f"{_percent(FADED)} of what it is one step back. It vanishes if that is in the first "
             f"half of the steps that are followed, and only {last} were, too few to say that it "
-            "does not. "
-            + _what_decides(flow, min(math.ceil(found.faded / WITHIN), ENOUGH_LAGS))
+            "does not. " + _what_decides(flow, min(math.ceil(found.faded / WITHIN), ENOUGH_LAGS))
         )
     if found.faded is not None:
         return "healthy", (
