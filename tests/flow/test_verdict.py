@@ -154,7 +154,7 @@ def test_a_short_sequence_does_not_tell_whether_a_gradient_fades_early():
     short, long = (flow_of(lambda t, k, b: 0.5**k, steps=n) for n in (13, 30))
     assert (judge(short).kind, judge(long).kind) == ("undetermined", "vanishing")
     assert "from 8 steps back" in judge(short).words
-    assert "and only 12 were, too few to say that it does not" in judge(short).words
+    assert "in the second half of the 12 that were followed: not early enough" in judge(short).words
     assert judge(flow_of(lambda t, k, b: 0.1**k, steps=13)).kind == "vanishing"
     assert judge(flow_of(lambda t, k, b: 0.9**k, steps=13)).kind == "healthy"
 
@@ -167,7 +167,8 @@ def test_what_an_undetermined_verdict_asks_for_decides(beta):
             found = judge(flow_of(lambda t, k, b: beta**k, **shape))
             if found.kind != "undetermined":
                 continue
-            back, what = re.search(r"To decide, follow (\d+): (.*)\.$", found.words).groups()
+            asks = re.search(r"To decide, follow (\d+) steps back: (.*)\.$", found.words)
+            back, what = asks.groups()
             asked = int(back) + 1
             assert what == (f"lags={asked}" if "lags" in shape else f"a sequence of {asked} steps")
             shape["lags" if "lags" in shape else "steps"] = asked
@@ -179,7 +180,7 @@ def test_what_an_undetermined_verdict_asks_for_decides(beta):
 
 def test_what_is_asked_for_names_sequence_and_lags_where_both_are_short():
     words = judge(flow_of(lambda t, k, b: 0.5**k, steps=14, lags=13)).words
-    assert words.endswith("To decide, follow 16: a sequence of 17 steps and lags=17.")
+    assert words.endswith("To decide, follow 16 steps back: a sequence of 17 steps and lags=17.")
 
 
 def test_a_gradient_that_ends_vanishes():

@@ -52,7 +52,7 @@ def spikes(others: State, threshold: float, slope: float) -> Tensor:
 
 
 LONGER = (
-    "a larger beta, which is 1 - alpha, reaches further: bptt.cells.make_lif(beta=1 - 1 / L) for a "
+    "a larger beta, which is 1 - alpha, reaches further, bptt.cells.make_lif(beta=1 - 1 / L) for a "
     "lag of L steps"
 )
 

@@ -40,7 +40,7 @@ def rate(others: State, phi: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 LONGER = (
-    "a smaller alpha (longer tau) reaches further: bptt.cells.make_rate(alpha=1 / L) for a lag of "
+    "a smaller alpha (longer tau) reaches further, bptt.cells.make_rate(alpha=1 / L) for a lag of "
     "L steps, or alpha=None, with which each unit learns its own and bptt.init.chrono_ spreads them"
 )
 

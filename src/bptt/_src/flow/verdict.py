@@ -127,9 +127,10 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
     if found.faded is not None and last < ENOUGH_LAGS:
         return "undetermined", (
             f"Undetermined: from {found.faded} steps back on the gradient is less than "
-            f"{_percent(FADED)} of what it is one step back. It vanishes if that is in the first "
-            f"half of the steps that are followed, and only {last} were, too few to say that it "
-            "does not. " + _what_decides(flow, min(math.ceil(found.faded / WITHIN), ENOUGH_LAGS))
+            f"{_percent(FADED)} of what it is one step back. That is in the second half of the "
+            f"{last} that were followed: not early enough to call it vanishing, and fewer than "
+            f"{ENOUGH_LAGS} are too few to call it healthy. "
+            + _what_decides(flow, min(math.ceil(found.faded / WITHIN), ENOUGH_LAGS))
         )
     if found.faded is not None:
         return "healthy", (
@@ -147,7 +148,7 @@ def _what_decides(flow: GradientFlow, back: int) -> str:
     """Say how many steps have to be followed back for this gradient to get a verdict."""
     needs = [f"a sequence of {back + 1} steps"] if flow.steps <= back else []
     needs += [f"lags={back + 1}"] if flow.lags < flow.steps else []
-    return f"To decide, follow {back}: {' and '.join(needs)}."
+    return f"To decide, follow {back} steps back: {' and '.join(needs)}."
 
 
 def _of_units(layers: tuple[Dynamics, ...]) -> list[str]:
