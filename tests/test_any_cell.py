@@ -201,10 +201,19 @@ def test_equations_whose_gradients_would_be_wrong(equations, states, match):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("output_of", [lambda others: others[0], lambda others: None])
-def test_an_output_that_is_another_function_of_the_state(output_of):
-    cell = dataclasses.replace(bptt.cells.make_rate(phi=torch.tanh), output_of=output_of)
-    with pytest.raises(ValueError, match=r"output_of of RATE .* makes something else"):
+@pytest.mark.parametrize(
+    "mean",
+    [
+        lambda before, after, p: (after[1], after[1]),
+        lambda before, after, p: (p * before[0] + after[0], after[1]),
+        lambda before, after, p: after[:1],
+        lambda before, after, p: (after[0], after[1].sum()),
+        lambda before, after, p: None,
+    ],
+)
+def test_a_mean_of_equal_states_that_is_another_one(mean):
+    cell = dataclasses.replace(bptt.cells.make_rate(phi=torch.tanh), mean=mean)
+    with pytest.raises(ValueError, match=r"the mean of RATE .* the 2 tensors that are tied"):
         bptt.Recurrent(cell, 3, 3)
 
 
@@ -305,10 +314,7 @@ def test_equations_that_read_h_in_any_way_know_no_projection(equations):
         ({"leak": Leak()}, "leak names vector 0 of weight_units, and the cell has units=0"),
         ({"leak": Leak(weights=2), "units": 2}, "leak names vector 2 "),
         ({"leak": Leak(alpha=0.0)}, "above 0 and at most 1, got Leak"),
-        (
-            {"output_of": lambda others: others[0], "states": 3, "tied": (0, 1)},
-            r"tied must name all of them, got tied=\(0, 1\) for 3",
-        ),
+        ({"mean": lambda before, after, p: before}, "mean is of the tensors that are tied"),
     ],
 )
 def test_what_a_cell_declares_fits_it(declared, match):

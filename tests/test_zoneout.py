@@ -343,6 +343,33 @@ def test_in_evaluation_the_current_is_the_mean_and_the_rate_is_its_function():
     check(module, x, [torch.cat(y), r[None], v[None]], rows_of(module, x))
 
 
+@pytest.mark.parametrize("kernels", BOTH)
+@pytest.mark.parametrize("cell", [bptt.cells.make_rate(None, torch.tanh), bptt.cells.SLSTM])
+def test_gradients_of_a_cells_own_mean(cell, kernels):
+    module, x = bptt.Recurrent(cell, I, H, zoneout=0.3, **F64).eval(), inputs()
+    with bptt.kernels.use(kernels):
+        assert torch.autograd.gradcheck(lambda x, *w: module(x)[0], (x, *module.parameters()))
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_the_mean_of_an_slstm_is_that_of_what_its_state_stands_for(kernels):
+    """Which is exp(m) times c and n: how each is scaled must not matter."""
+    module, many = bptt.Recurrent(bptt.cells.SLSTM, I, H, zoneout=(0, *(0.4,) * 3), **F64), 20_000
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, I, **F64).expand(1, many, I)
+    h, c, n, m = (torch.randn(1, 1, H, **F64).expand(1, many, H).contiguous() for _ in range(4))
+    with torch.no_grad(), bptt.kernels.use(kernels):
+        _, drawn = module(x, (h, c, n, m))
+        _, mean = module.eval()(x, (h, c, n, m))
+        _, scaled = module(x, (h, c * m.exp(), n * m.exp(), torch.zeros_like(m)))
+    for k in (1, 2):
+        some, expected, same = (s[k][0] * s[3][0].exp() for s in (drawn, mean, scaled))
+        error = some.std(0) / many**0.5
+        assert bool(((some.mean(0) - expected[0]).abs() < 4.5 * error).all())
+        assert bool((error > 0).all())
+        torch.testing.assert_close(same, expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["lstm", "own"])
 def test_derivatives_of_derivatives(name, drawn):
     x, module = inputs(), MODULES[name]()

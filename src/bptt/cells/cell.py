@@ -128,9 +128,10 @@ class Cell:
     [..., H] each, given beside x_t."""
     leak: Leak | None = None
     """How leaky units forget, for :mod:`bptt.init` and the advice of :func:`bptt.gradient_flow`."""
-    output_of: Callable[[State], Tensor] | None = None
-    """Where the first tensor of the state is a function of the others, as a firing rate is of the
-    current: that function, of ``state[1:]``. All are ``tied`` then, and zoneout leaves it true."""
+    mean: Callable[[State, State, float], State] | None = None
+    """``(before, after, p) -> mean``: the tensors that are ``tied``, p of them before a step and
+    1 - p after it, where a mean of each by itself would not fit together, as of a firing rate and
+    the current that it is a function of. Zoneout computes it in evaluation."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -157,11 +158,8 @@ class Cell:
                 "bptt.Cell: phi is a Nonlinearity, of a cell with one block of x and of h, one "
                 f"tensor in its state and no units, got {phi!r}"
             )
-        if self.output_of is not None and {*tied} != {*range(self.states)}:
-            raise ValueError(
-                "bptt.Cell: output_of makes the first tensor of the state from the others, so that "
-                f"tied must name all of them, got tied={tied!r} for {self.states}"
-            )
+        if self.mean is not None and not tied:
+            raise ValueError("bptt.Cell: mean is of the tensors that are tied: give tied too")
         if self.keeping is not None:
             self._check_keeping(self.keeping)
         if self.leak is not None:

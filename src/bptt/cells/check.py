@@ -24,7 +24,7 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
         ValueError: they do not return the state; or they are not elementwise, draw random numbers,
             or use a tensor of their own that needs a gradient, so that gradients would be wrong;
             or they read h_{t-1} itself although there is a projection; or the cell has masks, or
-            an ``output_of`` that is something else than what they return.
+            a ``mean`` of two equal states that is another one.
     """
     if cell.masks:
         raise ValueError(
@@ -64,8 +64,9 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
             )
         if cell.gates is not None:
             _check_gates(cell, given)
-        if cell.output_of is not None:
-            _check_output(cell, cell.output_of(results[1:]), results[0])
+        if cell.mean is not None:
+            tied = tuple(results[s] for s in cell.tied)
+            _check_mean(cell, cell.mean(tied, tied, 0.25), tied)
 
 
 class _WasRead(Exception):
@@ -100,15 +101,19 @@ def _check_gates(cell: Cell, given: list[Tensor]) -> None:
         )
 
 
-def _check_output(cell: Cell, found: object, expected: Tensor) -> None:
+def _check_mean(cell: Cell, found: object, expected: tuple[Tensor, ...]) -> None:
     if not (
-        isinstance(found, Tensor)
-        and found.shape == expected.shape
-        and torch.allclose(found, expected, rtol=1e-9)
+        isinstance(found, tuple)
+        and len(found) == len(expected)
+        and all(
+            isinstance(a, Tensor) and a.shape == b.shape
+            for a, b in zip(found, expected, strict=True)
+        )
+        and all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(found, expected, strict=True))
     ):
         raise ValueError(
-            f"bptt.Recurrent: output_of of {cell.name} must make of the state's other tensors what "
-            "its equations return as the first one, and makes something else"
+            f"bptt.Recurrent: the mean of {cell.name} must return the {len(expected)} tensors that "
+            "are tied, and of two equal states these, and returns something else"
         )
 
 

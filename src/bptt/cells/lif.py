@@ -46,9 +46,10 @@ def equations(
     return spike(v - threshold, slope), v
 
 
-def spikes(others: State, threshold: float, slope: float) -> Tensor:
-    """Compute s_t from v_t, the state's other tensor."""
-    return spike(others[0] - threshold, slope)
+def mean(before: State, after: State, p: float, threshold: float, slope: float) -> State:
+    """Compute the mean of two states, that of v and its spike; as :attr:`bptt.Cell.mean`."""
+    v = p * before[1] + (1 - p) * after[1]
+    return spike(v - threshold, slope), v
 
 
 LONGER = (
@@ -89,7 +90,7 @@ def make_lif(beta: float = 0.9, threshold: float = 1.0, slope: float = 10.0) -> 
         states=2,
         tied=(0, 1),
         leak=Leak(1 - beta, longer=LONGER, is_average=False) if beta < 1 else None,
-        output_of=partial(spikes, threshold=threshold, slope=slope),
+        mean=partial(mean, threshold=threshold, slope=slope),
     )
 
 

@@ -34,9 +34,10 @@ def equations(
     return phi(current), current
 
 
-def rate(others: State, phi: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute r_t from x_t, the state's other tensor."""
-    return phi(others[0])
+def mean(before: State, after: State, p: float, phi: Callable[[Tensor], Tensor]) -> State:
+    """Compute the mean of two states, that of x and its rate; as :attr:`bptt.Cell.mean`."""
+    current = p * before[1] + (1 - p) * after[1]
+    return phi(current), current
 
 
 LONGER = (
@@ -80,7 +81,7 @@ def make_rate(alpha: float | None = 0.2, phi: Callable[[Tensor], Tensor] = torch
         units=0 if alpha is not None else 1,
         tied=(0, 1),
         leak=Leak(alpha, longer=LONGER),
-        output_of=partial(rate, phi=phi),
+        mean=partial(mean, phi=phi),
     )
 
 
