@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -11,7 +12,7 @@ from problems import SPIKING
 from torch.nn.utils.rnn import pack_sequence
 
 import bptt
-from bptt.cells import BY_NAME, CELLS, Keeping, Nonlinearity
+from bptt.cells import BY_NAME, CELLS, Keeping, Leak, Nonlinearity
 from bptt.errors import KernelError
 
 CASES = {
@@ -200,6 +201,22 @@ def test_equations_whose_gradients_would_be_wrong(equations, states, match):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    "mean",
+    [
+        lambda before, after, p: (after[1], after[1]),
+        lambda before, after, p: (p * before[0] + after[0], after[1]),
+        lambda before, after, p: after[:1],
+        lambda before, after, p: (after[0], after[1].sum()),
+        lambda before, after, p: None,
+    ],
+)
+def test_a_mean_of_equal_states_that_is_another_one(mean):
+    cell = dataclasses.replace(bptt.cells.make_rate(phi=torch.tanh), mean=mean)
+    with pytest.raises(ValueError, match=r"the mean of RATE .* the 2 tensors that are tied"):
+        bptt.Recurrent(cell, 3, 3)
+
+
 @pytest.mark.parametrize("cell", bptt.cells.CELLS, ids=lambda cell: cell.name)
 def test_the_equations_of_ours_are_elementwise(cell):
     bptt.Recurrent(cell, 3, 5)
@@ -294,6 +311,10 @@ def test_equations_that_read_h_in_any_way_know_no_projection(equations):
         ({"keeping": Keeping("f", 0, admits=2)}, "names block 2"),
         ({"keeping": Keeping("f", 0, 0)}, "sign 1 or -1"),
         ({"phi": Nonlinearity("tanh", 1.0), "states": 2}, "one tensor in its state"),
+        ({"leak": Leak()}, "leak names vector 0 of weight_units, and the cell has units=0"),
+        ({"leak": Leak(weights=2), "units": 2}, "leak names vector 2 "),
+        ({"leak": Leak(alpha=0.0)}, "above 0 and at most 1, got Leak"),
+        ({"mean": lambda before, after, p: before}, "mean is of the tensors that are tied"),
     ],
 )
 def test_what_a_cell_declares_fits_it(declared, match):

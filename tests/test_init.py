@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -12,7 +13,21 @@ from torch.nn.utils import parametrizations
 
 import bptt
 from bptt import init
-from bptt.cells import BY_NAME, CELLS, MGU, Cell, Keeping
+from bptt.cells import (
+    BY_NAME,
+    CELLS,
+    INDRNN,
+    LIF,
+    MGU,
+    MIN_GRU,
+    RATE,
+    Cell,
+    Keeping,
+    Leak,
+    dales_law,
+    make_lif,
+    make_rate,
+)
 from bptt.cells.elman import TANH
 from bptt.errors import ConfigError
 
@@ -186,21 +201,47 @@ def test_spectral_radius(n, radius):
     ("apply", "module", "message"),
     [
         (init.orthogonal_, nn.Linear(2, 2), "expected a recurrent module.*got Linear"),
-        (init.identity_, bptt.GRU(2, 2), "for RNN, got GRU; use orthogonal_"),
-        (init.identity_, bptt.Recurrent(MGU, 2, 2), "for RNN, got Recurrent of MGU; use"),
-        (init.spectral_radius_, bptt.Recurrent(TANH, 2, 4, proj_size=2), "for RNN, got Recurrent"),
+        (init.identity_, bptt.GRU(2, 2), r"for RNN, RATE \(.*\), got GRU; use chrono_ or "),
+        (init.identity_, bptt.Recurrent(MGU, 2, 2), "got Recurrent of MGU; use chrono_ or "),
+        (
+            init.spectral_radius_,
+            bptt.Recurrent(TANH, 2, 4, proj_size=2),
+            "got Recurrent of RNN_TANH with proj_size; use orthogonal_$",
+        ),
         (
             init.forget_bias_,
             bptt.Recurrent(dataclasses.replace(MGU, keeping=None), 2, 2),
             "got Recurrent of MGU",
         ),
-        (init.spectral_radius_, nn.LSTM(2, 2), "for RNN, got LSTM; use orthogonal_ with a gain"),
-        (lambda m: init.chrono_(m, 10), bptt.RNN(2, 2), "for GRU, LSTM, .*, got RNN"),
+        (init.spectral_radius_, nn.LSTM(2, 2), "got LSTM; use chrono_ or .* or orthogonal_$"),
+        (lambda m: init.chrono_(m, 10), bptt.RNN(2, 2), "for GRU, LSTM, .*, got RNN; use orth"),
+        (
+            lambda m: init.chrono_(m, 10),
+            bptt.Recurrent(RATE, 2, 3),
+            r"whose leak is fixed, 1/alpha = 5 steps: .*make_rate\(alpha=1 / L\).*alpha=None",
+        ),
+        (
+            lambda m: init.chrono_(m, 10),
+            bptt.Recurrent(LIF, 2, 3),
+            r"whose leak is fixed, 1/alpha = 10 steps: .*make_lif\(beta=1 - 1 / L\)",
+        ),
+        (
+            init.forget_bias_,
+            bptt.Recurrent(make_rate(None), 2, 3),
+            "got Recurrent of RATE; use chrono_ or orthogonal_ or identity_ or spectral_radius_$",
+        ),
+        (init.orthogonal_, bptt.Recurrent(INDRNN, 2, 3), "set its weights yourself, under torch"),
+        (init.orthogonal_, bptt.Recurrent(MIN_GRU, 2, 3), "got Recurrent of MIN_GRU; use chrono_"),
+        (
+            init.orthogonal_,
+            dales_law(bptt.Recurrent(RATE, 2, 3)),
+            "weight_hh_l0 obeys Dale's law, .*bptt.cells.dales_law the spectral radius .*radius=",
+        ),
         (init.forget_bias_, nn.RNNCell(2, 2), "for GRU, LSTM, .*, got RNNCell"),
         (
             init.orthogonal_,
             parametrizations.orthogonal(bptt.RNN(2, 2), "weight_hh_l0"),
-            "are parametrized",
+            "weight_hh_l0 of .*RNN is parametrized",
         ),
     ],
 )
@@ -285,6 +326,117 @@ def test_a_cell_of_ones_own_that_says_what_it_keeps():
     for block in module.weight_hh_l1.detach().chunk(2):
         torch.testing.assert_close(block @ block.T, torch.eye(3), atol=1e-5, rtol=0)
     with pytest.raises(TypeError, match="got Recurrent of OWN"):
+        init.identity_(module)
+
+
+FUNCTIONS = {
+    "chrono_": lambda m: init.chrono_(m, 10),
+    "forget_bias_": init.forget_bias_,
+    "ring_": init.ring_,
+    "orthogonal_": init.orthogonal_,
+    "identity_": init.identity_,
+    "spectral_radius_": init.spectral_radius_,
+}
+EVERY = {
+    **{cell.name: lambda cell=cell: bptt.Recurrent(cell, 2, 4) for cell in CELLS},
+    "learnt leak": lambda: bptt.Recurrent(make_rate(None), 2, 4),
+    "projected": lambda: bptt.Recurrent(TANH, 2, 4, proj_size=2),
+    "projected rate": lambda: bptt.Recurrent(RATE, 2, 4, proj_size=2),
+    "torch's": lambda: nn.GRUCell(2, 4),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_a_refusal_names_is_not_refused(name):
+    """Whoever does what a message says does not get another one; and what is done is done."""
+    for function, apply in FUNCTIONS.items():
+        message = refusal(lambda apply=apply: changed(EVERY[name](), apply))
+        if message is None:
+            assert changed(EVERY[name](), apply), function
+            continue
+        named = re.findall(r"\b(\w+_)\b", message.partition("; use ")[2])
+        for other in named:
+            assert changed(EVERY[name](), FUNCTIONS[other]), (function, other)
+        assert named or "weights yourself" in message or "leak is fixed" in message
+
+
+def refusal(call):
+    try:
+        call()
+    except TypeError as e:
+        return str(e)
+    return None
+
+
+def test_a_fixed_leak_is_made_longer_as_the_message_says():
+    for cell in (make_rate(alpha=1 / 40), make_lif(beta=1 - 1 / 40)):
+        assert 1 / cell.leak.alpha == pytest.approx(40)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+def test_chrono_spreads_the_time_constants_of_a_rate_network(options):
+    module = bptt.Recurrent(make_rate(None), 3, 400, **options)
+    names = changed(module, lambda m: init.chrono_(m, 20))
+    assert names == {k for k, _ in module.named_parameters() if "weight_units" in k}
+    for w in of(module, "weight_units"):
+        times = 1 / w.detach().double().sigmoid()
+        assert times.min() >= 2 - 1e-4
+        assert times.max() <= 20 + 1e-3
+        assert abs(times.mean() - 11) < 5 * 5.2 / math.sqrt(400)
+        assert abs(times.std() - 18 / math.sqrt(12)) < 0.8
+
+
+def test_the_time_constants_are_those_of_the_measured_decay():
+    """A current without input or recurrence: after n steps exp(-n / τ) is left, τ about 1/α."""
+    module = bptt.Recurrent(make_rate(None), 1, 50, dtype=torch.float64)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.zero_()
+    init.chrono_(module, 1000)
+    steps, one = 100, torch.ones(1, 1, 50, dtype=torch.float64)
+    _, (_, left) = module(torch.zeros(steps, 1, 1, dtype=torch.float64), (one, one))
+    measured = -1 / torch.expm1(left[0, 0].detach().log() / steps)  # 1/α from what is left
+    torch.testing.assert_close(measured, 1 / module.weight_units_l0[0].detach().sigmoid())
+    assert (measured >= 2).all()
+    assert (measured <= 1000).all()
+    assert measured.mean() > 300
+
+
+def test_chrono_is_for_rates_under_dales_law_too():
+    module = dales_law(bptt.Recurrent(make_rate(None), 2, 10))
+    W = module.weight_hh_l0.detach().clone()
+    assert changed(module, lambda m: init.chrono_(m, 30)) == {"weight_units_l0"}
+    assert torch.equal(module.weight_hh_l0, W)
+
+
+def test_a_rate_network_of_the_identity_keeps_its_rates_and_their_gradient():
+    """As a ReLU network does, whatever its leak is: a unit gives itself what its leak takes."""
+    module = init.identity_(bptt.Recurrent(make_rate(0.3), 2, 3, dtype=torch.float64))
+    start = torch.rand(1, 1, 3, dtype=torch.float64).requires_grad_()
+    y, _ = module(torch.zeros(50, 1, 2, dtype=torch.float64), (start, start))
+    y[-1].sum().backward()
+    torch.testing.assert_close(y[-1], start.detach()[0])
+    torch.testing.assert_close(start.grad, torch.ones_like(start))
+
+
+def test_the_spectral_radius_of_a_rate_network():
+    module = init.spectral_radius_(bptt.Recurrent(RATE, 2, 30), 1.5)
+    found = torch.linalg.eigvals(module.weight_hh_l0.detach()).abs().max()
+    assert abs(float(found) - 1.5) < 1e-5
+
+
+def test_a_leak_of_ones_own():
+    def equations(x, h, state, units):
+        share = torch.sigmoid(units[1])
+        return ((1 - share) * state[0] + units[0] * torch.tanh(x[0] + h[0]),)
+
+    cell = Cell("OWN", 1, 1, equations, units=2, leak=Leak(weights=1, is_average=False))
+    module = bptt.Recurrent(cell, 2, 30)
+    before = module.weight_units_l0.detach().clone()
+    init.chrono_(module, 50)
+    assert torch.equal(module.weight_units_l0[0], before[0])
+    assert not torch.equal(module.weight_units_l0[1], before[1])
+    with pytest.raises(TypeError, match=r"use chrono_ or orthogonal_$"):
         init.identity_(module)
 
 

@@ -306,6 +306,70 @@ def test_tied_tensors_of_a_state_are_kept_together():
     assert 0 < int(kept.sum()) < kept.numel()
 
 
+OUTPUTS = {
+    "relu": (bptt.cells.RATE, torch.relu),
+    "tanh": (bptt.cells.make_rate(0.4, torch.tanh), torch.tanh),
+    "learnt": (bptt.cells.make_rate(None, torch.tanh), torch.tanh),
+    "spikes": (bptt.cells.make_lif(beta=0.8), lambda v: (v > 1).double()),
+}
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_that_is_a_function_of_the_state_remains_so(name, training, kernels):
+    (cell, phi), x = OUTPUTS[name], 3 * inputs()
+    module = bptt.Recurrent(cell, I, H, zoneout=0.4, **F64).train(training)
+    with bptt.kernels.use(kernels):
+        assert kernels == "twin" or bptt.kernels.not_native(module) is None
+        r, last, ((_, v),) = module(x, return_states=True)
+    torch.testing.assert_close(r, phi(v), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(last[0], phi(last[1]), rtol=1e-12, atol=1e-12)
+    assert r.abs().sum() > 0
+    kept = (v[1:] == v[:-1]).double().mean()
+    assert (0.3 < kept < 0.5) if training else kept == 0
+
+
+def test_in_evaluation_the_current_is_the_mean_and_the_rate_is_its_function():
+    """x_t = p x_{t-1} + (1 - p) x'_t and r_t = φ(x_t), with all gradients."""
+    cell = bptt.cells.make_rate(0.4, torch.tanh)
+    module, x = bptt.Recurrent(cell, I, H, zoneout=0.3, **F64).eval(), inputs()
+    r, v, y = torch.zeros(B, H, **F64), torch.zeros(B, H, **F64), []
+    for x_t in x:
+        _, new = cell.step(x_t, (r, v), module._weights(0, False))
+        v = 0.3 * v + 0.7 * new
+        r = v.tanh()
+        y.append(r)
+    check(module, x, [torch.cat(y), r[None], v[None]], rows_of(module, x))
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+@pytest.mark.parametrize("cell", [bptt.cells.make_rate(None, torch.tanh), bptt.cells.SLSTM])
+def test_gradients_of_a_cells_own_mean(cell, kernels):
+    module, x = bptt.Recurrent(cell, I, H, zoneout=0.3, **F64).eval(), inputs()
+    with bptt.kernels.use(kernels):
+        assert torch.autograd.gradcheck(lambda x, *w: module(x)[0], (x, *module.parameters()))
+
+
+@pytest.mark.parametrize("kernels", BOTH)
+def test_the_mean_of_an_slstm_is_that_of_what_its_state_stands_for(kernels):
+    """Which is exp(m) times c and n: how each is scaled must not matter."""
+    module, many = bptt.Recurrent(bptt.cells.SLSTM, I, H, zoneout=(0, *(0.4,) * 3), **F64), 20_000
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, I, **F64).expand(1, many, I)
+    h, c, n, m = (torch.randn(1, 1, H, **F64).expand(1, many, H).contiguous() for _ in range(4))
+    with torch.no_grad(), bptt.kernels.use(kernels):
+        _, drawn = module(x, (h, c, n, m))
+        _, mean = module.eval()(x, (h, c, n, m))
+        _, scaled = module(x, (h, c * m.exp(), n * m.exp(), torch.zeros_like(m)))
+    for k in (1, 2):
+        some, expected, same = (s[k][0] * s[3][0].exp() for s in (drawn, mean, scaled))
+        error = some.std(0) / many**0.5
+        assert bool(((some.mean(0) - expected[0]).abs() < 4.5 * error).all())
+        assert bool((error > 0).all())
+        torch.testing.assert_close(same, expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["lstm", "own"])
 def test_derivatives_of_derivatives(name, drawn):
     x, module = inputs(), MODULES[name]()
@@ -470,6 +534,19 @@ def test_copies_pickles_and_text():
         (
             lambda: bptt.LSTM(I, H, proj_size=2, zoneout=0.1),
             "h is projected.*first zoneout must be 0",
+        ),
+        *(
+            (
+                lambda zoneout=zoneout: bptt.Recurrent(
+                    bptt.cells.RATE, I, H, proj_size=2, zoneout=zoneout
+                ),
+                "h is projected.*belong to it: leave zoneout or proj_size out",
+            )
+            for zoneout in (0.1, (0, 0.1))
+        ),
+        (
+            lambda: bptt.Recurrent(bptt.cells.RATE, I, H, zoneout=(0, 0.1)),
+            "tensors 0, 1 in the state of RATE belong together",
         ),
         (
             lambda: bptt.Recurrent(dataclasses.replace(OWN, masks=1), I, H),

@@ -12,50 +12,18 @@ such layers inside. All layers are changed, and both directions. What is not nam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
 from bptt._src.cell_of import cell_of
-from bptt._src.layers import Layers
-from bptt._src.recurrent import Recurrent
-from bptt.cells import CELLS, Cell, Keeping, Weights
+from bptt._src.initialised import LayerWeights, layers_for
+from bptt.cells import Cell, Weights
 from bptt.cells.lru import on_a_ring
 from bptt.errors import ConfigError
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class _Layer(NamedTuple):
-    """One layer in one direction."""
-
-    cell: Cell
-    ih: Tensor
-    """``weight_ih``, [G·H, I]."""
-    hh: Tensor
-    """``weight_hh``, [G·H, P]."""
-    b_ih: Tensor | None
-    b_hh: Tensor | None
-    units: Tensor | None
-    """``weight_units``, [U, H]."""
-
-    @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """The rows of ``weight_hh`` that belong to each block, [H, P]."""
-        return self.hh.detach().chunk(self.cell.gates_h) if self.cell.gates_h else ()
-
-    def set_bias(self, block: int, value: Tensor | float) -> None:
-        """Make the biases of a block add up to a value, all of it in ``bias_ih``."""
-        if self.b_ih is None or self.b_hh is None:
-            raise ConfigError(
-                "bptt.init: the module has no biases to set: it was made with bias=False"
-            )
-        self.b_ih.detach().chunk(self.cell.gates_x)[block][:] = value
-        if block < self.cell.gates_h:
-            self.b_hh.detach().chunk(self.cell.gates_h)[block][:] = 0.0
 
 
 def orthogonal_(module: M, gain: float = 1.0, *, generator: torch.Generator | None = None) -> M:
@@ -73,7 +41,9 @@ def orthogonal_(module: M, gain: float = 1.0, *, generator: torch.Generator | No
         generator: draws it; torch's own by default.
 
     Raises:
-        TypeError: there is no recurrent layer in the module, or its weights are parametrized.
+        TypeError: there is no recurrent layer in the module, or one without a recurrent matrix, or
+            its weights are parametrized: under Dale's law nothing of an orthogonal matrix is left
+            but magnitudes.
         ConfigError: the gain is not a finite number.
 
     >>> import torch, bptt
@@ -85,7 +55,7 @@ def orthogonal_(module: M, gain: float = 1.0, *, generator: torch.Generator | No
     if not math.isfinite(gain):
         raise ConfigError(f"bptt.init.orthogonal_: gain must be a finite number, got {gain}")
     with torch.no_grad():
-        for layer in _layers(module, "orthogonal_"):
+        for layer in layers_for(module, "orthogonal_"):
             for block in layer.blocks:
                 # Halves, which LAPACK does not know, by way of float32.
                 wide = torch.promote_types(block.dtype, torch.float32)
@@ -103,12 +73,17 @@ def identity_(module: M, scale: float = 1.0) -> M:
     memory is wanted; the input weights stay as they are here. With tanh the gradient is only
     kept while the state is small; with sigmoid a quarter of it passes at most.
 
+    Of a rate network it does the same: a unit that is active gives itself what its leak takes,
+    (1 - α) x + α φ(x) = x for φ(x) = x.
+
     Args:
-        module: a :class:`bptt.RNN` or :class:`torch.nn.RNN`, or a module that has such inside.
+        module: a :class:`bptt.RNN` or :class:`torch.nn.RNN`, a :class:`bptt.Recurrent` of
+            :data:`bptt.cells.RATE`, or a module that has such inside.
         scale: of the identity matrix.
 
     Raises:
-        TypeError: there is no recurrent layer in the module, or one with gates.
+        TypeError: there is no recurrent layer in the module, or one with gates, or its weights are
+            parametrized.
         ConfigError: the scale is not a finite number.
 
     >>> import bptt
@@ -118,9 +93,8 @@ def identity_(module: M, scale: float = 1.0) -> M:
     """
     if not math.isfinite(scale):
         raise ConfigError(f"bptt.init.identity_: scale must be a finite number, got {scale}")
-    layers = _layers(module, "identity_", _is_plain, "orthogonal_")
     with torch.no_grad():
-        for layer in layers:
+        for layer in layers_for(module, "identity_"):
             nn.init.eye_(layer.hh.detach()).mul_(scale)
             if layer.b_ih is not None:
                 layer.set_bias(0, 0.0)
@@ -141,16 +115,22 @@ def chrono_(module: M, longest: float, *, generator: torch.Generator | None = No
       other one.)
     - Any other cell of which :attr:`bptt.Cell.keeping` says which gate keeps the state; for a
       minimal gated unit b_f = -log u.
+    - A rate network that learns its leak, ``bptt.cells.make_rate(alpha=None)``, and any other cell
+      with such a :attr:`bptt.Cell.leak`: α = σ(w) with w = -log u, so that the time constants 1/α
+      are uniform from 2 to ``longest`` steps.
 
-    The sum of the two biases of torch.nn's layout is set. The other biases stay as they are.
+    The sum of the two biases of torch.nn's layout is set, or the weights w in ``weight_units``.
+    What else there is stays as it is.
 
     Args:
-        module: one whose cell has a gate that keeps the state, or a module that has such inside.
+        module: one whose cell has a gate that keeps the state, or a leak that is learnt, or a
+            module that has such inside.
         longest: the longest dependency that is expected, in steps, T_max; 2 at least.
         generator: draws u; torch's own by default.
 
     Raises:
-        TypeError: there is no recurrent layer in the module, or one without gates.
+        TypeError: there is no recurrent layer in the module, or one without gates; or the leak of
+            one is fixed, as with ``make_rate(alpha=0.2)``, so that there is nothing to set.
         ConfigError: ``longest`` is below 2, or the module has no biases.
 
     >>> import torch, bptt
@@ -159,6 +139,10 @@ def chrono_(module: M, longest: float, *, generator: torch.Generator | None = No
     >>> steps = 1 / (1 - f)
     >>> bool((steps > 1.99).all()), bool((steps < 50.01).all()), 24 < steps.mean() < 28
     (True, True, tensor(True))
+    >>> rates = bptt.Recurrent(bptt.cells.make_rate(alpha=None), 3, 1000)
+    >>> alpha = bptt.init.chrono_(rates, longest=50).weight_units_l0[0].sigmoid()
+    >>> bool((1 / alpha > 1.99).all()), bool((1 / alpha < 50.01).all())
+    (True, True)
     """
     if not (math.isfinite(longest) and longest >= 2):
         raise ConfigError(
@@ -166,17 +150,23 @@ def chrono_(module: M, longest: float, *, generator: torch.Generator | None = No
             f"expected), got {longest}"
         )
     with torch.no_grad():
-        for layer in _layers(module, "chrono_", _keeps, "orthogonal_ or identity_"):
-            keeping = _keeps(layer.cell)
-            assert keeping is not None
-            like = layer.b_ih if layer.b_ih is not None else layer.hh
-            number = len(like) // layer.cell.gates_x
-            u = torch.rand(number, generator=generator, dtype=torch.float64, device="cpu")
-            b = (1 + u * (longest - 2)).log().to(like)
-            layer.set_bias(keeping.block, keeping.sign * b)
-            if keeping.admits is not None:
-                layer.set_bias(keeping.admits, -b)
+        for layer in layers_for(module, "chrono_"):
+            hidden = len(layer.ih) // layer.cell.gates_x
+            u = torch.rand(hidden, generator=generator, dtype=torch.float64, device="cpu")
+            _remember(layer, (1 + u * (longest - 2)).log().to(layer.ih))
     return module
+
+
+def _remember(layer: LayerWeights, b: torch.Tensor) -> None:
+    """Let the units keep the shares σ(b) of their state in a step."""
+    keeping, leak = layer.cell.keeping, layer.cell.leak
+    if keeping is not None:
+        layer.set_bias(keeping.block, keeping.sign * b)
+        if keeping.admits is not None:
+            layer.set_bias(keeping.admits, -b)
+    if leak is not None and leak.alpha is None:
+        assert layer.units is not None
+        layer.units.detach()[leak.weights] = -b
 
 
 def forget_bias_(module: M, value: float = 1.0) -> M:
@@ -197,7 +187,8 @@ def forget_bias_(module: M, value: float = 1.0) -> M:
         value: the sum of ``bias_ih`` and ``bias_hh`` of that gate.
 
     Raises:
-        TypeError: there is no recurrent layer in the module, or one without gates.
+        TypeError: there is no recurrent layer in the module, or one without such a gate: a leak is
+            set by :func:`chrono_`, or when the cell is made.
         ConfigError: the value is not a finite number, or the module has no biases.
 
     >>> import bptt
@@ -208,8 +199,8 @@ def forget_bias_(module: M, value: float = 1.0) -> M:
     if not math.isfinite(value):
         raise ConfigError(f"bptt.init.forget_bias_: value must be a finite number, got {value}")
     with torch.no_grad():
-        for layer in _layers(module, "forget_bias_", _keeps, "orthogonal_ or identity_"):
-            keeping = _keeps(layer.cell)
+        for layer in layers_for(module, "forget_bias_"):
+            keeping = layer.cell.keeping
             assert keeping is not None
             layer.set_bias(keeping.block, keeping.sign * value)
             if keeping.is_normalised and keeping.admits is not None:
@@ -256,7 +247,7 @@ def ring_(
         )
     if not (math.isfinite(max_phase) and max_phase > 0):
         raise ConfigError(f"bptt.init.ring_: max_phase must be above 0, got {max_phase}")
-    for layer in _layers(module, "ring_", _is_on_a_ring, "chrono_, for a cell with gates"):
+    for layer in layers_for(module, "ring_"):
         w = Weights(*(layer.ih, layer.hh, layer.b_ih, layer.b_hh), units=layer.units)
         on_a_ring(w, r_min, r_max, max_phase, generator)
     return module
@@ -266,15 +257,19 @@ def spectral_radius_(module: M, radius: float = 1.0) -> M:
     """Scale the recurrent weights so that their largest eigenvalue has this absolute value.
 
     The radius is what W_hh to the k-th power grows or shrinks by in a step, in the long run; it
-    is what reservoir computing sets: H. Jaeger, GMD report 148 (2001). The layers of an RNN only:
-    the eigenvalues of one gate's block say nothing about the state's.
+    is what reservoir computing sets: H. Jaeger, GMD report 148 (2001). The layers of an RNN or of
+    a rate network only, where an eigenvalue λ of W_hh is one of 1 - α + α λ of the step while φ'
+    is 1: the eigenvalues of one gate's block say nothing about the state's. Under Dale's law give
+    :func:`bptt.cells.dales_law` the ``radius``.
 
     Args:
-        module: a :class:`bptt.RNN` or :class:`torch.nn.RNN`, or a module that has such inside.
+        module: a :class:`bptt.RNN` or :class:`torch.nn.RNN`, a :class:`bptt.Recurrent` of
+            :data:`bptt.cells.RATE`, or a module that has such inside.
         radius: the spectral radius wanted, 0 or more.
 
     Raises:
-        TypeError: there is no recurrent layer in the module, or one with gates.
+        TypeError: there is no recurrent layer in the module, or one with gates, or its weights are
+            parametrized.
         ConfigError: the radius is negative or not finite; or the weights have the radius 0, so
             that no scaling helps.
 
@@ -287,7 +282,7 @@ def spectral_radius_(module: M, radius: float = 1.0) -> M:
         raise ConfigError(
             f"bptt.init.spectral_radius_: radius must be a number from 0 on, got {radius}"
         )
-    layers = _layers(module, "spectral_radius_", _is_plain, "orthogonal_ with a gain")
+    layers = layers_for(module, "spectral_radius_")
     found = [
         float(torch.linalg.eigvals(layer.hh.detach().double()).abs().max()) for layer in layers
     ]
@@ -303,55 +298,6 @@ def spectral_radius_(module: M, radius: float = 1.0) -> M:
     return module
 
 
-def _is_plain(cell: Cell) -> bool:
-    """Whether it is h_t = φ(a_t) and no more, so that W_hh alone says what becomes of the state."""
-    return cell.phi is not None
-
-
-def _is_on_a_ring(cell: Cell) -> bool:
-    return cell.draw is on_a_ring
-
-
-def _keeps(cell: Cell) -> Keeping | None:
-    return cell.keeping
-
-
-def _layers(
-    module: nn.Module,
-    function: str,
-    suits: Callable[[Cell], object] = bool,
-    instead: str = "",
-) -> list[_Layer]:
-    """Return all recurrent layers of a module, each direction by itself.
-
-    Raises:
-        TypeError: there is none, or one whose cell does not suit, or one whose weights are
-            computed.
-    """
-    parts = module.modules() if isinstance(module, nn.Module) else ()
-    found = [(m, cell) for m in parts if (cell := cell_of(m)) is not None]
-    if not found:
-        raise TypeError(
-            f"bptt.init.{function}: expected a recurrent module of bptt or torch.nn, or one that "
-            f"has such inside, got {type(module).__name__}"
-        )
-    for m, cell in found:
-        if not suits(cell) or (suits is _is_plain and bool(getattr(m, "proj_size", 0))):
-            got = f"{type(m).__name__}{f' of {cell.name}' if isinstance(m, Recurrent) else ''}"
-            kinds = [*dict.fromkeys(c.kind for c in CELLS if suits(c))]
-            own = " (a Cell of your own says it by keeping=)" if suits is _keeps else ""
-            raise TypeError(
-                f"bptt.init.{function} is for {', '.join(kinds)}{own}, got {got}; use {instead}"
-            )
-        if parametrize.is_parametrized(m):
-            raise TypeError(
-                f"bptt.init.{function}: the weights of {type(m).__name__} are parametrized "
-                "(torch.nn.utils.parametrize), so they cannot be set in place; initialise before "
-                "the parametrization is registered"
-            )
-    return [layer for m, cell in found for layer in _layers_of(m, cell)]
-
-
 def cells_in(module: Any) -> tuple[Cell, ...]:
     """Return the cells of the recurrent modules in a module, once each.
 
@@ -360,13 +306,3 @@ def cells_in(module: Any) -> tuple[Cell, ...]:
     """
     parts = module.modules() if isinstance(module, nn.Module) else []
     return tuple(dict.fromkeys(cell for m in parts if (cell := cell_of(m)) is not None))
-
-
-def _layers_of(module: nn.Module, cell: Cell) -> Iterator[_Layer]:
-    suffixes = [""]
-    if isinstance(module, nn.RNNBase | Layers):
-        directions = ("", "_reverse")[: 1 + bool(module.bidirectional)]
-        suffixes = [f"_l{n}{d}" for n in range(module.num_layers) for d in directions]
-    for suffix in suffixes:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_units")
-        yield _Layer(cell, *(getattr(module, name + suffix, None) for name in names))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -129,6 +130,66 @@ def test_excitation_and_inhibition_balance():
     assert W.sum(1).abs().mean() < 0.05 * W.abs().sum(1).mean()
 
 
+def radius_of(W):
+    return float(torch.linalg.eigvals(W.detach().double()).abs().max())
+
+
+@pytest.mark.parametrize("self_connections", [False, True])
+@pytest.mark.parametrize("radius", [0.5, 1.5])
+def test_the_spectral_radius_is_that_of_the_signed_matrix(radius, self_connections):
+    options = {"num_layers": 2, "bidirectional": True}
+    module = bptt.Recurrent(RATE, 2, 40, **options, dtype=torch.float64)
+    plain = dales_law(copy.deepcopy(module), self_connections=self_connections)
+    scaled = dales_law(module, self_connections=self_connections, radius=radius)
+    for name in (f"weight_hh_l{n}{d}" for n in (0, 1) for d in ("", "_reverse")):
+        W, was = getattr(scaled, name), getattr(plain, name)
+        assert radius_of(W) == pytest.approx(radius, rel=1e-9)
+        assert abs(radius_of(was) - radius) > 0.1 * radius
+        torch.testing.assert_close(W, was * (radius / radius_of(was)))  # one number for all
+
+
+def test_the_radius_is_that_of_torchs_module_and_of_half_precision():
+    assert radius_of(dales_law(torch.nn.RNN(2, 30), radius=0.9).weight_hh_l0) == pytest.approx(0.9)
+    module = bptt.Recurrent(RATE, 2, 30, dtype=torch.bfloat16)
+    assert radius_of(dales_law(module, radius=0.9).weight_hh_l0) == pytest.approx(0.9, rel=0.02)
+
+
+def test_a_state_decays_as_the_radius_says():
+    """A linear rate network without a leak: the state after n steps goes as radius ** n."""
+    cell = make_rate(1, torch.nn.Identity())
+    module = dales_law(bptt.Recurrent(cell, 1, 20, dtype=torch.float64), radius=0.8)
+    with torch.no_grad():
+        for b in (module.bias_ih_l0, module.bias_hh_l0):
+            b.zero_()
+    start = torch.randn(1, 1, 20, dtype=torch.float64)
+    y, _ = module(torch.zeros(400, 1, 1, dtype=torch.float64), (start, start))
+    norms = y.detach().norm(dim=2)[:, 0].log()
+    rate = float((norms[399] - norms[99]) / 300)
+    assert rate == pytest.approx(math.log(0.8), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "radius", "match"),
+    [
+        (lambda: layer(RATE), 0, "radius must be a finite number above 0 .*got 0$"),
+        (lambda: layer(RATE), -1.0, "got -1.0"),
+        (lambda: layer(RATE), float("nan"), "got nan"),
+        (lambda: layer(RATE), float("inf"), "got inf"),
+        (lambda: bptt.GRU(3, 4), 1.0, "one recurrent matrix, and this one has 3, .*leave radius"),
+        (lambda: bptt.Recurrent(RATE, 2, 1), 1.0, "spectral radius 0, which cannot be scaled to 1"),
+        (lambda: bptt.Recurrent(RATE, 2, 4, proj_size=2), 1.0, "leave proj_size out"),
+    ],
+)
+def test_a_radius_that_makes_no_sense_changes_nothing(make, radius, match):
+    module = make()
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    with pytest.raises(ValueError, match=match):
+        dales_law(module, radius=radius)
+    after = dict(module.named_parameters())
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], p) for name, p in before.items())
+
+
 def test_of_gates_each_block_has_the_signs():
     module = dales_law(bptt.GRU(3, 4), 0.5)
     for block in signs_of(module).chunk(3):
@@ -154,7 +215,7 @@ def test_it_is_saved_copied_and_set():
     ("make", "share", "error", "match"),
     [
         (lambda: layer(RATE), 1.2, ValueError, "excitatory must be from 0 to 1, got 1.2"),
-        (lambda: dales_law(layer(RATE)), 0.8, ValueError, "parametrized already"),
+        (lambda: dales_law(layer(RATE)), 0.8, ValueError, "parametrized already: .* a new module"),
         (lambda: bptt.LSTM(3, 4, proj_size=2), 0.8, ValueError, "leave proj_size out"),
         (lambda: torch.nn.Linear(3, 4), 0.8, TypeError, "weight_hh, got Linear"),
         (lambda: layer(bptt.cells.INDRNN), 0.8, TypeError, "weight_hh, got Recurrent"),

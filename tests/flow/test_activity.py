@@ -102,6 +102,7 @@ KEYS = {
     "slope",
     "spectral_radius",
     "largest_singular_value",
+    "leak_steps",
     "saturated",
     "dead",
     "gates",
@@ -135,7 +136,7 @@ def test_the_record_of_an_rnn():
 
 def test_the_record_of_gated_and_foreign_modules():
     (d,) = measure(bptt.LSTM(2, 5), torch.randn(20, 2, 2))
-    assert (d.bound, d.slope, d.spectral_radius) == (None, None, None)
+    assert (d.bound, d.slope, d.spectral_radius, d.alpha) == (None, None, None, None)
     assert set(d.gates) == {"input", "forget", "output"}
     assert set(d.to_dict()) == KEYS
     (d,) = measure(Named(), torch.randn(20, 3, 2).double())
@@ -145,6 +146,23 @@ def test_the_record_of_gated_and_foreign_modules():
     unknown = ("mode", "bound", "weight_norm", "slope", "spectral_radius", "saturated", "gates")
     assert all(found[name] is None for name in unknown)
     assert found["dead"] == 0.0
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_the_record_of_a_rate_network(learnt):
+    module = bptt.Recurrent(bptt.cells.make_rate(None if learnt else 0.1), 2, 5)
+    if learnt:
+        bptt.init.chrono_(module, 30)
+    (d,) = measure(module, torch.randn(20, 2, 2))
+    W = module.weight_hh_l0.detach()
+    assert d.spectral_radius == pytest.approx(float(torch.linalg.eigvals(W).abs().max()))
+    times = 1 / module.weight_units_l0[0].detach().sigmoid() if learnt else torch.tensor([10.0])
+    torch.testing.assert_close(1 / d.alpha, times.double(), rtol=1e-5, atol=0)
+    found = d.to_dict()["leak_steps"]
+    assert found == [
+        pytest.approx(float(times.min()), 1e-4),
+        pytest.approx(float(times.max()), 1e-4),
+    ]
 
 
 def test_large_layers_are_looked_at_in_fewer_sequences(monkeypatch):

@@ -15,6 +15,7 @@ import bptt
 from bptt import gradient_flow, init
 from bptt._src.flow.advice import advise
 from bptt._src.flow.dynamics import measure
+from bptt._src.flow.verdict import profile
 
 
 def advice_for(module, scale=1.0, steps=40):
@@ -92,6 +93,86 @@ def test_each_network_gets_its_own(given):
     assert "bptt.init.chrono_" not in found["long"]
     for name in ("tanh", "relu", "lstm", "gru", "long"):
         assert "Clip" not in found[name]
+
+
+LEAKY = {
+    "fixed": (bptt.cells.RATE, "in 1/alpha = 5 steps: a smaller alpha (longer tau) reaches"),
+    "smooth": (bptt.cells.make_rate(0.3, torch.tanh), "in 1/alpha = 3.33 steps: a smaller alpha"),
+    "spiking": (bptt.cells.make_lif(beta=0.7), "in 1/alpha = 3.33 steps: a larger beta, which is"),
+    "learnt": (bptt.cells.make_rate(None), "bptt.init.chrono_(module, longest=99), before"),
+}
+
+
+def flow_of_leaks(cell, change=lambda m: m, dynamics=True):
+    module = change(bptt.Recurrent(cell, 3, 30))
+    x = torch.randn(100, 4, 3)
+    return module, gradient_flow(module, x, times=[99], attribution=False, dynamics=dynamics)
+
+
+@pytest.mark.parametrize("dynamics", [True, False])
+@pytest.mark.parametrize("name", LEAKY)
+def test_where_the_leak_forgets_it_is_named(name, dynamics):
+    torch.manual_seed(0)
+    cell, words = LEAKY[name]
+    _, flow = flow_of_leaks(cell, dynamics=dynamics)
+    assert flow.verdict.kind == "vanishing"
+    first = flow.advice[0]
+    assert words in first.text
+    assert "leak" in first.text
+    assert "bptt.vanishing_penalty" in flow.advice[1].text
+    assert "LSTM" not in texts(flow.advice)
+    if name == "fixed":
+        assert first.figures["leak_steps"] == 5
+        assert f"gone within {profile(flow).faded} steps" in first.text
+
+
+def test_of_leaks_that_are_learnt_the_advice_has_the_shortest_and_the_longest():
+    torch.manual_seed(0)
+    module, flow = flow_of_leaks(bptt.cells.make_rate(None))
+    times = 1 / module.weight_units_l0[0].detach().sigmoid()
+    first = flow.advice[0]
+    assert f"in 1/alpha = {times.min():.3g} to {times.max():.3g} steps" in first.text
+    assert first.figures["longest_leak_steps"] == pytest.approx(float(times.max()))
+    assert first.figures["longest"] == 99
+
+
+@pytest.mark.parametrize("name", ["fixed", "learnt"])
+def test_who_follows_the_advice_on_a_leak_is_better_off(name):
+    torch.manual_seed(0)
+    _, before = flow_of_leaks(LEAKY[name][0])
+    if name == "fixed":
+        _, after = flow_of_leaks(bptt.cells.make_rate(alpha=1 / 99))
+    else:
+        _, after = flow_of_leaks(LEAKY[name][0], lambda m: init.chrono_(m, longest=99))
+    assert (before.verdict.kind, after.verdict.kind) == ("vanishing", "healthy")
+    assert after.horizon() > 2 * before.horizon()
+
+
+def test_a_leak_that_would_last_is_not_blamed():
+    """Inhibition that is far too strong shrinks what a leak of 100 steps would keep."""
+    torch.manual_seed(0)
+
+    def inhibit(module):
+        with torch.no_grad():
+            module.weight_hh_l0.copy_(-30 * torch.eye(30))
+            module.weight_ih_l0.mul_(0.1)
+            module.bias_ih_l0.fill_(5.0)
+        return module
+
+    _, flow = flow_of_leaks(bptt.cells.make_rate(0.01), inhibit)
+    assert flow.verdict.kind == "vanishing"
+    first, *others = flow.advice
+    assert "Scale the recurrent weights down" in first.text
+    assert "bptt.cells.dales_law(module, radius=1)" in first.text
+    assert first.figures["spectral_radius"] == pytest.approx(30)
+    assert 0.1 < first.figures["left"] < 1
+    assert "leak alone forgets" not in texts([first, *others])
+
+
+def test_the_advice_says_where_the_longest_dependency_comes_from(given):
+    for name in ("lstm", "gru", "tanh"):
+        assert "task needs: 39 is only the longest followed here." in texts(given[name])
+    assert "29 is only the longest followed" in texts(flow_of(lambda t, k, b: 0.5**k).advice)
 
 
 def test_what_explodes(given):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
@@ -47,8 +48,8 @@ def test_the_thresholds():
 
 def test_the_words_have_the_figures():
     assert judge(flow_of(lambda t, k, b: 0.5**k)).words == (
-        "The gradient vanishes: from 8 steps back on it is less than 1 % of what it is one step "
-        "back; 29 steps were followed."
+        "The gradient vanishes: from 8 steps back on, in the first half of the 29 that were "
+        "followed, it is less than 1 % of what it is one step back."
     )
     assert "29 steps back it is 2.68e+08 times" in judge(flow_of(lambda t, k, b: 2.0**k)).words
     words = judge(flow_of(lambda t, k, b: 0.95**k)).words
@@ -153,9 +154,33 @@ def test_a_short_sequence_does_not_tell_whether_a_gradient_fades_early():
     short, long = (flow_of(lambda t, k, b: 0.5**k, steps=n) for n in (13, 30))
     assert (judge(short).kind, judge(long).kind) == ("undetermined", "vanishing")
     assert "from 8 steps back" in judge(short).words
-    assert "only 12 steps were followed" in judge(short).words
+    assert "in the second half of the 12 that were followed: not early enough" in judge(short).words
     assert judge(flow_of(lambda t, k, b: 0.1**k, steps=13)).kind == "vanishing"
     assert judge(flow_of(lambda t, k, b: 0.9**k, steps=13)).kind == "healthy"
+
+
+@pytest.mark.parametrize("beta", [0.3, 0.5, 0.55, 0.6, 0.65, 0.7])
+def test_what_an_undetermined_verdict_asks_for_decides(beta):
+    """Neither one step less does, nor does it matter what is too short: sequence or lags."""
+    for steps in range(6, 21):
+        for shape in ({"steps": steps}, {"steps": 40, "lags": steps}):
+            found = judge(flow_of(lambda t, k, b: beta**k, **shape))
+            if found.kind != "undetermined":
+                continue
+            asks = re.search(r"To decide, follow (\d+) steps back: (.*)\.$", found.words)
+            back, what = asks.groups()
+            asked = int(back) + 1
+            assert what == (f"lags={asked}" if "lags" in shape else f"a sequence of {asked} steps")
+            shape["lags" if "lags" in shape else "steps"] = asked
+            decided = judge(flow_of(lambda t, k, b: beta**k, **shape))
+            assert decided.kind in ("vanishing", "healthy")
+            shape["lags" if "lags" in shape else "steps"] = asked - 1
+            assert judge(flow_of(lambda t, k, b: beta**k, **shape)).kind == "undetermined"
+
+
+def test_what_is_asked_for_names_sequence_and_lags_where_both_are_short():
+    words = judge(flow_of(lambda t, k, b: 0.5**k, steps=14, lags=13)).words
+    assert words.endswith("To decide, follow 16 steps back: a sequence of 17 steps and lags=17.")
 
 
 def test_a_gradient_that_ends_vanishes():

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from bptt._src.language_model.initialising import parse_init
+from bptt._src.language_model.initialising import initialise, parse_init
 from bptt._src.language_model.options_file import read_options
 from bptt._src.language_model.schedule import StepDecay, parse_schedule, scheduled
 from bptt._src.language_model.session import resume, start
+from bptt._src.networks import make_network
 from bptt.data import Streams, Tokenizer, encode_text
 from bptt.errors import ConfigError
 from bptt.language_model import Config, train
@@ -87,6 +88,15 @@ def test_what_a_cell_cannot_have_is_refused_before_the_text_is_read(book, tmp_pa
     with pytest.raises(ConfigError, match=match):
         start(config(book, **options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("cell", ["rnn", "rate"])
+def test_the_radius_is_of_cells_with_one_matrix(cell):
+    Config(cell=cell, radius=0.7)
+    W = initialise(make_network(cell, 3, 20), None, 0.7).weight_hh_l0.detach()
+    assert float(torch.linalg.eigvals(W).abs().max()) == pytest.approx(0.7, rel=1e-4)
+    with pytest.raises(ConfigError, match="radius=0.7 is for cell='rnn' or cell='rate', got"):
+        Config(cell="gru", radius=0.7)
 
 
 def test_the_range_is_that_of_all_weights(book, tmp_path):

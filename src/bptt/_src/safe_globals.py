@@ -21,6 +21,6 @@ def register() -> None:
             *(RNN, GRU, LSTM, LRU, Recurrent, Stepwise, Stream),
             *(Full, Truncated, Randomized, Adaptive, Plan, Block, Store, Recompute),
             *(Online, OnlineState),
-            *(cells.Cell, cells.Nonlinearity, cells.Keeping, Recursion, cells.named),
+            *(cells.Cell, cells.Nonlinearity, cells.Keeping, cells.Leak, Recursion, cells.named),
         ]
     )

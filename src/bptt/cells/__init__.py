@@ -23,7 +23,7 @@ from bptt.cells import (
     rate,
     slstm,
 )
-from bptt.cells.cell import Cell, Keeping, Nonlinearity
+from bptt.cells.cell import Cell, Keeping, Leak, Nonlinearity
 from bptt.cells.cfc_cell import CfCCell
 from bptt.cells.dale import dales_law
 from bptt.cells.layer_norm_lstm import LayerNormLSTMCell
@@ -106,6 +106,7 @@ __all__ = [
     "CfCCell",
     "Keeping",
     "LayerNormLSTMCell",
+    "Leak",
     "Nonlinearity",
     "State",
     "Weights",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Inexact
 from torch import Tensor
 from torch.nn.functional import linear
@@ -41,6 +42,31 @@ class Keeping(NamedTuple):
     """Whether the share is that of the two gates' sum, σ(a) where the other one is σ(-a)."""
 
 
+class Leak(NamedTuple):
+    """The share α of its state that a leaky unit forgets at each step, whatever comes in.
+
+    After n steps (1 - α)^n is left: by itself the leak forgets in about 1/α steps.
+    """
+
+    alpha: float | None = None
+    """α, above 0 and at most 1, the same for all units; None: each unit's own, σ(w) of its weight
+    w."""
+    weights: int = 0
+    """The vector of ``weight_units`` that holds w, where ``alpha`` is None."""
+    longer: str = "a smaller alpha reaches further"
+    """What reaches further than a fixed ``alpha``, in words, for messages and advice."""
+    is_average: bool = True
+    """Whether what comes in is taken α times, x_t = (1 - α) x_{t-1} + α (...), so that a recurrent
+    weight of 1 keeps what the leak forgets."""
+
+    def of(self, w: Weights) -> Tensor:
+        """Return α of each unit of a layer, [H] float64, or [1] where it is the same for all."""
+        if self.alpha is not None:
+            return torch.tensor([self.alpha], dtype=torch.float64)
+        assert w.units is not None
+        return w.units[self.weights].detach().double().sigmoid()
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One step of a recurrent network, as its paper has it.
@@ -54,8 +80,8 @@ class Cell:
     needs none of this.
 
     Raises:
-        ValueError: a number of blocks, states or vectors is too small, or ``phi`` or ``keeping``
-            do not fit the cell.
+        ValueError: a number of blocks, states or vectors is too small, or what is declared besides
+            does not fit the cell.
 
     >>> import torch
     >>> equations = lambda x, h, s, units: (0.9 * s[0] + 0.1 * torch.tanh(x[0] + h[0]),)
@@ -100,6 +126,12 @@ class Cell:
     masks: int = 0
     """Blocks of x, behind those of ``weight_ih``, that are made by no product: masks of zoneout,
     [..., H] each, given beside x_t."""
+    leak: Leak | None = None
+    """How leaky units forget, for :mod:`bptt.init` and the advice of :func:`bptt.gradient_flow`."""
+    mean: Callable[[State, State, float], State] | None = None
+    """``(before, after, p) -> mean``: the tensors that are ``tied``, p of them before a step and
+    1 - p after it, where a mean of each by itself would not fit together, as of a firing rate and
+    the current that it is a function of. Zoneout computes it in evaluation."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -112,7 +144,7 @@ class Cell:
         self._check_declared()
 
     def _check_declared(self) -> None:
-        phi, keeping, tied = self.phi, self.keeping, self.tied
+        phi, tied = self.phi, self.tied
         if tied and not (len({*tied}) == len(tied) and {*tied} <= {*range(self.states)}):
             raise ValueError(
                 f"bptt.Cell: tied names tensors of the state, 0 to {self.states - 1}, each once, "
@@ -126,8 +158,14 @@ class Cell:
                 "bptt.Cell: phi is a Nonlinearity, of a cell with one block of x and of h, one "
                 f"tensor in its state and no units, got {phi!r}"
             )
-        if keeping is None:
-            return
+        if self.mean is not None and not tied:
+            raise ValueError("bptt.Cell: mean is of the tensors that are tied: give tied too")
+        if self.keeping is not None:
+            self._check_keeping(self.keeping)
+        if self.leak is not None:
+            self._check_leak(self.leak)
+
+    def _check_keeping(self, keeping: Keeping) -> None:
         if not isinstance(keeping, Keeping) or keeping.sign not in (1, -1):
             raise ValueError(f"bptt.Cell: keeping is a Keeping of sign 1 or -1, got {keeping!r}")
         for block in (keeping.block, keeping.admits or 0):
@@ -136,6 +174,18 @@ class Cell:
                     f"bptt.Cell: keeping names block {block}, and weight_ih has the blocks 0 to "
                     f"{self.gates_x - 1}"
                 )
+
+    def _check_leak(self, leak: Leak) -> None:
+        if not isinstance(leak, Leak) or not (leak.alpha is None or 0 < leak.alpha <= 1):
+            raise ValueError(
+                "bptt.Cell: leak is a Leak whose alpha is None, or above 0 and at most 1, got "
+                f"{leak!r}"
+            )
+        if leak.alpha is None and not 0 <= leak.weights < self.units:
+            raise ValueError(
+                f"bptt.Cell: leak names vector {leak.weights} of weight_units, and the cell has "
+                f"units={self.units}"
+            )
 
     def __copy__(self) -> Cell:
         return self
@@ -162,6 +212,12 @@ class Cell:
         of_x, of_h, units = self.blocks(x, state[0], w)
         after = self.equations(of_x, of_h, state, units)
         return after if w.hr is None else (linear(after[0], w.hr), *after[1:])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether W_hh alone says what becomes of the state: h_t = φ(a_t), or a leaky average."""
+        is_average = self.leak is not None and self.leak.is_average
+        return self.phi is not None or (is_average and self.gates_h == 1)
 
     @property
     def kind(self) -> str:

@@ -23,7 +23,8 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
     Raises:
         ValueError: they do not return the state; or they are not elementwise, draw random numbers,
             or use a tensor of their own that needs a gradient, so that gradients would be wrong;
-            or they read h_{t-1} itself although there is a projection; or the cell has masks.
+            or they read h_{t-1} itself although there is a projection; or the cell has masks, or
+            a ``mean`` of two equal states that is another one.
     """
     if cell.masks:
         raise ValueError(
@@ -63,6 +64,9 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
             )
         if cell.gates is not None:
             _check_gates(cell, given)
+        if cell.mean is not None:
+            tied = tuple(results[s] for s in cell.tied)
+            _check_mean(cell, cell.mean(tied, tied, 0.25), tied)
 
 
 class _WasRead(Exception):
@@ -94,6 +98,22 @@ def _check_gates(cell: Cell, given: list[Tensor]) -> None:
         raise ValueError(
             f"bptt.Recurrent: the gates of {cell.name} must return a dictionary of tensors like "
             f"those of the state, [{B}, {H}] here, by name"
+        )
+
+
+def _check_mean(cell: Cell, found: object, expected: tuple[Tensor, ...]) -> None:
+    if not (
+        isinstance(found, tuple)
+        and len(found) == len(expected)
+        and all(
+            isinstance(a, Tensor) and a.shape == b.shape
+            for a, b in zip(found, expected, strict=True)
+        )
+        and all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(found, expected, strict=True))
+    ):
+        raise ValueError(
+            f"bptt.Recurrent: the mean of {cell.name} must return the {len(expected)} tensors that "
+            "are tied, and of two equal states these, and returns something else"
         )
 
 

@@ -21,7 +21,7 @@ from functools import partial
 
 from torch import Tensor
 
-from bptt.cells.cell import Cell
+from bptt.cells.cell import Cell, Leak
 from bptt.cells.weights import Blocks, State
 
 
@@ -44,6 +44,18 @@ def equations(
     s, v = state
     v = beta * v + (x[0] + h[0]) - threshold * s.detach()
     return spike(v - threshold, slope), v
+
+
+def mean(before: State, after: State, p: float, threshold: float, slope: float) -> State:
+    """Compute the mean of two states, that of v and its spike; as :attr:`bptt.Cell.mean`."""
+    v = p * before[1] + (1 - p) * after[1]
+    return spike(v - threshold, slope), v
+
+
+LONGER = (
+    "a larger beta, which is 1 - alpha, reaches further, bptt.cells.make_lif(beta=1 - 1 / L) for a "
+    "lag of L steps"
+)
 
 
 def make_lif(beta: float = 0.9, threshold: float = 1.0, slope: float = 10.0) -> Cell:
@@ -70,8 +82,16 @@ def make_lif(beta: float = 0.9, threshold: float = 1.0, slope: float = 10.0) -> 
     for name, value in (("threshold", threshold), ("slope", slope)):
         if not value > 0:
             raise ValueError(f"bptt.cells.make_lif: {name} must be above 0, got {value}")
-    step = partial(equations, beta=beta, threshold=threshold, slope=slope)
-    return Cell("LIF", 1, 1, step, states=2)
+    return Cell(
+        "LIF",
+        1,
+        1,
+        partial(equations, beta=beta, threshold=threshold, slope=slope),
+        states=2,
+        tied=(0, 1),
+        leak=Leak(1 - beta, longer=LONGER, is_average=False) if beta < 1 else None,
+        mean=partial(mean, threshold=threshold, slope=slope),
+    )
 
 
 LIF = make_lif()

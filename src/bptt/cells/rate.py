@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bptt.cells.cell import Cell
+from bptt.cells.cell import Cell, Leak
 from bptt.cells.weights import Blocks, State
 
 
@@ -34,12 +34,25 @@ def equations(
     return phi(current), current
 
 
+def mean(before: State, after: State, p: float, phi: Callable[[Tensor], Tensor]) -> State:
+    """Compute the mean of two states, that of x and its rate; as :attr:`bptt.Cell.mean`."""
+    current = p * before[1] + (1 - p) * after[1]
+    return phi(current), current
+
+
+LONGER = (
+    "a smaller alpha (longer tau) reaches further, bptt.cells.make_rate(alpha=1 / L) for a lag of "
+    "L steps, or alpha=None, with which each unit learns its own and bptt.init.chrono_ spreads them"
+)
+
+
 def make_rate(alpha: float | None = 0.2, phi: Callable[[Tensor], Tensor] = torch.relu) -> Cell:
     """Make a rate network's cell; :data:`bptt.cells.RATE` is that of the defaults.
 
     Args:
         alpha: Δt/τ, the share of the current that a step renews; None: each unit learns its own,
-            the sigmoid of its weight in ``weight_units``.
+            the sigmoid of its weight in ``weight_units``. They begin at about 1/2, where the leak
+            forgets in 2 steps; :func:`bptt.init.chrono_` spreads them over time scales.
         phi: elementwise, from current to rate. States begin at zero, the rate too: where φ(0) is
             not 0, give r_0 = φ(x_0) as the initial state.
 
@@ -59,8 +72,17 @@ def make_rate(alpha: float | None = 0.2, phi: Callable[[Tensor], Tensor] = torch
         raise TypeError(
             f"bptt.cells.make_rate: phi must be a function, such as torch.relu, got {phi!r}"
         )
-    step = partial(equations, alpha=alpha, phi=phi)
-    return Cell("RATE", 1, 1, step, states=2, units=0 if alpha is not None else 1)
+    return Cell(
+        "RATE",
+        1,
+        1,
+        partial(equations, alpha=alpha, phi=phi),
+        states=2,
+        units=0 if alpha is not None else 1,
+        tied=(0, 1),
+        leak=Leak(alpha, longer=LONGER),
+        mean=partial(mean, phi=phi),
+    )
 
 
 RATE = make_rate()

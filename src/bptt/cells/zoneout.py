@@ -8,6 +8,9 @@ before. D. Krueger, T. Maharaj, J. Kramár, M. Pezeshki, N. Ballas, N. R. Ke, A.
 A. Courville and C. Pal, "Zoneout: regularizing RNNs by randomly preserving hidden activations",
 ICLR 2017, arXiv:1606.01305.
 
+Tensors that belong together (:attr:`bptt.Cell.tied`) have one mask, and in evaluation a mean that
+fits together (:attr:`bptt.Cell.mean`): of a rate r = φ(x), x is the mean and r is φ of that.
+
 Both are elementwise, so a cell with zoneout is a cell. Its masks stand in x, beside the blocks that
 are made of x_t, so that both passes over a sequence are those of any cell.
 """
@@ -51,6 +54,11 @@ def rates_of(called: str, cell: Cell, zoneout: float | Sequence[float], projects
         )
     rates = tuple(float(p) for p in given)
     tied = {rates[s] for s in cell.tied}
+    if projects and 0 in cell.tied and any(tied):
+        raise ValueError(
+            f"{called}: h is projected, so that no unit can keep it, nor the tensors of the state "
+            f"of {cell.name} that belong to it: leave zoneout or proj_size out, got {zoneout!r}"
+        )
     if len(tied) > 1:
         raise ValueError(
             f"{called}: the tensors {', '.join(map(str, cell.tied))} in the state of {cell.name} "
@@ -113,9 +121,14 @@ def _masked(x: Blocks, h: Blocks, state: State, units: Blocks, of: Cell, rates: 
 
 def _mean(x: Blocks, h: Blocks, state: State, units: Blocks, of: Cell, rates: Rates) -> State:
     after = of.equations(x, h, state, units)
-    return tuple(
+    found = [
         a if p == 0 else p * b + (1 - p) * a for p, b, a in zip(rates, state, after, strict=True)
-    )
+    ]
+    if of.mean is not None and (p := rates[of.tied[0]]):
+        both = [tuple(each[s] for s in of.tied) for each in (state, after)]
+        for s, m in zip(of.tied, of.mean(both[0], both[1], p), strict=True):
+            found[s] = m
+    return tuple(found)
 
 
 def _gates(x: Blocks, h: Blocks, state: State, units: Blocks, of: Cell) -> dict[str, Tensor]:

@@ -117,7 +117,7 @@ def flow(
         float | None,
         typer.Option(
             min=0,
-            help="of an untrained rnn: the spectral radius of its recurrent weights",
+            help="of an untrained rnn or rate: the spectral radius of its recurrent weights",
             show_default=False,
         ),
     ] = None,

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from bptt._src.flow.verdict import DEAD, LEAST_LAGS, Profile, is_saturated, profile
+import torch
+from torch import Tensor
+
+from bptt._src.flow.verdict import DEAD, FADED, LEAST_LAGS, Profile, is_saturated, profile
 
 if TYPE_CHECKING:
     from bptt._src.flow.dynamics import Dynamics
     from bptt._src.flow.flow import GradientFlow
     from bptt._src.flow.truncation import Suggestion
-    from bptt.cells import Keeping, Nonlinearity
+    from bptt.cells import Keeping, Leak, Nonlinearity
 
 BIAS = 0.1
 """The relative bias for which a reach is suggested."""
@@ -29,6 +32,9 @@ JAEGER = "H. Jaeger, GMD report 148 (2001)"
 MAAS = "A. Maas, A. Hannun and A. Ng, ICML 2013 workshop"
 GLOROT = "X. Glorot and Y. Bengio, AISTATS 2010"
 AICHER = "C. Aicher, N. J. Foti and E. B. Fox, UAI 2019, arXiv:1905.07473"
+
+
+OF_DALE = "or under Dale's law bptt.cells.dales_law(module, radius=1)"
 
 
 class Advice(NamedTuple):
@@ -85,11 +91,12 @@ def _against_explosion(
     wide = [d for d in layers if d.spectral_radius is not None and d.spectral_radius > 1]
     if wide:
         d = max(wide, key=lambda d: d.spectral_radius or 0.0)
+        is_leaky = d.cell is not None and d.cell.leak is not None
+        other = OF_DALE if is_leaky else "or bptt.init.orthogonal_(module)"
         yield Advice(
-            "Scale the recurrent weights down: bptt.init.spectral_radius_(module, 1), or "
-            "bptt.init.orthogonal_(module). Their spectral radius is "
-            f"{d.spectral_radius:.3g}, and above 1 small changes of the state may grow from step "
-            "to step.",
+            f"Scale the recurrent weights down: bptt.init.spectral_radius_(module, 1), {other}. "
+            f"Their spectral radius is {d.spectral_radius:.3g}, and above 1 small changes of the "
+            "state may grow from step to step.",
             _figures(d, "spectral_radius", "weight_norm", "bound"),
             f"{JAEGER}; {SAXE}",
         )
@@ -105,21 +112,28 @@ def _against_vanishing(found: Profile, flow: GradientFlow) -> Iterator[Advice]:
     lags, layers = flow.lags - 1, [d for d in flow.dynamics or () if d.cell is not None]
     gone, found_cells = found.faded or lags, flow.kinds
     for cell in dict.fromkeys([d.cell for d in layers if d.cell] if layers else found_cells):
+        of_cell = [d for d in layers if d.cell is cell]
         if cell.keeping is not None:
             yield from _open_gates(gone, lags, cell.keeping)
-        elif layers and cell.phi is not None:
-            of_cell = next(d for d in layers if d.cell is cell)
-            yield from _better_weights(of_cell, cell.phi, gone, lags)
-        elif layers:
+        elif cell.leak is not None:
+            yield from _about_leak(cell.leak, of_cell, gone, lags)
+        elif of_cell and cell.phi is not None:
+            yield from _better_weights(of_cell[0], cell.phi, gone, lags)
+        elif of_cell:
             yield from _otherwise(gone, lags)
-    if not layers and not any(cell.keeping for cell in found_cells):
+    if not layers and not any(cell.keeping or cell.leak for cell in found_cells):
         where = "" if found_cells else ", if it has none"
         yield Advice(
             f"Use cells with gates{where}: bptt.LSTM or bptt.GRU, with bptt.init.chrono_(module, "
-            f"longest={lags}); now the gradient is gone within {gone} steps.",
-            {"gone_within": gone, "lags": lags},
+            f"longest={lags}). {_of_longest(lags)} Now the gradient is gone within {gone} steps.",
+            {"gone_within": gone, "longest": lags},
             f"{LSTM}; {CHRONO}",
         )
+
+
+def _of_longest(lags: int) -> str:
+    """Say where the number in ``longest=`` comes from."""
+    return f"Give the longest lag that your task needs: {lags} is only the longest followed here."
 
 
 def _open_gates(gone: int, lags: int, keeping: Keeping) -> Iterator[Advice]:
@@ -127,8 +141,8 @@ def _open_gates(gone: int, lags: int, keeping: Keeping) -> Iterator[Advice]:
     opens = "open" if keeping.sign > 0 else "close"
     yield Advice(
         f"Spread the {gates} over time scales up to the longest dependency: "
-        f"bptt.init.chrono_(module, longest={lags}), before training. Now the gradient is gone "
-        f"within {gone} steps.",
+        f"bptt.init.chrono_(module, longest={lags}), before training. {_of_longest(lags)} Now the "
+        f"gradient is gone within {gone} steps.",
         {"gone_within": gone, "longest": lags},
         CHRONO,
     )
@@ -137,6 +151,47 @@ def _open_gates(gone: int, lags: int, keeping: Keeping) -> Iterator[Advice]:
         f"bias of log({lags} - 1) = {bias:.2g} would keep the state for about {lags} steps.",
         {"bias": bias, "lags": lags},
         JOZEFOWICZ,
+    )
+
+
+def _about_leak(leak: Leak, of_cell: list[Dynamics], gone: int, lags: int) -> Iterator[Advice]:
+    """Advise on the leak, unless it alone would leave more of the gradient than there is."""
+    alpha = None if leak.alpha is None else torch.tensor([leak.alpha], dtype=torch.float64)
+    known = [d.alpha.cpu() for d in of_cell if d.alpha is not None]
+    alpha = torch.cat(known) if known else alpha
+    left = 0.0 if alpha is None else float((1 - alpha).pow(2 * (gone - 1)).mean().sqrt())
+    d = max(of_cell, key=lambda d: d.spectral_radius or 0.0, default=None)
+    is_wide = d is not None and d.spectral_radius is not None and d.spectral_radius > 1
+    if left < FADED:
+        yield _slower_leak(leak, alpha, gone, lags)
+    elif d is not None and is_wide:
+        yield Advice(
+            f"Scale the recurrent weights down: bptt.init.spectral_radius_(module, 1), {OF_DALE}. "
+            f"They take the gradient away: {gone} steps back, where it is gone, the leak alone "
+            f"would leave {100 * left:.3g} % of it. Their spectral radius is "
+            f"{d.spectral_radius:.3g}.",
+            {"gone_within": gone, "left": left, **_figures(d, "spectral_radius")},
+            f"{CHRONO}; {JAEGER}",
+        )
+    yield _penalty(gone, "Or add" if left < FADED or is_wide else "Add")
+
+
+def _slower_leak(leak: Leak, alpha: Tensor | None, gone: int, lags: int) -> Advice:
+    now, steps = f"Now the gradient is gone within {gone} steps.", "1/alpha"
+    figures: dict[str, float] = {"gone_within": gone}
+    if leak.alpha is not None:
+        text = f"The leak alone forgets in 1/alpha = {1 / leak.alpha:.3g} steps: {leak.longer}."
+        return Advice(f"{text} {now}", figures | {"leak_steps": 1 / leak.alpha}, CHRONO)
+    if alpha is not None:
+        least, most = float(1 / alpha.amax()), float(1 / alpha.amin())
+        steps += f" = {least:.3g} to {most:.3g}"
+        figures |= {"shortest_leak_steps": least, "longest_leak_steps": most}
+    return Advice(
+        f"The leaks alone forget in {steps} steps: smaller ones (longer tau) reach further. Spread "
+        "them over time scales up to the longest dependency: bptt.init.chrono_(module, "
+        f"longest={lags}), before training. {_of_longest(lags)} {now}",
+        figures | {"longest": lags},
+        CHRONO,
     )
 
 
@@ -173,13 +228,17 @@ def _better_weights(d: Dynamics, phi: Nonlinearity, gone: int, lags: int) -> Ite
 def _otherwise(gone: int, lags: int) -> Iterator[Advice]:
     yield Advice(
         "Use cells with gates, which keep a gradient where it is wanted: bptt.LSTM or bptt.GRU, "
-        f"with bptt.init.chrono_(module, longest={lags}). Now the gradient is gone within "
-        f"{gone} steps.",
+        f"with bptt.init.chrono_(module, longest={lags}). {_of_longest(lags)} Now the gradient is "
+        f"gone within {gone} steps.",
         {"gone_within": gone, "longest": lags},
         f"{LSTM}; {CHRONO}",
     )
-    yield Advice(
-        "Or add bptt.vanishing_penalty to the loss, which asks each step to keep the gradient's "
+    yield _penalty(gone, "Or add")
+
+
+def _penalty(gone: int, add: str) -> Advice:
+    return Advice(
+        f"{add} bptt.vanishing_penalty to the loss, which asks each step to keep the gradient's "
         "length.",
         {"gone_within": gone},
         PASCANU,

@@ -47,6 +47,9 @@ class Dynamics:
     """β_h = sup φ': 1 for tanh and ReLU, 1/4 for sigmoid; None for cells with gates."""
     spectral_radius: float | None
     """The largest absolute eigenvalue of W_hh; None for cells with gates."""
+    alpha: Float[Tensor, " units"] | None
+    """Of leaky units the share of its state that each one's leak forgets in a step, [H] float64, or
+    [1] where it is the same for all; None for others."""
     saturated: float | None
     """The share of values where a unit, or a gate, is at its end."""
     dead: float
@@ -69,6 +72,7 @@ class Dynamics:
         gates = None
         if self.gates is not None:
             gates = {name: [_number(v) for v in ends] for name, ends in self.gates.items()}
+        leak = None if self.alpha is None else [float(1 / v) for v in self.alpha.aminmax()][::-1]
         numbers = ("bound", "weight_norm", "slope", "spectral_radius", "saturated", "dead")
         return {
             "layer": self.layer,
@@ -76,6 +80,7 @@ class Dynamics:
             "jacobian_norms": None if norms is None else [_number(v) for v in norms],
             **{name: _number(getattr(self, name)) for name in numbers},
             "largest_singular_value": _number(self.weight_norm),
+            "leak_steps": None if leak is None else [_number(v) for v in leak],
             "gates": gates,
             "lyapunov": _numbers(self.lyapunov),
             "lyapunov_errors": _numbers(self.lyapunov_errors),
@@ -137,7 +142,8 @@ def _of(trajectory: Trajectory) -> Dynamics:
     units, few = activity(trajectory), trajectory.take(max(1, min(SEQUENCES, many)))
     there = trajectory.steps > trajectory.first  # any step whose state before it is known
     exponents = exponents_of(few, EXPONENTS) if trajectory.steps > trajectory.first + 1 else None
-    phi = None if cell is None else cell.phi
+    phi, leak = (None, None) if cell is None else (cell.phi, cell.leak)
+    is_plain = cell is not None and cell.is_plain
     return Dynamics(
         layer=trajectory.layer,
         cell=cell,
@@ -145,7 +151,8 @@ def _of(trajectory: Trajectory) -> Dynamics:
         bound=jacobians.bound(trajectory),
         weight_norm=None if w is None else jacobians.weight_norm(w),
         slope=None if phi is None else phi.slope,
-        spectral_radius=None if w is None or phi is None else jacobians.spectral_radius(w),
+        spectral_radius=None if w is None or not is_plain else jacobians.spectral_radius(w),
+        alpha=None if w is None or leak is None else leak.of(w),
         saturated=units.saturated,
         dead=units.dead,
         gates=units.gates,

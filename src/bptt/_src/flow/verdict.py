@@ -75,6 +75,9 @@ def judge(flow: GradientFlow) -> Verdict:
       5 were;
     - **healthy** otherwise.
 
+    So a gradient that is gone after 8 steps is undetermined in a sequence of 16 steps, of which 15
+    lie before the last, and vanishes in one of 17, whose first half has 8.
+
     Args:
         flow: what :func:`bptt.gradient_flow` found.
 
@@ -117,14 +120,17 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
         )
     if found.faded is not None and found.faded <= WITHIN * last:
         return "vanishing", (
-            f"The gradient vanishes: from {found.faded} steps back on it is less than "
-            f"{_percent(FADED)} of what it is one step back; {last} steps were followed."
+            f"The gradient vanishes: from {found.faded} steps back on, in the first half of the "
+            f"{last} that were followed, it is less than {_percent(FADED)} of what it is one step "
+            "back."
         )
     if found.faded is not None and last < ENOUGH_LAGS:
         return "undetermined", (
             f"Undetermined: from {found.faded} steps back on the gradient is less than "
-            f"{_percent(FADED)} of what it is one step back, but only {last} steps were followed, "
-            f"and {ENOUGH_LAGS} tell whether that is far."
+            f"{_percent(FADED)} of what it is one step back. That is in the second half of the "
+            f"{last} that were followed: not early enough to call it vanishing, and fewer than "
+            f"{ENOUGH_LAGS} are too few to call it healthy. "
+            + _what_decides(flow, min(math.ceil(found.faded / WITHIN), ENOUGH_LAGS))
         )
     if found.faded is not None:
         return "healthy", (
@@ -136,6 +142,13 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
         f"Healthy: {last} steps back, the longest way followed, the gradient is "
         f"{_percent(left)} of what it is one step back."
     )
+
+
+def _what_decides(flow: GradientFlow, back: int) -> str:
+    """Say how many steps have to be followed back for this gradient to get a verdict."""
+    needs = [f"a sequence of {back + 1} steps"] if flow.steps <= back else []
+    needs += [f"lags={back + 1}"] if flow.lags < flow.steps else []
+    return f"To decide, follow {back} steps back: {' and '.join(needs)}."
 
 
 def _of_units(layers: tuple[Dynamics, ...]) -> list[str]:

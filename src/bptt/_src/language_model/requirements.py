@@ -13,7 +13,7 @@ TOGETHER: Table = {
     "sampling": Only("reading", ("stream",)),
     "valid_fraction": Without("valid"),
     "nonlinearity": Only("cell", ("rnn",)),
-    "radius": Only("cell", ("rnn",)),
+    "radius": Only("cell", ("rnn", "rate")),
     "steps": Only("reading", ("stream",)),
     "epoch_start": Only("reading", ("stream",)),
     "momentum": Only("optimizer", ("sgd",)),
