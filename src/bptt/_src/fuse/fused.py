@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bptt._src.engines.recording import are_recorded
 from bptt._src.exported import is_onnx_export
 from bptt._src.fuse.fusion import Fusion
 from bptt._src.fuse.operator import recorded
+from bptt._src.fuse.packed import run_packed
 from bptt._src.fuse.plans import FusionPlans, refusal
 from bptt._src.fuse.step import CellStep
 from bptt._src.fuse.tracing import Example
@@ -64,17 +66,21 @@ class Fused(nn.Module):
         """Run over the steps.
 
         Args:
-            inputs: [T, B, ...], or a pytree of such, in the form of the example's x_t.
+            inputs: [T, B, ...], or a pytree of such, in the form of the example's x_t; or a
+                PackedSequence, where that is a tensor.
             state: the initial state, in the form of the example's, each of its tensors
                 [B, units]; None for zeros.
 
         Returns:
-            The outputs of all steps, [T, B, ...] or a pytree of such, and the final state.
+            The outputs of all steps, [T, B, ...] or a pytree of such, and the final state; of a
+            PackedSequence, outputs that are packed like it, and the states at the sequences' ends.
 
         Raises:
             ValueError: inputs or state have another form than the example, their sizes do not
                 fit, or there are no steps.
         """
+        if isinstance(inputs, PackedSequence):
+            return run_packed(self.forward, inputs, state)
         found: tuple[Any, Any] | None = None
         if are_recorded() and torch._C._get_tracing_state() is None and not is_onnx_export():
             found = recorded(self, inputs, state)
@@ -99,6 +105,8 @@ class Fused(nn.Module):
                     f"bptt.fuse: expected a state for the {B} sequences of the inputs, each of "
                     f"its tensors [{B}, units], got {list(s.shape)}"
                 )
+        if T == 1 and not torch.is_grad_enabled():
+            return step.once(xs, states)
         plan, own = self._plans.find(xs, states)
         if not isinstance(plan, Fusion):
             if plan:
