@@ -106,7 +106,7 @@ class Fused(nn.Module):
                     f"its tensors [{B}, units], got {list(s.shape)}"
                 )
         if T == 1 and not torch.is_grad_enabled():
-            return step.once(xs, states)
+            return step.once(xs, step.state.filled(states) if state is None else state)
         plan, own = self._plans.find(xs, states)
         if not isinstance(plan, Fusion):
             if plan:

@@ -148,17 +148,17 @@ class CellStep:
             v for v in leaves_of(after) if isinstance(v, Tensor)
         ]
 
-    def once(self, x: Sequence[Tensor], state: Sequence[Tensor]) -> tuple[Any, Any]:
+    def once(self, x: Sequence[Tensor], state: Any) -> tuple[Any, Any]:
         """Run the cell itself, for one step.
 
         Args:
-            x: the inputs, [1, B, ...].
-            state: the states, [B, units].
+            x: the tensors of the inputs, [1, B, ...].
+            state: the state, of the form of the example's.
 
         Returns:
             The output, [1, B, ...] or a pytree of such, and the state after the step.
         """
-        found = self.cell(self.x.filled([t[0] for t in x]), self.state.filled(state))
+        found = self.cell(self.x.filled([t[0] for t in x]), state)
         output, after = self._pair(found)
         return map_tensors(_as_steps, output), after
 
