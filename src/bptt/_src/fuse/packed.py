@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ def run_packed(
     for size, steps in groupby(sizes.tolist()):
         T = len(list(steps))
         if begin:
-            ended.append(map_tensors(lambda s, n=size: s[n:], state))
-            state = map_tensors(lambda s, n=size: s[:n], state)
+            ended.append(map_tensors(itemgetter(slice(size, None)), state))
+            state = map_tensors(itemgetter(slice(size)), state)
         x = data[begin : begin + T * size].unflatten(0, (T, size))
         y, state = run(x, state)
         pieces.append(map_tensors(lambda y: y.flatten(0, 1), y))
