@@ -6,7 +6,8 @@ Forward and backward with all gradients, float32. Each cell is given by its equa
 LSTM among them, in three ways: `loop` calls one step of the cell after the other in plain PyTorch;
 `Cell` is bptt.Recurrent of the bptt.Cell; `fuse` is bptt.fuse of the step that the loop calls.
 `native` is the LSTM that the kernel library has compiled in, of the same sizes. All take turns;
-printed are medians in milliseconds, ratios, and the seconds that it takes to prepare a cell.
+printed are medians in milliseconds, ratios, and the seconds that it takes to prepare a cell. On one
+thread it is the processor's time, which depends less on what else runs on the machine.
 """
 
 from __future__ import annotations
@@ -62,6 +63,11 @@ def training(module: nn.Module, x: Tensor, state: Any) -> Callable[[], None]:
     return step
 
 
+def now() -> float:
+    """Return the time in seconds."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 def timed(steps: list[Callable[[], None]]) -> list[float]:
     """Return the median of each, in milliseconds; they take turns."""
     times: list[list[float]] = [[] for _ in steps]
@@ -69,9 +75,9 @@ def timed(steps: list[Callable[[], None]]) -> list[float]:
         step()
     for _ in range(ROUNDS):
         for step, found in zip(steps, times, strict=True):
-            began = time.perf_counter()
+            began = now()
             step()
-            found.append(1e3 * (time.perf_counter() - began))
+            found.append(1e3 * (now() - began))
     return [statistics.median(found) for found in times]
 
 
@@ -96,11 +102,11 @@ def main() -> None:
         lstm = training(bptt.LSTM(inputs, hidden), x, None)
         for cell in CELLS:
             network, state = bptt.Recurrent(cell, inputs, hidden), zeros(cell.states, batch, hidden)
-            began = time.perf_counter()
+            began = now()
             assert bptt.kernels.not_native(network) is None
             step = Step(network)
             fused = bptt.fuse(step, x[0], state)
-            prepared = time.perf_counter() - began
+            prepared = now() - began
             loop, own, ours, native = timed([
                 training(bptt.Stepwise(step), x, state), training(network, x, None),
                 training(fused, x, state), lstm,
@@ -108,9 +114,9 @@ def main() -> None:
             show(sizes, cell.name, loop, own, ours, native, prepared)
         state = zeros(2, batch, hidden)
         norms = LayerNormLSTMCell(inputs, hidden)
-        began = time.perf_counter()
+        began = now()
         fused = bptt.fuse(norms, x[0], state)
-        prepared = time.perf_counter() - began
+        prepared = now() - began
         each = [training(bptt.Stepwise(norms), x, state), training(fused, x, state), lstm]
         loop, ours, native = timed(each)
         show(sizes, "LayerNormLSTM", loop, 0.0, ours, native, prepared)

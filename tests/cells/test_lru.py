@@ -131,3 +131,22 @@ def test_rings_of_radius_zero_and_one_are_finite():
     for radius in (0.0, 1.0):
         layer = bptt.LRU(3, 4, r_min=radius, r_max=radius)
         assert all(p.isfinite().all() for p in layer.parameters())
+
+
+def test_zoneout_keeps_both_parts_of_a_unit():
+    torch.manual_seed(0)
+    layer, x = bptt.LRU(3, 64, zoneout=0.3, **double), torch.randn(40, 2, 3, **double)
+    torch.manual_seed(1)
+    y, _ = layer(x)
+    torch.manual_seed(1)
+    _, _, ((h, k),) = layer.recurrent(x, return_states=True)
+    kept = h[1:] == h[:-1]
+    assert torch.equal(kept, k[1:] == k[:-1])
+    assert 0.25 < float(kept.double().mean()) < 0.35
+    torch.testing.assert_close(y, layer._output(x, h, k), rtol=0, atol=0)
+    layer.eval()
+    mean = layer(x)[0]
+    layer.recurrent.zoneout = 0.0
+    assert not torch.allclose(mean, layer(x)[0])
+    with pytest.raises(ValueError, match="zoneout must be a number from 0 to below 1"):
+        bptt.LRU(3, 5, zoneout=1.0)

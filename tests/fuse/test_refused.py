@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from users_cells import Cell, Gru, H, I
 
 import bptt
+from bptt._src.fuse.independence import _groups
 from bptt.errors import FuseError
 
 
@@ -195,3 +196,19 @@ def test_what_runs_over_sequences_is_no_step(kind):
 def test_an_example_of_a_whole_sequence():
     with pytest.raises(FuseError, match=r"got \[9, 2, 3\] and \[2, 4\]: .* give inputs\[0\]"):
         bptt.fuse(nn.GRUCell(3, 4), torch.zeros(9, 2, 3), torch.zeros(2, 4))
+
+
+def test_groups_of_sequences_tell_any_two_apart() -> None:
+    groups = _groups(11)
+    for a in range(11):
+        for b in range(11):
+            assert a == b or any(a in g and b not in g for g in groups)
+
+
+def test_another_step_in_another_dtype() -> None:
+    def step(x: Tensor, h: Tensor) -> Any:  # units in float64, in which it is compared
+        h = torch.tanh(x + h.roll(1, 1 if h.dtype == torch.float64 else 0))
+        return h, h
+
+    with pytest.raises(FuseError, match=r"something else in torch\.float32 than in torch\.float64"):
+        bptt.fuse(step, torch.randn(4, H), torch.randn(4, H))

@@ -35,6 +35,7 @@ def test_goes_through_json_unchanged(tmp_path):
         ({"vocabulary": 10**21}, "vocabulary must be at most 1000000000"),
         ({"threads": 1025}, "threads must be at most 1024, got 1025"),
         ({"patience": "3"}, "patience must be a whole number or null"),
+        ({"zoneout": [0.1, "x"]}, "zoneout must be a finite number, got 'x'"),
     ],
 )
 def test_refuses_values_of_the_wrong_kind_in_a_file(tmp_path, options, message):
@@ -52,7 +53,8 @@ def test_refuses_values_of_the_wrong_kind_in_a_file(tmp_path, options, message):
             "learning_rate must be a finite number or null, got inf",
         ),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
-        ({"zoneout": 1.0}, "zoneout must be at least 0 and below 1"),
+        ({"zoneout": 1.0}, "cell='lstm': zoneout must be a number from 0 to below 1, or a tuple"),
+        ({"zoneout": (0.1, 0.2), "cell": "gru"}, "or a tuple of 1, one for each tensor .* of GRU"),
         ({"valid_fraction": 1.5}, "valid_fraction"),
         ({"tied": True, "embedding": 3}, "tied needs an embedding of the hidden layer's size"),
         ({"nonlinearity": "relu"}, "nonlinearity='relu' is for cell='rnn', got cell='lstm': leave"),

@@ -10,9 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from bptt._src.data.readers import IGNORED
 from bptt._src.language_model import training as training_module
+from bptt._src.language_model.options_file import as_options
 from bptt._src.networks import NAMES
 from bptt.errors import ConfigError
-from bptt.language_model import Watch, start
+from bptt.language_model import Config, Watch, start
 
 
 def with_signal(training):
@@ -102,6 +103,17 @@ def test_zoneout_keeps_states_in_training_only(small, tmp_path):
     assert torch.equal(model(tokens)[0], model(tokens)[0])
     with pytest.raises(ConfigError, match=r"torch\.nn has no LSTM with zoneout"):
         model.to_torch()
+
+
+def test_zoneout_of_each_tensor_of_the_state(small, tmp_path):
+    config = small.changed(cell="lstm", zoneout=(0.0, 0.5))
+    assert Config(**as_options(config.to_dict(), tmp_path)) == config
+    assert config.changed(zoneout=(0.5,)).zoneout == 0.5
+    model = start(config, tmp_path / "run").model
+    x = torch.randn(40, 1, model.embedding.embedding_dim)
+    _, _, ((h, c),) = model.recurrent(x, return_states=True)
+    assert not (h[1:] == h[:-1]).any()
+    assert 0.3 < float((c[1:] == c[:-1]).float().mean()) < 0.7
 
 
 # ------------------------------------------------------------------------- metrics and rates

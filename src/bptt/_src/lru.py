@@ -27,6 +27,8 @@ class LRU(nn.Module):
         hidden_size: the number of complex units H.
         output_size: the size O of the output; None: I.
         batch_first: whether input and output are [B, T, ...] instead of [T, B, ...].
+        zoneout: the probability with which, in training, a unit keeps its state of the step before
+            (:mod:`bptt.cells.zoneout`), both of its parts; ``recurrent.zoneout`` may change later.
         r_min: the smallest |λ| to begin with.
         r_max: the greatest one.
         max_phase: the greatest angle of λ to begin with, in radians.
@@ -39,7 +41,7 @@ class LRU(nn.Module):
     variances 1/H, for each part, and 1/I.
 
     Raises:
-        ValueError: a size is not positive.
+        ValueError: a size is not positive, or ``zoneout`` is none from 0 to below 1.
         ConfigError: the ring's radii or ``max_phase`` are out of range, as in
             :func:`bptt.init.ring_`.
 
@@ -60,6 +62,7 @@ class LRU(nn.Module):
         output_size: int | None = None,
         *,
         batch_first: bool = False,
+        zoneout: float = 0.0,
         r_min: float = 0.0,
         r_max: float = 1.0,
         max_phase: float = 2 * math.pi,
@@ -72,7 +75,9 @@ class LRU(nn.Module):
             raise ValueError(f"bptt.LRU: output_size must be at least 1, got {output_size}")
         how: dict[str, Any] = {"bias": False, "device": device, "dtype": dtype}
         self.ring = (r_min, r_max, max_phase)
-        self.recurrent = Recurrent(CELL, input_size, hidden_size, batch_first=batch_first, **how)
+        self.recurrent = Recurrent(
+            CELL, input_size, hidden_size, batch_first=batch_first, zoneout=zoneout, **how
+        )
         self.of_state = nn.Linear(2 * hidden_size, output_size, **how)
         self.of_input = nn.Linear(input_size, output_size, **how)
         self.batch_first = batch_first

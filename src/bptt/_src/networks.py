@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bptt import GRU, LSTM, RNN, Recurrent
 from bptt._src.by_name import imported, is_dotted, loaded, one_line
 from bptt.cells import CELLS, Cell
+from bptt.cells.zoneout import rates_of
 from bptt.errors import ConfigError, spelled
 
 _RNN = "RNN_"  # Elman networks are one name with several nonlinearities
@@ -34,6 +36,26 @@ def check_cell(name: str) -> None:
             f"{spelled('cell')} must be one of {', '.join(NAMES)}, or your own as module.CELL, "
             f"got {name!r}"
         )
+
+
+def zoneout_of(
+    name: str, nonlinearity: str, zoneout: float | Sequence[float]
+) -> float | tuple[float, ...]:
+    """Return the rates of the tensors of a state, or one for all.
+
+    Those of a cell of the user's own are not checked here, for which it would be imported.
+
+    Raises:
+        ConfigError: a rate is below 0 or not below 1, or there are not as many as tensors.
+    """
+    if isinstance(zoneout, Sequence):
+        zoneout = zoneout[0] if len(zoneout) == 1 else tuple(zoneout)
+    if not is_own_cell(name):
+        try:
+            rates_of(spelled("cell", name), cell_of(name, nonlinearity), zoneout, projects=False)
+        except ValueError as e:
+            raise ConfigError(str(e)) from None
+    return zoneout
 
 
 def is_own_cell(name: str) -> bool:

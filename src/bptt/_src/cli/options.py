@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from types import GenericAlias
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
@@ -61,7 +62,8 @@ def _parameter(name: str) -> inspect.Parameter:
     if name in TOGETHER:
         with spell_options():
             help += f" ({TOGETHER[name].hint})"
-    several = hint == tuple[str, ...]
+    tuples = [k for k in (hint, *get_args(hint)) if get_origin(k) is tuple]
+    several = get_args(tuples[0])[0] if tuples else None
     option = typer.Option(
         *flags,
         help=help,
@@ -73,7 +75,7 @@ def _parameter(name: str) -> inspect.Parameter:
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=[] if several else None,
-        annotation=Annotated[list[str] if several else hint | None, option],
+        annotation=Annotated[GenericAlias(list, several) if several else hint | None, option],
     )
 
 

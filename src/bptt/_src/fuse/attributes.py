@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 _NUMBERS = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None))
 _DEPTH = 6
@@ -72,6 +73,7 @@ class Attributes:
             len(now) == len(self._seen)
             and all(map(operator.is_, now, self._seen))
             and not any(self._hooks)
+            and not _has_any_global_hook()
             and self._read_versions() == self._versions
         )
 
@@ -162,11 +164,13 @@ def _contents(cell: Any) -> tuple[Any, ...]:
         return ()
 
 
-def hook_of(module: nn.Module) -> str | None:
-    """Return the name of a module that has hooks, which a trace would not call; None if none has.
+def hooked(module: nn.Module) -> str | None:
+    """Return what has hooks, which a trace would not call; None if nothing has.
 
     Those by which torch.nn.utils computes a weight are traced as the cell's own code is.
     """
+    if _has_any_global_hook():
+        return "torch.nn.modules.module (for all modules)"
     for name, m in module.named_modules():
         for hooks in _HOOKS:
             for hook in getattr(m, hooks).values():

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import _disable_current_modes
 
 from bptt._src.engines.recording import are_recorded
 from bptt._src.exported import is_onnx_export
 from bptt._src.fuse.fusion import Fusion
 from bptt._src.fuse.operator import recorded
+from bptt._src.fuse.packed import run_packed
 from bptt._src.fuse.plans import FusionPlans, refusal
 from bptt._src.fuse.step import CellStep
 from bptt._src.fuse.tracing import Example
@@ -64,13 +66,15 @@ class Fused(nn.Module):
         """Run over the steps.
 
         Args:
-            inputs: [T, B, ...], or a pytree of such, in the form of the example's x_t.
+            inputs: [T, B, ...], or a pytree of such, in the form of the example's x_t; or a
+                PackedSequence, where that is a tensor.
             state: the initial state, in the form of the example's, each of its tensors
                 [B, units]; None for zeros.
             others: refused; credit, resets and the like are arguments of :func:`bptt.unroll`.
 
         Returns:
-            The outputs of all steps, [T, B, ...] or a pytree of such, and the final state.
+            The outputs of all steps, [T, B, ...] or a pytree of such, and the final state; of a
+            PackedSequence, outputs that are packed like it, and the states at the sequences' ends.
 
         Raises:
             TypeError: an argument belongs to :func:`bptt.unroll`.
@@ -83,6 +87,8 @@ class Fused(nn.Module):
                 f"bptt.fuse: {self._get_name()} takes inputs and a state, got {given}: write "
                 f"bptt.unroll(module, inputs, state, {given})"
             )
+        if isinstance(inputs, PackedSequence):
+            return run_packed(self.forward, inputs, state)
         found: tuple[Any, Any] | None = None
         if are_recorded() and torch._C._get_tracing_state() is None and not is_onnx_export():
             found = recorded(self, inputs, state)
@@ -107,6 +113,8 @@ class Fused(nn.Module):
                     f"bptt.fuse: expected a state for the {B} sequences of the inputs, each of "
                     f"its tensors [{B}, units], got {list(s.shape)}"
                 )
+        if T == 1 and not torch.is_grad_enabled():
+            return step.once(xs, step.state.filled(states) if state is None else state)
         plan, own = self._plans.find(xs, states)
         if not isinstance(plan, Fusion):
             state = step.state.filled(states) if state is None else state

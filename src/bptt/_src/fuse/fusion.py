@@ -16,7 +16,8 @@ from bptt._src.fuse.products import is_ours, product
 from bptt._src.fuse.recurrence import Recurrence
 from bptt._src.fuse.splitting import SplitStep, split
 from bptt._src.fuse.step import CellStep, Tree
-from bptt._src.fuse.tracing import Example, StepGraph, name_of, trace_step
+from bptt._src.fuse.tracing import Example, StepGraph, trace_step
+from bptt.errors import FuseError
 
 
 class ResultShapes(NamedTuple):
@@ -53,15 +54,25 @@ class Fusion:
     output: Tree
 
     @classmethod
-    def of(cls, step: CellStep, example: Example) -> Fusion:
+    def of(cls, step: CellStep, example: Example, like: Fusion | None = None) -> Fusion:
         """Make it.
 
+        Args:
+            step: the step of the cell.
+            example: of what it is given, in the dtype that is computed in.
+            like: one in another dtype, which has been checked.
+
         Raises:
-            bptt.errors.FuseError: something in the step cannot be fused.
+            bptt.errors.FuseError: something in the step cannot be fused, or it does something else
+                than in that dtype.
         """
-        graph = trace_step(step, example)
-        check_independence(graph, step, example)
-        dtype = example.state[0].dtype
+        graph, dtype = trace_step(step, example), example.state[0].dtype
+        if like is None:
+            check_independence(graph, example)
+        elif graph.operations() != like.graph.operations():
+            raise FuseError(
+                f"bptt.fuse: the step does something else in {dtype} than in {like.dtype}"
+            )
         parts = split(graph, dtype)
         widths = tuple(s.shape[1] for s in example.state)
         assert step.output is not None
@@ -97,10 +108,6 @@ class Fusion:
                     rows = "N" if has_rows(self.graph, n.meta["of"]) else len(left)
                     found.append((rows, right.shape[1]))
         return found
-
-    def operations(self) -> list[str]:
-        """Return the names of what the step does."""
-        return [name_of(n) for n in self.graph.graph.nodes if n.op == "call_function"]
 
     def run(
         self,

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from bptt._src.engines.backend import why_no_library
 from bptt._src.engines.guard import is_watched, only_by_autograd, recognise
-from bptt._src.fuse.attributes import Attributes, hook_of
+from bptt._src.fuse.attributes import Attributes, hooked
 from bptt._src.fuse.fusion import Fusion
 from bptt._src.fuse.preparing import prepare, refusal_of_tensors
 from bptt._src.fuse.step import CellStep
@@ -80,11 +80,11 @@ class FusionPlans:
         reason = refusal(every)
         if reason is not None:
             return reason, own
-        hooked = hook_of(step.module)
-        if hooked is not None:
+        with_hooks = hooked(step.module)
+        if with_hooks is not None:
             return (
-                f"{hooked} has hooks, which are called at each step only if the cell is: remove "
-                "them, or run bptt.Stepwise(cell)"
+                f"{with_hooks} has hooks, which are called at each step only if the cell is: "
+                "remove them, or run bptt.Stepwise(cell)"
             ), own
         key = (
             names,
@@ -131,5 +131,8 @@ def refusal(tensors: tuple[Tensor, ...] = ()) -> str | None:
     if reason is not None:
         return reason
     if torch.is_autocast_enabled("cpu"):
-        return "autocast is on, which a fused loop does not follow: fuse without it"
+        return (
+            "autocast is on, which a native loop does not follow: call it under "
+            "torch.autocast('cpu', enabled=False)"
+        )
     return refusal_of_tensors(tensors) if tensors else None

@@ -47,12 +47,7 @@ def prepare(
             ) from e
         if states[0].dtype == torch.float64:
             return checked
-        plan = Fusion.of(step, example)
-        if plan.operations() != checked.operations():
-            raise FuseError(
-                f"bptt.fuse: the step does something else in {states[0].dtype} than in float64"
-            )
-        return plan
+        return Fusion.of(step, example, like=checked)
 
 
 def refusal_of_tensors(tensors: tuple[Tensor, ...]) -> str | None:
@@ -64,6 +59,6 @@ def refusal_of_tensors(tensors: tuple[Tensor, ...]) -> str | None:
     if len(dtypes) != 1 or not dtypes <= set(_DTYPES):
         return (
             "inputs, state, parameters and buffers must all be float32, or all float64, got "
-            f"{', '.join(sorted(map(str, dtypes)))}"
+            f"{', '.join(sorted(map(str, dtypes)))}: convert them, as by .float()"
         )
     return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bptt._src.fuse.forms import form_of, take
 from bptt._src.layout import unwrapped
-from bptt._src.pytree import check_leaves, flatten, leaves_of
+from bptt._src.pytree import check_leaves, flatten, leaves_of, map_tensors
 from bptt._src.unroll.buffers import modules_in
 from bptt._src.unroll.calls import pair
 from bptt._src.unroll.stepwise import RETURNS_OF_CELL
@@ -110,6 +110,7 @@ class CellStep:
     """
 
     def __init__(self, cell: Any, x: Any, state: Any) -> None:
+        self.cell = cell
         self.module = cell if isinstance(cell, nn.Module) else _Calls(cell)
         self._gives_state = isinstance(unwrapped(cell), nn.RNNCellBase)
         check_leaves(x, "bptt.fuse", "x_t")
@@ -136,10 +137,7 @@ class CellStep:
         self, x: Sequence[Tensor], state: Sequence[Tensor], own: dict[str, Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         given = self.x.filled(x), self.state.filled(state)
-        found = torch.func.functional_call(self.module, own, given)
-        if self._gives_state:
-            found = (found[0] if isinstance(found, tuple) else found), found
-        output, after = pair(found, "bptt.fuse: the cell", RETURNS_OF_CELL)
+        output, after = self._pair(torch.func.functional_call(self.module, own, given))
         self.output = Tree(output)
         if Tree(after) != self.state:
             raise FuseError(
@@ -149,6 +147,29 @@ class CellStep:
         return [v for v in leaves_of(output) if isinstance(v, Tensor)], [
             v for v in leaves_of(after) if isinstance(v, Tensor)
         ]
+
+    def once(self, x: Sequence[Tensor], state: Any) -> tuple[Any, Any]:
+        """Run the cell itself, for one step.
+
+        Args:
+            x: the tensors of the inputs, [1, B, ...].
+            state: the state, of the form of the example's.
+
+        Returns:
+            The output, [1, B, ...] or a pytree of such, and the state after the step.
+        """
+        found = self.cell(self.x.filled([t[0] for t in x]), state)
+        output, after = self._pair(found)
+        return map_tensors(_as_steps, output), after
+
+    def _pair(self, found: Any) -> tuple[Any, Any]:
+        if self._gives_state:
+            return (found[0] if isinstance(found, tuple) else found), found
+        return pair(found, "bptt.fuse: the cell", RETURNS_OF_CELL)
+
+
+def _as_steps(output: Tensor) -> Tensor:
+    return torch.stack([output])  # not a view, as the state after the step is none of it
 
 
 def _form(tree: Any) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from bptt._src.engines.loops.step import changes, quietly
+from bptt._src.engines.loops.step import changes, graph_of, quietly
 from bptt._src.fuse.choosing import choose
 from bptt._src.fuse.separating import separate
 from bptt._src.fuse.simpler import Simpler
@@ -88,6 +88,14 @@ class StepGraph:
     outputs: list[fx.Node]
     after: list[fx.Node]
 
+    def operations(self) -> list[Any]:
+        """Return what is done to which results, but for numbers with fractions, and dtypes."""
+        return [
+            (name_of(n), *map(_of_any_dtype, leaves_of_args((n.args, n.kwargs))))
+            for n in self.graph.nodes
+            if n.op == "call_function"
+        ]
+
 
 def trace_step(step: CellStep, example: Example) -> StepGraph:
     """Trace a step.
@@ -131,8 +139,6 @@ def trace_step(step: CellStep, example: Example) -> StepGraph:
 
 
 def _traced(step: CellStep, example: Example) -> fx.GraphModule:
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     names = list(example.own)
 
     def run(x: list[Tensor], state: list[Tensor], own: list[Tensor]) -> Any:
@@ -150,10 +156,10 @@ def _traced(step: CellStep, example: Example) -> fx.GraphModule:
         run(*given())  # its own errors, before those of tracing
         try:
             with functions_as_nodes(), Simpler():
-                module = make_fx(run, tracing_mode="real")(*given())
+                module = graph_of(run, given())
             has_functions = any(is_function(n) for n in module.graph.nodes)
             if any(map(changes, module.graph.nodes)) and not has_functions:
-                module = make_fx(torch.func.functionalize(module))(*given())
+                module = graph_of(torch.func.functionalize(module), given())
                 _copy_as_sources(module.graph)
         except FuseError:
             raise
@@ -166,7 +172,7 @@ def _traced(step: CellStep, example: Example) -> fx.GraphModule:
         if separate(module.graph, states) or chooses:
             module.recompile()
             with functions_as_nodes():
-                module = make_fx(module, tracing_mode="real")(*given())
+                module = graph_of(module, given())
             module.graph.eliminate_dead_code()
     return module
 
@@ -313,6 +319,12 @@ def functions_as_nodes() -> Iterator[None]:
         yield
     finally:
         torch.autograd.Function.apply = original  # type: ignore[method-assign]
+
+
+def _of_any_dtype(given: Any) -> Any:
+    if isinstance(given, fx.Node):
+        return given.name
+    return given if isinstance(given, int | str) else type(given)
 
 
 def leaves_of_args(args: Any) -> Sequence[Any]:

@@ -10,7 +10,7 @@ from bptt._src.language_model.initialising import parse_init
 from bptt._src.language_model.requirements import TOGETHER
 from bptt._src.language_model.schedule import parse_schedule
 from bptt._src.language_model.values import check_value
-from bptt._src.networks import NAMES, NONLINEARITIES, check_cell
+from bptt._src.networks import NAMES, NONLINEARITIES, check_cell, zoneout_of
 from bptt._src.together import check_together
 from bptt.credit import Credit, is_own
 from bptt.credit import parse as parse_credit
@@ -111,8 +111,11 @@ class Config:
     dropout: float = _option(
         0.0, MODEL, "dropout of the embedding, between layers, and before the readout", least=0
     )
-    zoneout: float = _option(
-        0.0, MODEL, "probability that a unit keeps its state of the step before", least=0
+    zoneout: float | tuple[float, ...] = _option(
+        0.0,
+        MODEL,
+        "probability that a unit keeps its last state; given again: that of the next tensor of it",
+        least=0,
     )
 
     init: str | None = _option(
@@ -248,10 +251,11 @@ class Config:
         """Check each option, and those that depend on each other."""
         for f in fields(self):
             check_option(f.name, getattr(self, f.name))
-        for name in ("dropout", "zoneout", "valid_fraction"):
+        for name in ("dropout", "valid_fraction"):
             share = getattr(self, name)
             if not 0 <= share < 1:
                 raise ConfigError(f"{spelled(name)} must be at least 0 and below 1, got {share}")
+        object.__setattr__(self, "zoneout", zoneout_of(self.cell, self.nonlinearity, self.zoneout))
         object.__setattr__(self, "corpus", tuple(self.corpus))
         object.__setattr__(self, "valid", tuple(self.valid))
         self.check_together(f.name for f in fields(self) if getattr(self, f.name) != f.default)

@@ -25,6 +25,10 @@ def check_value(name: str, value: Any, hint: Any, *, least: Any, most: Any) -> N
         ConfigError: the value does not suit the option.
     """
     flag = spelled(name)
+    if tuple[float, ...] in get_args(hint):  # one number or several
+        for each in value if isinstance(value, tuple | list) else [value]:
+            check_value(name, each, float, least=least, most=most)
+        return
     if get_args(hint) and isinstance(get_args(hint)[0], str):  # Literal
         if not isinstance(value, str) or value not in get_args(hint):
             raise ConfigError(f"{flag} must be one of {', '.join(get_args(hint))}, got {value!r}")

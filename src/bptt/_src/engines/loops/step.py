@@ -65,8 +65,6 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
     Raises:
         Exception: whatever the step, or tracing it, raises.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx
-
     generator = torch.Generator().manual_seed(0)
 
     def some(width: int) -> Tensor:
@@ -104,10 +102,10 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
         _, outputs = step(*trial)
         given.append([some(t.shape[-1]) for t in outputs])
         table = _decompositions()
-        module = make_fx(joint, decomposition_table=table, tracing_mode="real")(*given)
+        module = graph_of(joint, given, table)
         if any(map(changes, module.graph.nodes)):  # in place, as autograd does it at times
-            module = make_fx(joint, tracing_mode="real")(*given)
-            module = make_fx(torch.func.functionalize(module), decomposition_table=table)(*given)
+            module = graph_of(joint, given)
+            module = graph_of(torch.func.functionalize(module), given, table)
     _simplify(module.graph)
     holders = iter([n for n in module.graph.nodes if n.op == "placeholder"])
     rows, states, vectors, weights, adds, d_states, d_outputs = (
@@ -123,6 +121,28 @@ def trace(step: Step, sizes: Sizes, dtype: torch.dtype) -> Traced:
         *(module.graph, module, rows, states, vectors, weights, adds),
         *(d_states, d_outputs, new, outs, of),
     )
+
+
+def graph_of(
+    function: Callable[..., Any], given: Sequence[Any], rules: dict[Any, Any] | None = None
+) -> fx.GraphModule:
+    """Write down what a function does, as a graph of torch's operations, by make_fx.
+
+    Args:
+        function: a function of tensors, or of lists of such.
+        given: what it is given.
+        rules: what to replace operations by.
+
+    Raises:
+        Exception: whatever the function, or make_fx, raises.
+    """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    # The mode of all the shapes in the graph; make_fx makes one for each, which takes far longer.
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return make_fx(function, decomposition_table=rules, tracing_mode="real")(*given)
 
 
 @contextmanager
@@ -170,11 +190,14 @@ hardswish_backward clamp_min clamp_max softshrink frac logaddexp xlogy square
 @lru_cache(maxsize=1)
 def _decompositions() -> dict[Any, Any]:
     """Return torch's rules that replace an operation by simpler ones; versions have others."""
-    from torch._decomp import core_aten_decompositions, get_decompositions
+    from torch import _decomp
 
     more = [getattr(torch.ops.aten, n) for n in _MORE.split() if hasattr(torch.ops.aten, n)]
-    table = dict(core_aten_decompositions().items())
-    table.update(get_decompositions(more))
+    # The same that core_aten_decompositions gives, but for what autograd has taken apart before
+    # anything is traced; that imports torch.export.
+    core = getattr(_decomp, "_core_aten_decompositions_post_autograd", None)
+    table = dict((core or _decomp.core_aten_decompositions)())
+    table.update(_decomp.get_decompositions(more))
     table.update(RULES)
     return table
 
