@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import bptt
 
 KINDS = pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
-TOKENS, HIDDEN, BATCH, STEPS, WINDOWS = 7, 8, 3, 5, 12
+TOKENS, HIDDEN, BATCH, STEPS, WINDOWS = 7, 8, 3, 5, 30
 
 
 def assert_both_learn_the_same(train, *given) -> None:
@@ -214,7 +214,7 @@ def averaged(convert, is_parameter):
     model, losses, states = convert(AwdLstm(is_parameter)), [], [None, None]
     optimizer = torch.optim.ASGD(model.parameters(), lr=1, lambd=0, t0=0, weight_decay=1e-6)
     torch.manual_seed(1)
-    for x, targets in 6 * windows():
+    for x, targets in 2 * windows():
         states = [s and tuple(t.detach() for t in s) for s in states]
         optimizer.zero_grad()
         decoded, states, raw, dropped = model(x, states)
@@ -246,3 +246,16 @@ def test_weights_are_dropped_and_averaged(is_parameter):
     with warnings.catch_warnings():  # torch's own, of weights that are not one chunk of memory
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
         assert_both_learn_the_same(averaged, is_parameter)
+
+
+def test_weights_put_among_the_parameters_are_used():
+    """As by fastai 1; torch.nn's own modules go on with the weights that they had."""
+    theirs, ours = (kind(3, 4).double() for kind in (nn.LSTM, bptt.LSTM))
+    ours.load_state_dict(theirs.state_dict())
+    raw = ours.weight_hh_l0.detach().clone().requires_grad_()
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    ours._parameters["weight_hh_l0"] = raw * 2
+    del theirs._parameters["weight_hh_l0"]
+    theirs.weight_hh_l0 = raw * 2
+    found, expected = (torch.autograd.grad(m(x)[0].sum(), raw)[0] for m in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from neuralforecast import NeuralForecast
-from neuralforecast.losses.pytorch import DistributionLoss
-from neuralforecast.models import GRU, LSTM, RNN, DeepAR
+from neuralforecast.models import GRU, LSTM, RNN
 
 import bptt
 
