@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 import torch._inductor.config
@@ -293,3 +296,21 @@ def test_a_cell_that_runs_in_plain_torch_is_told_of(learns):
         with pytest.warns(RuntimeWarning, match=r"ODD .*aten\.lgamma.* it runs in plain torch"):
             y, _ = compiled(x)
         torch.testing.assert_close(y, network(x)[0], rtol=0, atol=0)
+
+
+PLAIN = {"int", "bool", "str", "torch.dtype", "tuple[bool, ...]"}
+
+
+def test_what_the_compiler_calls_is_given_no_objects():
+    """Before torch 2.13 the compiler takes only such arguments for constants."""
+    found = {}
+    for path in Path(bptt.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            if "at_compile_time" in [ast.unparse(d) for d in node.decorator_list]:
+                for arg in filter(None, [*node.args.args, node.args.vararg]):
+                    kinds = set(ast.unparse(arg.annotation).split(" | "))
+                    found[f"{node.name}({arg.arg})"] = kinds
+    assert "_prepared(number)" in found
+    assert {name: kinds for name, kinds in found.items() if not kinds <= PLAIN} == {}

@@ -153,7 +153,7 @@ def test_an_attribute_that_changes_between_the_passes() -> None:
 def test_hooks_are_not_left_out() -> None:
     cell, module = fused("gru")
     x, seen = torch.randn(5, 3, I), []
-    key = _prepared(module, (), torch.float32, torch.float32)
+    key = _prepared(id(module), (), torch.float32, torch.float32)
     given = [x], [torch.zeros(3, H)], list(cell.parameters())
     torch.ops.bptt.fused(key, *given, False)
     cell.of_h.register_forward_hook(lambda *_: seen.append(1))
@@ -198,7 +198,7 @@ def test_other_sizes_dtypes_and_kernels() -> None:
             assert torch.equal(compiled(x)[0], module(x)[0])
     with pytest.raises(ValueError, match="for the 3 sequences"):
         compiled(x, torch.zeros(2, H))
-    key = _prepared(module, (), torch.float32, torch.float32)
+    key = _prepared(id(module), (), torch.float32, torch.float32)
     with pytest.raises(RuntimeError, match=r"inputs \[5, 3, ...\] and states \[3, ...\]"):
         torch.ops.bptt.fused(key, [x], [torch.zeros(2, H)], list(module.parameters()), True)
     module.double()
@@ -232,7 +232,7 @@ def test_torchs_checks_of_the_operator(name: str, keep: bool) -> None:
     for t in (*xs, *states):
         if t.is_floating_point():
             t.requires_grad_()
-    key = _prepared(module, (), *[t.dtype for t in (*xs, *states)])
+    key = _prepared(id(module), (), *[t.dtype for t in (*xs, *states)])
     given = (key, xs, states, step.own()[1], keep)
     torch.library.opcheck(torch.ops.bptt.fused.default, given, test_utils=CHECKS)
 

@@ -19,6 +19,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from bptt._src.uncompiled import at_compile_time
+
 _LOW = 2**32
 PLAIN = frozenset({Tensor, nn.Parameter})
 _Shapes = tuple[tuple[int, ...] | None, ...]
@@ -77,7 +79,13 @@ def is_exporting() -> bool:
     return bool(_is_in_export())
 
 
-_is_in_export = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6
+@at_compile_time  # where the compiler of torch 2.8 looks into a function, this is true for it
+def _is_in_export() -> bool:
+    return torch.compiler.is_exporting()
+
+
+if not hasattr(torch.compiler, "is_exporting"):  # torch 2.6
+    _is_in_export = torch.compiler.is_compiling
 _NOTHING = nullcontext()
 
 

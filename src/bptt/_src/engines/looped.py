@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +49,7 @@ def refuses_kind(cell: Cell, x: Tensor, w: Weights, warns: bool = True) -> str |
 
 
 @at_compile_time
-def _why_not(cell: int, warns: bool, *sizes: Any) -> str | None:
+def _why_not(cell: int, warns: bool, *sizes: int | bool | torch.dtype) -> str | None:
     reason = why_not(object_of(cell), *sizes)
     if reason is not None and warns:
         _warn(reason)

@@ -22,7 +22,7 @@ from bptt._src.engines.recording import name_of_step, step_of
 from bptt._src.fuse import tape
 from bptt._src.fuse.forms import built
 from bptt._src.fuse.fusion import Fusion
-from bptt._src.uncompiled import at_compile_time
+from bptt._src.uncompiled import at_compile_time, object_of
 
 _OPERANDS = "str step, Tensor[] xs, Tensor[] states, Tensor[] own"
 _FORWARD = f"({_OPERANDS}, bool keep) -> Tensor[]"
@@ -207,14 +207,15 @@ _fused.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
 @at_compile_time
-def _prepared(module: Any, training: tuple[bool, ...], *dtypes: torch.dtype) -> str:
+def _prepared(number: int, training: tuple[bool, ...], *dtypes: torch.dtype) -> str:
     """Return the name of a module as it is now; empty if it does not run natively.
 
     Args:
-        module: the fused module.
+        number: the ``id`` of the fused module.
         training: which of the cell's modules are in training mode, for the compiler to see it.
         dtypes: of the inputs and the states.
     """
+    module: Any = object_of(number)
     plan = module._plan_of_example(dtypes)
     if not isinstance(plan, Fusion) or plan.layout.form is None:
         return ""
@@ -251,7 +252,7 @@ def recorded(module: Any, inputs: Any, state: Any) -> tuple[Any, Any] | None:
         return None
     _, own = step.own()
     dtypes = [t.dtype for t in (*xs, *states)]
-    name = _prepared(module, step.is_training(), *dtypes)
+    name = _prepared(id(module), step.is_training(), *dtypes)
     if not name:
         return None
     wanted = any(t.requires_grad for t in (*xs, *states, *own))
