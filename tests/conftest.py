@@ -1,16 +1,26 @@
 """What holds for every test.
 
 Shape annotations are checked because pyproject.toml's ``--jaxtyping-packages`` says so:
-``test_shapes_checked.py`` fails if that is lost.
+``test_shapes_checked.py`` fails if that is lost. Of very many calls, ``sampled.py`` checks some.
 """
 
+import gc
 import os
 import signal
 from collections import Counter
 
 import hypothesis
+import jaxtyping
 import pytest
 import torch
+from sampled import CALLS
+
+# Before bptt is imported, the functions of which are given their checks as it is.
+jaxtyping.jaxtyped = CALLS.sampled(jaxtyping.jaxtyped)
+
+# Nothing of what is imported and collected is ever garbage: to look through it takes the collector
+# a second each time, and there are tests that call it.
+gc.disable()
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -41,6 +51,11 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_report_header(config):
     if config.getoption("jaxtyping_packages"):
         return "tests/integrations are run by `make test-integrations`"
@@ -51,6 +66,7 @@ def pytest_report_header(config):
 def _same_randomness_for_every_test():
     """A test's numbers do not depend on which tests ran before it."""
     torch.manual_seed(0)
+    CALLS.begin()
 
 
 @pytest.fixture
