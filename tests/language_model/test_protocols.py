@@ -95,7 +95,7 @@ def test_the_radius_is_of_cells_with_one_matrix(cell):
     Config(cell=cell, radius=0.7)
     W = initialise(make_network(cell, 3, 20), None, 0.7).weight_hh_l0.detach()
     assert float(torch.linalg.eigvals(W).abs().max()) == pytest.approx(0.7, rel=1e-4)
-    with pytest.raises(ConfigError, match="radius=0.7 is for cell='rnn' or cell='rate', got"):
+    with pytest.raises(ConfigError, match=r"radius=0\.7 is for cell='rnn' or cell='rate', got"):
         Config(cell="gru", radius=0.7)
 
 
