@@ -22,9 +22,15 @@ KERNELS := CMakeLists.txt $(wildcard src/bptt/_src/engines/csrc/* src/bptt/_src/
 # Fails where they are not native; the reason is in what it prints.
 ARE_NATIVE := from bptt import kernels; print("set-up:", b := kernels.backend()); exit(b.name != "native")
 
+# The target's own environment, and pytest without checks of annotations.
+WITH_LIBRARIES = $(VENV)/$(@:test-%=%)/bin/python -m pytest -o filterwarnings=default \
+	-o "addopts=--strict-markers --import-mode=importlib"
+LIBRARIES_integrations := --constraint constraints.txt --group integrations
+LIBRARIES_forecasting := --requirement benchmarks/audits/forecasting.txt
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup kernels demo test test-long test-integrations check lint types docs format clean
+.PHONY: help setup kernels demo test test-long test-integrations test-forecasting check lint types docs format clean
 
 help: ## this list
 	@echo "usage: make TARGET"
@@ -46,8 +52,10 @@ test-long: $(VENV)/ready-test ## kills, damaged files, bad options and random ca
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS) tests
 
 test-integrations: $(VENV)/integrations/ready ## bptt in Lightning, ignite, torchrl and other libraries
-	$(VENV)/integrations/bin/python -m pytest -o "addopts=--strict-markers --import-mode=importlib" \
-	    -o filterwarnings=default tests/integrations
+	$(WITH_LIBRARIES) tests/integrations
+
+test-forecasting: $(VENV)/forecasting/ready ## bptt in darts and neuralforecast, an install of 1.1 GB
+	$(WITH_LIBRARIES) tests/forecasting
 
 check: lint types docs ## lint, format, types and the documentation
 
@@ -103,14 +111,14 @@ $(VENV)/ready-test: $(VENV)/ready | $(VENV)/kernels
 	@$(INSTALL) $(PIP_ARGS) --group test
 	@touch $@
 
-# Those libraries bring many packages: they get an environment that sees the packages of .venv.
-$(VENV)/integrations/ready: $(VENV)/ready-test
-	@echo "set-up: installing the libraries that take modules into $(VENV)/integrations"
-	@$(BIN)/python -m venv --without-pip $(VENV)/integrations
+# Those libraries bring many packages: they get environments that see the packages of .venv.
+$(VENV)/integrations/ready $(VENV)/forecasting/ready: $(VENV)/%/ready: $(VENV)/ready-test
+	@echo "set-up: installing the libraries that take modules into $(VENV)/$*"
+	@$(BIN)/python -m venv --without-pip $(VENV)/$*
 	@$(BIN)/python -c 'import pathlib, sysconfig as s; \
-	    here = s.get_path("purelib"); inner = s.get_path("purelib", vars={"base": "$(abspath $(VENV))/integrations"}); \
+	    here = s.get_path("purelib"); inner = s.get_path("purelib", vars={"base": "$(abspath $(VENV))/$*"}); \
 	    pathlib.Path(inner, "outer.pth").write_text(f"import site; site.addsitedir({here!r})\n")'
-	@$(PIP) --python $(VENV)/integrations install -qq --constraint constraints.txt $(PIP_ARGS) --group integrations
+	@$(PIP) --python $(VENV)/$* install -qq $(PIP_ARGS) $(LIBRARIES_$*)
 	@touch $@
 
 $(VENV)/ready-check: $(VENV)/ready-test

@@ -41,12 +41,12 @@ for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.S
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Two folders are run without checks of annotations, which these options switch on.
+    """Three folders are run without checks of annotations, which these options switch on.
 
-    ``test_recorded.py`` runs the one in processes of their own, ``make test-integrations`` the
-    other, with the libraries that it needs.
+    ``test_recorded.py`` runs the first in processes of their own, ``make test-integrations`` and
+    ``make test-forecasting`` the others, with the libraries that they need.
     """
-    if collection_path.name in ("recorded", "integrations"):
+    if collection_path.name in ("recorded", "integrations", "forecasting"):
         return bool(config.getoption("jaxtyping_packages")) or None
     return None
 
@@ -58,7 +58,7 @@ def pytest_collection_finish():
 
 def pytest_report_header(config):
     if config.getoption("jaxtyping_packages"):
-        return "tests/integrations are run by `make test-integrations`"
+        return "tests/NAME, integrations and forecasting, is run by `make test-NAME`"
     return None
 
 

@@ -130,21 +130,24 @@ def test_it_is_the_engine_of_ones_own_cells(cell):
     assert engine_for(Call(cell, *given, w, Steps((1, 1)))) is looped
 
 
-@pytest.mark.parametrize("cell", OWN, ids=lambda c: c.name)
+OPTIONS = [
+    {},
+    {"lengths": torch.tensor([2, 5, 1, 5])},
+    {"resets": torch.rand(5, 4, generator=torch.Generator().manual_seed(1)) < 0.3},
+    {"credit": "truncated:2"},
+    {"credit": "truncated:every=1,reach=3"},
+    {"credit": "truncated:every=1,reach=3", "lengths": torch.tensor([2, 5, 1, 5])},
+]
+SIZES = [(3, 5), (1, 1), (2, 37)]
+# Every cell with all options and all sizes, and over three cells, with each pair of them.
+CASES = [(c, o, SIZES[(n + m) % 3]) for n, c in enumerate(OWN) for m, o in enumerate(OPTIONS)]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"lengths": torch.tensor([2, 5, 1, 5])},
-        {"resets": torch.rand(5, 4, generator=torch.Generator().manual_seed(1)) < 0.3},
-        {"credit": "truncated:2"},
-        {"credit": "truncated:every=1,reach=3"},
-        {"credit": "truncated:every=1,reach=3", "lengths": torch.tensor([2, 5, 1, 5])},
-    ],
-    ids=str,
+    ("cell", "options", "sizes"), CASES, ids=lambda v: v.name if isinstance(v, Cell) else str(v)
 )
-@pytest.mark.parametrize(("inputs", "hidden"), [(3, 5), (1, 1), (2, 37)])
-def test_as_the_twin(cell, options, inputs, hidden):
+def test_as_the_twin(cell, options, sizes):
+    inputs, hidden = sizes
     both = "reach" not in options.get("credit", "")
     net = network(cell, inputs, hidden, num_layers=2, bidirectional=both).double()
     x = torch.randn(5, 4, inputs, dtype=torch.float64)

@@ -57,7 +57,7 @@ def assert_same(ours, theirs, tolerance=1e-10):
 
 
 @EACH_CELL
-@settings(max_examples=40)
+@settings(max_examples=12)  # of each cell, with each kind of kernels
 @given(
     lengths=lengths(),
     inputs=st.integers(1, 5),
@@ -119,7 +119,7 @@ def test_carry_weighs_the_credit_terms_by_its_products(cell):
 
 @EACH_CELL
 @pytest.mark.parametrize("reverse", [False, True])
-def test_gradcheck_and_gradgradcheck(cell, reverse):
+def test_gradcheck_and_gradgradcheck(cell, reverse, path):
     if cell.name in SPIKING:
         return  # tests/cells/test_lif.py compares it with what its surrogate means
     if cell.name == "RNN_RELU":
@@ -139,7 +139,8 @@ def test_gradcheck_and_gradgradcheck(cell, reverse):
 
     tensors = (x, *s, *(p for p in w if p is not None))
     assert torch.autograd.gradcheck(run, tensors, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(run, tensors)
+    if path.isa in (None, "portable"):  # which goes through the cells, whatever the vectors
+        assert torch.autograd.gradgradcheck(run, tensors)
 
 
 def test_gradcheck_with_a_projection():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import pytest
@@ -34,9 +35,15 @@ def launched(size, directory, *arguments):
     return [torch.load(directory / f"{arguments[0]}-{size}-{rank}.pt") for rank in range(size)]
 
 
+@pytest.fixture(scope="module")
+def trained(directory):
+    """What every process of so many found; they are started once."""
+    return functools.cache(lambda size: launched(size, directory, "train", "all"))
+
+
 @pytest.fixture(scope="module", params=SIZES)
-def several(request, directory):
-    return request.param, launched(request.param, directory, "train", "all")
+def several(request, trained):
+    return request.param, trained(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +97,10 @@ NAMES = ("lstm, streams", "earlier steps run again", "adam", "two layers, dropou
 
 
 @pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 3), (3, 1)])
-def test_another_number_of_processes_goes_on(first, then, directory, alone):
+def test_another_number_of_processes_goes_on(first, then, directory, alone, trained):
     """A checkpoint does not know how many processes wrote it, and how many will read it."""
     if first > 1:
-        for name in NAMES:
-            shutil.rmtree(directory / f"{name} {first}", ignore_errors=True)
-        launched(first, directory, "train", *NAMES)
+        trained(first)
     whole = {}
     for name in NAMES:
         alone(name)

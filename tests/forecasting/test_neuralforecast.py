@@ -57,5 +57,6 @@ def test_losses_forecasts_and_files_are_those_of_torch(name, tmp_path):
     ours.save(str(tmp_path), overwrite=True, save_dataset=True)
     again = NeuralForecast.load(str(tmp_path))
     np.testing.assert_allclose(again.predict()[column].to_numpy(), ahead, rtol=1e-4, atol=1e-5)
+    assert not isinstance(again.models[0].hist_encoder, bptt.RNN | bptt.GRU | bptt.LSTM)
     bptt.convert(again.models[0])
     np.testing.assert_array_equal(again.predict()[column].to_numpy(), ahead)

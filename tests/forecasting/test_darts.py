@@ -51,4 +51,5 @@ def test_losses_forecasts_and_files_are_those_of_torch(kind, cell, tmp_path):
     np.testing.assert_allclose(ahead, theirs.predict(7).values(), rtol=1e-3, atol=1e-4)
     ours.save(str(tmp_path / "model.pt"))
     again = kind.load(str(tmp_path / "model.pt"), trusted=True)  # for the callback above
+    assert not isinstance(again.model.rnn, bptt.RNN | bptt.GRU | bptt.LSTM)
     np.testing.assert_allclose(again.predict(7).values(), ahead, rtol=1e-4, atol=1e-5)
