@@ -550,6 +550,12 @@ def _(kind):
     return [sum(len(a.lines) + len(a.images) for a in f.axes) for f in (one, two)]
 
 
+@case("GradientFlow.to_text", "others")
+def _(kind):
+    flow, other = a_flow(kind), bptt.gradient_flow(KINDS[kind](), X, name="another")
+    return flow.to_text(), flow.to_text(other)
+
+
 # ------------------------------------------------------------------------------------- the hunt
 
 
