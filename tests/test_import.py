@@ -41,6 +41,13 @@ def test_the_core_loads_nothing_but_torch_and_numpy():
     assert not HEAVY & {*found}
 
 
+def test_a_network_does_without_the_tools_that_look_at_it():
+    found = python("import sys, bptt\nbptt.LSTM\nprint(*sys.modules)").split()
+    parts = {name.split(".")[2] for name in found if name.startswith("bptt._src.")}
+    assert "recurrent" in {*parts}
+    assert not parts & {"audit", "explain", "flow", "fuse", "module_check", "language_model"}
+
+
 def test_the_reference_describes_what_is_public_and_nothing_else():
     pages = (Path(__file__).parents[1] / "docs/reference").glob("*.md")
     described = {n for page in pages for n in re.findall(r"^::: (\S+)", page.read_text(), re.M)}

@@ -1,22 +1,16 @@
-"""The core: the names of ``bptt.__all__``, and where each is defined."""
+"""The core: the names of ``bptt.__all__``, and where each is defined.
+
+Networks, credit and memory are loaded with it; the tools that look at a network are when they are
+asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from bptt import init, losses, memory
-from bptt._src.audit.audit import assert_credit, audit
-from bptt._src.audit.report import Audit
 from bptt._src.convert import convert
-from bptt._src.credit.error import estimator_error
 from bptt._src.engines.scan import scan
-from bptt._src.explain.explain import explain_gradient
-from bptt._src.explain.explanation import Explanation
-from bptt._src.explain.solving import WeightFit
-from bptt._src.flow.flow import GradientFlow
-from bptt._src.flow.gradient_flow import gradient_flow
-from bptt._src.flow.lyapunov import lyapunov_exponents
-from bptt._src.flow.meter import FlowMeter
-from bptt._src.flow.penalty import vanishing_penalty
-from bptt._src.fuse.fused import Fused, fuse
 from bptt._src.lru import LRU
-from bptt._src.module_check.check_module import check_module
 from bptt._src.recurrent import GRU, LSTM, RNN, Recurrent
 from bptt._src.safe_globals import register
 from bptt._src.unroll.stepwise import Stepwise
@@ -25,6 +19,47 @@ from bptt._src.unroll.unroll import unroll
 from bptt.cells import Cell
 from bptt.credit import Adaptive, Credit, Full, Online, Plan, Randomized, Truncated
 from bptt.memory import Recompute, Store
+
+if TYPE_CHECKING:
+    from bptt._src.audit.audit import assert_credit, audit
+    from bptt._src.audit.report import Audit
+    from bptt._src.credit.error import estimator_error
+    from bptt._src.explain.explain import explain_gradient
+    from bptt._src.explain.explanation import Explanation
+    from bptt._src.explain.solving import WeightFit
+    from bptt._src.flow.flow import GradientFlow
+    from bptt._src.flow.gradient_flow import gradient_flow
+    from bptt._src.flow.lyapunov import lyapunov_exponents
+    from bptt._src.flow.meter import FlowMeter
+    from bptt._src.flow.penalty import vanishing_penalty
+    from bptt._src.fuse.fused import Fused, fuse
+    from bptt._src.module_check.check_module import check_module
+else:
+    _WHEN_ASKED_FOR = {
+        "Audit": "audit.report",
+        "Explanation": "explain.explanation",
+        "FlowMeter": "flow.meter",
+        "Fused": "fuse.fused",
+        "GradientFlow": "flow.flow",
+        "WeightFit": "explain.solving",
+        "assert_credit": "audit.audit",
+        "audit": "audit.audit",
+        "check_module": "module_check.check_module",
+        "estimator_error": "credit.error",
+        "explain_gradient": "explain.explain",
+        "fuse": "fuse.fused",
+        "gradient_flow": "flow.gradient_flow",
+        "lyapunov_exponents": "flow.lyapunov",
+        "vanishing_penalty": "flow.penalty",
+    }
+
+    def __getattr__(name: str) -> Any:
+        if name not in _WHEN_ASKED_FOR:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"bptt._src.{_WHEN_ASKED_FOR[name]}"), name)
+        globals()[name] = found
+        return found
+
 
 register()
 
