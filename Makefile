@@ -10,6 +10,9 @@ PIP_ARGS ?=
 # Passed to pytest; `make PYTEST_ARGS="tests/engines -x" test` runs one file in one process.
 PYTEST_ARGS ?= -n auto
 
+# The tests start hundreds of processes: each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 # The first pip that knows dependency groups and build constraints both is 25.3.
