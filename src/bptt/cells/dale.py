@@ -76,8 +76,8 @@ def dales_law(
         TypeError: it has no recurrent weights.
         ValueError: the share is not between 0 and 1, or the module has a projection, or obeys the
             law already; or ``radius`` is not a finite number above 0, is given for a cell of
-            several gates, whose blocks of weights have no eigenvalues in common, or for weights that have
-            no eigenvalue but 0. Then the module is unchanged.
+            several gates, whose blocks of weights have no eigenvalues in common, or for weights
+            that have no eigenvalue but 0. Then the module is unchanged.
 
     >>> import torch, bptt
     >>> rates = bptt.cells.dales_law(bptt.Recurrent(bptt.cells.RATE, 3, 10))

@@ -121,7 +121,8 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
     if found.faded is not None and found.faded <= WITHIN * last:
         return "vanishing", (
             f"The gradient vanishes: from {found.faded} steps back on, which is in the first half "
-            f"of the {last} followed, it is less than {_percent(FADED)} of what it is one step back."
+            f"of the {last} followed, it is less than {_percent(FADED)} of what it is one step "
+            "back."
         )
     if found.faded is not None and last < ENOUGH_LAGS:
         return "undetermined", (
