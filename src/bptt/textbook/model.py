@@ -24,8 +24,7 @@ class Model:
             are k + 1 cells. None, like anything from T - 1 on, is the full gradient.
         seed: of the initial weights, uniform in ±1/√n for n incoming connections.
         activation: the nonlinearity φ of the hidden units.
-        clip: the largest norm of the gradient, dU, dW and dV together; a larger one is scaled down
-            to it.
+        clip: the norm of dU, dW and dV together to which a larger gradient is scaled down.
 
     Attributes:
         U: the input weights, of shape [H, C].
@@ -154,9 +153,7 @@ class Model:
         dU, dW, dV = self.bptt(x, y)
         norm = np.linalg.norm([np.linalg.norm(d) for d in (dU, dW, dV)])
         if not np.isfinite(norm):
-            raise FloatingPointError(
-                f"the norm of the gradient is {norm}: set clip, or lower {learning_rate=}"
-            )
+            raise FloatingPointError(f"the gradient is {norm}: clip, or lower {learning_rate=}")
         if norm > self.clip:
             learning_rate *= self.clip / norm
         self.U -= learning_rate * dU
