@@ -213,7 +213,7 @@ def test_equations_whose_gradients_would_be_wrong(equations, states, match):
 )
 def test_a_mean_of_equal_states_that_is_another_one(mean):
     cell = dataclasses.replace(bptt.cells.make_rate(phi=torch.tanh), mean=mean)
-    with pytest.raises(ValueError, match=r"the mean of RATE .* the 2 tensors that are tied"):
+    with pytest.raises(ValueError, match=r"the mean of RATE .* the 2 tied tensors"):
         bptt.Recurrent(cell, 3, 3)
 
 
@@ -314,7 +314,7 @@ def test_equations_that_read_h_in_any_way_know_no_projection(equations):
         ({"leak": Leak()}, "leak names vector 0 of weight_units, and the cell has units=0"),
         ({"leak": Leak(weights=2), "units": 2}, "leak names vector 2 "),
         ({"leak": Leak(alpha=0.0)}, "above 0 and at most 1, got Leak"),
-        ({"mean": lambda before, after, p: before}, "mean is of the tensors that are tied"),
+        ({"mean": lambda before, after, p: before}, "mean averages the tensors that are tied"),
     ],
 )
 def test_what_a_cell_declares_fits_it(declared, match):

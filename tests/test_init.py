@@ -235,7 +235,7 @@ def test_spectral_radius(n, radius):
         (
             init.orthogonal_,
             dales_law(bptt.Recurrent(RATE, 2, 3)),
-            "weight_hh_l0 obeys Dale's law, .*bptt.cells.dales_law the spectral radius .*radius=",
+            "weight_hh_l0 obeys Dale's law, .*spectral radius, give bptt.cells.dales_law radius=",
         ),
         (init.forget_bias_, nn.RNNCell(2, 2), "for GRU, LSTM, .*, got RNNCell"),
         (

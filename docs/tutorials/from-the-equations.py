@@ -234,7 +234,7 @@ assert lost(usual, 9) < 0.01 < 0.3 < lost(orthogonal, 9)
 
 # %% [markdown]
 # Truncation to ten steps costs the usual network nothing, because this $W$ lets nothing through
-# anyway. That is no comfort, but the next problem.
+# anyway. That is no comfort; it is the next problem.
 #
 # ## Vanishing gradients
 #

@@ -42,8 +42,8 @@ def orthogonal_(module: M, gain: float = 1.0, *, generator: torch.Generator | No
 
     Raises:
         TypeError: there is no recurrent layer in the module, or one without a recurrent matrix, or
-            its weights are parametrized: under Dale's law nothing of an orthogonal matrix is left
-            but magnitudes.
+            its weights are parametrized: of an orthogonal matrix, Dale's law would keep only the
+            magnitudes.
         ConfigError: the gain is not a finite number.
 
     >>> import torch, bptt
@@ -257,10 +257,10 @@ def spectral_radius_(module: M, radius: float = 1.0) -> M:
     """Scale the recurrent weights so that their largest eigenvalue has this absolute value.
 
     The radius is what W_hh to the k-th power grows or shrinks by in a step, in the long run; it
-    is what reservoir computing sets: H. Jaeger, GMD report 148 (2001). The layers of an RNN or of
-    a rate network only, where an eigenvalue λ of W_hh is one of 1 - α + α λ of the step while φ'
-    is 1: the eigenvalues of one gate's block say nothing about the state's. Under Dale's law give
-    :func:`bptt.cells.dales_law` the ``radius``.
+    is what reservoir computing sets: H. Jaeger, GMD report 148 (2001). It is for the layers
+    of an RNN or a rate network only: the eigenvalues of one gate's block say nothing about the
+    state's. In a rate network with φ' = 1, an eigenvalue λ of W_hh becomes 1 - α + α λ for a step.
+    Under Dale's law give :func:`bptt.cells.dales_law` the ``radius``.
 
     Args:
         module: a :class:`bptt.RNN` or :class:`torch.nn.RNN`, a :class:`bptt.Recurrent` of

@@ -260,15 +260,16 @@ def test_ratios_are_written_and_where_there_are_none_the_reason():
     assert (speed.state, kernels.costs[-18:]) == ("ok", "measured just now.")
     assert "RNN 1 ms (torch.nn 12×)" in speed.says
     why = {
-        "the machine is busy (load 3.25): no ratio": {"load": 3.25},
-        "the machine is too busy, or slow: 10 seconds were not enough for a training step of each "
-        "layer: no ratio": {"late": 10.0},
+        "the machine is busy (load 3.25), so nothing was timed": {"load": 3.25},
+        "the machine is too busy or too slow: 10 seconds were not enough to time each layer": {
+            "late": 10.0
+        },
     }
     for says, untimed in why.items():
         busy, kernels = looked(untimed)
         assert (busy.state, busy.says) == ("note", says)
         assert "idle" in busy.remedy
-        assert kernels.costs.endswith(f"takes longer; how much is not known: {says}.")
+        assert kernels.costs.endswith(f"takes longer; how much longer is not known: {says}.")
 
 
 def test_a_busy_machine_is_not_timed(monkeypatch):
@@ -276,7 +277,7 @@ def test_a_busy_machine_is_not_timed(monkeypatch):
     assert "ratios" in tried_with(monkeypatch, after=at_most)["speed"].figures
     never = "trial.milliseconds = None"
     found = tried_with(monkeypatch, after=f"{at_most} + 0.5; {never}")["speed"]
-    assert re.fullmatch(r"the machine is busy \(load [\d.]+\): no ratio", found.says)
+    assert re.fullmatch(r"the machine is busy \(load [\d.]+\), so nothing was timed", found.says)
 
 
 def test_steps_that_take_too_long_are_not_waited_for(monkeypatch):

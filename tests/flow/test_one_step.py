@@ -110,7 +110,7 @@ def test_a_meter_takes_it_too():
     ("loss_fn", "times", "said"),
     [
         (lambda y: y.sum(), None, r"one number, which .* of 12 steps, 0 to 11; return a loss for "),
-        (lambda y: y.sum(), [-1], r"12 steps, 0 to 11; .*\[T\] or \[T, B\], \(12,\) or \(12, 3\)"),
+        (lambda y: y.sum(), [-1], r"12 steps, 0 to 11; .*\[T, B\], here \(12,\) or \(12, 3\)"),
         (lambda y: y[-2:].sum(), None, r"2 steps, 10 to 11; .*as of outputs\[-1\]"),
         (lambda y: y.sum((0, 2)), None, r"returned \(3,\), which depends on .* of 12 steps"),
         (lambda y: y[-1].sum(), [0, 11], r"of step 11, and times=\[0, 11\] asks for others"),

@@ -48,7 +48,7 @@ def test_the_thresholds():
 
 def test_the_words_have_the_figures():
     assert judge(flow_of(lambda t, k, b: 0.5**k)).words == (
-        "The gradient vanishes: from 8 steps back on, in the first half of the 29 that were "
+        "The gradient vanishes: from 8 steps back on, which is in the first half of the 29 "
         "followed, it is less than 1 % of what it is one step back."
     )
     assert "29 steps back it is 2.68e+08 times" in judge(flow_of(lambda t, k, b: 2.0**k)).words

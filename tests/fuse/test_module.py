@@ -118,7 +118,7 @@ def test_dtypes_that_the_cell_cannot_take_together_are_one_error_and_no_warning(
     _cell, module = gru()
     said = (
         "bptt.fuse: FusedGru got inputs of torch.float64, a state of torch.float64, parameters "
-        "of torch.float32: convert some of them, as inputs.to(dtype) or module.to(dtype)"
+        "of torch.float32: convert them to one dtype, with inputs.to(dtype) or module.to(dtype)"
     )
     for kernels in ("auto", "twin"):
         with bptt.kernels.use(kernels), warnings.catch_warnings():

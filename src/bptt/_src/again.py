@@ -30,7 +30,7 @@ MOST_ROWS = 2048
 """Steps times sequences of a call that is remembered; larger ones would gain nothing."""
 
 MOST_ROWS_OF_AUTOCAST = 16
-"""The same under autocast, which rounds nothing but the results of so few (``FEW`` in matrix.h)."""
+"""The same under autocast: with so few rows it rounds only the results (``FEW`` in matrix.h)."""
 
 MOST_CALLS = 8
 """Kinds of calls that are remembered of one module."""
@@ -138,7 +138,7 @@ def _kind(
 
 
 def _in_float32(input: Tensor, state: State, autocast: torch.dtype) -> tuple[Tensor, State]:
-    """Return an input and a state, which autocast may have rounded, as they are computed with."""
+    """Return input and state in float32, as the kernels read them, if autocast rounded them."""
     x = input.float() if input.dtype is autocast else input
     return x, tuple([s.float() if s.dtype is autocast else s for s in state])
 

@@ -53,7 +53,7 @@ class _Function(NamedTuple):
     sets: tuple[str, ...]
     """How the names of the parameters that it sets begin."""
     declared: str = ""
-    """What of a user's own cell makes it suit."""
+    """The fields by which a user's own cell declares that it suits."""
 
 
 def _has_a_matrix(cell: Cell) -> bool:
@@ -129,7 +129,7 @@ def _whom(function: str) -> str:
     """Name the cells that a function is for."""
     suits, _, declared = FUNCTIONS[function]
     kinds = ", ".join(dict.fromkeys(cell.kind for cell in CELLS if suits(cell)))
-    return f"{kinds} (a Cell of your own says it by {declared})" if declared else kinds
+    return f"{kinds} (a Cell of your own declares it by {declared})" if declared else kinds
 
 
 def _words(module: nn.Module, cell: Cell) -> str:
@@ -139,7 +139,7 @@ def _words(module: nn.Module, cell: Cell) -> str:
 
 
 def _instead(cell: Cell, function: str, suitable: list[str]) -> str:
-    """Say what there is for a cell: nothing that would be refused as well."""
+    """Say what to use for a cell; never a function that would refuse it, too."""
     leak = cell.leak
     if leak is not None and leak.alpha is not None and function in ("chrono_", "forget_bias_"):
         return f", whose leak is fixed, 1/alpha = {1 / leak.alpha:.3g} steps: {leak.longer}"
@@ -157,8 +157,8 @@ def _check_settable(module: nn.Module, function: str) -> None:
         return
     if obeys_dales_law(module):
         raise TypeError(
-            f"bptt.init.{function}: {name} obeys Dale's law, which would keep nothing of it but "
-            "magnitudes: give bptt.cells.dales_law the spectral radius to begin with, radius="
+            f"bptt.init.{function}: {name} obeys Dale's law, which would keep only magnitudes: "
+            "to set the initial spectral radius, give bptt.cells.dales_law radius="
         )
     raise TypeError(
         f"bptt.init.{function}: {name} of {type(module).__name__} is parametrized "

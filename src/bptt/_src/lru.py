@@ -41,7 +41,7 @@ class LRU(nn.Module):
     variances 1/H, for each part, and 1/I.
 
     Raises:
-        ValueError: a size is not positive, or ``zoneout`` is none from 0 to below 1.
+        ValueError: a size is not positive, or ``zoneout`` is below 0 or not below 1.
         ConfigError: the ring's radii or ``max_phase`` are out of range, as in
             :func:`bptt.init.ring_`.
 

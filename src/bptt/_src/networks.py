@@ -41,9 +41,9 @@ def check_cell(name: str) -> None:
 def zoneout_of(
     name: str, nonlinearity: str, zoneout: float | Sequence[float]
 ) -> float | tuple[float, ...]:
-    """Return the rates of the tensors of a state, or one for all.
+    """Return the zoneout rates of the tensors of a state, or one for all.
 
-    Those of a cell of the user's own are not checked here, for which it would be imported.
+    For a cell of the user's own they are not checked here, as that would import it.
 
     Raises:
         ConfigError: a rate is below 0 or not below 1, or there are not as many as tensors.

@@ -54,10 +54,10 @@ class Leak(NamedTuple):
     weights: int = 0
     """The vector of ``weight_units`` that holds w, where ``alpha`` is None."""
     longer: str = "a smaller alpha reaches further"
-    """What reaches further than a fixed ``alpha``, in words, for messages and advice."""
+    """How to reach further than with this fixed ``alpha``, in words, for messages and advice."""
     is_average: bool = True
-    """Whether what comes in is taken α times, x_t = (1 - α) x_{t-1} + α (...), so that a recurrent
-    weight of 1 keeps what the leak forgets."""
+    """Whether what comes in is multiplied by α, x_t = (1 - α) x_{t-1} + α (...), so that a
+    recurrent weight of 1 keeps what the leak forgets."""
 
     def of(self, w: Weights) -> Tensor:
         """Return α of each unit of a layer, [H] float64, or [1] where it is the same for all."""
@@ -80,8 +80,8 @@ class Cell:
     needs none of this.
 
     Raises:
-        ValueError: a number of blocks, states or vectors is too small, or what is declared besides
-            does not fit the cell.
+        ValueError: a number of blocks, states or vectors is too small, or another field does
+            not fit the cell.
 
     >>> import torch
     >>> equations = lambda x, h, s, units: (0.9 * s[0] + 0.1 * torch.tanh(x[0] + h[0]),)
@@ -129,9 +129,9 @@ class Cell:
     leak: Leak | None = None
     """How leaky units forget, for :mod:`bptt.init` and the advice of :func:`bptt.gradient_flow`."""
     mean: Callable[[State, State, float], State] | None = None
-    """``(before, after, p) -> mean``: the tensors that are ``tied``, p of them before a step and
-    1 - p after it, where a mean of each by itself would not fit together, as of a firing rate and
-    the current that it is a function of. Zoneout computes it in evaluation."""
+    """``(before, after, p) -> mean`` of the tensors that are ``tied``, with the weights p before a
+    step and 1 - p after it; for tensors whose means, each by itself, would be inconsistent, as of
+    a firing rate and the current of which it is a function. Zoneout uses it in evaluation."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -159,7 +159,7 @@ class Cell:
                 f"tensor in its state and no units, got {phi!r}"
             )
         if self.mean is not None and not tied:
-            raise ValueError("bptt.Cell: mean is of the tensors that are tied: give tied too")
+            raise ValueError("bptt.Cell: mean averages the tensors that are tied: give tied, too")
         if self.keeping is not None:
             self._check_keeping(self.keeping)
         if self.leak is not None:
@@ -178,7 +178,7 @@ class Cell:
     def _check_leak(self, leak: Leak) -> None:
         if not isinstance(leak, Leak) or not (leak.alpha is None or 0 < leak.alpha <= 1):
             raise ValueError(
-                "bptt.Cell: leak is a Leak whose alpha is None, or above 0 and at most 1, got "
+                "bptt.Cell: leak must be a Leak whose alpha is None, or above 0 and at most 1, got "
                 f"{leak!r}"
             )
         if leak.alpha is None and not 0 <= leak.weights < self.units:

@@ -24,7 +24,7 @@ def check_equations(cell: Cell, projects: bool = False) -> None:
         ValueError: they do not return the state; or they are not elementwise, draw random numbers,
             or use a tensor of their own that needs a gradient, so that gradients would be wrong;
             or they read h_{t-1} itself although there is a projection; or the cell has masks, or
-            a ``mean`` of two equal states that is another one.
+            its ``mean`` of two equal states is another state.
     """
     if cell.masks:
         raise ValueError(
@@ -112,8 +112,8 @@ def _check_mean(cell: Cell, found: object, expected: tuple[Tensor, ...]) -> None
         and all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(found, expected, strict=True))
     ):
         raise ValueError(
-            f"bptt.Recurrent: the mean of {cell.name} must return the {len(expected)} tensors that "
-            "are tied, and of two equal states these, and returns something else"
+            f"bptt.Recurrent: the mean of {cell.name} must return the mean of each of the "
+            f"{len(expected)} tied tensors; of two equal states it did not return these tensors"
         )
 
 

@@ -52,10 +52,10 @@ def dales_law(
     ``weight_hh`` becomes |V| with the signs of its columns, and training changes V. The
     weights of the inhibitory units are scaled once, so that excitation and inhibition balance:
     a row of ``weight_hh`` has the sum 0 on average. H. F. Song, G. R. Yang and X.-J. Wang, PLOS
-    Computational Biology 12 (2016), who also set the spectral radius of what results.
+    Computational Biology 12 (2016), who also set the spectral radius of the result.
 
-    What the weights were before counts by its magnitudes alone: an orthogonal matrix, an identity
-    or a spectral radius set by :mod:`bptt.init` does not outlast the law. Give ``radius`` instead.
+    Of the weights before, only the magnitudes are kept: an orthogonal matrix, an identity or a
+    spectral radius set by :mod:`bptt.init` is lost. Give ``radius`` instead.
 
     The parameter's name is ``parametrizations.weight_hh_l0.original`` from here on;
     ``torch.nn.utils.parametrize.remove_parametrizations`` leaves the weights as they are.
@@ -65,19 +65,19 @@ def dales_law(
             has a ``weight_hh``.
         excitatory: the share of units that are excitatory, from 0 to 1.
         self_connections: whether a unit may be connected to itself.
-        radius: the spectral radius of each ``weight_hh`` as the units see it, with its signs and
-            without self-connections, to begin with: all its weights are scaled by one number.
-            Training may change it. None: as large as it comes out.
+        radius: the initial spectral radius of each ``weight_hh`` under the law, with its signs and
+            without self-connections: all its weights are scaled by one number. Training may change
+            it. None: it is not set.
 
     Returns:
         The module.
 
     Raises:
         TypeError: it has no recurrent weights.
-        ValueError: the share is not between 0 and 1, or the module has a projection, or the law
-            already; or ``radius`` is not a finite number above 0, is given for a cell of several
-            gates, whose blocks of weights have no eigenvalues in common, or for weights that have
-            no eigenvalue but 0. The module is as it was then.
+        ValueError: the share is not between 0 and 1, or the module has a projection, or obeys the
+            law already; or ``radius`` is not a finite number above 0, is given for a cell of
+            several gates, whose blocks of weights have no eigenvalues in common, or for weights
+            that have no eigenvalue but 0. Then the module is unchanged.
 
     >>> import torch, bptt
     >>> rates = bptt.cells.dales_law(bptt.Recurrent(bptt.cells.RATE, 3, 10))
@@ -137,7 +137,7 @@ def _factor(W: Tensor, radius: float) -> float:
     blocks = len(W) // W.shape[1]
     if blocks != 1:
         raise ValueError(
-            "bptt.cells.dales_law: radius is of a cell with one recurrent matrix, and this one has "
+            "bptt.cells.dales_law: radius needs a cell with one recurrent matrix, but this one has "
             f"{blocks}, one for each gate: leave radius out"
         )
     now = float(torch.linalg.eigvals(W.double()).abs().max())

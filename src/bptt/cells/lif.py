@@ -47,13 +47,13 @@ def equations(
 
 
 def mean(before: State, after: State, p: float, threshold: float, slope: float) -> State:
-    """Compute the mean of two states, that of v and its spike; as :attr:`bptt.Cell.mean`."""
+    """Return the mean of v of two states, and its spike; as :attr:`bptt.Cell.mean`."""
     v = p * before[1] + (1 - p) * after[1]
     return spike(v - threshold, slope), v
 
 
 LONGER = (
-    "a larger beta, which is 1 - alpha, reaches further, bptt.cells.make_lif(beta=1 - 1 / L) for a "
+    "a larger beta, which is 1 - alpha, reaches further: bptt.cells.make_lif(beta=1 - 1 / L) for a "
     "lag of L steps"
 )
 

@@ -35,13 +35,13 @@ def equations(
 
 
 def mean(before: State, after: State, p: float, phi: Callable[[Tensor], Tensor]) -> State:
-    """Compute the mean of two states, that of x and its rate; as :attr:`bptt.Cell.mean`."""
+    """Return the mean of x of two states, and its rate; as :attr:`bptt.Cell.mean`."""
     current = p * before[1] + (1 - p) * after[1]
     return phi(current), current
 
 
 LONGER = (
-    "a smaller alpha (longer tau) reaches further, bptt.cells.make_rate(alpha=1 / L) for a lag of "
+    "a smaller alpha (longer tau) reaches further: bptt.cells.make_rate(alpha=1 / L) for a lag of "
     "L steps, or alpha=None, with which each unit learns its own and bptt.init.chrono_ spreads them"
 )
 

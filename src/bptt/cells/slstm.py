@@ -50,7 +50,7 @@ def equations(x: Blocks, h: Blocks, state: State, units: Blocks) -> State:
 
 
 def mean(before: State, after: State, p: float) -> State:
-    """Compute the means of what c and n stand for, exp(m) times each; as :attr:`bptt.Cell.mean`."""
+    """Return the mean of what c and n represent, exp(m) times each; as :attr:`bptt.Cell.mean`."""
     m = torch.maximum(before[2], after[2])
     shares = p * torch.exp(before[2] - m), (1 - p) * torch.exp(after[2] - m)
     c, n = (shares[0] * b + shares[1] * a for b, a in zip(before[:2], after[:2], strict=True))

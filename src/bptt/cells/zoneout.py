@@ -8,8 +8,8 @@ before. D. Krueger, T. Maharaj, J. Kramár, M. Pezeshki, N. Ballas, N. R. Ke, A.
 A. Courville and C. Pal, "Zoneout: regularizing RNNs by randomly preserving hidden activations",
 ICLR 2017, arXiv:1606.01305.
 
-Tensors that belong together (:attr:`bptt.Cell.tied`) have one mask, and in evaluation a mean that
-fits together (:attr:`bptt.Cell.mean`): of a rate r = φ(x), x is the mean and r is φ of that.
+Tensors that belong together (:attr:`bptt.Cell.tied`) have one mask, and in evaluation a
+consistent mean (:attr:`bptt.Cell.mean`): of a rate r = φ(x), x is averaged and r is φ of that.
 
 Both are elementwise, so a cell with zoneout is a cell. Its masks stand in x, beside the blocks that
 are made of x_t, so that both passes over a sequence are those of any cell.

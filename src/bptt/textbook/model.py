@@ -24,7 +24,7 @@ class Model:
             are k + 1 cells. None, like anything from T - 1 on, is the full gradient.
         seed: of the initial weights, uniform in ±1/√n for n incoming connections.
         activation: the nonlinearity φ of the hidden units.
-        clip: a gradient of greater norm, dU, dW and dV together, is scaled down to this one.
+        clip: the norm of dU, dW and dV together to which a larger gradient is scaled down.
 
     Attributes:
         U: the input weights, of shape [H, C].
@@ -153,7 +153,7 @@ class Model:
         dU, dW, dV = self.bptt(x, y)
         norm = np.linalg.norm([np.linalg.norm(d) for d in (dU, dW, dV)])
         if not np.isfinite(norm):
-            raise FloatingPointError(f"the gradient is {norm}: clip it, or lower {learning_rate=}")
+            raise FloatingPointError(f"the gradient is {norm}: clip, or lower {learning_rate=}")
         if norm > self.clip:
             learning_rate *= self.clip / norm
         self.U -= learning_rate * dU

@@ -23,7 +23,7 @@ from bptt.language_model import Score, Training, Watch, evaluate
 
 SECONDS_BETWEEN_LINES = 10.0
 FEW_UPDATES = 100, 1000
-"""Fewer than these in an epoch, and in all epochs, are worth a line."""
+"""With fewer in an epoch than the first, and in all epochs than the second, a line says so."""
 
 
 class Display(Watch):

@@ -132,10 +132,10 @@ def show_warning(message: Any, category: type[Warning], *where: Any, **how: Any)
 
 
 def shares_terminal() -> bool:
-    """Whether standard error is the terminal that standard output is.
+    """Whether standard error and standard output are the same terminal.
 
-    What moves on the screen takes it in only then, so that its lines go above what moves; anywhere
-    else they would be moved from standard error to standard output.
+    Only then may a moving display redirect standard error, so that its lines appear above the
+    display; anywhere else this would send them to standard output.
     """
     try:
         out, err = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))

@@ -18,11 +18,11 @@ CELLS = ("RNN", "GRU", "LSTM")
 SHAPE = (35, 20, 200, 200)
 """Steps, sequences, inputs and hidden units of what is timed."""
 SECONDS = 1.2
-"""For all of the timing, about; each step is timed once, ..."""
+"""About how long the timing takes; longer if some step has not been timed yet, ..."""
 MOST_SECONDS = 10.0
-"""... unless that takes so long, as on a machine that is suddenly busy."""
+"""... but after this it gives up, as on a machine that is suddenly busy."""
 BUSY = 0.5
-"""The load for each processor from which times say nothing, and none is taken."""
+"""The load per processor above which times mean nothing, and none is taken."""
 TOLERANCE = {"float64": 1e-10, "float32": 1e-4, "bfloat16": 0.1}
 """How far the kernels may be from plain PyTorch, relative to a tensor's largest entry."""
 
@@ -167,8 +167,8 @@ def _results(layer: Any, x: Any) -> list[Any]:
 def milliseconds(in_use: str, has_library: bool) -> dict[str, Any]:
     """Time a training step of each cell: by what is in use, by the other engine, by torch.nn.
 
-    They take turns, and the fastest step of each counts: other programs only make it slower. Where
-    one has had no turn in time there are no figures, but the seconds that were not enough.
+    They take turns, and the fastest step of each counts: other programs only make it slower. If one
+    had no turn within ``MOST_SECONDS``, there are no times, and that limit is returned.
     """
     import torch
 

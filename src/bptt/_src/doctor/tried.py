@@ -146,7 +146,9 @@ def _plain(kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | 
     """Report why layers run in plain PyTorch, and what that costs, as it was just measured."""
     costs = None
     if timed is not None and (why := _untimed(timed)) is not None:
-        costs = f"Layers run in plain PyTorch, which takes longer; how much is not known: {why}."
+        costs = (
+            f"Layers run in plain PyTorch, which takes longer; how much longer is not known: {why}."
+        )
     elif timed is not None:
         engine = "native" if "native" in timed["ratios"] else "torch.nn"
         whose = "natively" if engine == "native" else "with torch.nn"
@@ -168,10 +170,10 @@ def _plain(kernels: dict[str, Any], timed: dict[str, Any] | None, chosen: str | 
 def _untimed(timed: dict[str, Any]) -> str | None:
     """Return why there are no times; None where there are."""
     if "load" in timed:
-        return f"the machine is busy (load {timed['load']:g}): no ratio"
+        return f"the machine is busy (load {timed['load']:g}), so nothing was timed"
     if "late" in timed:
-        late = f"{timed['late']:g} seconds were not enough for a training step of each layer"
-        return f"the machine is too busy, or slow: {late}: no ratio"
+        late = f"{timed['late']:g} seconds were not enough to time each layer"
+        return f"the machine is too busy or too slow: {late}"
     return None
 
 

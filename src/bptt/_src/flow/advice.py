@@ -155,7 +155,7 @@ def _open_gates(gone: int, lags: int, keeping: Keeping) -> Iterator[Advice]:
 
 
 def _about_leak(leak: Leak, of_cell: list[Dynamics], gone: int, lags: int) -> Iterator[Advice]:
-    """Advise on the leak, unless it alone would leave more of the gradient than there is."""
+    """Advise a slower leak, unless the leak alone would leave more of the gradient than is left."""
     alpha = None if leak.alpha is None else torch.tensor([leak.alpha], dtype=torch.float64)
     known = [d.alpha.cpu() for d in of_cell if d.alpha is not None]
     alpha = torch.cat(known) if known else alpha
@@ -167,7 +167,7 @@ def _about_leak(leak: Leak, of_cell: list[Dynamics], gone: int, lags: int) -> It
     elif d is not None and is_wide:
         yield Advice(
             f"Scale the recurrent weights down: bptt.init.spectral_radius_(module, 1), {OF_DALE}. "
-            f"They take the gradient away: {gone} steps back, where it is gone, the leak alone "
+            f"They make the gradient vanish: {gone} steps back, where it is gone, the leak alone "
             f"would leave {100 * left:.3g} % of it. Their spectral radius is "
             f"{d.spectral_radius:.3g}.",
             {"gone_within": gone, "left": left, **_figures(d, "spectral_radius")},

@@ -36,13 +36,13 @@ def cotangents(
     Args:
         outputs: of the module, a tensor [T, B, ...] or a nest of such.
         loss_fn: ``outputs -> losses``, [T] or [T, B]; None: :func:`random_directions`. The loss
-            of one step alone, a scalar or [B], is found out and not taken.
+            of a single step, a scalar or [B], raises OneStep.
         pairs: which are followed.
         time: the dimension of time in the outputs.
         check: whether to make sure that the losses depend on their own steps only.
 
     Raises:
-        OneStep: there is one loss, that of a step alone; the caller has to put it where it belongs.
+        OneStep: there is only the loss of a single step; the caller has to place it there.
         ValueError: the losses are of another shape, or one that is followed depends on another
             step's output, or on no output.
     """

@@ -48,8 +48,8 @@ class Dynamics:
     spectral_radius: float | None
     """The largest absolute eigenvalue of W_hh; None for cells with gates."""
     alpha: Float[Tensor, " units"] | None
-    """Of leaky units the share of its state that each one's leak forgets in a step, [H] float64, or
-    [1] where it is the same for all; None for others."""
+    """The share of its state that each leaky unit forgets in a step, [H] float64, or [1] where it
+    is the same for all; None for cells without a leak."""
     saturated: float | None
     """The share of values where a unit, or a gate, is at its end."""
     dead: float

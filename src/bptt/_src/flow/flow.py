@@ -111,7 +111,7 @@ class GradientFlow:
         )
 
     def __str__(self) -> str:
-        """Write it as :meth:`to_text`."""
+        """Return the report of :meth:`to_text`."""
         return self.to_text()
 
     def of(
@@ -246,12 +246,12 @@ class GradientFlow:
         return draw_flow(self, *others)
 
     def to_text(self, *others: GradientFlow) -> str:
-        """Write what ``bptt flow`` prints, and ``print(flow)``: figures, verdict and what to do.
+        """Return the report that ``bptt flow`` and ``print(flow)`` print: figures, verdict, advice.
 
-        The bias of the suggested truncation is measured for it, as for :meth:`suggestion`.
+        For the report, the bias of the suggested truncation is measured, as by :meth:`suggestion`.
 
         Args:
-            others: flows to write beside this one.
+            others: further flows for the same report.
         """
         from bptt._src.flow.text import as_text
 

@@ -68,13 +68,13 @@ def gradient_flow(
             outputs of its own step only. With [T] a sequence's norms are those of the derivative
             of L_t with respect to its states: for a mean over B sequences, the B-th part of those
             of its own loss.
-            Or the loss of one step alone, as ``outputs -> criterion(outputs[-1], target)``: a
-            scalar, or [B]. It is followed from the step on whose output it depends, and no other
-            is; one that depends on the outputs of several is refused.
+            Or the loss of a single step, such as ``outputs -> criterion(outputs[-1], target)``: a
+            scalar or [B]. Only this loss is followed, back from the step on whose output it
+            depends; one that depends on the outputs of several steps is refused.
             By default L_t = ⟨v_t, y_t⟩, with directions v_t of length 1 that are drawn from a
             fixed seed.
         state: the initial state; None where the module knows how to begin.
-        times: the steps whose losses are followed, as Python counts, -1 the last; all by default.
+        times: the steps whose losses are followed; -1 is the last; all by default.
         lags: how many lags are followed, lag 0 included; all by default.
         attribution: whether to find what each input contributes to each loss,
             Σ_i ∂L_t/∂x_{s,i} · x_{s,i}, at the price of one more product per step. By default
@@ -103,8 +103,8 @@ def gradient_flow(
         TypeError: the module cannot be called, or does not return outputs and a state whose
             tensors can be seen; or an option is of another type.
         ValueError: sizes do not fit; the module has two directions, keeps a state in itself or
-            detaches it; losses are not one for each step, nor the loss of one, or depend on
-            other steps.
+            detaches it; the losses are neither one for each step nor that of a
+            single step, or a step's loss depends on other steps' outputs.
 
     >>> import torch, bptt
     >>> flow = bptt.gradient_flow(torch.nn.LSTM(3, 8), torch.randn(50, 4, 3))

@@ -179,9 +179,9 @@ class FlowMeter:
             norm: the gradient's norm before clipping, what ``clip_grad_norm_`` returns; None: it
                 is that of the module's parameters, as they are now.
             inputs: of the batch, to look at if it is time to; None: it is not looked at.
-            loss_fn: ``outputs -> losses`` of each step, [T, B] or [T], or the loss of the last
-                step alone, a scalar, as for :func:`bptt.gradient_flow`; None: in a fixed direction
-                for each step.
+            loss_fn: ``outputs -> losses`` of each step, [T, B] or [T], or the loss of a
+                single step, a scalar or [B], as for :func:`bptt.gradient_flow`; None: in a fixed
+                direction for each step.
             state: the state before the batch.
             resets: [T], or [T, B] ([B, T] where the module is ``batch_first``) bool: where the
                 state is set to zero before a step.

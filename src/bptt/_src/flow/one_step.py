@@ -1,4 +1,4 @@
-"""A loss of one step alone, as of the last, where others give one for each step."""
+"""The loss of a single step, such as the last, in place of one loss for each step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from bptt._src.flow.pairs import Pairs
 
 
-class OneStep(Exception):  # a finding on the way, not an error
-    """Raised where the losses turn out to be that of one step alone."""
+class OneStep(Exception):  # a finding for the caller, not an error
+    """Raised if the losses turn out to be the loss of a single step."""
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
@@ -20,7 +20,7 @@ class OneStep(Exception):  # a finding on the way, not an error
 
 
 def placed(outputs: Any, *, loss_fn: Callable[[Any], Tensor], step: int, steps: int) -> Tensor:
-    """Return the loss of one step, a scalar or [B], among those of all, [T] or [T, B]: zeros."""
+    """Return losses of all steps, [T] or [T, B]: zeros, but for the loss of one step."""
     loss = loss_fn(outputs)
     each = loss.new_zeros(steps, *loss.shape)
     each[step] = loss
@@ -28,14 +28,14 @@ def placed(outputs: Any, *, loss_fn: Callable[[Any], Tensor], step: int, steps: 
 
 
 def refuse_others(step: int, pairs: Pairs, times: Sequence[int] | None) -> None:
-    """Refuse to follow other steps than the one whose loss it is.
+    """Refuse to follow steps other than the one that has a loss.
 
     Raises:
-        ValueError: they were asked for.
+        ValueError: ``times`` asks for others.
     """
     if times is not None and pairs.times != (step,):
         raise ValueError(
-            f"gradient_flow: loss_fn returned one loss, which is that of step {step}, and "
+            f"gradient_flow: loss_fn returned one loss, that of step {step}, and "
             f"times={times!r} asks for others; leave times out, or return a loss for each step, "
             "[T] or [T, B]"
         )
@@ -74,8 +74,9 @@ def step_of(losses: Tensor, tensors: list[Tensor], pairs: Pairs, time: int) -> i
     found = f"{len(reached)} steps, {reached[0]} to {reached[-1]}" if reached else "no step"
     raise ValueError(
         f"gradient_flow: loss_fn returned {f'{shape}' if shape else 'one number'}, which depends "
-        f"on the outputs of {found}; return a loss for each step, [T] or [T, B], ({T},) or "
-        f"({T}, {B}): do not sum or average over time; or the loss of one step, as of {last}"
+        f"on the outputs of {found}; return a loss for each step, [T] or [T, B], here ({T},) "
+        f"or ({T}, {B}), without summing or averaging over time, or the loss of a single step, as "
+        f"of {last}"
     )
 
 

@@ -120,8 +120,8 @@ def _kind(flow: GradientFlow) -> tuple[str, str]:
         )
     if found.faded is not None and found.faded <= WITHIN * last:
         return "vanishing", (
-            f"The gradient vanishes: from {found.faded} steps back on, in the first half of the "
-            f"{last} that were followed, it is less than {_percent(FADED)} of what it is one step "
+            f"The gradient vanishes: from {found.faded} steps back on, which is in the first half "
+            f"of the {last} followed, it is less than {_percent(FADED)} of what it is one step "
             "back."
         )
     if found.faded is not None and last < ENOUGH_LAGS:

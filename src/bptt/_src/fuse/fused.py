@@ -67,7 +67,7 @@ class Fused(nn.Module):
 
         Args:
             inputs: [T, B, ...], or a pytree of such, in the form of the example's x_t; or a
-                PackedSequence, where that is a tensor.
+                PackedSequence, if x_t is a tensor.
             state: the initial state, in the form of the example's, each of its tensors
                 [B, units]; None for zeros.
             others: refused; credit, resets and the like are arguments of :func:`bptt.unroll`.
@@ -138,8 +138,8 @@ class Fused(nn.Module):
                 raise
             said = ", ".join(f"{name} of {' and '.join(d)}" for name, d in dtypes.items() if d)
             raise ValueError(
-                f"bptt.fuse: {self._get_name()} got {said}: convert some of them, as "
-                "inputs.to(dtype) or module.to(dtype)"
+                f"bptt.fuse: {self._get_name()} got {said}: convert them to one "
+                "dtype, with inputs.to(dtype) or module.to(dtype)"
             ) from e
         return found
 

@@ -59,8 +59,8 @@ class Fusion:
 
         Args:
             step: the step of the cell.
-            example: of what it is given, in the dtype that is computed in.
-            like: one in another dtype, which has been checked.
+            example: of the step's arguments, in the dtype of the computation.
+            like: the fusion of this step in another dtype, which has been checked.
 
         Raises:
             bptt.errors.FuseError: something in the step cannot be fused, or it does something else

@@ -115,7 +115,7 @@ def _with_others(example: Example, source: Example | None, group: list[int]) -> 
 
 
 def _values(graph: StepGraph, example: Example) -> dict[fx.Node, Any]:
-    """Return what each operation gives."""
+    """Return the result of each operation."""
     given = iter([*example.x, *example.state, *example.own.values()])
     values: dict[fx.Node, Any] = {}
     for node in graph.graph.nodes:

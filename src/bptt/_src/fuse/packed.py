@@ -17,7 +17,7 @@ from bptt._src.pytree import map_tensors, tensors_of
 def run_packed(
     run: Callable[[Any, Any], tuple[Any, Any]], inputs: PackedSequence, state: Any
 ) -> tuple[Any, Any]:
-    """Run over packed sequences: the steps of as many sequences together.
+    """Run over packed sequences, in pieces of consecutive steps that have the same sequences.
 
     Args:
         run: runs over sequences of one length, ``(inputs [T, B, ...], state) -> (outputs, state)``,
@@ -30,7 +30,7 @@ def run_packed(
         its end.
     """
     data, sizes, order, back = inputs
-    if state is not None and order is not None:  # of another size it is refused by run
+    if state is not None and order is not None:  # run refuses a state of another size
         state = map_tensors(lambda s: s[order] if len(s) == len(order) else s, state)
     pieces, ended, begin = [], [], 0
     for size, steps in groupby(sizes.tolist()):

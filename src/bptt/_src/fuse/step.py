@@ -169,7 +169,7 @@ class CellStep:
 
 
 def _as_steps(output: Tensor) -> Tensor:
-    return torch.stack([output])  # not a view, as the state after the step is none of it
+    return torch.stack([output])  # a copy: the output shares no memory with the state
 
 
 def _form(tree: Any) -> str:

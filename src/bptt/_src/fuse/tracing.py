@@ -89,7 +89,7 @@ class StepGraph:
     after: list[fx.Node]
 
     def operations(self) -> list[Any]:
-        """Return what is done to which results, but for numbers with fractions, and dtypes."""
+        """Return each operation and its operands; of floats and dtypes only their types."""
         return [
             (name_of(n), *map(_of_any_dtype, leaves_of_args((n.args, n.kwargs))))
             for n in self.graph.nodes

@@ -114,7 +114,7 @@ class Config:
     zoneout: float | tuple[float, ...] = _option(
         0.0,
         MODEL,
-        "probability that a unit keeps its last state; given again: that of the next tensor of it",
+        "probability that a unit keeps its previous state; repeat for one per tensor of the state",
         least=0,
     )
 

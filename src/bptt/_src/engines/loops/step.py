@@ -130,8 +130,8 @@ def graph_of(
 
     Args:
         function: a function of tensors, or of lists of such.
-        given: what it is given.
-        rules: what to replace operations by.
+        given: the arguments to trace it with.
+        rules: torch's decompositions of operations, to apply.
 
     Raises:
         Exception: whatever the function, or make_fx, raises.
@@ -140,7 +140,7 @@ def graph_of(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    # The mode of all the shapes in the graph; make_fx makes one for each, which takes far longer.
+    # One mode for all shapes in the graph; by itself make_fx makes one for each, far slower.
     with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
         return make_fx(function, decomposition_table=rules, tracing_mode="real")(*given)
 
@@ -193,8 +193,8 @@ def _decompositions() -> dict[Any, Any]:
     from torch import _decomp
 
     more = [getattr(torch.ops.aten, n) for n in _MORE.split() if hasattr(torch.ops.aten, n)]
-    # The same that core_aten_decompositions gives, but for what autograd has taken apart before
-    # anything is traced; that imports torch.export.
+    # The table of core_aten_decompositions, which itself imports torch.export, without the
+    # operations that autograd has decomposed before anything is traced.
     core = getattr(_decomp, "_core_aten_decompositions_post_autograd", None)
     table = dict((core or _decomp.core_aten_decompositions)())
     table.update(_decomp.get_decompositions(more))
