@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampled import CALLS
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vmap
@@ -379,6 +380,7 @@ SITUATIONS: dict[str, Callable[[Any, Tensor], Any]] = {
 
 
 def outcome(situation: Callable[[Any, Tensor], Any], module: Any, x: Tensor, learns: bool) -> Any:
+    CALLS.begin()  # each situation has its annotations checked
     try:
         with nullcontext() if learns else torch.no_grad():
             return situation(module, x)

@@ -39,6 +39,8 @@ class Fills:
     def found(self):
         torch.ones(2**24)  # 64 MB, more than glibc ever keeps of itself
 
+for _ in range(6):  # as the timing has, before faults are counted
+    Fills().found()
 print(faults._faults(Fills()))
 """
 

@@ -175,7 +175,7 @@ def test_a_state_decays_as_the_radius_says():
         (lambda: layer(RATE), -1.0, "got -1.0"),
         (lambda: layer(RATE), float("nan"), "got nan"),
         (lambda: layer(RATE), float("inf"), "got inf"),
-        (lambda: bptt.GRU(3, 4), 1.0, "one recurrent matrix, and this one has 3, .*leave radius"),
+        (lambda: bptt.GRU(3, 4), 1.0, "one recurrent matrix, but this one has 3, .*leave radius"),
         (lambda: bptt.Recurrent(RATE, 2, 1), 1.0, "spectral radius 0, which cannot be scaled to 1"),
         (lambda: bptt.Recurrent(RATE, 2, 4, proj_size=2), 1.0, "leave proj_size out"),
     ],

@@ -24,6 +24,7 @@ def _compiled_anew():
 WAYS = [("LSTM", how) for how in HOW] + [("own", how) for how in list(HOW)[::2]]
 OTHERS = [name for name in MODULES if name not in ("LSTM", "own")]
 WAYS += [(n, (2 * [*HOW])[3 * i + j]) for i, n in enumerate(OTHERS) for j in range(3)]
+WAYS = [w for w in WAYS if not (w[0] == "projection" and w[1].startswith("zoneout"))]  # refused
 
 
 @pytest.mark.parametrize(("name", "how"), WAYS)
