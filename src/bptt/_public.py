@@ -20,21 +20,7 @@ from bptt.cells import Cell
 from bptt.credit import Adaptive, Credit, Full, Online, Plan, Randomized, Truncated
 from bptt.memory import Recompute, Store
 
-if TYPE_CHECKING:
-    from bptt._src.audit.audit import assert_credit, audit
-    from bptt._src.audit.report import Audit
-    from bptt._src.credit.error import estimator_error
-    from bptt._src.explain.explain import explain_gradient
-    from bptt._src.explain.explanation import Explanation
-    from bptt._src.explain.solving import WeightFit
-    from bptt._src.flow.flow import GradientFlow
-    from bptt._src.flow.gradient_flow import gradient_flow
-    from bptt._src.flow.lyapunov import lyapunov_exponents
-    from bptt._src.flow.meter import FlowMeter
-    from bptt._src.flow.penalty import vanishing_penalty
-    from bptt._src.fuse.fused import Fused, fuse
-    from bptt._src.module_check.check_module import check_module
-else:
+if not TYPE_CHECKING:
     _WHEN_ASKED_FOR = {
         "Audit": "audit.report",
         "Explanation": "explain.explanation",
@@ -59,6 +45,21 @@ else:
         found = getattr(import_module(f"bptt._src.{_WHEN_ASKED_FOR[name]}"), name)
         globals()[name] = found
         return found
+
+else:  # mkdocstrings, too, finds them here, but not under `if TYPE_CHECKING`
+    from bptt._src.audit.audit import assert_credit, audit
+    from bptt._src.audit.report import Audit
+    from bptt._src.credit.error import estimator_error
+    from bptt._src.explain.explain import explain_gradient
+    from bptt._src.explain.explanation import Explanation
+    from bptt._src.explain.solving import WeightFit
+    from bptt._src.flow.flow import GradientFlow
+    from bptt._src.flow.gradient_flow import gradient_flow
+    from bptt._src.flow.lyapunov import lyapunov_exponents
+    from bptt._src.flow.meter import FlowMeter
+    from bptt._src.flow.penalty import vanishing_penalty
+    from bptt._src.fuse.fused import Fused, fuse
+    from bptt._src.module_check.check_module import check_module
 
 
 register()
