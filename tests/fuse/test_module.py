@@ -146,6 +146,22 @@ def test_dtypes_that_the_cell_takes_run_step_by_step() -> None:
     assert torch.equal(y, bptt.Stepwise(cell)(x, h)[0])
 
 
+class Failing(Converting):
+    """A cell of several dtypes that has an error of its own."""
+
+    def forward(self, x: Tensor, h: Tensor) -> Any:
+        if x.dtype is not h.dtype:
+            raise RuntimeError("two kinds of numbers are one too many")
+        return super().forward(x, h)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_error_of_a_cell_of_several_dtypes_is_not_taken_for_theirs() -> None:
+    module = bptt.fuse(Failing(3), torch.randn(2, I), torch.randn(2, H))
+    with pytest.raises(RuntimeError, match="one too many"):
+        module(torch.randn(6, 3, I).double(), torch.randn(3, H))
+
+
 @pytest.mark.parametrize("given", [{"credit": "truncated:3"}, {"credit": None, "resets": None}])
 def test_arguments_of_unroll_are_refused_with_what_to_write(given: dict[str, Any]) -> None:
     cell, module = gru()
