@@ -119,10 +119,23 @@ def test_acting_under_autocast(
         state = final[0] if len(final) == 1 else final
     with torch.autocast("cpu", dtype):
         assert goes_straight(monkeypatch, lambda: run(module, x, state, {}, learns))
-        x = torch.randn(17, 1, I)  # rows of which the products are rounded
+        x = torch.randn(again.MOST_ROWS_OF_AUTOCAST + 1, 1, I)  # products are rounded
         for _ in range(3):
             run(module, x, None, {}, learns)
         assert not goes_straight(monkeypatch, lambda: run(module, x, None, {}, learns))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_most_rows_that_autocast_does_not_round(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, x = MODULES[name](I, H), torch.randn(again.MOST_ROWS_OF_AUTOCAST, 1, I)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            first = run(copy.deepcopy(module), x, None, {}, True)
+            for a, b in zip(run(module, x, None, {}, True), first, strict=True):
+                assert (a is None and b is None) or torch.equal(a, b)
+        assert goes_straight(monkeypatch, lambda: run(module, x, None, {}, True))
 
 
 def lstm() -> Any:
