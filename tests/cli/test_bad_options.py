@@ -12,7 +12,7 @@ import pytest
 from cli import forked, offered
 from cli.offered import LEAVE_OUT, Offered
 
-from bptt._src.cli.terminal import on_one_line
+from bptt._src.controls import on_one_line
 
 LONG = "x" * 5000
 HUGE = str(10**30)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bptt._src.cli.terminal import Console, on_one_line, visible
+from bptt._src.cli.terminal import Console
+from bptt._src.controls import on_one_line, visible
 from bptt._src.shell import quoted
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e[bold]x[/bold]\x7f\x00\x85\u2066\u2028"

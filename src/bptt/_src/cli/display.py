@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from bptt._src.cli.terminal import Console, visible
+from bptt._src.cli.terminal import Console
+from bptt._src.controls import visible
 from bptt._src.language_model.readout import AdaptiveReadout
 from bptt._src.language_model.score import beside, perplexity
 from bptt._src.networks import title

@@ -11,7 +11,8 @@ import typer
 from bptt._src.atomic import write_whole
 from bptt._src.cli.display import shown
 from bptt._src.cli.places import STANDARD_OUTPUT, AllowCode, check_places
-from bptt._src.cli.terminal import echo, on_one_line
+from bptt._src.cli.terminal import echo
+from bptt._src.controls import on_one_line
 from bptt._src.language_model.score import beside, warn_of_unknown
 from bptt._src.language_model.session import text_of_run
 from bptt._src.together import Table, With, check_together

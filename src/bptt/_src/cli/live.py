@@ -20,7 +20,8 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from bptt._src.cli.display import Display, bits, shown, when
-from bptt._src.cli.terminal import shares_terminal, visible
+from bptt._src.cli.terminal import shares_terminal
+from bptt._src.controls import visible
 from bptt._src.language_model.score import perplexity
 from bptt.language_model import Score, Training
 

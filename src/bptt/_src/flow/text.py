@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bptt._src.controls import on_one_line
 from bptt._src.flow.truncation import tail
 
 if TYPE_CHECKING:
@@ -24,15 +25,10 @@ def as_text(flows: Sequence[GradientFlow]) -> str:
         for row in rows
     ]
     for f in flows:
-        lines += ["", *_wrapped(f"{_on_one_line(f.name)}: {f.verdict.words}")]
+        lines += ["", *_wrapped(f"{on_one_line(f.name)}: {f.verdict.words}")]
         for a in f.advice:
             lines += _wrapped(f"{a.text} [{a.source}]", "  - ")
     return "\n".join(line.rstrip() for line in lines)
-
-
-def _on_one_line(name: str) -> str:
-    """Show what cannot be printed as Python escapes it: it may be the name of a file."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _wrapped(text: str, first: str = "") -> list[str]:
@@ -49,7 +45,7 @@ def _wrapped(text: str, first: str = "") -> list[str]:
 def _row(f: GradientFlow) -> tuple[str, ...]:
     horizon, decay = f.horizon(), f.decay
     words: list[Any] = [
-        _on_one_line(f.name),
+        on_one_line(f.name),
         f.steps,
         f"{f.losses.mean():.3f}",
         "-" if horizon is None else f"{'' if f.settles() else '≥ '}{horizon}",
